@@ -1,4 +1,4 @@
-"""`python -m stratified3d.doctor`: what is installed, which attention backend runs where, and whether sums are right."""
+"""`python -m stratified3d.doctor`: what is installed, which attention backend runs, whether sums are right."""
 from __future__ import annotations
 
 import importlib
@@ -62,7 +62,7 @@ def check_imports() -> list[str]:
     for name in _IMPORTS:
         try:
             importlib.import_module(name)
-        except Exception as error:  # noqa: BLE001 - whatever keeps a package from importing is what is asked for
+        except Exception as error:  # whatever keeps a package from importing is what is asked for
             failed.append(f'import {name}: {type(error).__name__}: {error}')
     return failed
 

@@ -68,9 +68,10 @@ def poisoned_memory() -> Iterator[None]:
     """Within the block torch.empty and its kin return NaN, so that a value never written shows."""
     mode = torch.get_deterministic_debug_mode()
     torch.use_deterministic_algorithms(True, warn_only=True)
-    fill, torch.utils.deterministic.fill_uninitialized_memory = torch.utils.deterministic.fill_uninitialized_memory, True
+    settings = torch.utils.deterministic
+    before, settings.fill_uninitialized_memory = settings.fill_uninitialized_memory, True
     try:
         yield
     finally:
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        settings.fill_uninitialized_memory = before
         torch.set_deterministic_debug_mode(mode)

@@ -47,7 +47,7 @@ class _Reduce:
 def evil_pickles(marker):
     yield 'os.system', _Reduce(os.system, f'touch {marker}')
     yield 'eval', _Reduce(eval, f'open({str(marker)!r}, "w")')
-    yield 'getattr', _Reduce(getattr, os, 'system')
+    yield 'getattr', _Reduce(getattr, HistoryBuffer, '__dict__')
     yield 'getattr of a buffer', _Reduce(getattr, HistoryBuffer, '__init__')
     yield 'getattr chain', _Reduce(getattr, _Reduce(getattr, HistoryBuffer, 'mean'), '__globals__')
     yield 'torch.load', _Reduce(torch.load, str(marker))

@@ -7,7 +7,8 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
-CONFIGS = ['stratified-centerpoint_voxel03_8xb4-cyclic-20e_nus-3d', 'stratified-centerpoint_tiny_1xb2-cyclic-20e_nus-3d']
+CONFIGS = ['stratified-centerpoint_voxel03_8xb4-cyclic-20e_nus-3d',
+           'stratified-centerpoint_tiny_1xb2-cyclic-20e_nus-3d']
 
 
 @pytest.fixture

@@ -79,7 +79,8 @@ class StratifiedAttention(nn.Module):
             raise ValueError(f'num_strata is 0 (off) or more, not {num_strata}')
         if fusion not in FUSIONS:
             raise ValueError(f'fusion is one of {", ".join(FUSIONS)}, not {fusion!r}')
-        self.num_heads, self.num_strata, self.fusion = num_heads, num_strata, fusion
+        self.num_heads, self.head_dim = num_heads, channels // num_heads
+        self.num_strata, self.fusion = num_strata, fusion
         self.use_rotary, self.backend = use_rotary, backend
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
@@ -99,7 +100,7 @@ class StratifiedAttention(nn.Module):
         """x [N, C] in the order of the voxels -> mixed [N, C] in the same order, and the refined strata tokens."""
         plan = grid.plan
         x = x.index_select(0, plan.order)
-        q, k, v = self.qkv(x).view(len(x), 3, self.num_heads, -1).unbind(1)  # [N, H, D]
+        q, k, v = self.qkv(x).view(len(x), 3, self.num_heads, self.head_dim).unbind(1)  # [N, H, D]
         if self.use_rotary:
             q, k = apply_rotary(q, *grid.rotary), apply_rotary(k, *grid.rotary)
         if not self.num_strata:
@@ -125,8 +126,8 @@ class StratifiedAttention(nn.Module):
                 batch_offsets: Tensor) -> tuple[Strata, Tensor, Tensor]:
         """Let the tokens collect from all voxels; return them with their keys and values [B, M, H, D]."""
         batch, num, _ = strata.feats.shape
-        heads = (batch, num, self.num_heads, -1)
-        turn = rotary_angles(strata.positions, k.shape[-1]) if self.use_rotary else None
+        heads = (batch, num, self.num_heads, self.head_dim)
+        turn = rotary_angles(strata.positions, self.head_dim) if self.use_rotary else None
         q = self.strata_query(strata.feats).view(heads).to(k.dtype)
         q = q if turn is None else apply_rotary(q, *turn)
         collected = collect_strata(q, k, v, batch_offsets, backend=self.backend).flatten(2)

@@ -55,6 +55,7 @@ class StratifiedCenterHead(CenterHead):
             raise ValueError(f'code_weights has {len(code_weights)} entries, the code has {code_size}')
         _, rows, columns = grid_shape(voxel_size, point_cloud_range)
         margin = (-10.0, ) * 3 + (10.0, ) * 3
+        post_center_range = list(post_center_range or [a + b for a, b in zip(point_cloud_range, margin)])
         branches = dict(reg=(2, 2), height=(1, 2), dim=(3, 2), rot=(2, 2))
         if use_velocity:
             branches['vel'] = (2, 2)
@@ -67,7 +68,7 @@ class StratifiedCenterHead(CenterHead):
                 voxel_size=list(voxel_size[:2]), score_threshold=score_threshold,
                 # the coder takes the best cells of each class before it takes the best of all classes
                 max_num=min(max_num, self.map_shape[0] * self.map_shape[1]), code_size=code_size - 1,
-                post_center_range=list(post_center_range or [a + b for a, b in zip(point_cloud_range, margin)])),
+                post_center_range=post_center_range),
             common_heads=branches,
             loss_cls=dict(type='mmdet.GaussianFocalLoss', reduction='mean'),
             loss_bbox=dict(type='mmdet.L1Loss', reduction='mean', loss_weight=bbox_weight),
@@ -78,7 +79,7 @@ class StratifiedCenterHead(CenterHead):
             point_cloud_range=point_cloud_range, stride=stride, max_objs=max_objs, min_overlap=min_overlap,
             min_radius=min_radius)
         self.branches, self.code_weights = tuple(branches), code_weights
-        self.nms, self.post_max_size = nms, post_max_size
+        self.nms, self.post_max_size, self.post_center_range = nms, post_max_size, post_center_range
 
     def get_targets(self, batch_gt_instances_3d: list[InstanceData]) -> list[CenterTargets]:
         """Ground truths of the batch -> one CenterTargets a task."""
@@ -121,6 +122,8 @@ class StratifiedCenterHead(CenterHead):
         first_class = 0
         for t, (pred, ) in enumerate(preds_dicts):
             pred = {name: value.float() for name, value in pred.items()}
+            # the coder replaces its own setting by a tensor, and would warn of copying it in the next call
+            self.bbox_coder.post_center_range = self.post_center_range
             decoded = self.bbox_coder.decode(
                 pred['heatmap'].sigmoid(), pred['rot'][:, 0:1], pred['rot'][:, 1:2], pred['height'],
                 pred['dim'].exp(), pred.get('vel'), reg=pred['reg'], task_id=t)

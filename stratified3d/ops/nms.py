@@ -4,8 +4,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# boxes that share an edge up to this distance (metres) count it once: the boundary of one is taken, not of the other
-_EDGE = 1e-6
+# one of two boxes is grown by this much (metres) on every side, so that edges of the two never coincide
+_MARGIN = 1e-6
 
 
 def circle_nms(centres: Tensor, scores: Tensor, radius: float, max_keep: int | None = None) -> Tensor:
@@ -66,20 +66,19 @@ def rotated_intersection(a: Tensor, b: Tensor) -> Tensor:
     of cross products (Green's theorem) of the edges of a clipped to b and of the edges of b clipped to a.
     """
     # relative to a's centre, so that large coordinates cost no digits
-    b = torch.cat([b[..., :2] - a[..., :2], b[..., 2:]], -1)
+    b = torch.cat([b[..., :2] - a[..., :2], b[..., 2:4] + 2 * _MARGIN, b[..., 4:]], -1)
     a = torch.cat([torch.zeros_like(a[..., :2]), a[..., 2:]], -1)
-    area = (_clipped_cross(a, b, _EDGE) + _clipped_cross(b, a, -_EDGE)) / 2
-    return area.clamp(min=0)
+    return ((_clipped_cross(a, b) + _clipped_cross(b, a)) / 2).clamp(min=0)
 
 
-def _clipped_cross(a: Tensor, b: Tensor, margin: float) -> Tensor:
-    """Sum of cross products of a's edges clipped to rectangle b grown by a margin."""
+def _clipped_cross(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of cross products of a's edges clipped to rectangle b."""
     start = _corners(a)  # [..., 4, 2]
     step = start.roll(-1, -2) - start
     cos, sin = b[..., 4, None].cos(), b[..., 4, None].sin()
     local_start = _turn(start - b[..., None, :2], cos, sin)
     local_step = _turn(step, cos, sin)
-    half = b[..., None, 2:4] / 2 + margin  # [..., 1, 2]
+    half = b[..., None, 2:4] / 2  # [..., 1, 2]
     # Liang-Barsky: the part of the edge between t0 and t1 lies between both pairs of parallel sides
     parallel = local_step.abs() < 1e-12
     safe = torch.where(parallel, torch.ones_like(local_step), local_step)

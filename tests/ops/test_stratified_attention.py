@@ -17,7 +17,8 @@ def make(case, dtype, seed=0, bias='some_absent'):
     generator = torch.Generator().manual_seed(seed)
     n, b = sum(sizes), len(sizes)
     shapes = dict(q=(n, heads, width), k=(n, heads, width), v=(n, heads, width), strata_q=(b, strata, heads, width),
-                  strata_k=(b, strata, heads, width), strata_v=(b, strata, heads, width), strata_bias=(b, strata, heads))
+                  strata_k=(b, strata, heads, width), strata_v=(b, strata, heads, width),
+                  strata_bias=(b, strata, heads))
     inputs = {}
     for name, shape in shapes.items():
         # every second column of a wider tensor's rows: strides that are not those of a fresh tensor
@@ -176,7 +177,7 @@ def bad_calls():
     offsets = plan.batch_offsets
     return [
         (lambda: attend(q, k[:, :1], v, plan), 'q, k and v are .* of one shape'),
-        (lambda: attend(q, k.half(), v, plan), 'one shape, dtype and device: q .* float32'),
+        (lambda: attend(q, k.half(), v, plan), 'device: q .* torch.float32 on cpu, k .* torch.float16'),
         (lambda: attend(q[:10], k[:10], v[:10], plan), 'the plan is for 240 rows, q has 10'),
         (lambda: attend(*(x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)), plan),
          'the last stride must be 1'),

@@ -48,7 +48,7 @@ def test_grid_shape_is_z_y_x():
 
 
 @pytest.mark.parametrize('size, bounds, message', [
-    ((0.3, 0.25, 0.5), RANGE, r'x: the range -4.0 to 4.0 m is no multiple of the voxel size 0.3 m; -4.0 to 4.1 m would'),
+    ((0.3, 0.25, 0.5), RANGE, 'x: the range -4.0 to 4.0 m is no multiple of the voxel size 0.3 m; -4.0 to 4.1 m would'),
     ((0.0, 0.25, 0.5), RANGE, 'x: voxel size 0.0 m must be positive'),
     (SIZE, (-4, 3, -1, 4, -3, 1), 'y: .* the range 3 to -3 m not empty'),
     ((0.5, 0.5), RANGE, 'voxel_size has 3 numbers'),

@@ -1,6 +1,7 @@
 """The detector in two calls: `init_detector` and `detect`."""
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,7 +51,9 @@ def init_detector(config: str | Path | Config, checkpoint: str | Path | None = N
         model = MODELS.build(config.model)
     model.cfg, model.class_names = config, [name for names in model.head.class_names for name in names]
     if checkpoint is None:
+        logging.disable(logging.INFO)  # mmengine would list every parameter
         model.init_weights()
+        logging.disable(logging.NOTSET)
     else:
         _load_weights(model, str(checkpoint))
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')

@@ -82,7 +82,7 @@ def check_sums(device: str) -> list[str]:
         failed.append(f'{device}: attention differs from its equation by {error:.1e}')
     x = SparseConvTensor(torch.randn(500, 8, device=device), coords, [4, 24, 24], 2)
     conv = SparseConv(8, 8, 3, key='a').to(device)
-    volume = dense_bev(x).view(2, 8, 4, 24, 24)
+    volume = dense_bev(x).unflatten(1, (4, 8)).transpose(1, 2)  # [B, C, Z, Y, X]
     dense = torch.nn.functional.conv3d(volume, conv.conv.weight.permute(0, 4, 1, 2, 3), conv.conv.bias, padding=1)
     b, z, y, xx = coords.long().unbind(1)
     error = relative_error(conv(x).features, dense[b, :, z, y, xx])

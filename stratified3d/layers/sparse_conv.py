@@ -148,13 +148,16 @@ class SparseConv(nn.Module):
 
 
 def dense_bev(x: SparseConvTensor) -> Tensor:
-    """Scatter voxels to a bird's-eye-view map: [N, C] -> [B, C Z, Y, X], zeros where no voxel is active."""
+    """Scatter voxels to a bird's-eye-view map, zeros where no voxel is active.
+
+    [N, C] -> [B, Z C, Y, X], the C channels of the lowest slice first; channels-last in memory, which 2D convolutions
+    like best and which needs no transposition here.
+    """
     z, y, x_size = x.spatial_shape
-    batch, channels = x.batch_size, x.features.shape[1]
     b, iz, iy, ix = x.indices.long().unbind(1)
-    cell = ((b * z + iz) * y + iy) * x_size + ix
-    volume = x.features.new_zeros(batch * z * y * x_size, channels).index_copy(0, cell, x.features)
-    return volume.view(batch, z, y, x_size, channels).permute(0, 4, 1, 2, 3).reshape(batch, channels * z, y, x_size)
+    cell = ((b * y + iy) * x_size + ix) * z + iz
+    flat = x.features.new_zeros(x.batch_size * y * x_size * z, x.features.shape[1]).index_copy(0, cell, x.features)
+    return flat.view(x.batch_size, y, x_size, -1).permute(0, 3, 1, 2)
 
 
 def _triple(value: int | Sequence[int]) -> list[int]:

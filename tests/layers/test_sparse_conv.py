@@ -25,8 +25,8 @@ def cloud(sizes, shape, channels, seed):
 
 def to_dense(x):
     """[B, C, Z, Y, X]"""
-    volume = dense_bev(x)
-    return volume.view(x.batch_size, x.features.shape[1], *x.spatial_shape)
+    volume = dense_bev(x).unflatten(1, (x.spatial_shape[0], x.features.shape[1]))
+    return volume.transpose(1, 2)
 
 
 def dense_weight(conv):
@@ -94,6 +94,15 @@ def test_inverse_equals_dense_transposed_convolution_on_the_old_set(seed):
     assert torch.equal(out.indices, x.indices) and out.spatial_shape == x.spatial_shape
     dense = F.conv_transpose3d(to_dense(small), dense_weight(up).transpose(0, 1), up.conv.bias, stride=2)
     compare(out.features, at(dense, out.indices), [x.features, *up.parameters(), *down.parameters()])
+
+
+def test_the_map_holds_every_voxel_at_its_place():
+    x = cloud((30, 0, 12), (3, 5, 6), 4, 0)
+    bev = dense_bev(x)
+    assert bev.shape == (3, 12, 5, 6) and bev.is_contiguous(memory_format=torch.channels_last)
+    for row, (b, z, y, xx) in zip(x.features, x.indices.tolist()):
+        assert torch.equal(bev[b, 4 * z:4 * z + 4, y, xx], row)
+    assert int((bev != 0).sum()) == x.features.numel()
 
 
 def test_many_clouds_with_two_threads():

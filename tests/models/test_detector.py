@@ -89,16 +89,15 @@ def test_zeroing_the_strata_and_breaking_the_windows_change_the_output(small_con
     assert torch.equal(bev(copy.deepcopy(model)), whole)
 
 
-@pytest.mark.parametrize('backend', ['reference', 'sdpa'])
-def test_backends_give_the_same_loss_and_gradients(small_config, build, batch, backend):
-    inputs, samples = batch((300, 200))
-    grads = []
-    for name in (None, backend):
-        small_config['encoder']['backend'] = name
-        model = build(small_config)
-        sum(model.loss(inputs, samples).values()).backward()
-        grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    torch.testing.assert_close(grads[1], grads[0], atol=1e-4, rtol=1e-3)
+def test_bf16_autocast(small_config, build, batch):
+    inputs, samples = batch((500, 0))
+    model = build(small_config)
+    full = sum(model.loss(inputs, samples).values())
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        loss = sum(model.loss(inputs, samples).values())
+    loss.backward()
+    torch.testing.assert_close(loss, full, rtol=0.05, atol=0)
+    assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_velocity_is_an_option(small_config, build, batch):

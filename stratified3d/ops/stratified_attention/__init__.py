@@ -85,8 +85,7 @@ def stratified_attention(q: Tensor, k: Tensor, v: Tensor, plan: WindowPlan, stra
     if checks_values(q) and n and not ((plan.window_start >= 0) & (plan.window_start < plan.window_end) &
                                        (plan.window_end <= n)).all():
         raise ValueError(f'the plan holds windows outside rows 0 to {n}')
-    module = BACKENDS[choose_backend(backend, q)]
-    return module.stratified_attention(q, k, v, plan, strata_k, strata_v, strata_bias, _scale(scale, width))
+    return _run('stratified_attention', backend, q, k, v, plan, strata_k, strata_v, strata_bias, _scale(scale, width))
 
 
 def collect_strata(q: Tensor, k: Tensor, v: Tensor, batch_offsets: Tensor, *, scale: float | None = None,
@@ -114,8 +113,7 @@ def collect_strata(q: Tensor, k: Tensor, v: Tensor, batch_offsets: Tensor, *, sc
     if batch_offsets.shape != (len(q) + 1, ):
         raise ValueError(f'batch_offsets is [B + 1] = [{len(q) + 1}], not {tuple(batch_offsets.shape)}')
     _check_offsets(batch_offsets, len(k))
-    module = BACKENDS[choose_backend(backend, q)]
-    return module.collect_strata(q, k, v, batch_offsets, _scale(scale, q.shape[-1]))
+    return _run('collect_strata', backend, q, k, v, batch_offsets, _scale(scale, q.shape[-1]))
 
 
 def read_strata(q: Tensor, strata_k: Tensor, strata_v: Tensor, batch_offsets: Tensor, *,
@@ -142,8 +140,14 @@ def read_strata(q: Tensor, strata_k: Tensor, strata_v: Tensor, batch_offsets: Te
     _check_offsets(batch_offsets, len(q))
     if strata_k.shape[1] == 0:
         return torch.zeros_like(q)
-    module = BACKENDS[choose_backend(backend, q)]
-    return module.read_strata(q, strata_k, strata_v, batch_offsets, strata_bias, _scale(scale, q.shape[-1]))
+    return _run('read_strata', backend, q, strata_k, strata_v, batch_offsets, strata_bias, _scale(scale, q.shape[-1]))
+
+
+def _run(op: str, backend: str | None, q: Tensor, *arguments) -> Tensor:
+    """Call an op of the chosen backend; autocast is off inside, where every backend keeps its own precision."""
+    function = getattr(BACKENDS[choose_backend(backend, q)], op)
+    with torch.autocast(q.device.type, enabled=False):
+        return function(q, *arguments)
 
 
 def _scale(scale: float | None, width: int) -> float:

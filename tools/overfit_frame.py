@@ -75,11 +75,14 @@ def train(model: torch.nn.Module, frame: Frame, iterations: int, lr: float) -> N
 def main() -> int:
     args = parse_args()
     torch.manual_seed(args.seed)
-    frame = read_frame(args.info, args.index)
-    model = init_detector(args.config)
+    try:
+        frame = read_frame(args.info, args.index)
+        model = init_detector(args.config)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f'overfit_frame.py: {error}')
     frame = keep_learnable(frame, model.class_names, model.cfg.model.point_cloud_range, args.min_points)
     if not len(frame.boxes):
-        sys.exit(f'{args.info}: frame {args.index} has no box in range with {args.min_points} or more points')
+        sys.exit(f'overfit_frame.py: {args.info}: frame {args.index} has no box in range with {args.min_points} or more points')
     args.out.mkdir(parents=True, exist_ok=True)
     train(model, frame, args.iterations, args.lr)
     torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=model.class_names))),

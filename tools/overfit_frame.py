@@ -82,7 +82,8 @@ def main() -> int:
         sys.exit(f'overfit_frame.py: {error}')
     frame = keep_learnable(frame, model.class_names, model.cfg.model.point_cloud_range, args.min_points)
     if not len(frame.boxes):
-        sys.exit(f'overfit_frame.py: {args.info}: frame {args.index} has no box in range with {args.min_points} or more points')
+        sys.exit(f'overfit_frame.py: {args.info}: frame {args.index} has no box in range with {args.min_points} or '
+                 'more points')
     args.out.mkdir(parents=True, exist_ok=True)
     train(model, frame, args.iterations, args.lr)
     torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=model.class_names))),

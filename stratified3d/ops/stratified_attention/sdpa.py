@@ -17,8 +17,11 @@ from stratified3d.ops.windows import WindowPlan
 
 # window lengths are padded up to the next of these, at most 1.5x; longer windows are taken as they are
 _BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-# a chunk's logits, keys and values are to stay in the second-level cache: this many numbers
-_CHUNK_NUMBERS = 1 << 18
+# windows at least this long go through torch's flash kernel on the CPU; below, two plain products are faster
+_FLASH_LENGTH = 16
+# windows are taken in chunks of about this many numbers (gathered rows and logits): small enough for the cache, large
+# enough to hide the cost of the calls
+_CHUNK_NUMBERS = 1 << 21
 
 
 def stratified_attention(q: Tensor, k: Tensor, v: Tensor, plan: WindowPlan, strata_k: Tensor | None,
@@ -91,10 +94,7 @@ class _JointAttention(torch.autograd.Function):
         lse = q.new_empty(q.shape[:2], dtype=wide)  # [N, H]
         tables = [x.to(wide).reshape(len(x), heads * width) for x in (q, k, v)]
         for rows, padding in _window_chunks(window_start, window_end, 3 * heads * width, heads):
-            qw, kw, vw = (_take(x, rows, heads) for x in tables)  # [W, H, L, D]
-            logits = _logits(qw, kw, padding, scale)
-            lse_w = logits.logsumexp(-1)  # [W, H, L]
-            out_w = logits.sub_(lse_w.unsqueeze(-1)).exp_() @ vw
+            out_w, lse_w = _attend_windows(*(_take(x, rows, heads) for x in tables), padding, scale)
             _put(out, rows, padding, out_w.transpose(1, 2))
             _put(lse, rows, padding, lse_w.transpose(1, 2))
         if strata_k is not None:
@@ -118,21 +118,18 @@ class _JointAttention(torch.autograd.Function):
         scale, wide = ctx.scale, lse.dtype
         heads, width = q.shape[1:]
         grad = grad.to(wide)
-        delta = (grad * out.to(wide)).sum(-1)  # [N, H]
         grad_q, grad_k, grad_v = (x.new_empty(x.shape, dtype=wide) for x in (q, k, v))
-        tables = [x.to(wide).reshape(len(x), heads * width) for x in (q, k, v, grad)]
-        for rows, padding in _window_chunks(window_start, window_end, 4 * heads * width, heads):
-            qw, kw, vw, gw = (_take(x, rows, heads) for x in tables)  # [W, H, L, D]
-            lse_w, delta_w = (x[rows].transpose(1, 2).unsqueeze(-1) for x in (lse, delta))  # [W, H, L, 1]
-            p = _logits(qw, kw, padding, scale).sub_(lse_w).exp_()
+        tables = [x.to(wide).reshape(len(x), heads * width) for x in (q, k, v, out, grad)]
+        for rows, padding in _window_chunks(window_start, window_end, 5 * heads * width, heads):
+            inputs = [_take(x, rows, heads) for x in tables]  # [W, H, L, D]
             if padding is not None:  # a padded query must not add to the gradients of keys and values
-                p.masked_fill_(padding[:, None, :, None], 0)
-            _put(grad_v, rows, padding, (p.transpose(-1, -2) @ gw).transpose(1, 2))
-            ds = (gw @ vw.transpose(-1, -2)).sub_(delta_w).mul_(p).mul_(scale)
-            _put(grad_q, rows, padding, (ds @ kw).transpose(1, 2))
-            _put(grad_k, rows, padding, (ds.transpose(-1, -2) @ qw).transpose(1, 2))
+                inputs[4].masked_fill_(padding[:, None, :, None], 0)
+            grads = _window_gradients(*inputs, lse[rows].transpose(1, 2), padding, scale)
+            for table, values in zip((grad_q, grad_k, grad_v), grads):
+                _put(table, rows, padding, values.transpose(1, 2))
         grad_sk = grad_sv = grad_bias = None
         if strata_k is not None:
+            delta = (grad * out.to(wide)).sum(-1)  # [N, H]
             grad_sk, grad_sv = (x.new_zeros(x.shape, dtype=wide) for x in (strata_k, strata_v))
             grad_bias = None if strata_bias is None else torch.zeros_like(strata_bias)
             for b, rows in enumerate(_sample_rows(batch_offsets)):
@@ -150,6 +147,40 @@ class _JointAttention(torch.autograd.Function):
             grad_sk, grad_sv = grad_sk.to(strata_k.dtype), grad_sv.to(strata_v.dtype)
         return (grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), grad_sk, grad_sv, grad_bias, None, None,
                 None, None)
+
+
+def _attend_windows(q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """q, k, v [W, H, L, D] -> output [W, H, L, D] and log-sum-exp [W, H, L]."""
+    if _uses_flash(q):
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=_mask(q, padding),
+                                                                          scale=scale)
+    logits = _logits(q, k, padding, scale)
+    lse = logits.logsumexp(-1)
+    return logits.sub_(lse.unsqueeze(-1)).exp_() @ v, lse
+
+
+def _window_gradients(q: Tensor, k: Tensor, v: Tensor, out: Tensor, grad: Tensor, lse: Tensor, padding: Tensor | None,
+                      scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v [W, H, L, D] from the output and log-sum-exp of the whole softmax, strata included."""
+    if _uses_flash(q):
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad, q, k, v, out, lse.contiguous(), 0.0, False, attn_mask=_mask(q, padding), scale=scale)
+    p = _logits(q, k, padding, scale).sub_(lse.unsqueeze(-1)).exp_()
+    grad_v = p.transpose(-1, -2) @ grad
+    ds = (grad @ v.transpose(-1, -2)).sub_((grad * out).sum(-1, keepdim=True)).mul_(p).mul_(scale)
+    return ds @ k, ds.transpose(-1, -2) @ q, grad_v
+
+
+def _uses_flash(q: Tensor) -> bool:
+    return q.shape[2] >= _FLASH_LENGTH and q.device.type == 'cpu'
+
+
+def _mask(q: Tensor, padding: Tensor | None) -> Tensor | None:
+    """[W, 1, L, L] to be added to the logits: -inf at padded keys."""
+    if padding is None:
+        return None
+    blank = q.new_zeros(padding.shape).masked_fill_(padding, -torch.inf)
+    return blank[:, None, None, :].expand(-1, 1, padding.shape[1], -1)
 
 
 def _take(table: Tensor, rows: Tensor, heads: int) -> Tensor:

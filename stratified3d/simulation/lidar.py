@@ -136,7 +136,7 @@ def _measure(distance, material, shade, cosine, uniform, normal, table, sigma, d
                 # the receiver's floor: what such points carry in the released files
                 intensity[c, b] = 1.0 + math.floor(-9.0 * math.log(1.0 - 0.999 * uniform[c, b, 1]))
                 continue
-            level, spread, gloss, transparent = table[material[c, b]]
+            level, spread, gloss, transparent, depth = table[material[c, b]]
             slant = max(cosine[c, b], 1e-3)
             value = level * shade[c, b] * slant ** gloss * math.exp(spread * normal[c, b, 1])
             # received power falls with distance squared; a steep logistic stands for the detector's threshold
@@ -150,6 +150,8 @@ def _measure(distance, material, shade, cosine, uniform, normal, table, sigma, d
             other = distance[(c + 1) % n_columns, b]
             if other < np.inf and 0.3 < abs(other - r) < 6.0 and uniform[c, b, 2] < mixed:
                 r += (other - r) * uniform[c, b, 3]
+            if sigma > 0.0:  # leaves let some of the pulse in
+                r -= depth * math.log(1.0 - uniform[c, b, 4])
             measured[c, b] = r + sigma * normal[c, b, 0]
             intensity[c, b] = min(max(math.floor(value + 0.5), 0.0), 255.0)
 
@@ -183,7 +185,7 @@ def measure(sensor: Sensor, poses: Pose, primitives: Primitives, surface: Surfac
     distance = np.where(own, sensor.own_distance, distance)
     measured, intensity = np.zeros(distance.shape), np.zeros(distance.shape)
     _measure(distance, np.where(own, sensor.own_material, material), np.where(own, sensor.own_shade, shade),
-             np.where(own, sensor.own_cosine, cosine), rng.random((*distance.shape, 4)),
+             np.where(own, sensor.own_cosine, cosine), rng.random((*distance.shape, 5)),
              rng.standard_normal((*distance.shape, 2)), TABLE, noise.range_sigma, noise.dropped, noise.reach,
              noise.mixed, own, measured, intensity)
     end = Pose(poses.rotation[-1], poses.translation[-1]).inverse()

@@ -70,11 +70,12 @@ class Scene:
         actors: everything that stands or moves; an actor's index is its identity.
         ego: the car's motion (its origin is below the rear axle).
         tilt: see `lidar.Sensor`.
+        drive: +1 where traffic keeps right, -1 left.
     """
 
     def __init__(self, ground: Ground, surface: Surface, actors: list[Actor], ego: Motion,
-                 tilt: tuple[float, float] = (0.0, 0.0)):
-        self.ground, self.surface, self.actors, self.ego = ground, surface, actors, ego
+                 tilt: tuple[float, float] = (0.0, 0.0), drive: int = 1):
+        self.ground, self.surface, self.actors, self.ego, self.drive = ground, surface, actors, ego, drive
         self.sensor = Sensor(tilt)
         fixed = []
         for index, actor in enumerate(actors):

@@ -101,4 +101,4 @@ class World:
     def finish(self, ego: Motion, tilt: tuple[float, float]) -> Scene:
         """The scene, ready to be scanned."""
         surface = Surface(self.grid, CELL, (-self.reach, -self.reach))
-        return Scene(self.ground, surface, self.actors, ego, tilt)
+        return Scene(self.ground, surface, self.actors, ego, tilt, self.drive)

@@ -162,7 +162,7 @@ def car_park(world: World) -> Motion:
         for x in np.arange(-half - 6.0, half + 7.0, 2 * half + 12.0):
             for dx in (-0.9, 0.9):
                 world.stand(furniture.make_tree(rng), x + dx, aisle * pitch + 8.5, 0.0, solid=False)
-    path = Path((-200.0, -1.0 * world.drive * 1.6, 0.0), [])
+    path = Path((-200.0, -1.0 * world.drive * 1.6, 0.0))
     ego = _ego(path, Speed(pace, pace * 0.6, 0.4 * world.duration, 0.7 * world.duration), world.duration, 200.0)
     # beside the aisles lies a street with everything that a street has
     section = Section(lanes=1, pavement=3.5, built=0.85, traffic_gap=18.0)
@@ -181,7 +181,7 @@ def car_park(world: World) -> Motion:
     for aisle in range(-2, 3):
         for offset in (-2.9, 2.9):
             speed = Speed(rng.uniform(0.9, 1.5))
-            walk = Path((0.0, aisle * pitch + offset, rng.choice([0.0, np.pi])), [])
+            walk = Path((0.0, aisle * pitch + offset, rng.choice([0.0, np.pi])))
             if abs(offset) > 2.0:
                 world.stream(walk, speed, -half, half, lambda: rng.exponential(28.0) + 0.5,
                              lambda: (people.make_pedestrian(rng), 'pedestrian.standing'))

@@ -62,6 +62,14 @@ class Speed:
         return self.before + (self.after - self.before) * (3 * u ** 2 - 2 * u ** 3)
 
 
+def _advance(knot: np.ndarray, length: np.ndarray, curvature: np.ndarray) -> np.ndarray:
+    """x, y, yaw [..., 3] after `length` metres of constant curvature (1/m)."""
+    x, y, yaw = np.moveaxis(knot, -1, 0)
+    half = 0.5 * curvature * length
+    chord = length * np.sinc(half / np.pi)
+    return np.stack([x + chord * np.cos(yaw + half), y + chord * np.sin(yaw + half), yaw + 2 * half], -1)
+
+
 class Path:
     """A curve of straights and arcs with continuous heading; it goes on straight beyond both ends.
 
@@ -70,28 +78,20 @@ class Path:
         pieces: (length m, turn rad) each; a turn of 0 is a straight, positive turns left.
     """
 
-    def __init__(self, start: tuple[float, float, float], pieces: list[tuple[float, float]]):
-        self._lengths = np.array([piece[0] for piece in pieces], float)
-        self._curvature = np.array([turn / length for length, turn in pieces] + [0.0])
-        self._begin = np.concatenate([[0.0], np.cumsum(self._lengths)])
+    def __init__(self, start: tuple[float, float, float], pieces: list[tuple[float, float]] = ()):
+        lengths = np.array([piece[0] for piece in pieces], float)
+        self.curvature = np.array([turn / length for length, turn in pieces] + [0.0])  # [K]
+        self.begin = np.concatenate([[0.0], np.cumsum(lengths)])  # [K] arc length at which each piece starts
         knots = [np.array(start, float)]
-        for i, length in enumerate(self._lengths):
-            knots.append(self._advance(knots[-1], length, self._curvature[i]))
-        self._knots = np.array(knots)
-
-    @staticmethod
-    def _advance(knot: np.ndarray, length: np.ndarray, curvature: np.ndarray) -> np.ndarray:
-        x, y, yaw = np.moveaxis(knot, -1, 0)
-        half = 0.5 * curvature * length
-        chord = length * np.sinc(half / np.pi)
-        return np.stack([x + chord * np.cos(yaw + half), y + chord * np.sin(yaw + half), yaw + 2 * half], -1)
+        for i, length in enumerate(lengths):
+            knots.append(_advance(knots[-1], length, self.curvature[i]))
+        self.knots = np.array(knots)  # [K, 3]
 
     def at(self, s: np.ndarray) -> np.ndarray:
         """[T, 3] x, y, yaw at arc lengths s [T]."""
         s = np.asarray(s, float)
-        piece = np.clip(np.searchsorted(self._begin, s, side='right') - 1, 0, len(self._begin) - 1)
-        curvature = np.where(s < 0, 0.0, self._curvature[piece])
-        return self._advance(self._knots[piece], s - self._begin[piece], curvature)
+        piece = np.clip(np.searchsorted(self.begin, s, side='right') - 1, 0, len(self.begin) - 1)
+        return _advance(self.knots[piece], s - self.begin[piece], np.where(s < 0, 0.0, self.curvature[piece]))
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,45 @@ class Motion:
 
     def pose(self, time: np.ndarray, ground: Ground) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pose at times [T] s: position on the ground [T, 3] m, rotation [T, 3, 3], yaw [T] rad."""
-        time = np.atleast_1d(np.asarray(time, float))
-        x, y, yaw = self.path.at(self.offset + self.speed.travelled(time)).T
+        x, y, yaw = self.path.at(self.offset + self.speed.travelled(np.asarray(time, float))).T
         position = np.stack([x, y, ground.height(x, y) + self.lift], -1)
         return position, ground.orientation(x, y, yaw), yaw
+
+
+class Fleet:
+    """Many motions as arrays, so that all poses at one time cost a few numpy calls.
+
+    Args:
+        motions: M of them.
+    """
+
+    def __init__(self, motions: list[Motion]):
+        pieces = max((len(motion.path.begin) for motion in motions), default=1)
+
+        def pad(column: np.ndarray, fill: float) -> np.ndarray:
+            return np.concatenate([column, np.full((pieces - len(column), *column.shape[1:]), fill)])
+
+        self._begin = np.array([pad(motion.path.begin, np.inf) for motion in motions]).reshape(-1, pieces)
+        self._curvature = np.array([pad(motion.path.curvature, 0.0) for motion in motions]).reshape(-1, pieces)
+        self._knots = np.array([pad(motion.path.knots, 0.0) for motion in motions]).reshape(-1, pieces, 3)
+        self._offset = np.array([motion.offset for motion in motions])
+        self._lift = np.array([motion.lift for motion in motions])
+        self._speeds = {}  # one evaluation per distinct profile: columns of traffic share theirs
+        for index, motion in enumerate(motions):
+            self._speeds.setdefault(motion.speed, []).append(index)
+
+    def travelled(self, time: float) -> np.ndarray:
+        """[M] arc lengths at `time`, m."""
+        s = self._offset.copy()
+        for speed, members in self._speeds.items():
+            s[members] += float(speed.travelled(np.array(time)))
+        return s
+
+    def pose(self, time: float, ground: Ground) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Position [M, 3] m, rotation [M, 3, 3], yaw [M] rad at `time`; the same as each motion's own `pose`."""
+        s = self.travelled(time)
+        row = np.arange(len(s))
+        piece = np.maximum((self._begin <= s[:, None]).sum(1) - 1, 0)
+        curvature = np.where(s < 0, 0.0, self._curvature[row, piece])
+        x, y, yaw = _advance(self._knots[row, piece], s - self._begin[row, piece], curvature).T
+        return np.stack([x, y, ground.height(x, y) + self._lift], -1), ground.orientation(x, y, yaw), yaw

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .lidar import SILENT, SWEEP_SECONDS, Noise, Pose, Sensor, Surface, fire, measure
-from .paths import Ground, Motion
+from .paths import Fleet, Ground, Motion
 from .primitives import Primitives, Shape, join, move
 from .raycast import cast_rays
 
@@ -77,15 +77,19 @@ class Scene:
                  tilt: tuple[float, float] = (0.0, 0.0), drive: int = 1):
         self.ground, self.surface, self.actors, self.ego, self.drive = ground, surface, actors, ego, drive
         self.sensor = Sensor(tilt)
-        fixed = []
-        for index, actor in enumerate(actors):
-            if actor.is_static:
-                position, rotation, _ = actor.motion.pose(0.0, ground)
-                owner = index if actor.shape.category else -1
-                fixed.append(move(actor.shape.primitives(), rotation[0], position[0], owner))
-        self._fixed = join(fixed)
-        self._movers = [i for i, actor in enumerate(actors) if not actor.is_static]
-        self._mover_parts = [(actors[i].shape.primitives(), actors[i].shape.sway()) for i in self._movers]
+        position, rotation, _ = Fleet([actor.motion for actor in actors]).pose(0.0, ground)
+        parts = [actor.shape.primitives() for actor in actors]
+        owner = [index if actor.shape.category else -1 for index, actor in enumerate(actors)]
+        self._fixed = join([move(parts[i], rotation[i], position[i], owner[i]) for i, actor in enumerate(actors)
+                            if actor.is_static])
+        self._movers = np.array([i for i, actor in enumerate(actors) if not actor.is_static], np.int64)
+        self._moving_fleet = Fleet([actors[i].motion for i in self._movers])
+        counts = [len(parts[i].kind) for i in self._movers]
+        self._mover_of = np.repeat(np.arange(len(counts)), counts)  # row in _movers of each moving primitive
+        self._moving = join([parts[i]._replace(owner=np.full(len(parts[i].kind), owner[i])) for i in self._movers])
+        self._sway = np.concatenate([np.zeros(0), *(actors[i].shape.sway() for i in self._movers)])
+        self._annotated = np.array([i for i, actor in enumerate(actors) if actor.shape.category], np.int64)
+        self._annotated_fleet = Fleet([actors[i].motion for i in self._annotated])
 
     def ego_pose(self, time: np.ndarray) -> Pose:
         """Ego to world at times [T] s."""
@@ -96,27 +100,21 @@ class Scene:
         """LIDAR_TOP to world at times [T] s."""
         return self.ego_pose(time) @ self.sensor.mount
 
-    def primitives_at(self, time: float, *, walk: bool = True) -> Primitives:
-        """Everything near the car at `time`, in the world; movers carry their velocity over the last sweep.
-
-        Args:
-            walk: whether walkers swing their limbs.
-        """
+    def primitives_at(self, time: float) -> Primitives:
+        """Everything near the car at `time`, in the world; movers carry their velocity over the last sweep."""
         centre = self.ego_pose(np.array([time])).translation[0]
         near = np.hypot(*(self._fixed.centre - centre)[:, :2].T) - self._fixed.half.max(1, initial=0.0) < SIGHT
-        parts = [Primitives(*(column[near] for column in self._fixed))]
-        for index, (shape, sway) in zip(self._movers, self._mover_parts):
-            motion = self.actors[index].motion
-            position, rotation, _ = motion.pose(np.array([time - SWEEP_SECONDS, time]), self.ground)
-            if np.hypot(*(position[1] - centre)[:2]) > SIGHT:
-                continue
-            if walk and sway.any():
-                phase = 2 * np.pi * (motion.offset + motion.speed.travelled(time)) / STRIDE
-                shape = shape._replace(centre=shape.centre + np.outer(sway * np.sin(phase), [1.0, 0.0, 0.0]))
-            placed = move(shape, rotation[1], position[1], index if self.actors[index].shape.category else -1)
-            velocity = (position[1] - position[0]) / SWEEP_SECONDS
-            parts.append(placed._replace(velocity=np.broadcast_to(velocity, placed.centre.shape)))
-        return join(parts)
+        position, rotation, _ = self._moving_fleet.pose(time, self.ground)
+        velocity = (position - self._moving_fleet.pose(time - SWEEP_SECONDS, self.ground)[0]) / SWEEP_SECONDS
+        swing = np.sin(self._moving_fleet.travelled(time) * (2 * np.pi / STRIDE))
+        keep = (np.hypot(*(position - centre)[:, :2].T) < SIGHT)[self._mover_of]
+        of, moving = self._mover_of[keep], Primitives(*(column[keep] for column in self._moving))
+        local = moving.centre.copy()
+        local[:, 0] += self._sway[keep] * swing[of]
+        turn = rotation[of]
+        moving = moving._replace(centre=(turn @ local[..., None])[..., 0] + position[of], rotation=turn @ moving.rotation,
+                                 velocity=velocity[of])
+        return join([Primitives(*(column[near] for column in self._fixed)), moving])
 
     def sweep(self, time: float, rng: np.random.Generator | None, noise: Noise = SILENT):
         """One turn of the sensor that ends at `time`.
@@ -141,21 +139,16 @@ class Scene:
         """
         lidar = self.lidar_pose(np.array([time]))
         sensor = lidar.translation[0]
-        rows = []
-        for index, actor in enumerate(self.actors):
-            if actor.shape.category is None:
-                continue
-            position, rotation, yaw = actor.motion.pose(np.array([time - SWEEP_SECONDS, time]), self.ground)
-            if np.hypot(*(position[1] - sensor)[:2]) < ANNOTATED_RANGE:
-                centre = position[1] + rotation[1, :, 2] * actor.shape.size[2] / 2
-                velocity = (position[1] - position[0])[:2] / SWEEP_SECONDS
-                rows.append((index, *centre, *actor.shape.size, yaw[1], *velocity))
-        rows = np.array(rows).reshape(-1, 10)
-        actor, centre, size, yaw = rows[:, 0].astype(np.int64), rows[:, 1:4], rows[:, 4:7], rows[:, 7]
+        position, rotation, yaw = self._annotated_fleet.pose(time, self.ground)
+        velocity = (position - self._annotated_fleet.pose(time - SWEEP_SECONDS, self.ground)[0])[:, :2] / SWEEP_SECONDS
+        near = np.hypot(*(position - sensor)[:, :2].T) < ANNOTATED_RANGE
+        actor, yaw, velocity = self._annotated[near], yaw[near], velocity[near]
+        size = np.array([self.actors[i].shape.size for i in actor]).reshape(-1, 3)
+        centre = position[near] + rotation[near, :, 2] * size[:, 2:] / 2
         world = points[:, :3] @ lidar.rotation[0].T + sensor
         num_points = count_points(world[np.linalg.norm(points[:, :3], axis=1) > 1.0], centre, size, yaw)
         visibility = self._visibility(sensor, actor, centre, size, yaw, primitives)
-        return Boxes(actor, centre, size, yaw, rows[:, 8:], num_points, visibility)
+        return Boxes(actor, centre, size, yaw, velocity, num_points, visibility)
 
     def _visibility(self, sensor, actor, centre, size, yaw, primitives) -> np.ndarray:
         """Share of a grid of points inside each box that nothing else hides from the sensor."""

@@ -75,7 +75,7 @@ class Street:
         """The path of a lane (0 is next to the axis), and its direction along s; its arc length 0 is at s = 0."""
         direction = -side * self.world.drive
         d = side * (self.section.median / 2 + (lane + 0.5) * LANE)
-        return Path((*self.point(0.0, d), self.heading + (0.0 if direction > 0 else np.pi)), []), direction
+        return Path((*self.point(0.0, d), self.heading + (0.0 if direction > 0 else np.pi))), direction
 
     def pave(self) -> None:
         """Roadway, markings, kerbs and pavements."""
@@ -242,7 +242,7 @@ class Street:
         for d in tracks:
             direction = rng.choice([-1, 1])
             speed = Speed(rng.uniform(0.8, 1.6))
-            path = Path((*self.point(0.0, side * d), self.heading + (0.0 if direction > 0 else np.pi)), [])
+            path = Path((*self.point(0.0, side * d), self.heading + (0.0 if direction > 0 else np.pi)))
             gaps = [(a - 1, b + 1) if direction > 0 else (-b - 1, -a + 1) for a, b, which in self.gaps if which == side]
             mean = 100.0 * len(tracks) / max(section.walkers, 1e-3)
             world.stream(path, speed, -reach, reach, lambda mean=mean: self._company(mean), self._walker, KERB, gaps)
@@ -273,7 +273,7 @@ class Street:
         """Cyclists in their strip, `rate` per 100 m."""
         direction = -side * self.world.drive
         d = side * (self.section.median / 2 + self.section.lanes * LANE + self.section.strip / 2)
-        path = Path((*self.point(0.0, d), self.heading + (0.0 if direction > 0 else np.pi)), [])
+        path = Path((*self.point(0.0, d), self.heading + (0.0 if direction > 0 else np.pi)))
         speed = Speed(self.rng.uniform(3.0, 6.0))
         reach = max(abs(self.extent[0]), abs(self.extent[1]))
         travelled = float(speed.travelled(np.array(self.world.duration)))
@@ -287,7 +287,7 @@ class Street:
             self.world.paint(*self.point(s, d), self.heading, 3.0, 0.6, MARKING)
         for place in (s - 1.1, s - 0.3, s + 0.5, s + 1.3):
             sign = self.rng.choice([-1, 1])
-            path = Path((*self.point(place, -sign * half), self.heading + sign * np.pi / 2), [])
+            path = Path((*self.point(place, -sign * half), self.heading + sign * np.pi / 2))
             speed = Speed(self.rng.uniform(0.8, 1.5))
             self.world.stream(path, speed, -0.9 * self.world.duration, 2 * half - 1.0,
                               lambda: self.rng.uniform(0.4, 2.0) + self.rng.exponential(20.0 / rate), self._walker)

@@ -74,7 +74,7 @@ class World:
             if (gap < self._taken[:, None, 2] + circles[:, 2]).any():
                 return False
             self._taken = np.concatenate([self._taken, circles])
-        self.actors.append(Actor(shape, Motion(Path((x, y, yaw), []), Speed(0.0), 0.0, lift), state))
+        self.actors.append(Actor(shape, Motion(Path((x, y, yaw)), Speed(0.0), 0.0, lift), state))
         return True
 
     def stream(self, path: Path, speed: Speed, low: float, high: float, gap: Callable[[], float],

@@ -1,12 +1,13 @@
 #!/usr/bin/env python
 """Simulate a LiDAR data set in nuScenes format; `--help` tells how."""
+
 import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from stratified3d.simulation import Settings, simulate_dataset  # noqa: E402
+from stratified3d.simulation import Settings, simulate_dataset
 
 EXAMPLES = """examples:
   python tools/simulate.py data/simulated                          8 + 2 scenes, 1.4 GB
@@ -32,15 +33,29 @@ def _scenes(text: str) -> tuple[int, int]:
 
 def main() -> int:
     """Parse, simulate, report."""
-    parser = argparse.ArgumentParser(description='Simulate a LiDAR data set in nuScenes format.', epilog=EXAMPLES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description='Simulate a LiDAR data set in nuScenes format.',
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     default = Settings()
     parser.add_argument('out', help='folder of the data set: new, empty, or begun with the same options')
-    parser.add_argument('--scenes', type=_scenes, default=(default.train, default.val), metavar='T+V',
-                        help='training + validation scenes, or their sum (then a fifth is validation); default 8+2')
-    parser.add_argument('--keyframes', type=int, default=default.keyframes, help='per scene, 2 Hz (default %(default)s)')
-    parser.add_argument('--sweeps', type=int, default=default.sweeps,
-                        help='stored per keyframe interval, the keyframe included; 10 is all of 20 Hz (default %(default)s)')
+    parser.add_argument(
+        '--scenes',
+        type=_scenes,
+        default=(default.train, default.val),
+        metavar='T+V',
+        help='training + validation scenes, or their sum (then a fifth is validation); default 8+2',
+    )
+    parser.add_argument(
+        '--keyframes', type=int, default=default.keyframes, help='per scene, 2 Hz (default %(default)s)'
+    )
+    parser.add_argument(
+        '--sweeps',
+        type=int,
+        default=default.sweeps,
+        help='stored per keyframe interval, the keyframe included; 10 is all of 20 Hz (default %(default)s)',
+    )
     parser.add_argument('--workers', type=int, help='processes (default: all cores)')
     parser.add_argument('--seed', type=int, default=default.seed, help='of every random number (default %(default)s)')
     parser.add_argument('--version', default=default.version, help='v1.0-mini or v1.0-trainval (default %(default)s)')
@@ -64,13 +79,18 @@ def main() -> int:
     try:
         fresh = simulate_dataset(args.out, settings, workers=args.workers, progress=progress)
     except (ValueError, OSError) as error:
-        print(f'\nsimulate.py: {error.strerror if isinstance(error, OSError) and not error.filename else error}', file=sys.stderr)
+        print(
+            f'\nsimulate.py: {error.strerror if isinstance(error, OSError) and not error.filename else error}',
+            file=sys.stderr,
+        )
         return 1
     finally:
         if bar is not None:
             bar.close()
-    print(f"{args.out}: {'complete' if fresh else 'was complete already'} ({settings.version}, {settings.train} + "
-          f'{settings.val} scenes of {settings.keyframes} keyframes)')
+    print(
+        f'{args.out}: {"complete" if fresh else "was complete already"} ({settings.version}, {settings.train} + '
+        f'{settings.val} scenes of {settings.keyframes} keyframes)'
+    )
     return 0
 
 

@@ -1,4 +1,5 @@
 """A whole data set on disk: settings, work units, workers, resumption."""
+
 from __future__ import annotations
 
 import errno
@@ -39,6 +40,7 @@ class Settings:
         sweeps: stored per keyframe interval, the keyframe included; 10 is all of 20 Hz.
         seed: of every random number.
     """
+
     version: str = 'v1.0-mini'
     train: int = 8
     val: int = 2
@@ -53,20 +55,22 @@ class Settings:
             raise ValueError(f"version '{self.version}' is none of {', '.join(SPLITS)}")
         most = [len(names) for names in SPLITS[self.version]]
         if not (0 <= self.train <= most[0] and 0 <= self.val <= most[1] and self.train + self.val):
-            raise ValueError(f'{self.version} has at most {most[0]} training and {most[1]} validation scenes, and a data set '
-                             f'at least one: {self.train}+{self.val} cannot be; a larger set needs --version v1.0-trainval')
+            raise ValueError(
+                f'{self.version} has at most {most[0]} training and {most[1]} validation scenes, and a data set '
+                f'at least one: {self.train}+{self.val} cannot be; a larger set needs --version v1.0-trainval'
+            )
         if not 2 <= self.keyframes <= 41:
             raise ValueError(f'{self.keyframes} keyframes per scene: 2 to 41 (a scene of nuScenes lasts 20 s)')
         if not 1 <= self.sweeps <= SWEEPS_PER_KEYFRAME:
             raise ValueError(f'{self.sweeps} sweeps per keyframe: 1 to {SWEEPS_PER_KEYFRAME} (20 Hz against 2 Hz)')
-        if not 0 <= self.seed < 2 ** 63:
+        if not 0 <= self.seed < 2**63:
             raise ValueError(f'seed {self.seed}: 0 to 2^63 - 1')
 
     def scenes(self) -> list[tuple[int, str]]:
         """Scene numbers with their layouts; training and validation share no layout."""
         train, val = SPLITS[self.version]
-        chosen = [(number, list(TRAIN_LAYOUTS)[i % len(TRAIN_LAYOUTS)]) for i, number in enumerate(train[:self.train])]
-        return chosen + [(number, list(VAL_LAYOUTS)[i % len(VAL_LAYOUTS)]) for i, number in enumerate(val[:self.val])]
+        chosen = [(number, list(TRAIN_LAYOUTS)[i % len(TRAIN_LAYOUTS)]) for i, number in enumerate(train[: self.train])]
+        return chosen + [(number, list(VAL_LAYOUTS)[i % len(VAL_LAYOUTS)]) for i, number in enumerate(val[: self.val])]
 
     def bytes(self) -> int:
         """About how much it takes on disk."""
@@ -96,7 +100,7 @@ def _simulate_keyframe(root: Path, settings: Settings, number: int, layout: str,
     name = scene_name(number)
     origin = np.array([400.0 + 37.0 * (number % 29), 600.0 + 41.0 * (number % 31), 0.0])  # somewhere on a city's map
     epoch = 1_500_000_000_000_000 + number * 1_000_000_000
-    record = dict(sweeps=[], boxes=[])
+    record = {'sweeps': [], 'boxes': []}
     for index in range(max((k - 1) * period + 1, 0), k * period + 1):
         is_key = index == k * period
         if not is_key and k * period - index >= settings.sweeps:
@@ -109,17 +113,31 @@ def _simulate_keyframe(root: Path, settings: Settings, number: int, layout: str,
         filename = f'{folder}/LIDAR_TOP/sim-{name}__LIDAR_TOP__{stamp}.pcd.bin'
         _write(root / filename, points.tobytes())
         ego = scene.ego_pose(np.array([time]))
-        record['sweeps'].append(dict(timestamp=stamp, filename=filename, rotation=quaternion(ego.rotation[0]),
-                                     translation=[float(v) for v in ego.translation[0] + origin]))
+        record['sweeps'].append(
+            {
+                'timestamp': stamp,
+                'filename': filename,
+                'rotation': quaternion(ego.rotation[0]),
+                'translation': [float(v) for v in ego.translation[0] + origin],
+            }
+        )
         if is_key:
             boxes = scene.annotate(time, points, primitives)
             for i, index_ in enumerate(boxes.actor):
                 actor = scene.actors[index_]
                 speed = float(np.hypot(*boxes.velocity[i]))
-                record['boxes'].append(dict(
-                    actor=int(index_), category=actor.shape.category, attribute=actor.attribute(speed),
-                    centre=[float(v) for v in boxes.centre[i] + origin], size=[float(v) for v in boxes.size[i]],
-                    yaw=float(boxes.yaw[i]), num_points=int(boxes.num_points[i]), visibility=float(boxes.visibility[i])))
+                record['boxes'].append(
+                    {
+                        'actor': int(index_),
+                        'category': actor.shape.category,
+                        'attribute': actor.attribute(speed),
+                        'centre': [float(v) for v in boxes.centre[i] + origin],
+                        'size': [float(v) for v in boxes.size[i]],
+                        'yaw': float(boxes.yaw[i]),
+                        'num_points': int(boxes.num_points[i]),
+                        'visibility': float(boxes.visibility[i]),
+                    }
+                )
     mount = scene.sensor.mount
     record['mount'] = [[float(v) for v in mount.translation], quaternion(mount.rotation)]
     record['location'] = 'boston-seaport' if scene.drive > 0 else 'singapore-onenorth'
@@ -138,10 +156,13 @@ def _open_root(root: Path, settings: Settings) -> None:
         except ValueError:
             found = {}
         if found != wanted:
-            differ = ', '.join(f'{key} {found.get(key)} instead of {wanted[key]}' for key in wanted
-                               if found.get(key) != wanted[key])
-            raise ValueError(f"'{root}' holds a simulated data set of other settings ({differ}); name another folder, or "
-                             'delete this one')
+            differ = ', '.join(
+                f'{key} {found.get(key)} instead of {wanted[key]}' for key in wanted if found.get(key) != wanted[key]
+            )
+            raise ValueError(
+                f"'{root}' holds a simulated data set of other settings ({differ}); name another folder, or "
+                'delete this one'
+            )
     elif root.exists() and any(root.iterdir()):
         raise ValueError(f"'{root}' is not empty and holds no simulated data set; name another folder")
     for folder in ('samples/LIDAR_TOP', 'sweeps/LIDAR_TOP', 'maps', _RECORDS):
@@ -168,8 +189,13 @@ def _write_tables(root: Path, settings: Settings) -> None:
     os.replace(partial, root / settings.version)
 
 
-def simulate_dataset(root: str | Path, settings: Settings, *, workers: int | None = None,
-                     progress: Callable[[int, int], None] | None = None) -> bool:
+def simulate_dataset(
+    root: str | Path,
+    settings: Settings,
+    *,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> bool:
     """Simulate a data set in nuScenes format; go on where an earlier call with the same settings stopped.
 
     Files appear whole or not at all, the tables last, so a folder with tables is complete.
@@ -198,9 +224,12 @@ def simulate_dataset(root: str | Path, settings: Settings, *, workers: int | Non
     share = len(todo) / len(units)
     free = shutil.disk_usage(root).free
     if free < share * settings.bytes():
-        raise OSError(errno.ENOSPC, f"'{root}' has {free / 1e9:.2f} GB free, the data set needs "
-                                    f'{share * settings.bytes() / 1e9:.2f} GB: free some, or ask for fewer scenes, keyframes '
-                                    'or sweeps')
+        raise OSError(
+            errno.ENOSPC,
+            f"'{root}' has {free / 1e9:.2f} GB free, the data set needs "
+            f'{share * settings.bytes() / 1e9:.2f} GB: free some, or ask for fewer scenes, keyframes '
+            'or sweeps',
+        )
     done = len(units) - len(todo)
     if progress:
         progress(done, len(units))

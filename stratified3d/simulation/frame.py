@@ -1,4 +1,5 @@
 """Single frames in memory: what tests and examples need when no data set is at hand."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -10,9 +11,20 @@ from .people import ADULT, BICYCLE, CHILD, MOTORCYCLE, POLICE, WORKER
 from .vehicles import BENDY_BUS, BUS, CAR, CONSTRUCTION, TRAILER, TRUCK
 
 DETECTION_NAMES = {
-    CAR: 'car', TRUCK: 'truck', BUS: 'bus', BENDY_BUS: 'bus', TRAILER: 'trailer', CONSTRUCTION: 'construction_vehicle',
-    ADULT: 'pedestrian', CHILD: 'pedestrian', WORKER: 'pedestrian', POLICE: 'pedestrian', MOTORCYCLE: 'motorcycle',
-    BICYCLE: 'bicycle', CONE: 'traffic_cone', BARRIER: 'barrier',
+    CAR: 'car',
+    TRUCK: 'truck',
+    BUS: 'bus',
+    BENDY_BUS: 'bus',
+    TRAILER: 'trailer',
+    CONSTRUCTION: 'construction_vehicle',
+    ADULT: 'pedestrian',
+    CHILD: 'pedestrian',
+    WORKER: 'pedestrian',
+    POLICE: 'pedestrian',
+    MOTORCYCLE: 'motorcycle',
+    BICYCLE: 'bicycle',
+    CONE: 'traffic_cone',
+    BARRIER: 'barrier',
 }
 _DURATION = 2.0  # s of the scene that a frame is taken from
 
@@ -60,6 +72,9 @@ def simulate_frame(seed: int = 0, layout: str | None = None, sweeps: int = 1) ->
     velocity = np.concatenate([boxes.velocity, np.zeros((len(centre), 1))], 1) @ rotation
     bottom = centre - np.array([0.0, 0.0, 0.5]) * boxes.size[:, 2:]
     boxes9 = np.concatenate([bottom, boxes.size, np.arctan2(heading[:, 1], heading[:, 0])[:, None], velocity[:, :2]], 1)
-    return dict(points=np.concatenate(stacked), boxes=boxes9[keep].astype(np.float32),
-                names=[DETECTION_NAMES[name] for name, kept in zip(category, keep) if kept],
-                num_points=boxes.num_points[keep])
+    return {
+        'points': np.concatenate(stacked),
+        'boxes': boxes9[keep].astype(np.float32),
+        'names': [DETECTION_NAMES[name] for name, kept in zip(category, keep) if kept],
+        'num_points': boxes.num_points[keep],
+    }

@@ -3,6 +3,7 @@
 Means (length, width, height) as annotated in nuScenes: traffic cone 0.40 0.40 1.06, barrier 0.49 2.49 0.98 m (a
 barrier's long side is its width).
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -33,8 +34,12 @@ RACK = 'static_object.bicycle_rack'
 def make_cone(rng: np.random.Generator) -> Shape:
     """A cone, a tall delineator or a drum: nuScenes annotates all as traffic cones."""
     kind = rng.choice(['cone', 'delineator', 'drum'], p=[0.6, 0.25, 0.15])
-    height = float(np.clip({'cone': 0.85, 'delineator': 1.2, 'drum': 1.05}[kind] + 0.12 * rng.standard_normal(), 0.5, 1.5))
-    foot = float(np.clip({'cone': 0.42, 'delineator': 0.38, 'drum': 0.52}[kind] + 0.03 * rng.standard_normal(), 0.3, 0.6))
+    height = float(
+        np.clip({'cone': 0.85, 'delineator': 1.2, 'drum': 1.05}[kind] + 0.12 * rng.standard_normal(), 0.5, 1.5)
+    )
+    foot = float(
+        np.clip({'cone': 0.42, 'delineator': 0.38, 'drum': 0.52}[kind] + 0.03 * rng.standard_normal(), 0.3, 0.6)
+    )
     shape = Shape(CONE, (foot, foot, height))
     shape.box((0, 0, 0.03), (foot, foot, 0.06), RUBBER, 1.5)
     low, high = {'cone': (0.16, 0.03), 'delineator': (0.06, 0.05), 'drum': (0.25, 0.2)}[kind]
@@ -60,8 +65,13 @@ def make_barrier(rng: np.random.Generator, kind: str) -> Shape:
     else:
         material = CONCRETE if kind == 'jersey' else PLASTIC
         shape.tapered((0, 0, 0.17), (depth, width, 0.34), (0.12, 0.12, 0.0), material, rng.uniform(0.7, 1.3))
-        shape.tapered((0, 0, 0.34 + (height - 0.34) / 2), (depth * 0.55, width - 0.04, height - 0.34), (0.05, 0.05, 0.0),
-                      material, rng.uniform(0.7, 1.3))
+        shape.tapered(
+            (0, 0, 0.34 + (height - 0.34) / 2),
+            (depth * 0.55, width - 0.04, height - 0.34),
+            (0.05, 0.05, 0.0),
+            material,
+            rng.uniform(0.7, 1.3),
+        )
     return shape
 
 
@@ -74,8 +84,9 @@ def make_bicycle_rack(rng: np.random.Generator) -> Shape:
         shape.box((0, y, 0.4), (0.9, 0.05, 0.8), METAL, 0.8)
         if rng.random() < 0.75:
             for kind, centre, rotation, half, taper, material, shade, _ in make_bicycle(rng, rider=False).parts:
-                shape.parts.append((kind, (centre[0], centre[1] + y + 0.12, centre[2]), rotation, half, taper, material,
-                                    shade, 0.0))
+                shape.parts.append(
+                    (kind, (centre[0], centre[1] + y + 0.12, centre[2]), rotation, half, taper, material, shade, 0.0)
+                )
     return shape
 
 
@@ -97,11 +108,12 @@ def make_debris(rng: np.random.Generator) -> Shape:
     return shape
 
 
-
 def make_clutter(rng: np.random.Generator) -> Shape:
     """Something that resembles an object of interest from afar: unlabelled, as in the real data."""
-    kind = rng.choice(['bin', 'cabinet', 'bollard', 'hydrant', 'planter', 'bench', 'column', 'box', 'machine', 'rock'],
-                      p=[0.14, 0.14, 0.2, 0.08, 0.12, 0.1, 0.06, 0.06, 0.05, 0.05])
+    kind = rng.choice(
+        ['bin', 'cabinet', 'bollard', 'hydrant', 'planter', 'bench', 'column', 'box', 'machine', 'rock'],
+        p=[0.14, 0.14, 0.2, 0.08, 0.12, 0.1, 0.06, 0.06, 0.05, 0.05],
+    )
     shape = Shape(None, (1.0, 1.0, 1.0))
     tall, bright = rng.uniform(0.85, 1.15), rng.uniform(0.4, 1.4)
     if kind == 'bin':
@@ -138,7 +150,9 @@ def make_container(rng: np.random.Generator) -> Shape:
     """A skip or shed of a vehicle's size that is none."""
     shape = Shape(None, (4.0, 2.0, 1.6))
     if rng.random() < 0.5:
-        shape.tapered((0, 0, 0.75), (rng.uniform(3.2, 5.5), 1.9, 1.5), (-0.35, -0.35, -0.05), METAL, rng.uniform(0.4, 1))
+        shape.tapered(
+            (0, 0, 0.75), (rng.uniform(3.2, 5.5), 1.9, 1.5), (-0.35, -0.35, -0.05), METAL, rng.uniform(0.4, 1)
+        )
     else:
         shape.box((0, 0, 1.25), (rng.uniform(2.5, 6.0), 2.3, 2.5), METAL, rng.uniform(0.4, 1.2))
     return shape
@@ -161,8 +175,12 @@ def make_bush(rng: np.random.Generator) -> Shape:
     shape = Shape(None, (2.0, 2.0, 1.5))
     length, height = rng.uniform(0.7, 3.5), rng.uniform(0.7, 1.9)
     for x in np.linspace(-length / 3, length / 3, 3):
-        shape.ellipsoid((x, rng.normal(0, 0.12), height * 0.45), (length * 0.6, rng.uniform(0.8, 1.5), height), FOLIAGE,
-                        rng.uniform(0.6, 1.4))
+        shape.ellipsoid(
+            (x, rng.normal(0, 0.12), height * 0.45),
+            (length * 0.6, rng.uniform(0.8, 1.5), height),
+            FOLIAGE,
+            rng.uniform(0.6, 1.4),
+        )
     return shape
 
 

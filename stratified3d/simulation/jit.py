@@ -1,4 +1,5 @@
 """One decorator for every compiled kernel of the simulator."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,4 +1,5 @@
 """The sensor: an HDL-32E on the roof of a moving car, from firing times to the points of one file."""
+
 from __future__ import annotations
 
 import math
@@ -22,12 +23,14 @@ MOUNT = np.array([0.9437, 0.0, HEIGHT])  # in the ego frame (x forward, origin b
 
 class Pose(NamedTuple):
     """A rigid transform to the world: rotation [..., 3, 3], translation [..., 3] m."""
+
     rotation: np.ndarray
     translation: np.ndarray
 
     def __matmul__(self, other: Pose) -> Pose:
-        return Pose(self.rotation @ other.rotation,
-                    (self.rotation @ other.translation[..., None])[..., 0] + self.translation)
+        return Pose(
+            self.rotation @ other.rotation, (self.rotation @ other.translation[..., None])[..., 0] + self.translation
+        )
 
     def inverse(self) -> Pose:
         """The transform back."""
@@ -45,6 +48,7 @@ class Noise:
         reach: m, distance at which a surface of intensity 10 at normal incidence is lost half of the time.
         mixed: share of the returns at a depth edge that land between the two surfaces.
     """
+
     range_sigma: float = 0.02
     dropped: float = 0.012
     reach: float = 62.0
@@ -74,7 +78,7 @@ def _ego_car() -> Primitives:
     car = Shape(None, (4.08, 1.73, 1.56))
     car.tapered((1.35, 0.0, 0.62), (4.08, 1.73, 0.76), (0.15, 0.1, 0.06), PAINT, 0.3)
     car.tapered((0.93, 0.0, 1.25), (3.00, 1.52, 0.50), (1.05, 0.55, 0.24), GLASS, 1.0)
-    car.box((0.80, 0.0, 1.475), (1.45, 1.04, 0.03), PAINT, 0.3)
+    car.box((0.80, 0.0, 1.475), (1.45, 1.13, 0.03), PAINT, 0.3)
     car.box((-0.02, 0.0, 1.53), (0.06, 0.20, 0.09), PAINT, 0.6)
     return car.primitives()
 
@@ -98,14 +102,21 @@ class Sensor:
         car = _ego_car()
         still = np.broadcast_to(self.mount.translation, (N_COLUMNS, 3))
         self.own_distance, self.own_hit, self.own_cosine = cast_rays(
-            still, np.broadcast_to(self.mount.rotation, (N_COLUMNS, 3, 3)), np.zeros(N_COLUMNS), self.directions, car,
-            no_ground, max_range=10.0)
+            still,
+            np.broadcast_to(self.mount.rotation, (N_COLUMNS, 3, 3)),
+            np.zeros(N_COLUMNS),
+            self.directions,
+            car,
+            no_ground,
+            max_range=10.0,
+        )
         self.own_material = car.material[np.maximum(self.own_hit, 0)]
         self.own_shade = car.shade[np.maximum(self.own_hit, 0)]
 
 
 class Surface(NamedTuple):
     """Materials of the ground on a grid: [NX, NY] uint8 rows of `materials.TABLE`, cell (m) and corner (x, y) (m)."""
+
     grid: np.ndarray
     cell: float
     corner: tuple[float, float]
@@ -121,13 +132,22 @@ def fire(sensor: Sensor, poses: Pose, primitives: Primitives, ground: np.ndarray
     Returns:
         distance, hit, cosine [N_COLUMNS, N_RINGS], see `raycast.cast_rays`; what the ego car blocks is NOTHING.
     """
-    return cast_rays(poses.translation, poses.rotation, sensor.delays, sensor.directions, primitives, ground,
-                     max_range=MAX_RANGE, limits=sensor.own_distance)
+    return cast_rays(
+        poses.translation,
+        poses.rotation,
+        sensor.delays,
+        sensor.directions,
+        primitives,
+        ground,
+        max_range=MAX_RANGE,
+        limits=sensor.own_distance,
+    )
 
 
 @compiled
-def _measure(distance, material, shade, cosine, uniform, normal, table, sigma, dropped, reach, mixed, own, measured,
-             intensity):
+def _measure(
+    distance, material, shade, cosine, uniform, normal, table, sigma, dropped, reach, mixed, own, measured, intensity
+):
     n_columns, n_rings = distance.shape
     for c in range(n_columns):
         for b in range(n_rings):
@@ -138,10 +158,10 @@ def _measure(distance, material, shade, cosine, uniform, normal, table, sigma, d
                 continue
             level, spread, gloss, transparent, depth = table[material[c, b]]
             slant = max(cosine[c, b], 1e-3)
-            value = level * shade[c, b] * slant ** gloss * math.exp(spread * normal[c, b, 1])
+            value = level * shade[c, b] * slant**gloss * math.exp(spread * normal[c, b, 1])
             # received power falls with distance squared; a steep logistic stands for the detector's threshold
             power = value / 10.0 * (reach / r) ** 2 if reach < np.inf else np.inf
-            lost = 1.0 / (1.0 + power ** 2)
+            lost = 1.0 / (1.0 + power**2)
             if not own[c, b]:
                 lost = 1.0 - (1.0 - lost) * (1.0 - dropped) * (1.0 - (transparent if dropped > 0.0 else 0.0))
             if uniform[c, b, 0] < lost:
@@ -156,8 +176,15 @@ def _measure(distance, material, shade, cosine, uniform, normal, table, sigma, d
             intensity[c, b] = min(max(math.floor(value + 0.5), 0.0), 255.0)
 
 
-def measure(sensor: Sensor, poses: Pose, primitives: Primitives, surface: Surface, cast: tuple, noise: Noise,
-            rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def measure(
+    sensor: Sensor,
+    poses: Pose,
+    primitives: Primitives,
+    surface: Surface,
+    cast: tuple,
+    noise: Noise,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
     """Turn a cast sweep into the points of a file: noise, intensity, motion compensation.
 
     A ray without a return stays as a point at the sensor's origin at its firing time. Everything is given in the
@@ -184,10 +211,22 @@ def measure(sensor: Sensor, poses: Pose, primitives: Primitives, surface: Surfac
     own = (hit == NOTHING) & (sensor.own_distance < np.inf)
     distance = np.where(own, sensor.own_distance, distance)
     measured, intensity = np.zeros(distance.shape), np.zeros(distance.shape)
-    _measure(distance, np.where(own, sensor.own_material, material), np.where(own, sensor.own_shade, shade),
-             np.where(own, sensor.own_cosine, cosine), rng.random((*distance.shape, 5)),
-             rng.standard_normal((*distance.shape, 2)), TABLE, noise.range_sigma, noise.dropped, noise.reach,
-             noise.mixed, own, measured, intensity)
+    _measure(
+        distance,
+        np.where(own, sensor.own_material, material),
+        np.where(own, sensor.own_shade, shade),
+        np.where(own, sensor.own_cosine, cosine),
+        rng.random((*distance.shape, 5)),
+        rng.standard_normal((*distance.shape, 2)),
+        TABLE,
+        noise.range_sigma,
+        noise.dropped,
+        noise.reach,
+        noise.mixed,
+        own,
+        measured,
+        intensity,
+    )
     end = Pose(poses.rotation[-1], poses.translation[-1]).inverse()
     seen = poses.translation[:, :, None] + world * measured[:, None]  # [C, 3, B]
     points = np.empty((N_COLUMNS, N_RINGS, 5), np.float32)

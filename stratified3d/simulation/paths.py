@@ -1,4 +1,5 @@
 """How things move: paths of straights and arcs, speed profiles, and the ground that they follow."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ class Ground:
 
     A quadric, because a ray meets it in closed form; its second derivatives bend a road by metres over 100 m.
     """
+
     coefficients: np.ndarray  # [6]
 
     def height(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -40,6 +42,7 @@ class Ground:
 @dataclass(frozen=True)
 class Speed:
     """Speed that changes once, smoothly: `before` until `start`, `after` from `end` (m/s, s)."""
+
     before: float
     after: float = 0.0
     start: float = np.inf
@@ -51,7 +54,7 @@ class Speed:
             return self.before * time
         span = self.end - self.start
         u = np.clip((time - self.start) / span, 0.0, 1.0)
-        eased = span * (u ** 3 - 0.5 * u ** 4) + np.maximum(time - self.end, 0.0)
+        eased = span * (u**3 - 0.5 * u**4) + np.maximum(time - self.end, 0.0)
         return self.before * time + (self.after - self.before) * eased
 
     def at(self, time: np.ndarray) -> np.ndarray:
@@ -59,7 +62,7 @@ class Speed:
         if not np.isfinite(self.start):
             return np.full(np.shape(time), self.before)
         u = np.clip((time - self.start) / (self.end - self.start), 0.0, 1.0)
-        return self.before + (self.after - self.before) * (3 * u ** 2 - 2 * u ** 3)
+        return self.before + (self.after - self.before) * (3 * u**2 - 2 * u**3)
 
 
 def _advance(knot: np.ndarray, length: np.ndarray, curvature: np.ndarray) -> np.ndarray:
@@ -97,6 +100,7 @@ class Path:
 @dataclass(frozen=True)
 class Motion:
     """Where a road user is at any time: a place on a path, `offset` metres along it at time 0."""
+
     path: Path
     speed: Speed
     offset: float = 0.0

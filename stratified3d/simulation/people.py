@@ -3,6 +3,7 @@
 Means (length, width, height): pedestrian 0.73 0.66 1.76, bicycle 1.68 0.60 1.27, motorcycle 2.10 0.76 1.44 m (as in
 `vehicles`); the box of a cycle includes its rider.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -20,18 +21,38 @@ MOTORCYCLE = 'vehicle.motorcycle'
 ANIMAL = 'animal'
 
 
-def _person(shape: Shape, height: float, colour: float, seat: float = 0.0, x: float = 0.0, lean: float = 0.0,
-            swing: float = 0.0, girth: float = 1.0) -> None:
+def _person(
+    shape: Shape,
+    height: float,
+    colour: float,
+    seat: float = 0.0,
+    x: float = 0.0,
+    lean: float = 0.0,
+    swing: float = 0.0,
+    girth: float = 1.0,
+) -> None:
     """Head, torso, arms and legs; `seat` m lifts the hips of a rider, `lean` m moves the head forward."""
     leg = 0.47 * height
     hip = seat or leg
     torso = 0.36 * height
     top = hip + torso
     for side in (-1, 1):
-        shape.frustum((x + (0.18 if seat else 0.0), side * 0.1 * girth, hip - leg / 2 + 0.03), 0.06, 0.085 * girth, leg,
-                      CLOTH, colour * 0.7, sway=side * swing)
-        shape.ellipsoid((x + lean * 0.7, side * 0.24 * girth, hip + torso * 0.55), (0.13, 0.13, torso * 1.05), CLOTH, colour,
-                        sway=-0.6 * side * swing)
+        shape.frustum(
+            (x + (0.18 if seat else 0.0), side * 0.1 * girth, hip - leg / 2 + 0.03),
+            0.06,
+            0.085 * girth,
+            leg,
+            CLOTH,
+            colour * 0.7,
+            sway=side * swing,
+        )
+        shape.ellipsoid(
+            (x + lean * 0.7, side * 0.24 * girth, hip + torso * 0.55),
+            (0.13, 0.13, torso * 1.05),
+            CLOTH,
+            colour,
+            sway=-0.6 * side * swing,
+        )
     shape.ellipsoid((x + lean * 0.5, 0, hip + torso / 2), (0.28 * girth, 0.44 * girth, torso * 1.25), CLOTH, colour)
     shape.ellipsoid((x + lean, 0, top + 0.1 * height), (0.2, 0.17, 0.145 * height), SKIN)
 

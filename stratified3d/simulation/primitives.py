@@ -1,4 +1,5 @@
 """Convex primitives, the only geometry that the ray caster knows, and shapes composed of them."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ class Primitives(NamedTuple):
         material: [P] int64, row of `materials.TABLE`. shade: [P], factor on its reflectance (paint, clothes).
         owner: [P] int64, index of the object it belongs to, -1 for none.
     """
+
     kind: np.ndarray
     centre: np.ndarray
     rotation: np.ndarray
@@ -37,8 +39,17 @@ class Primitives(NamedTuple):
 
 def no_primitives() -> Primitives:
     """Zero primitives, with the right shapes and types."""
-    return Primitives(np.zeros(0, np.int64), np.zeros((0, 3)), np.zeros((0, 3, 3)), np.zeros((0, 3)), np.zeros((0, 3)),
-                      np.zeros((0, 3)), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64))
+    return Primitives(
+        np.zeros(0, np.int64),
+        np.zeros((0, 3)),
+        np.zeros((0, 3, 3)),
+        np.zeros((0, 3)),
+        np.zeros((0, 3)),
+        np.zeros((0, 3)),
+        np.zeros(0, np.int64),
+        np.zeros(0),
+        np.zeros(0, np.int64),
+    )
 
 
 def join(parts: list[Primitives]) -> Primitives:
@@ -54,8 +65,11 @@ def move(primitives: Primitives, rotation: np.ndarray, translation: np.ndarray, 
         rotation: [3, 3]. translation: [3] m.
     """
     return primitives._replace(
-        centre=primitives.centre @ rotation.T + translation, rotation=rotation @ primitives.rotation,
-        velocity=primitives.velocity @ rotation.T, owner=np.full(len(primitives.kind), owner, np.int64))
+        centre=primitives.centre @ rotation.T + translation,
+        rotation=rotation @ primitives.rotation,
+        velocity=primitives.velocity @ rotation.T,
+        owner=np.full(len(primitives.kind), owner, np.int64),
+    )
 
 
 def rotate_z(angle: float) -> np.ndarray:
@@ -84,6 +98,7 @@ class Shape:
         category: nuScenes category name; None is clutter that nobody annotates.
         size: (length, width, height) of its annotation, m.
     """
+
     category: str | None
     size: tuple[float, float, float]
     parts: list[tuple] = field(default_factory=list)
@@ -125,9 +140,17 @@ class Shape:
             return no_primitives()
         kind, centre, rotation, half, taper, material, shade, _ = zip(*self.parts)
         count = len(kind)
-        return Primitives(np.array(kind, np.int64), np.array(centre, float), np.array(rotation, float),
-                          np.array(half, float), np.array(taper, float), np.zeros((count, 3)),
-                          np.array(material, np.int64), np.array(shade, float), np.full(count, -1, np.int64))
+        return Primitives(
+            np.array(kind, np.int64),
+            np.array(centre, float),
+            np.array(rotation, float),
+            np.array(half, float),
+            np.array(taper, float),
+            np.zeros((count, 3)),
+            np.array(material, np.int64),
+            np.array(shade, float),
+            np.full(count, -1, np.int64),
+        )
 
     def sway(self) -> np.ndarray:
         """[P] amplitude of each primitive's swing along x, m."""

@@ -1,9 +1,10 @@
 """Ray casting over convex primitives and a curved ground, exact to rounding, in numba.
 
-Culling: for one sweep every primitive gets an interval of azimuths as seen from the middle of the sensor's path, widened
-by what sensor and primitive move meanwhile. Each of N_BINS azimuth bins lists its primitives from near to far, so a ray
+Culling: for one sweep every primitive gets an interval of azimuths, seen from the middle of the sensor's path and
+widened by what sensor and primitive move meanwhile. Each of N_BINS azimuth bins lists its primitives from near to far, so a ray
 meets a few dozen candidates and stops at the first one that begins behind its nearest hit.
 """
+
 from __future__ import annotations
 
 import math
@@ -11,7 +12,7 @@ import math
 import numpy as np
 
 from .jit import compiled
-from .primitives import BOX, ELLIPSOID, FRUSTUM, TAPERED, Primitives
+from .primitives import BOX, FRUSTUM, TAPERED, Primitives
 
 N_BINS = 720
 NOTHING, GROUND = -1, -2  # values of `hit` that name no primitive
@@ -109,10 +110,16 @@ def _hit_ellipsoid(ox, oy, oz, dx, dy, dz, hx, hy, hz):
 def hit_ground(ox, oy, oz, dx, dy, dz, ground):
     """Distance along a ray to z = g0 + g1 x + g2 y + g3 x^2 + g4 x y + g5 y^2, inf if it never meets it from above."""
     a = -(ground[3] * dx * dx + ground[4] * dx * dy + ground[5] * dy * dy)
-    b = dz - (ground[1] * dx + ground[2] * dy + 2.0 * ground[3] * ox * dx + ground[4] * (ox * dy + oy * dx)
-              + 2.0 * ground[5] * oy * dy)
-    c = oz - (ground[0] + ground[1] * ox + ground[2] * oy + ground[3] * ox * ox + ground[4] * ox * oy
-              + ground[5] * oy * oy)
+    b = dz - (
+        ground[1] * dx
+        + ground[2] * dy
+        + 2.0 * ground[3] * ox * dx
+        + ground[4] * (ox * dy + oy * dx)
+        + 2.0 * ground[5] * oy * dy
+    )
+    c = oz - (
+        ground[0] + ground[1] * ox + ground[2] * oy + ground[3] * ox * ox + ground[4] * ox * oy + ground[5] * oy * oy
+    )
     if abs(a) < _TINY:
         return -c / b if b < 0.0 else _NONE
     root = b * b - 4.0 * a * c
@@ -227,7 +234,13 @@ def _build_bins(middle, travel, half_time, max_range, kind, centre, rotation, ha
 @compiled
 def _cast(origins, rotations, delays, directions, limits, primitives, ground, max_range):
     kind, centre, rotation, half, taper, velocity = (
-        primitives.kind, primitives.centre, primitives.rotation, primitives.half, primitives.taper, primitives.velocity)
+        primitives.kind,
+        primitives.centre,
+        primitives.rotation,
+        primitives.half,
+        primitives.taper,
+        primitives.velocity,
+    )
     n_columns, n_beams = directions.shape[0], directions.shape[1]
     middle_time = 0.5 * (delays[0] + delays[-1])
     half_time = 0.5 * abs(delays[-1] - delays[0])
@@ -235,8 +248,9 @@ def _cast(origins, rotations, delays, directions, limits, primitives, ground, ma
     travel = 0.0
     for c in range(n_columns):
         travel = max(travel, math.sqrt(((origins[c] - middle) ** 2).sum()))
-    start, member, near = _build_bins(middle, travel, half_time, max_range, kind, centre + velocity * middle_time,
-                                      rotation, half, velocity)
+    start, member, near = _build_bins(
+        middle, travel, half_time, max_range, kind, centre + velocity * middle_time, rotation, half, velocity
+    )
     radius2 = np.empty(len(kind))
     for p in range(len(kind)):
         ex, ey, ez = _extent(kind[p], half[p])
@@ -298,9 +312,17 @@ def _cast(origins, rotations, delays, directions, limits, primitives, ground, ma
     return distance, hit, cosine
 
 
-def cast_rays(origins: np.ndarray, rotations: np.ndarray, delays: np.ndarray, directions: np.ndarray,
-              primitives: Primitives, ground: np.ndarray, *, max_range: float, limits: np.ndarray | None = None,
-              ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def cast_rays(
+    origins: np.ndarray,
+    rotations: np.ndarray,
+    delays: np.ndarray,
+    directions: np.ndarray,
+    primitives: Primitives,
+    ground: np.ndarray,
+    *,
+    max_range: float,
+    limits: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Find what every ray meets first.
 
     Args:
@@ -319,15 +341,28 @@ def cast_rays(origins: np.ndarray, rotations: np.ndarray, delays: np.ndarray, di
     """
     columns = len(origins)
     if directions.ndim != 3 or (rotations.shape, delays.shape, directions.shape[::2]) != (
-            (columns, 3, 3), (columns,), (columns, 3)):
-        raise ValueError(f'cast_rays: origins {origins.shape}, rotations {rotations.shape}, delays {delays.shape} and '
-                         f'directions {directions.shape} must be [C,3], [C,3,3], [C] and [C,B,3]')
+        (columns, 3, 3),
+        (columns,),
+        (columns, 3),
+    ):
+        raise ValueError(
+            f'cast_rays: origins {origins.shape}, rotations {rotations.shape}, delays {delays.shape} and '
+            f'directions {directions.shape} must be [C,3], [C,3,3], [C] and [C,B,3]'
+        )
     if len(primitives.kind) and not (_extents(primitives) > 0).all():
         raise ValueError('cast_rays: every primitive needs a positive size along each axis')
     if limits is None:
         limits = np.full(directions.shape[:2], np.inf)
-    return _cast(np.ascontiguousarray(origins), np.ascontiguousarray(rotations), delays,
-                 np.ascontiguousarray(directions), limits, primitives, ground, max_range)
+    return _cast(
+        np.ascontiguousarray(origins),
+        np.ascontiguousarray(rotations),
+        delays,
+        np.ascontiguousarray(directions),
+        limits,
+        primitives,
+        ground,
+        max_range,
+    )
 
 
 def _extents(primitives: Primitives) -> np.ndarray:

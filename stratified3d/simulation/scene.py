@@ -1,4 +1,5 @@
 """A scene: what stands, what moves, and what the sensor and an annotator see of it at one time."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ class Actor:
         motion: where it is at any time.
         state: its nuScenes attribute while it rests ('' for none), e.g. 'vehicle.parked'.
     """
+
     shape: Shape
     motion: Motion
     state: str = ''
@@ -53,6 +55,7 @@ class Boxes:
         actor: [K] index into `Scene.actors`. centre: [K, 3] m. size: [K, 3] length, width, height, m. yaw: [K] rad.
         velocity: [K, 2] m/s. num_points: [K] points of the sweep inside. visibility: [K] unoccluded share, 0 to 1.
     """
+
     actor: np.ndarray
     centre: np.ndarray
     size: np.ndarray
@@ -73,15 +76,23 @@ class Scene:
         drive: +1 where traffic keeps right, -1 left.
     """
 
-    def __init__(self, ground: Ground, surface: Surface, actors: list[Actor], ego: Motion,
-                 tilt: tuple[float, float] = (0.0, 0.0), drive: int = 1):
+    def __init__(
+        self,
+        ground: Ground,
+        surface: Surface,
+        actors: list[Actor],
+        ego: Motion,
+        tilt: tuple[float, float] = (0.0, 0.0),
+        drive: int = 1,
+    ):
         self.ground, self.surface, self.actors, self.ego, self.drive = ground, surface, actors, ego, drive
         self.sensor = Sensor(tilt)
         position, rotation, _ = Fleet([actor.motion for actor in actors]).pose(0.0, ground)
         parts = [actor.shape.primitives() for actor in actors]
         owner = [index if actor.shape.category else -1 for index, actor in enumerate(actors)]
-        self._fixed = join([move(parts[i], rotation[i], position[i], owner[i]) for i, actor in enumerate(actors)
-                            if actor.is_static])
+        self._fixed = join(
+            [move(parts[i], rotation[i], position[i], owner[i]) for i, actor in enumerate(actors) if actor.is_static]
+        )
         self._movers = np.array([i for i, actor in enumerate(actors) if not actor.is_static], np.int64)
         self._moving_fleet = Fleet([actors[i].motion for i in self._movers])
         counts = [len(parts[i].kind) for i in self._movers]
@@ -112,8 +123,11 @@ class Scene:
         local = moving.centre.copy()
         local[:, 0] += self._sway[keep] * swing[of]
         turn = rotation[of]
-        moving = moving._replace(centre=(turn @ local[..., None])[..., 0] + position[of], rotation=turn @ moving.rotation,
-                                 velocity=velocity[of])
+        moving = moving._replace(
+            centre=(turn @ local[..., None])[..., 0] + position[of],
+            rotation=turn @ moving.rotation,
+            velocity=velocity[of],
+        )
         return join([Primitives(*(column[near] for column in self._fixed)), moving])
 
     def sweep(self, time: float, rng: np.random.Generator | None, noise: Noise = SILENT):
@@ -160,8 +174,14 @@ class Scene:
         if not count:
             return np.zeros(0)
         distance, hit, _ = cast_rays(
-            np.broadcast_to(sensor, (count, 3)), np.broadcast_to(np.eye(3), (count, 3, 3)), np.zeros(count),
-            (ray / length[..., None]).reshape(count, 1, 3), primitives, self.ground.coefficients, max_range=1.2 * SIGHT)
+            np.broadcast_to(sensor, (count, 3)),
+            np.broadcast_to(np.eye(3), (count, 3, 3)),
+            np.zeros(count),
+            (ray / length[..., None]).reshape(count, 1, 3),
+            primitives,
+            self.ground.coefficients,
+            max_range=1.2 * SIGHT,
+        )
         owner = np.where(hit >= 0, primitives.owner[np.maximum(hit, 0)], -1).reshape(length.shape)
         hidden = (distance.reshape(length.shape) < length - 0.3) & (owner != actor[:, None])
         return 1.0 - hidden.mean(1)

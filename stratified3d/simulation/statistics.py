@@ -4,6 +4,7 @@
 
 prints the table of docs/simulation.md for a data set in nuScenes format (simulated or real).
 """
+
 from __future__ import annotations
 
 import argparse
@@ -17,7 +18,7 @@ from .frame import DETECTION_NAMES
 from .lidar import N_RINGS
 
 RANGE_EDGES = (0.0, 1.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 80.0, 110.0)  # m
-POINT_EDGES = (0, 1, 6, 21, 10 ** 6)  # boxes by their points: 0, 1-5, 6-20, more
+POINT_EDGES = (0, 1, 6, 21, 10**6)  # boxes by their points: 0, 1-5, 6-20, more
 BOX_RANGE_EDGES = (0.0, 20.0, 40.0, 110.0)  # m
 INTENSITY_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -31,9 +32,12 @@ def point_statistics(points: np.ndarray) -> dict:
     """
     distance = np.linalg.norm(points[:, :3], axis=1)
     far = distance > 1.0
-    return dict(rings=np.bincount(points[far, 4].astype(int), minlength=N_RINGS).tolist(),
-                ranges=np.histogram(distance, RANGE_EDGES)[0].tolist(), missing=float((~far).mean()),
-                intensity=np.quantile(points[far, 3], INTENSITY_QUANTILES).tolist())
+    return {
+        'rings': np.bincount(points[far, 4].astype(int), minlength=N_RINGS).tolist(),
+        'ranges': np.histogram(distance, RANGE_EDGES)[0].tolist(),
+        'missing': float((~far).mean()),
+        'intensity': np.quantile(points[far, 3], INTENSITY_QUANTILES).tolist(),
+    }
 
 
 def box_statistics(names: list[str], distance: np.ndarray, num_points: np.ndarray) -> dict:
@@ -58,10 +62,14 @@ def read_dataset(root: Path, version: str = 'v1.0-mini') -> dict:
         rings, ranges, missing, intensity: means of `point_statistics`. boxes: mean boxes per keyframe and class.
         keyframes: how many. all_boxes, few: annotated boxes, and those with at most 5 points, per keyframe.
     """
-    rows = {name: json.loads((root / version / f'{name}.json').read_text())
-            for name in ('sample_data', 'sample_annotation', 'instance', 'category', 'ego_pose')}
+    rows = {
+        name: json.loads((root / version / f'{name}.json').read_text())
+        for name in ('sample_data', 'sample_annotation', 'instance', 'category', 'ego_pose')
+    }
     category = {row['token']: row['name'] for row in rows['category']}
-    of_instance = {row['token']: DETECTION_NAMES.get(category[row['category_token']], 'other') for row in rows['instance']}
+    of_instance = {
+        row['token']: DETECTION_NAMES.get(category[row['category_token']], 'other') for row in rows['instance']
+    }
     pose = {row['token']: row['translation'] for row in rows['ego_pose']}
     by_sample = defaultdict(list)
     for row in rows['sample_annotation']:
@@ -73,8 +81,11 @@ def read_dataset(root: Path, version: str = 'v1.0-mini') -> dict:
         points.append(point_statistics(np.fromfile(root / row['filename'], np.float32).reshape(-1, 5)))
         found = by_sample[row['sample_token']]
         offset = np.array([box['translation'] for box in found]).reshape(-1, 3) - pose[row['ego_pose_token']]
-        table = box_statistics([of_instance[box['instance_token']] for box in found], np.hypot(*offset[:, :2].T),
-                               np.array([box['num_lidar_pts'] for box in found]))
+        table = box_statistics(
+            [of_instance[box['instance_token']] for box in found],
+            np.hypot(*offset[:, :2].T),
+            np.array([box['num_lidar_pts'] for box in found]),
+        )
         for name, counts in table.items():
             boxes[name] += np.array(counts)
     count = len(points)
@@ -100,20 +111,38 @@ def compare(simulated: dict, real: dict) -> str:
 
     row('missing returns and own roof (within 1 m), share', simulated['missing'], real['missing'], 3)
     for low in range(0, N_RINGS, 4):
-        row(f'points of rings {low}-{low + 3}', sum(simulated['rings'][low:low + 4]), sum(real['rings'][low:low + 4]))
+        row(
+            f'points of rings {low}-{low + 3}',
+            sum(simulated['rings'][low : low + 4]),
+            sum(real['rings'][low : low + 4]),
+        )
     for i, (low, high) in enumerate(zip(RANGE_EDGES, RANGE_EDGES[1:])):
         row(f'points at {low:g}-{high:g} m', simulated['ranges'][i], real['ranges'][i])
     for i, quantile in enumerate(INTENSITY_QUANTILES):
         row(f'intensity, {quantile:.0%} quantile', simulated['intensity'][i], real['intensity'][i])
     row('annotated boxes', simulated['all_boxes'], real['all_boxes'], 1)
-    row('of them with at most 5 points, share', simulated['few'] / simulated['all_boxes'], real['few'] / real['all_boxes'], 2)
-    lines += ['', '| boxes per keyframe | distance, m | real: 0 / 1-5 / 6-20 / more points | simulated |', '|---|---|---|---|']
+    row(
+        'of them with at most 5 points, share',
+        simulated['few'] / simulated['all_boxes'],
+        real['few'] / real['all_boxes'],
+        2,
+    )
+    lines += [
+        '',
+        '| boxes per keyframe | distance, m | real: 0 / 1-5 / 6-20 / more points | simulated |',
+        '|---|---|---|---|',
+    ]
     empty = np.zeros((len(BOX_RANGE_EDGES) - 1, len(POINT_EDGES) - 1))
     for name in sorted({*simulated['boxes'], *real['boxes']}):
         for i, (low, high) in enumerate(zip(BOX_RANGE_EDGES, BOX_RANGE_EDGES[1:])):
             ours, theirs = (np.array(each['boxes'].get(name, empty))[i] for each in (simulated, real))
-            lines.append(f'| {name} | {low:g}-{high:g} | ' + ' / '.join(f'{v:.0f}' for v in theirs) + ' | '
-                         + ' / '.join(f'{v:.1f}' for v in ours) + ' |')
+            lines.append(
+                f'| {name} | {low:g}-{high:g} | '
+                + ' / '.join(f'{v:.0f}' for v in theirs)
+                + ' | '
+                + ' / '.join(f'{v:.1f}' for v in ours)
+                + ' |'
+            )
     return '\n'.join(lines)
 
 

@@ -3,6 +3,7 @@
 Mean (length, width, height) per class as annotated in nuScenes (the anchors of CBGS, arXiv:1908.09492, table 2): car
 4.61 1.95 1.72, truck 6.74 2.46 2.73, bus 11.19 2.94 3.47, trailer 12.01 2.87 3.82, construction vehicle 6.38 2.73 3.13.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -22,8 +23,11 @@ def _size(rng: np.random.Generator, mean: tuple[float, float, float], spread: fl
     """Length, width, height around a mean; width and height vary less than length, in nuScenes as here."""
     length, width, height = mean
     jitter = np.clip(rng.standard_normal(3), -2.0, 2.0)
-    return (length * (1 + spread * jitter[0]), width * (1 + 0.45 * spread * jitter[1]),
-            height * (1 + 0.6 * spread * jitter[2]))
+    return (
+        length * (1 + spread * jitter[0]),
+        width * (1 + 0.45 * spread * jitter[1]),
+        height * (1 + 0.6 * spread * jitter[2]),
+    )
 
 
 def _colour(rng: np.random.Generator) -> float:
@@ -45,27 +49,46 @@ def _plates(shape: Shape, length: float, z: float) -> None:
 def make_car(rng: np.random.Generator) -> Shape:
     """Sedan, hatchback, estate, van-like or off-roader."""
     kind = rng.choice(['sedan', 'hatchback', 'estate', 'suv', 'minivan'], p=[0.34, 0.2, 0.12, 0.24, 0.1])
-    mean = {'sedan': (4.75, 1.92, 1.52), 'hatchback': (4.15, 1.86, 1.57), 'estate': (4.75, 1.92, 1.60),
-            'suv': (4.72, 2.02, 1.84), 'minivan': (4.85, 2.02, 1.98)}[kind]
+    mean = {
+        'sedan': (4.75, 1.92, 1.52),
+        'hatchback': (4.15, 1.86, 1.57),
+        'estate': (4.75, 1.92, 1.60),
+        'suv': (4.72, 2.02, 1.84),
+        'minivan': (4.85, 2.02, 1.98),
+    }[kind]
     length, width, height = size = _size(rng, mean, 0.05)
     shape, colour = Shape(CAR, size), _colour(rng)
     waist, clearance = height * rng.uniform(0.56, 0.62), 0.2 + 0.05 * (kind == 'suv')
     body = width - 0.1  # without the mirrors
     hull = waist - clearance
     shape.tapered((0, 0, clearance + hull / 2), (length, body, hull), (0.22, 0.12, 0.06), PAINT, colour)
-    front, rear = {'sedan': (0.28, 0.17), 'hatchback': (0.25, 0.02), 'estate': (0.26, 0.02), 'suv': (0.25, 0.02),
-                   'minivan': (0.13, 0.02)}[kind]
+    front, rear = {
+        'sedan': (0.28, 0.17),
+        'hatchback': (0.25, 0.02),
+        'estate': (0.26, 0.02),
+        'suv': (0.25, 0.02),
+        'minivan': (0.13, 0.02),
+    }[kind]
     cabin = length * (1 - front - rear)
     centre = length * (rear - front) / 2
-    lean = {'sedan': (0.75, 0.55), 'hatchback': (0.7, 0.3), 'estate': (0.7, 0.22), 'suv': (0.6, 0.25),
-            'minivan': (0.75, 0.12)}[kind]
+    lean = {
+        'sedan': (0.75, 0.55),
+        'hatchback': (0.7, 0.3),
+        'estate': (0.7, 0.22),
+        'suv': (0.6, 0.25),
+        'minivan': (0.75, 0.12),
+    }[kind]
     glass = height - waist
     shape.tapered((centre, 0, waist + glass / 2 - 0.02), (cabin, body - 0.12, glass), (*lean, 0.14), GLASS, colour)
     roof = cabin - lean[0] - lean[1]
     shape.box((centre + (lean[1] - lean[0]) / 2, 0, height - 0.03), (roof, body - 0.40, 0.06), PAINT, colour)
     for side in (-1, 1):  # door pillars and mirrors
-        shape.box((centre - 0.1, side * (body / 2 - 0.15), waist + glass * 0.4), (0.12, 0.08, glass * 0.8), PAINT, colour)
-        shape.box((centre + cabin / 2 - 0.55, side * (width / 2 - 0.09), waist + 0.08), (0.12, 0.18, 0.14), PAINT, colour)
+        shape.box(
+            (centre - 0.1, side * (body / 2 - 0.15), waist + glass * 0.4), (0.12, 0.08, glass * 0.8), PAINT, colour
+        )
+        shape.box(
+            (centre + cabin / 2 - 0.55, side * (width / 2 - 0.09), waist + 0.08), (0.12, 0.18, 0.14), PAINT, colour
+        )
     _wheels(shape, [length * 0.31, -length * 0.30], body, 0.33 + 0.05 * (kind == 'suv'))
     _plates(shape, length, 0.55)
     return shape
@@ -74,10 +97,16 @@ def make_car(rng: np.random.Generator) -> Shape:
 def _cab(shape: Shape, front: float, length: float, width: float, height: float, colour: float) -> None:
     """A truck's cab whose front is at x = front."""
     x = front - length / 2
-    shape.tapered((x, 0, 0.45 + (height - 0.45) * 0.25), (length, width, (height - 0.45) * 0.5), (0.05, 0, 0.02), PAINT,
-                  colour)
-    shape.tapered((x - 0.02, 0, 0.45 + (height - 0.45) * 0.75), (length - 0.06, width - 0.04, (height - 0.45) * 0.5),
-                  (0.45, 0.02, 0.1), GLASS if colour < 0.5 else PAINT, colour)
+    shape.tapered(
+        (x, 0, 0.45 + (height - 0.45) * 0.25), (length, width, (height - 0.45) * 0.5), (0.05, 0, 0.02), PAINT, colour
+    )
+    shape.tapered(
+        (x - 0.02, 0, 0.45 + (height - 0.45) * 0.75),
+        (length - 0.06, width - 0.04, (height - 0.45) * 0.5),
+        (0.45, 0.02, 0.1),
+        GLASS if colour < 0.5 else PAINT,
+        colour,
+    )
     for side in (-1, 1):
         shape.box((front - 0.25, side * (width / 2 + 0.05), height * 0.65), (0.12, 0.14, 0.4), PLASTIC, 0.3)
 
@@ -85,23 +114,41 @@ def _cab(shape: Shape, front: float, length: float, width: float, height: float,
 def make_truck(rng: np.random.Generator) -> Shape:
     """Pick-up, box van, flatbed, tipper or a semi-trailer's tractor."""
     kind = rng.choice(['pickup', 'van', 'box', 'flatbed', 'tipper', 'tractor'], p=[0.24, 0.2, 0.27, 0.1, 0.1, 0.09])
-    mean = {'pickup': (5.6, 2.1, 1.95), 'van': (5.9, 2.2, 2.55), 'box': (8.0, 2.6, 3.3), 'flatbed': (7.6, 2.55, 2.7),
-            'tipper': (7.6, 2.65, 3.1), 'tractor': (6.6, 2.7, 3.4)}[kind]
+    mean = {
+        'pickup': (5.6, 2.1, 1.95),
+        'van': (5.9, 2.2, 2.55),
+        'box': (8.0, 2.6, 3.3),
+        'flatbed': (7.6, 2.55, 2.7),
+        'tipper': (7.6, 2.65, 3.1),
+        'tractor': (6.6, 2.7, 3.4),
+    }[kind]
     length, width, height = size = _size(rng, mean, 0.09)
     shape, colour, cargo = Shape(TRUCK, size), _colour(rng), _colour(rng)
     half, inner = length / 2, width - 0.2
     if kind == 'pickup':
         waist = height * 0.58
         shape.tapered((0, 0, 0.3 + (waist - 0.3) / 2), (length, inner, waist - 0.3), (0.15, 0.03, 0.04), PAINT, colour)
-        shape.tapered((0.05 * length, 0, waist + (height - waist) / 2), (length * 0.4, inner - 0.1, height - waist),
-                      (0.6, 0.12, 0.14), GLASS, colour)
+        shape.tapered(
+            (0.05 * length, 0, waist + (height - waist) / 2),
+            (length * 0.4, inner - 0.1, height - waist),
+            (0.6, 0.12, 0.14),
+            GLASS,
+            colour,
+        )
         shape.box((0.0, 0, height - 0.03), (length * 0.24, inner - 0.4, 0.06), PAINT, colour)
         _wheels(shape, [0.31 * length, -0.29 * length], inner, 0.4)
     elif kind == 'van':
-        shape.tapered((-0.1 * length, 0, 0.35 + (height - 0.35) / 2), (length * 0.8, inner, height - 0.35),
-                      (0.5, 0.04, 0.12), PAINT, colour)
+        shape.tapered(
+            (-0.1 * length, 0, 0.35 + (height - 0.35) / 2),
+            (length * 0.8, inner, height - 0.35),
+            (0.5, 0.04, 0.12),
+            PAINT,
+            colour,
+        )
         shape.tapered((half - 0.14 * length, 0, 0.75), (length * 0.28, inner, 0.9), (0.3, 0, 0.05), PAINT, colour)
-        shape.tapered((half - 0.3 * length, 0, height * 0.62), (length * 0.24, inner - 0.08, 0.5), (0.5, 0, 0.06), GLASS)
+        shape.tapered(
+            (half - 0.3 * length, 0, height * 0.62), (length * 0.24, inner - 0.08, 0.5), (0.5, 0, 0.06), GLASS
+        )
         _wheels(shape, [0.32 * length, -0.3 * length], inner, 0.36)
     else:
         cab = 2.0 if kind != 'tractor' else 2.4
@@ -114,12 +161,21 @@ def make_truck(rng: np.random.Generator) -> Shape:
             shape.box((middle, 0, 1.0 + (height - 1.0) / 2), (bed, width, height - 1.0), PAINT, cargo)
         elif kind == 'flatbed':
             shape.box((middle, 0, 1.1), (bed, width, 0.25), METAL, 0.7)
-            shape.box((middle - bed * 0.15, 0, 1.1 + (height - 1.1) * 0.4), (bed * 0.5, width * 0.8, (height - 1.1) * 0.7),
-                      PLASTIC, cargo)
+            shape.box(
+                (middle - bed * 0.15, 0, 1.1 + (height - 1.1) * 0.4),
+                (bed * 0.5, width * 0.8, (height - 1.1) * 0.7),
+                PLASTIC,
+                cargo,
+            )
             shape.box((middle + bed / 2 - 0.05, 0, 1.1 + (height - 1.1) / 2), (0.08, width, height - 1.1), METAL, 0.6)
         elif kind == 'tipper':
-            shape.tapered((middle, 0, 1.1 + (height - 1.1) / 2), (bed, width - 0.3, height - 1.1), (-0.2, -0.3, -0.14),
-                          METAL, cargo)
+            shape.tapered(
+                (middle, 0, 1.1 + (height - 1.1) / 2),
+                (bed, width - 0.3, height - 1.1),
+                (-0.2, -0.3, -0.14),
+                METAL,
+                cargo,
+            )
         wheels = [half - 1.2, -half + 1.1, -half + 2.2] if length > 7 else [half - 1.1, -half + 1.2]
         _wheels(shape, wheels, width, 0.5, 0.3)
     _plates(shape, length, 0.6)
@@ -134,14 +190,28 @@ def make_bus(rng: np.random.Generator) -> Shape:
     shape, colour, body = Shape(BUS, size), _colour(rng), width - 0.25
     waist = height * (0.42 if kind != 'coach' else 0.52)
     shape.tapered((0, 0, 0.35 + (waist - 0.35) / 2), (length, body, waist - 0.35), (0.03, 0.03, 0.0), PAINT, colour)
-    shape.tapered((0, 0, waist + (height - waist) * 0.4), (length - 0.06, body - 0.06, (height - waist) * 0.8),
-                  (0.2 if kind != 'mini' else 0.6, 0.06, 0.05), GLASS, 0.8)
-    shape.tapered((-0.1, 0, height - (height - waist) * 0.1), (length - 0.5, body - 0.1, (height - waist) * 0.2),
-                  (0.15, 0.1, 0.12), PAINT, colour)
+    shape.tapered(
+        (0, 0, waist + (height - waist) * 0.4),
+        (length - 0.06, body - 0.06, (height - waist) * 0.8),
+        (0.2 if kind != 'mini' else 0.6, 0.06, 0.05),
+        GLASS,
+        0.8,
+    )
+    shape.tapered(
+        (-0.1, 0, height - (height - waist) * 0.1),
+        (length - 0.5, body - 0.1, (height - waist) * 0.2),
+        (0.15, 0.1, 0.12),
+        PAINT,
+        colour,
+    )
     for x in np.arange(-length / 2 + 0.15, length / 2 - 0.4, 1.6):  # pillars between the windows
         for side in (-1, 1):
-            shape.box((x, side * (body / 2 - 0.06), waist + (height - waist) * 0.4),
-                      (0.18, 0.1, (height - waist) * 0.8), PAINT, colour)
+            shape.box(
+                (x, side * (body / 2 - 0.06), waist + (height - waist) * 0.4),
+                (0.18, 0.1, (height - waist) * 0.8),
+                PAINT,
+                colour,
+            )
     for side in (-1, 1):
         shape.box((length / 2 - 0.12, side * (width / 2 - 0.07), height * 0.6), (0.15, 0.14, 0.45), PLASTIC, 0.3)
     _wheels(shape, [length * 0.30, -length * 0.27], body, 0.48, 0.3)
@@ -152,8 +222,12 @@ def make_bus(rng: np.random.Generator) -> Shape:
 def make_trailer(rng: np.random.Generator) -> Shape:
     """Box trailer, container chassis, tanker or a small drawbar trailer."""
     kind = rng.choice(['box', 'container', 'tank', 'small'], p=[0.4, 0.25, 0.15, 0.2])
-    mean = {'box': (13.4, 2.9, 4.0), 'container': (12.6, 2.8, 4.0), 'tank': (11.5, 2.85, 3.7),
-            'small': (6.0, 2.3, 2.7)}[kind]
+    mean = {
+        'box': (13.4, 2.9, 4.0),
+        'container': (12.6, 2.8, 4.0),
+        'tank': (11.5, 2.85, 3.7),
+        'small': (6.0, 2.3, 2.7),
+    }[kind]
     length, width, height = size = _size(rng, mean, 0.07)
     shape, colour, half = Shape(TRAILER, size), _colour(rng), length / 2
     floor = 1.25 if kind != 'small' else 0.7
@@ -189,15 +263,22 @@ def make_construction_vehicle(rng: np.random.Generator) -> Shape:
             shape.tapered((rear, side * (width / 2 - 0.28), 0.42), (3.7, 0.55, 0.8), (0.3, 0.3, 0.0), METAL, 0.5)
         turn = rotate_z(rng.uniform(-0.3, 0.3))
         shape.box((rear - 0.3, 0, 1.45), (3.0, width * 0.92, 1.1), PAINT, yellow, turn)
-        shape.tapered((rear + 0.7, width * 0.25, 0.9 + (height - 0.9) / 2), (1.5, 1.0, height - 0.9), (0.3, 0.1, 0.08),
-                      GLASS, yellow)
+        shape.tapered(
+            (rear + 0.7, width * 0.25, 0.9 + (height - 0.9) / 2),
+            (1.5, 1.0, height - 0.9),
+            (0.3, 0.1, 0.08),
+            GLASS,
+            yellow,
+        )
         shape.box((rear + 1.9, -0.3, height * 0.78), (2.7, 0.4, 0.45), PAINT, yellow, rotate_y(-0.35))
         shape.box((half - 0.75, -0.3, height * 0.5), (0.32, 0.36, height * 0.75), PAINT, yellow, rotate_y(0.25))
         shape.tapered((half - 0.7, -0.3, 0.4), (0.9, 1.1, 0.7), (0.3, 0.1, 0.0), METAL, 0.6)
     elif kind == 'loader':
         shape.box((-half + 1.2, 0, 1.35), (2.3, width * 0.75, 1.1), PAINT, yellow)
         shape.box((0.6, 0, 1.1), (2.2, width * 0.5, 0.7), PAINT, yellow)
-        shape.tapered((-half + 2.4, 0, 1.4 + (height - 1.4) / 2), (1.5, 1.4, height - 1.4), (0.2, 0.15, 0.1), GLASS, yellow)
+        shape.tapered(
+            (-half + 2.4, 0, 1.4 + (height - 1.4) / 2), (1.5, 1.4, height - 1.4), (0.2, 0.15, 0.1), GLASS, yellow
+        )
         for side in (-1, 1):
             shape.box((half - 1.5, side * 0.55, 1.15), (2.4, 0.2, 0.3), PAINT, yellow, rotate_y(0.3))
         shape.tapered((half - 0.5, 0, 0.55), (1.0, width, 1.0), (-0.0, 0.5, 0.0), METAL, 0.8)

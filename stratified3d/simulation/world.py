@@ -1,4 +1,5 @@
 """A world under construction: terrain, painted ground, and actors that do not stand in each other."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ class World:
 
     def __init__(self, rng: np.random.Generator, reach: float, duration: float, bend: float = 1.5, drive: int = 1):
         self.rng, self.reach, self.duration, self.drive = rng, reach, duration, drive
-        slope, curve = rng.uniform(-bend, bend, 2) / 100, rng.uniform(-bend, bend, 3) / 100 ** 2
+        slope, curve = rng.uniform(-bend, bend, 2) / 100, rng.uniform(-bend, bend, 3) / 100**2
         relax = min(1.0, 150.0 / reach)  # a long world bends less, or its ends would be cliffs
         self.ground = Ground(np.array([0.0, *slope, *(curve * relax)]))
         cells = int(2 * reach / CELL)
@@ -44,23 +45,28 @@ class World:
         dy = (np.arange(low[1], high[1]) + 0.5)[None] * CELL - self.reach - y
         cos, sin = np.cos(yaw), np.sin(yaw)
         inside = (np.abs(cos * dx + sin * dy) <= length / 2) & (np.abs(cos * dy - sin * dx) <= width / 2)
-        self.grid[low[0]:high[0], low[1]:high[1]][inside] = material
+        self.grid[low[0] : high[0], low[1] : high[1]][inside] = material
 
     def _circles(self, shape: Shape, x: float, y: float, yaw: float) -> np.ndarray:
         length, width, _ = shape.size
         radius = min(length, width) / 2
         along, across = (length, 0.0) if length >= width else (0.0, width)
         reach = max(along, across) / 2 - radius
-        steps = np.linspace(-reach, reach, max(int(np.ceil(reach / max(radius, 0.2))) + 1, 1)) if reach > 0 else np.zeros(1)
+        steps = (
+            np.linspace(-reach, reach, max(int(np.ceil(reach / max(radius, 0.2))) + 1, 1)) if reach > 0 else np.zeros(1)
+        )
         heading = yaw if along else yaw + np.pi / 2
-        return np.stack([x + steps * np.cos(heading), y + steps * np.sin(heading), np.full(len(steps), radius * 1.1)], 1)
+        return np.stack(
+            [x + steps * np.cos(heading), y + steps * np.sin(heading), np.full(len(steps), radius * 1.1)], 1
+        )
 
     def reserve(self, x: float, y: float, radius: float) -> None:
         """Keep a disc free of things that stand."""
         self._taken = np.concatenate([self._taken, [[x, y, radius]]])
 
-    def stand(self, shape: Shape, x: float, y: float, yaw: float, lift: float = 0.0, state: str = '',
-              solid: bool = True) -> bool:
+    def stand(
+        self, shape: Shape, x: float, y: float, yaw: float, lift: float = 0.0, state: str = '', solid: bool = True
+    ) -> bool:
         """Put something down for good.
 
         Args:
@@ -77,9 +83,17 @@ class World:
         self.actors.append(Actor(shape, Motion(Path((x, y, yaw)), Speed(0.0), 0.0, lift), state))
         return True
 
-    def stream(self, path: Path, speed: Speed, low: float, high: float, gap: Callable[[], float],
-               make: Callable[[], tuple[Shape, str]], lift: float = 0.0,
-               forbidden: list[tuple[float, float]] | None = None) -> None:
+    def stream(
+        self,
+        path: Path,
+        speed: Speed,
+        low: float,
+        high: float,
+        gap: Callable[[], float],
+        make: Callable[[], tuple[Shape, str]],
+        lift: float = 0.0,
+        forbidden: list[tuple[float, float]] | None = None,
+    ) -> None:
         """Fill a path with a column of road users who all move with the same speed profile, so none meets another.
 
         Args:

@@ -8,6 +8,8 @@ import json
 import multiprocessing
 import os
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -84,7 +86,7 @@ def _scene(layout: str, seed: int, number: int, duration: float) -> Scene:
 
 def _write(path: Path, data: bytes) -> None:
     """Write a file that is either whole or absent."""
-    partial = path.with_name(path.name + _PARTIAL)
+    partial = path.with_name(f'{path.name}.{os.getpid()}{_PARTIAL}')
     partial.write_bytes(data)
     os.replace(partial, path)
 
@@ -105,14 +107,14 @@ def _simulate_keyframe(root: Path, settings: Settings, number: int, layout: str,
         is_key = index == k * period
         if not is_key and k * period - index >= settings.sweeps:
             continue
-        time = index * SWEEP_SECONDS
+        now = index * SWEEP_SECONDS
         key = np.array([settings.seed, (number << 32) + index], np.uint64)
-        points, primitives = scene.sweep(time, np.random.Generator(np.random.Philox(key=key)), Noise())
+        points, primitives = scene.sweep(now, np.random.Generator(np.random.Philox(key=key)), Noise())
         stamp = epoch + index * round(SWEEP_SECONDS * 1e6)
         folder = 'samples' if is_key else 'sweeps'
         filename = f'{folder}/LIDAR_TOP/sim-{name}__LIDAR_TOP__{stamp}.pcd.bin'
         _write(root / filename, points.tobytes())
-        ego = scene.ego_pose(np.array([time]))
+        ego = scene.ego_pose(np.array([now]))
         record['sweeps'].append(
             {
                 'timestamp': stamp,
@@ -122,7 +124,7 @@ def _simulate_keyframe(root: Path, settings: Settings, number: int, layout: str,
             }
         )
         if is_key:
-            boxes = scene.annotate(time, points, primitives)
+            boxes = scene.annotate(now, points, primitives)
             for i, index_ in enumerate(boxes.actor):
                 actor = scene.actors[index_]
                 speed = float(np.hypot(*boxes.velocity[i]))
@@ -142,6 +144,17 @@ def _simulate_keyframe(root: Path, settings: Settings, number: int, layout: str,
     record['mount'] = [[float(v) for v in mount.translation], quaternion(mount.rotation)]
     record['location'] = 'boston-seaport' if scene.drive > 0 else 'singapore-onenorth'
     _write(_record_path(root, number, k), json.dumps(record).encode())
+
+
+def _end_with_parent(parent: int) -> None:
+    """Let a worker end when its parent was killed; it would wait for work for ever."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _open_root(root: Path, settings: Settings) -> None:
@@ -173,7 +186,7 @@ def _open_root(root: Path, settings: Settings) -> None:
     _write(root / _MAP, blank_png())
     for folder in ('samples/LIDAR_TOP', 'sweeps/LIDAR_TOP', _RECORDS):
         for stale in (root / folder).rglob(f'*{_PARTIAL}'):
-            stale.unlink()
+            stale.unlink(missing_ok=True)
 
 
 def _write_tables(root: Path, settings: Settings) -> None:
@@ -242,7 +255,9 @@ def simulate_dataset(
     elif todo:
         simulate_frame(0)  # compiles the kernels, so that forked workers have them
         method = 'fork' if 'fork' in multiprocessing.get_all_start_methods() else 'spawn'
-        with ProcessPoolExecutor(workers, multiprocessing.get_context(method)) as pool:
+        with ProcessPoolExecutor(
+            workers, multiprocessing.get_context(method), initializer=_end_with_parent, initargs=(os.getpid(),)
+        ) as pool:
             futures = [pool.submit(_simulate_keyframe, root, settings, *unit) for unit in todo]
             try:
                 for future in as_completed(futures):

@@ -160,7 +160,8 @@ class Tables:
         Args:
             mount: LIDAR_TOP in the ego frame: translation [3] m, quaternion [4].
             records: one per keyframe, in order: `sweeps` [{timestamp us, filename, translation, rotation}], the
-                keyframe last; `boxes` [{actor, category, attribute, centre, size [l, w, h], yaw, num_points, visibility}].
+                keyframe last; `boxes` [{actor, category, attribute, centre, size [l, w, h], yaw, num_points,
+                visibility}].
         """
         name = scene_name(number)
         log = self._token('log', name)

@@ -43,10 +43,10 @@ def car_park(world: World) -> Motion:
     ego = ego_motion(path, Speed(pace, pace * 0.6, 0.4 * world.duration, 0.7 * world.duration), world.duration, 200.0)
     # beside the aisles lies a street with everything that a street has
     section = Section(lanes=1, pavement=3.5, built=0.85, traffic_gap=18.0)
-    street = Street(world, section, (0.0, -2.5 * pitch - 14.0), 0.0, (-170.0, 170.0))
+    street = Street(world, section, (0.0, -2.5 * pitch - 20.0), 0.0, (-170.0, 170.0))
     roadside.work_zone(street, 1, -10.0, 22.0, 3.0)
     scatter_rare(street, -1, 15.0)
-    complete(world, street, -1, 8.0)
+    complete(world, street, -1, 8.0, built=(-1,))
     for x in np.arange(-80.0, 80.0, 24.0):
         hall = furniture.make_building(rng, 24.0, 20.0, rng.uniform(7.0, 12.0))
         world.stand(hall, x + 12.0, 2.5 * pitch + 22.0, np.pi, solid=False)

@@ -1,8 +1,8 @@
 """Ray casting over convex primitives and a curved ground, exact to rounding, in numba.
 
 Culling: for one sweep every primitive gets an interval of azimuths, seen from the middle of the sensor's path and
-widened by what sensor and primitive move meanwhile. Each of N_BINS azimuth bins lists its primitives from near to far, so a ray
-meets a few dozen candidates and stops at the first one that begins behind its nearest hit.
+widened by what sensor and primitive move meanwhile. Each of N_BINS azimuth bins lists its primitives from near to far,
+so a ray meets a few dozen candidates and stops at the first one that begins behind its nearest hit.
 """
 
 from __future__ import annotations

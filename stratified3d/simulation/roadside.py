@@ -17,7 +17,8 @@ def build(street: Street, side: int) -> None:
     while s < street.extent[1]:
         length = rng.uniform(9.0, 26.0)
         middle = s + length / 2
-        inside = not any(s < b and s + length > a for a, b, which in street.gaps if which == side)
+        # 6 m beyond the mouth of a side street lies that street's own pavement
+        inside = not any(s < b + 6.0 and s + length > a - 6.0 for a, b, which in street.gaps if which == side)
         if inside and rng.random() < section.built:
             height, back = rng.uniform(*section.storeys), rng.choice([0.0, 0.0, 1.5, 4.0, 9.0])
             building = furniture.make_building(rng, length, 14.0, height)

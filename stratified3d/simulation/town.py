@@ -30,8 +30,12 @@ def complete(
     ego: Motion | None = None,
     ego_lane: int = 0,
     slot: float | None = None,
+    built: tuple[int, ...] = (-1, 1),
 ) -> None:
-    """Both sides of a street, complete; the ego car keeps a slot in its lane's traffic, arc length `slot` at time 0."""
+    """Both sides of a street, complete, with facades on the sides `built`.
+
+    The ego car keeps a slot in the traffic of its lane, at arc length `slot` at time 0.
+    """
     rng, section = world.rng, street.section
     street.pave()
     for side in (-1, 1):
@@ -41,7 +45,8 @@ def complete(
             place = ego.offset if own and slot is None else slot
             free = (place - 9.0, place + 16.0) if own else None
             traffic.drive(street, side, lane, speed, free, articulated=articulated)
-        roadside.build(street, side)
+        if side in built:
+            roadside.build(street, side)
         roadside.park(street, side)
         roadside.furnish(street, side)
         traffic.walk(street, side)

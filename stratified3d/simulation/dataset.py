@@ -146,6 +146,13 @@ def _simulate_keyframe(root: Path, settings: Settings, number: int, layout: str,
     _write(_record_path(root, number, k), json.dumps(record).encode())
 
 
+def _simulate_batch(root: Path, settings: Settings, number: int, layout: str, keyframes: list[int]) -> int:
+    """Several keyframes of one scene; returns how many."""
+    for k in keyframes:
+        _simulate_keyframe(root, settings, number, layout, k)
+    return len(keyframes)
+
+
 def _end_with_parent(parent: int) -> None:
     """Let a worker end when its parent was killed; it would wait for work for ever."""
 
@@ -225,49 +232,62 @@ def simulate_dataset(
     """
     settings.check()
     root = Path(root).absolute()
-    workers = workers or os.cpu_count() or 1
+    workers = os.cpu_count() or 1 if workers is None else workers
     if workers < 1:
         raise ValueError(f'{workers} workers: at least 1')
-    _open_root(root, settings)
-    if (root / settings.version).is_dir():
-        shutil.rmtree(root / _RECORDS, ignore_errors=True)
-        return False
-    units = [(number, layout, k) for number, layout in settings.scenes() for k in range(settings.keyframes)]
-    todo = [unit for unit in units if not _record_path(root, unit[0], unit[2]).exists()]
-    share = len(todo) / len(units)
-    free = shutil.disk_usage(root).free
-    if free < share * settings.bytes():
+    if 'samples' in str(root):
+        raise ValueError(f"'{root}': mmdet3d takes a path with 'samples' in it for a keyframe's; name another folder")
+    try:
+        _open_root(root, settings)
+        if (root / settings.version).is_dir():
+            shutil.rmtree(root / _RECORDS, ignore_errors=True)
+            return False
+        _simulate_missing(root, settings, workers, progress or (lambda done, total: None))
+        _write_tables(root, settings)
+    except OSError as error:
+        if error.filename is None:
+            raise
         raise OSError(
-            errno.ENOSPC,
-            f"'{root}' has {free / 1e9:.2f} GB free, the data set needs "
-            f'{share * settings.bytes() / 1e9:.2f} GB: free some, or ask for fewer scenes, keyframes '
-            'or sweeps',
-        )
-    done = len(units) - len(todo)
-    if progress:
-        progress(done, len(units))
-    if todo and workers == 1:
-        for unit in todo:
-            _simulate_keyframe(root, settings, *unit)
-            done += 1
-            if progress:
-                progress(done, len(units))
-    elif todo:
-        simulate_frame(0)  # compiles the kernels, so that forked workers have them
-        method = 'fork' if 'fork' in multiprocessing.get_all_start_methods() else 'spawn'
-        with ProcessPoolExecutor(
-            workers, multiprocessing.get_context(method), initializer=_end_with_parent, initargs=(os.getpid(),)
-        ) as pool:
-            futures = [pool.submit(_simulate_keyframe, root, settings, *unit) for unit in todo]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    done += 1
-                    if progress:
-                        progress(done, len(units))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    _write_tables(root, settings)
+            error.errno, f'{error.strerror}; mend that, then run the same command again to go on', error.filename
+        ) from error
     shutil.rmtree(root / _RECORDS, ignore_errors=True)
     return True
+
+
+def _simulate_missing(root: Path, settings: Settings, workers: int, progress: Callable[[int, int], None]) -> None:
+    """Simulate all keyframes that have no record yet."""
+    scenes, total = settings.scenes(), len(settings.scenes()) * settings.keyframes
+    # a worker builds the world of each batch; with many scenes it takes a scene as a whole
+    size = settings.keyframes if len(scenes) >= 4 * workers else 3
+    batches = []
+    for number, layout in scenes:
+        todo = [k for k in range(settings.keyframes) if not _record_path(root, number, k).exists()]
+        batches += [(number, layout, todo[i : i + size]) for i in range(0, len(todo), size)]
+    missing = sum(len(batch[2]) for batch in batches)
+    need, free = missing / total * settings.bytes(), shutil.disk_usage(root).free
+    if free < need:
+        raise OSError(
+            errno.ENOSPC,
+            f"'{root}' has {free / 1e9:.2f} GB free, the data set needs {need / 1e9:.2f} GB: free some, or ask for fewer "
+            'scenes, keyframes or sweeps',
+        )
+    done = total - missing
+    progress(done, total)
+    if workers == 1 or not batches:
+        for batch in batches:
+            done += _simulate_batch(root, settings, *batch)
+            progress(done, total)
+        return
+    simulate_frame(0)  # compiles the kernels, so that forked workers have them
+    method = 'fork' if 'fork' in multiprocessing.get_all_start_methods() else 'spawn'
+    with ProcessPoolExecutor(
+        workers, multiprocessing.get_context(method), initializer=_end_with_parent, initargs=(os.getpid(),)
+    ) as pool:
+        futures = [pool.submit(_simulate_batch, root, settings, *batch) for batch in batches]
+        try:
+            for future in as_completed(futures):
+                done += future.result()
+                progress(done, total)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

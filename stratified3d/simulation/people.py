@@ -67,7 +67,7 @@ def make_pedestrian(rng: np.random.Generator, category: str | None = None) -> Sh
     stretch = np.clip(rng.standard_normal(2), -2, 2)
     shape = Shape(category, (scale * (0.74 + 0.10 * stretch[0]), scale * (0.66 + 0.06 * stretch[1]), height))
     colour, girth = rng.choice([0.4, 0.8, 1.2, 2.0]), rng.uniform(0.85, 1.2)
-    _person(shape, height, colour, swing=0.17 * scale, girth=girth * scale)
+    _person(shape, height, colour, swing=0.24 * scale, girth=girth * scale)
     extra = rng.random()
     if category == WORKER:
         shape.frustum((0, 0, 0.66 * height), 0.19, 0.19, 0.1, RETROREFLECTOR)
@@ -104,8 +104,11 @@ def make_stroller(rng: np.random.Generator) -> Shape:
 
 def make_bicycle(rng: np.random.Generator, rider: bool) -> Shape:
     """A bicycle, parked or ridden."""
-    length, width = 1.70 + 0.08 * rng.standard_normal(), 0.60 + 0.05 * np.clip(rng.standard_normal(), -2, 2)
-    height = (1.72 if rider else 1.1) + 0.06 * rng.standard_normal()
+    length, width = (
+        1.70 + 0.08 * np.clip(rng.standard_normal(), -2, 2),
+        0.60 + 0.05 * np.clip(rng.standard_normal(), -2, 2),
+    )
+    height = (1.72 if rider else 1.1) + 0.06 * np.clip(rng.standard_normal(), -1.5, 2)
     shape, base = Shape(BICYCLE, (length, width, height)), length / 2 - 0.33
     for x in (-base, base):
         shape.wheel(x, 0.0, 0.33, 0.035, RUBBER)

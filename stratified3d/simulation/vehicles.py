@@ -170,8 +170,8 @@ def make_truck(rng: np.random.Generator) -> Shape:
             shape.box((middle + bed / 2 - 0.05, 0, 1.1 + (height - 1.1) / 2), (0.08, width, height - 1.1), METAL, 0.6)
         elif kind == 'tipper':
             shape.tapered(
-                (middle, 0, 1.1 + (height - 1.1) / 2),
-                (bed, width - 0.3, height - 1.1),
+                (middle + 0.05, 0, 1.1 + (height - 1.1) / 2),
+                (bed - 0.5, width - 0.3, height - 1.1),
                 (-0.2, -0.3, -0.14),
                 METAL,
                 cargo,
@@ -261,8 +261,8 @@ def make_construction_vehicle(rng: np.random.Generator) -> Shape:
         rear = -half + 1.9
         for side in (-1, 1):
             shape.tapered((rear, side * (width / 2 - 0.28), 0.42), (3.7, 0.55, 0.8), (0.3, 0.3, 0.0), METAL, 0.5)
-        turn = rotate_z(rng.uniform(-0.3, 0.3))
-        shape.box((rear - 0.3, 0, 1.45), (3.0, width * 0.92, 1.1), PAINT, yellow, turn)
+        turn = rotate_z(rng.uniform(-0.25, 0.25))
+        shape.box((rear - 0.2, 0, 1.45), (2.7, width * 0.8, 1.1), PAINT, yellow, turn)
         shape.tapered(
             (rear + 0.7, width * 0.25, 0.9 + (height - 0.9) / 2),
             (1.5, 1.0, height - 0.9),

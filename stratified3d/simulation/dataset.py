@@ -87,8 +87,12 @@ def _scene(layout: str, seed: int, number: int, duration: float) -> Scene:
 def _write(path: Path, data: bytes) -> None:
     """Write a file that is either whole or absent."""
     partial = path.with_name(f'{path.name}.{os.getpid()}{_PARTIAL}')
-    partial.write_bytes(data)
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    except OSError as error:  # an error of write() does not say where
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _record_path(root: Path, number: int, k: int) -> Path:
@@ -268,8 +272,8 @@ def _simulate_missing(root: Path, settings: Settings, workers: int, progress: Ca
     if free < need:
         raise OSError(
             errno.ENOSPC,
-            f"'{root}' has {free / 1e9:.2f} GB free, the data set needs {need / 1e9:.2f} GB: free some, or ask for fewer "
-            'scenes, keyframes or sweeps',
+            f"'{root}' has {free / 1e9:.2f} GB free, the data set needs {need / 1e9:.2f} GB: free some, or ask for "
+            'fewer scenes, keyframes or sweeps',
         )
     done = total - missing
     progress(done, total)

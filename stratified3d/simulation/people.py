@@ -67,7 +67,7 @@ def make_pedestrian(rng: np.random.Generator, category: str | None = None) -> Sh
     stretch = np.clip(rng.standard_normal(2), -2, 2)
     shape = Shape(category, (scale * (0.74 + 0.10 * stretch[0]), scale * (0.66 + 0.06 * stretch[1]), height))
     colour, girth = rng.choice([0.4, 0.8, 1.2, 2.0]), rng.uniform(0.85, 1.2)
-    _person(shape, height, colour, swing=0.24 * scale, girth=girth * scale)
+    _person(shape, height, colour, swing=(0.85 * shape.size[0] - 0.17) / 2, girth=girth * scale)
     extra = rng.random()
     if category == WORKER:
         shape.frustum((0, 0, 0.66 * height), 0.19, 0.19, 0.1, RETROREFLECTOR)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .materials import CLOTH, METAL, PAINT, PLASTIC, RETROREFLECTOR, RUBBER, SKIN
+from .materials import CLOTH, MESH, METAL, PAINT, PLASTIC, RETROREFLECTOR, RUBBER, SKIN
 from .primitives import Shape, rotate_x, rotate_y
 
 ADULT = 'human.pedestrian.adult'
@@ -67,7 +67,7 @@ def make_pedestrian(rng: np.random.Generator, category: str | None = None) -> Sh
     stretch = np.clip(rng.standard_normal(2), -2, 2)
     shape = Shape(category, (scale * (0.74 + 0.10 * stretch[0]), scale * (0.66 + 0.06 * stretch[1]), height))
     colour, girth = rng.choice([0.4, 0.8, 1.2, 2.0]), rng.uniform(0.85, 1.2)
-    _person(shape, height, colour, swing=(0.85 * shape.size[0] - 0.17) / 2, girth=girth * scale)
+    _person(shape, height, colour, swing=0.45 * shape.size[0] - 0.085 * girth * scale, girth=girth * scale)
     extra = rng.random()
     if category == WORKER:
         shape.frustum((0, 0, 0.66 * height), 0.19, 0.19, 0.1, RETROREFLECTOR)
@@ -111,7 +111,7 @@ def make_bicycle(rng: np.random.Generator, rider: bool) -> Shape:
     height = (1.72 if rider else 1.1) + 0.06 * np.clip(rng.standard_normal(), -1.5, 2)
     shape, base = Shape(BICYCLE, (length, width, height)), length / 2 - 0.33
     for x in (-base, base):
-        shape.wheel(x, 0.0, 0.33, 0.035, RUBBER)
+        shape.wheel(x, 0.0, 0.33, 0.035, MESH)
     shape.box((0.05, 0, 0.62), (0.75, 0.04, 0.05), METAL, 1.0, rotate_y(-0.15))
     shape.box((-0.1, 0, 0.45), (0.6, 0.04, 0.05), METAL, 1.0, rotate_y(-0.75))
     shape.box((0.25, 0, 0.48), (0.05, 0.04, 0.62), METAL, 1.0, rotate_y(-0.3))

@@ -250,6 +250,14 @@ def make_trailer(rng: np.random.Generator) -> Shape:
     return shape
 
 
+def _beam(shape: Shape, begin: tuple[float, float], end: tuple[float, float], thickness: float, shade: float) -> None:
+    """A digger's arm between two points x, z beside the cab."""
+    dx, dz = end[0] - begin[0], end[1] - begin[1]
+    centre = ((begin[0] + end[0]) / 2, -0.3, (begin[1] + end[1]) / 2)
+    size = (np.hypot(dx, dz) + 0.1, 0.9 * thickness, thickness)
+    shape.box(centre, size, PAINT, shade, rotate_y(-np.arctan2(dz, dx)))
+
+
 def make_construction_vehicle(rng: np.random.Generator) -> Shape:
     """Excavator, wheel loader or roller."""
     kind = rng.choice(['excavator', 'loader', 'roller'], p=[0.45, 0.35, 0.2])
@@ -270,8 +278,9 @@ def make_construction_vehicle(rng: np.random.Generator) -> Shape:
             GLASS,
             yellow,
         )
-        shape.box((rear + 1.9, -0.3, height * 0.78), (2.7, 0.4, 0.45), PAINT, yellow, rotate_y(-0.35))
-        shape.box((half - 0.75, -0.3, height * 0.5), (0.32, 0.36, height * 0.75), PAINT, yellow, rotate_y(0.25))
+        elbow = (half - 1.5, height - 0.25)
+        _beam(shape, (rear + 0.9, 1.5), elbow, 0.42, yellow)
+        _beam(shape, elbow, (half - 0.6, 0.7), 0.34, yellow)
         shape.tapered((half - 0.7, -0.3, 0.4), (0.9, 1.1, 0.7), (0.3, 0.1, 0.0), METAL, 0.6)
     elif kind == 'loader':
         shape.box((-half + 1.2, 0, 1.35), (2.3, width * 0.75, 1.1), PAINT, yellow)

@@ -51,7 +51,7 @@ class Noise:
 
     range_sigma: float = 0.02
     dropped: float = 0.012
-    reach: float = 62.0
+    reach: float = 70.0
     mixed: float = 0.25
 
 

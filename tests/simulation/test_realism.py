@@ -1,7 +1,7 @@
 """The world must not be easier than the real one: a mini set against a released keyframe.
 
-`real_keyframe.json` holds statistics derived from one keyframe (histograms, no points). With $STRATIFIED3D_REAL_DATA set
-to a folder that holds nuscenes_keyframe/ (the .pcd.bin and mmdet3d's v2 info .pkl) they are computed from the frame.
+`real_keyframe.json` holds statistics derived from one keyframe (histograms, no points). With $STRATIFIED3D_REAL_DATA
+set to a folder that holds nuscenes_keyframe/ (the .pcd.bin and mmdet3d's v2 info .pkl) they come from the frame itself.
 """
 
 import json

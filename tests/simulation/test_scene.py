@@ -82,7 +82,7 @@ def test_sizes_are_those_of_nuscenes_and_shapes_fill_their_boxes(name):
         assert low[2] > -0.05
         assert (np.array([*-half[:2], 0]) - low < slack).all(), f'{name} reaches {low}, box {shape.size}'
         assert (high - np.array([*half[:2], shape.size[2]]) < slack).all(), f'{name} reaches {high}, box {shape.size}'
-        assert (high - low > 0.75 * np.array(shape.size)).all(), f'{name} fills {high - low} of {shape.size}'
+        assert (high - low > 0.7 * np.array(shape.size)).all(), f'{name} fills {high - low} of {shape.size}'
 
 
 def test_clutter_varies_and_is_not_annotated():
@@ -159,12 +159,11 @@ def overlap(a, b) -> bool:
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_layouts(layout):
     """Returns lie in their owners' boxes, tracks move as annotated, and nobody drives through anybody."""
-    for seed in (11, 12):
-        duration = 9.5
+    for seed, duration in ((11, 9.5), (12, 19.5)):
         scene = build_scene(layout, (seed, 3), duration)
         inside_all, total = 0, 0
         before = None
-        for time in (0.0, 0.5, 9.5):
+        for time in (0.0, 0.5, duration):
             points, primitives = scene.sweep(time, None, SILENT)
             boxes = scene.annotate(time, points, primitives)
             poses = scene.lidar_pose(time + scene.sensor.delays)

@@ -1,0 +1,345 @@
+"""Data sets on disk: the format as nuscenes-devkit and mmdet3d read it, and what survives kills and full disks."""
+
+import errno
+import hashlib
+import json
+import os
+import pickle
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stratified3d.simulation import Settings, dataset, simulate_dataset
+from stratified3d.simulation.nuscenes_writer import CATEGORIES, TABLES, quaternion, visibility_token
+from stratified3d.simulation.scene import count_points
+from stratified3d.simulation.splits import SPLITS, scene_name
+
+ROOT = Path(__file__).parents[2]
+TINY = Settings(train=1, val=1, keyframes=3)
+
+
+def digest(root: Path) -> dict[str, str]:
+    """{relative path: hash} of every file."""
+    return {
+        str(path.relative_to(root)): hashlib.md5(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob('*'))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope='module')
+def devkit():
+    return pytest.importorskip('nuscenes')
+
+
+def test_settings_are_checked():
+    for settings, text in (
+        (Settings(version='v1.0-test'), 'none of v1.0-mini'),
+        (Settings(train=9), 'at most 8'),
+        (Settings(keyframes=1), '2 to 41'),
+        (Settings(sweeps=11), '1 to 10'),
+        (Settings(seed=-1), 'seed -1'),
+        (Settings(train=0, val=0), 'at least one'),
+    ):
+        with pytest.raises(ValueError, match=text):
+            settings.check()
+    assert Settings().bytes() < 1.5e9
+
+
+def test_split_names_are_the_devkits(devkit):
+    from nuscenes.utils import splits
+
+    assert [scene_name(n) for n in SPLITS['v1.0-mini'][0]] == splits.mini_train
+    assert [scene_name(n) for n in SPLITS['v1.0-mini'][1]] == splits.mini_val
+    assert sorted(scene_name(n) for n in SPLITS['v1.0-trainval'][0]) == sorted(splits.train)
+    assert sorted(scene_name(n) for n in SPLITS['v1.0-trainval'][1]) == sorted(splits.val)
+
+
+def test_category_names_are_nuscenes(devkit):
+    from nuscenes.utils.color_map import get_colormap
+
+    assert set(CATEGORIES) <= set(get_colormap())
+    assert len(set(CATEGORIES)) == 23
+
+
+def test_quaternions():
+    pyquaternion = pytest.importorskip('pyquaternion')
+    for seed in range(20):
+        rotation = pyquaternion.Quaternion.random().rotation_matrix if seed else np.diag([-1.0, -1.0, 1.0])
+        np.testing.assert_allclose(pyquaternion.Quaternion(quaternion(rotation)).rotation_matrix, rotation, atol=1e-9)
+    assert [visibility_token(share) for share in (0.0, 0.39, 0.4, 0.6, 0.8, 1.0)] == ['1', '1', '2', '3', '4', '4']
+
+
+def test_format(tiny_set, devkit):
+    """What the devkit reads, chains and frames included."""
+    from nuscenes import NuScenes
+    from nuscenes.utils.data_classes import LidarPointCloud
+
+    nusc = NuScenes('v1.0-mini', str(tiny_set), verbose=False)
+    assert sorted(path.stem for path in (tiny_set / 'v1.0-mini').iterdir()) == sorted(TABLES)
+    assert [scene['name'] for scene in nusc.scene] == ['scene-0061', 'scene-0103']
+    for scene in nusc.scene:
+        samples, token = [], scene['first_sample_token']
+        while token:
+            samples.append(nusc.get('sample', token))
+            token = samples[-1]['next']
+        assert [s['token'] for s in samples][-1] == scene['last_sample_token']
+        assert scene['nbr_samples'] == len(samples) == 3
+        assert [b['timestamp'] - a['timestamp'] for a, b in zip(samples, samples[1:])] == [500000, 500000]
+        assert len(samples[0]['data']) == 7
+        # sweeps: 20 Hz, each between keyframes belongs to the next one
+        sweeps, token = [], samples[0]['data']['LIDAR_TOP']
+        while token:
+            sweeps.append(nusc.get('sample_data', token))
+            token = sweeps[-1]['next']
+        assert len(sweeps) == 21
+        assert set(np.diff([sweep['timestamp'] for sweep in sweeps])) == {50000}
+        assert [i for i, sweep in enumerate(sweeps) if sweep['is_key_frame']] == [0, 10, 20]
+        assert [sweep['sample_token'] for sweep in sweeps[1:11]] == [samples[1]['token']] * 10
+        for sweep in sweeps:
+            cloud = LidarPointCloud.from_file(str(tiny_set / sweep['filename']))
+            assert cloud.points.shape == (4, 34688)
+    # stacked by the devkit, the walls of all sweeps are one wall
+    cloud, times = LidarPointCloud.from_file_multisweep(nusc, samples[2], 'LIDAR_TOP', 'LIDAR_TOP', nsweeps=10)
+    assert len(np.unique(times.round(4))) == 10
+    counts = {}
+    for annotation in nusc.sample_annotation:
+        assert annotation['num_lidar_pts'] >= 0
+        assert annotation['visibility_token'] in '1234'
+        kind = annotation['category_name'].split('.')
+        has = len(annotation['attribute_tokens'])
+        wanted = kind[0] == 'vehicle' or (kind[0] == 'human' and kind[-1] != 'stroller')
+        assert has == wanted, annotation['category_name']
+        counts[annotation['category_name']] = counts.get(annotation['category_name'], 0) + 1
+    assert len(counts) >= 10
+    # points in the devkit's boxes are those that num_lidar_pts counts
+    from nuscenes.utils.geometry_utils import points_in_box
+
+    key = samples[1]['data']['LIDAR_TOP']
+    path, boxes, _ = nusc.get_sample_data(key)
+    points = np.fromfile(path, np.float32).reshape(-1, 5)[:, :3]
+    points = points[np.linalg.norm(points, axis=1) > 1].T
+    got = np.array([points_in_box(box, points).sum() for box in boxes])
+    stated = np.array([nusc.get('sample_annotation', box.token)['num_lidar_pts'] for box in boxes])
+    assert np.abs(got - stated).sum() <= 0.005 * stated.sum()
+
+
+def test_ground_truth_as_predictions_scores_one(mini_set, devkit, tmp_path):
+    from nuscenes import NuScenes
+    from nuscenes.eval.common.config import config_factory
+    from nuscenes.eval.detection.constants import DETECTION_NAMES
+    from nuscenes.eval.detection.evaluate import DetectionEval
+    from nuscenes.eval.detection.utils import category_to_detection_name
+
+    nusc = NuScenes('v1.0-mini', str(mini_set), verbose=False)
+    results = {}
+    for sample in nusc.sample:
+        if nusc.get('scene', sample['scene_token'])['name'] not in ('scene-0103', 'scene-0916'):
+            continue
+        results[sample['token']] = rows = []
+        for annotation in (nusc.get('sample_annotation', token) for token in sample['anns']):
+            name = category_to_detection_name(annotation['category_name'])
+            if name and annotation['num_lidar_pts']:
+                velocity = np.nan_to_num(nusc.box_velocity(annotation['token'])[:2])
+                attribute = [nusc.get('attribute', token)['name'] for token in annotation['attribute_tokens']]
+                rows.append(
+                    {
+                        'sample_token': sample['token'],
+                        'translation': annotation['translation'],
+                        'size': annotation['size'],
+                        'rotation': annotation['rotation'],
+                        'velocity': velocity.tolist(),
+                        'detection_name': name,
+                        'detection_score': 1.0,
+                        'attribute_name': attribute[0] if attribute else '',
+                    }
+                )
+    path = tmp_path / 'results.json'
+    meta = dict.fromkeys(('use_camera', 'use_radar', 'use_map', 'use_external'), False) | {'use_lidar': True}
+    path.write_text(json.dumps({'meta': meta, 'results': results}))
+    scored = DetectionEval(
+        nusc, config_factory('detection_cvpr_2019'), str(path), 'mini_val', str(tmp_path), verbose=False
+    )
+    summary = scored.main(plot_examples=0, render_curves=False)
+    assert set(summary['mean_dist_aps']) == set(DETECTION_NAMES)
+    assert summary['mean_ap'] == pytest.approx(1.0, abs=1e-6)
+    assert summary['nd_score'] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_the_same_bytes_for_any_number_of_workers(tiny_set, tmp_path):
+    seen = []
+    assert simulate_dataset(tmp_path / 'two', TINY, workers=2, progress=lambda done, total: seen.append((done, total)))
+    assert seen[0] == (0, 6)
+    assert seen[-1] == (6, 6)
+    assert digest(tmp_path / 'two') == digest(tiny_set)
+    assert not simulate_dataset(tmp_path / 'two', TINY)  # complete already
+
+
+def command(*arguments, **options):
+    return [sys.executable, str(ROOT / 'tools/simulate.py'), *map(str, arguments)]
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='signals')
+def test_killed_and_resumed(tiny_set, tmp_path):
+    """kill -9 in the middle, rubbish left behind: the next run finishes with the same bytes."""
+    out = tmp_path / 'killed'
+    process = subprocess.Popen(
+        command(out, '--scenes', '1+1', '--keyframes', 3, '--workers', 2), stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list(out.glob('.simulation/*/*.json')):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)  # the parent alone: its workers must notice
+    process.wait()
+    assert list(out.glob('.simulation/*/*.json')), 'it had begun'
+    assert not (out / 'v1.0-mini').exists(), 'tables come last'
+    whole = {path.name: path.stat().st_size for path in out.rglob('*.pcd.bin')}
+    assert set(whole.values()) <= {dataset.SWEEP_BYTES}
+    (out / 'sweeps/LIDAR_TOP/x.pcd.bin.99.partial').write_bytes(b'half')
+    (out / 'v1.0-mini.partial').mkdir()
+    (out / 'v1.0-mini.partial/scene.json').write_text('[')
+    assert simulate_dataset(out, TINY, workers=1)
+    time.sleep(1.0)  # whatever a worker of the killed run may still do
+    assert digest(out) == digest(tiny_set)
+
+
+def limit_files(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_a_write_that_fails_leaves_nothing_half_written(tmp_path):
+    """A file-size limit below a sweep's size stands for a disk that fills up while the file is written."""
+    out = tmp_path / 'full'
+    result = subprocess.run(
+        command(out, '--scenes', '1+1', '--keyframes', 2, '--sweeps', 1, '--workers', 1),
+        text=True,
+        capture_output=True,
+        preexec_fn=lambda: limit_files(300_000),
+    )
+    assert result.returncode == 1
+    assert 'File too large' in result.stderr
+    assert '.pcd.bin' in result.stderr
+    assert 'Traceback' not in result.stderr
+    assert not list(out.rglob('*.pcd.bin'))
+    assert not (out / 'v1.0-mini').exists()
+
+
+def test_a_disk_that_fills_up_in_a_worker(tmp_path, monkeypatch):
+    calls = []
+
+    def full(path, data):
+        calls.append(path)  # counted in each worker
+        if len(calls) > 5:
+            raise OSError(errno.ENOSPC, 'No space left on device', str(path))
+        return write(path, data)
+
+    write = Path.write_bytes
+    monkeypatch.setattr(Path, 'write_bytes', full)
+    with pytest.raises(OSError, match='run the same command again') as error:
+        simulate_dataset(tmp_path / 'out', TINY, workers=2)
+    assert error.value.errno == errno.ENOSPC
+    monkeypatch.undo()
+    assert not (tmp_path / 'out/v1.0-mini').exists()
+
+
+def test_too_small_a_disk_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(10, 9, 1_000_000))
+    with pytest.raises(OSError, match='0.00 GB free, the data set needs 0.03 GB'):
+        simulate_dataset(tmp_path / 'out', TINY)
+
+
+def test_folders_that_hold_something_else(tiny_set, tmp_path):
+    copy = tmp_path / 'copy'
+    shutil.copytree(tiny_set, copy)
+    with pytest.raises(ValueError, match='other settings .*seed 0 instead of 7'):
+        simulate_dataset(copy, Settings(train=1, val=1, keyframes=3, seed=7))
+    (tmp_path / 'foreign').mkdir()
+    (tmp_path / 'foreign/thesis.txt').write_text('precious')
+    with pytest.raises(ValueError, match='not empty'):
+        simulate_dataset(tmp_path / 'foreign', TINY)
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(FileExistsError, match='is a file'):
+        simulate_dataset(tmp_path / 'file', TINY)
+    with pytest.raises(ValueError, match="'samples'"):
+        simulate_dataset(tmp_path / 'my_samples', TINY)
+
+
+def test_command_line_errors(tmp_path):
+    for arguments, text in (
+        (('--version', 'v2'), "version 'v2' is none of"),
+        (('--scenes', 'x'), "'x' is neither"),
+        (('--scenes', '9+1'), 'at most 8 training'),
+    ):
+        result = subprocess.run(command(tmp_path / 'out', *arguments), capture_output=True, text=True)
+        assert result.returncode != 0
+        assert text in result.stderr
+        assert 'Traceback' not in result.stderr
+    result = subprocess.run(command('/proc/nothing/here'), capture_output=True, text=True)
+    assert result.returncode == 1
+    assert '/proc/nothing' in result.stderr
+    assert 'Traceback' not in result.stderr
+    text = subprocess.run(command('--help'), capture_output=True, text=True).stdout
+    assert 'examples:' in text
+
+
+def test_it_runs_where_nothing_can_be_cached(tmp_path):
+    """No writable cache folder for numba: the kernels are compiled in the process."""
+    code = (
+        'from stratified3d.simulation import jit\n'
+        'import numba\n'
+        'def njit(*args, cache=False, **options):\n'
+        "    if cache: raise RuntimeError('cannot cache function: no locator available')\n"
+        '    return numba.core.decorators.njit(*args, **options)\n'
+        'jit.numba = type("numba", (), {"njit": staticmethod(njit)})\n'
+        'print(jit.compiled(lambda x: x + 1)(41))\n'
+    )
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    assert result.stdout.strip() == '42', result.stderr
+
+
+def test_create_data_runs_unchanged(tiny_set, tmp_path):
+    """mmdet3d's own converter, as its documentation calls it, makes infos and a database of objects."""
+    mmdet3d = pytest.importorskip('mmdet3d')
+    mim = Path(mmdet3d.__path__[0]) / '.mim'
+    (tmp_path / 'data').mkdir()
+    shutil.copytree(tiny_set, tmp_path / 'data/nuscenes')
+    result = subprocess.run(
+        [
+            sys.executable,
+            str(mim / 'tools/create_data.py'),
+            'nuscenes',
+            '--root-path',
+            './data/nuscenes',
+            '--out-dir',
+            './data/nuscenes',
+            '--extra-tag',
+            'nuscenes',
+            '--version',
+            'v1.0-mini',
+        ],
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': str(mim)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    infos = pickle.loads((tmp_path / 'data/nuscenes/nuscenes_infos_val.pkl').read_bytes())
+    assert len(infos['data_list']) == 3
+    frame = infos['data_list'][2]
+    assert len(frame['lidar_sweeps']) == 10
+    path = tmp_path / 'data/nuscenes/samples/LIDAR_TOP' / frame['lidar_points']['lidar_path']
+    points = np.fromfile(path, np.float32).reshape(-1, 5)[:, :3].astype(float)
+    boxes = np.array([instance['bbox_3d'] for instance in frame['instances']])
+    stated = np.array([instance['num_lidar_pts'] for instance in frame['instances']])
+    counted = count_points(points[np.linalg.norm(points, axis=1) > 1], boxes[:, :3], boxes[:, 3:6], boxes[:, 6])
+    # the sensor's mount is tilted by up to a degree or two, which mmdet3d's boxes do not know
+    assert np.abs(counted - stated).sum() < 0.12 * stated.sum()
+    database = pickle.loads((tmp_path / 'data/nuscenes/nuscenes_dbinfos_train.pkl').read_bytes())
+    assert len(database) >= 7

@@ -1,0 +1,149 @@
+"""The world must not be easier than the real one: a mini set against a released keyframe.
+
+`real_keyframe.json` holds statistics derived from one keyframe (histograms, no points). With $STRATIFIED3D_REAL_DATA
+set to a folder that holds nuscenes_keyframe/ (the .pcd.bin and mmdet3d's v2 info .pkl) they come from the frame itself.
+"""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stratified3d.simulation.statistics import box_statistics, compare, point_statistics, read_dataset, summarise
+
+STORED = Path(__file__).with_name('real_keyframe.json')
+CLASSES = (
+    'car',
+    'truck',
+    'bus',
+    'trailer',
+    'construction_vehicle',
+    'pedestrian',
+    'motorcycle',
+    'bicycle',
+    'traffic_cone',
+    'barrier',
+)
+
+
+def read_real(folder: Path) -> dict:
+    """Statistics of the keyframe itself."""
+    points = np.fromfile(next(folder.glob('*.pcd.bin')), np.float32).reshape(-1, 5)
+    info = pickle.loads(next(folder.glob('*.pkl')).read_bytes())
+    names = {label: name for name, label in info['metainfo']['categories'].items()}
+    boxes = info['data_list'][0]['instances']
+    table = box_statistics(
+        [names.get(box['bbox_label'], 'other') for box in boxes],
+        np.array([np.hypot(*box['bbox_3d'][:2]) for box in boxes]),
+        np.array([box['num_lidar_pts'] for box in boxes]),
+    )
+    return summarise({**point_statistics(points), 'boxes': table, 'keyframes': 1})
+
+
+@pytest.fixture(scope='module')
+def real():
+    folder = os.environ.get('STRATIFIED3D_REAL_DATA')
+    return read_real(Path(folder) / 'nuscenes_keyframe') if folder else json.loads(STORED.read_text())
+
+
+@pytest.fixture(scope='module')
+def simulated(mini_set):
+    return read_dataset(mini_set)
+
+
+@pytest.mark.skipif('STRATIFIED3D_REAL_DATA' not in os.environ, reason='needs the real keyframe')
+def test_stored_statistics_are_those_of_the_frame(real):
+    stored = json.loads(STORED.read_text())
+    assert stored['rings'] == real['rings']
+    assert stored['ranges'] == real['ranges']
+    assert stored['boxes'] == real['boxes']
+
+
+def test_points_per_ring_and_range(simulated, real):
+    for key in ('rings', 'ranges'):
+        ratio = np.array(simulated[key]) / np.array(real[key])
+        assert ratio.min() >= 0.5, f'{key}: {ratio.round(2)}'
+        assert ratio.max() <= 2.0, f'{key}: {ratio.round(2)}'
+    assert 0.75 <= simulated['missing'] / real['missing'] <= 1.25
+
+
+def test_intensity(simulated, real):
+    ratio = np.array(simulated['intensity']) / np.array(real['intensity'])
+    assert (ratio > 0.6).all(), ratio
+    assert (ratio < 1.6).all(), ratio
+
+
+def test_boxes_per_keyframe(simulated):
+    assert simulated['all_boxes'] >= 40
+    assert simulated['few'] / simulated['all_boxes'] >= 0.4
+
+
+def test_distant_boxes_are_as_thin_as_real_ones(simulated, real):
+    """Beyond 40 m hardly a box has more than 20 points, and most have at most 5."""
+    ours, theirs = (sum(np.array(table)[2] for table in each['boxes'].values()) for each in (simulated, real))
+    assert ours[3] / ours.sum() < 0.05
+    assert ours[:2].sum() / ours.sum() > 0.7 < theirs[:2].sum() / theirs.sum()
+
+
+def boxes_by_class(root, scenes, points):
+    """Annotated boxes of at least `points` points per detection class in some scenes."""
+    from stratified3d.simulation.frame import DETECTION_NAMES
+
+    rows = {
+        name: json.loads((root / 'v1.0-mini' / f'{name}.json').read_text())
+        for name in ('scene', 'sample', 'sample_annotation', 'instance', 'category')
+    }
+    category = {row['token']: row['name'] for row in rows['category']}
+    name = {row['token']: DETECTION_NAMES.get(category[row['category_token']]) for row in rows['instance']}
+    chosen = {row['token'] for row in rows['scene'] if row['name'] in scenes}
+    samples = {row['token'] for row in rows['sample'] if row['scene_token'] in chosen}
+    found = [
+        name[row['instance_token']]
+        for row in rows['sample_annotation']
+        if row['sample_token'] in samples and row['num_lidar_pts'] >= points
+    ]
+    return {each: found.count(each) for each in CLASSES}
+
+
+def test_every_class_is_there(mini_set):
+    val = boxes_by_class(mini_set, ('scene-0103', 'scene-0916'), 1)
+    assert min(val.values()) >= 30, val
+    train = boxes_by_class(
+        mini_set,
+        (
+            'scene-0061',
+            'scene-0553',
+            'scene-0655',
+            'scene-0757',
+            'scene-0796',
+            'scene-1077',
+            'scene-1094',
+            'scene-1100',
+        ),
+        5,
+    )
+    assert min(train.values()) >= 30, train
+
+
+def test_other_categories_are_annotated_too(mini_set):
+    rows = {
+        name: json.loads((mini_set / 'v1.0-mini' / f'{name}.json').read_text()) for name in ('instance', 'category')
+    }
+    category = {row['token']: row['name'] for row in rows['category']}
+    found = {category[row['category_token']] for row in rows['instance']}
+    assert {
+        'movable_object.debris',
+        'movable_object.pushable_pullable',
+        'static_object.bicycle_rack',
+        'animal',
+        'human.pedestrian.stroller',
+    } <= found
+
+
+def test_the_table_has_every_line(simulated, real):
+    table = compare(simulated, real)
+    assert table.count('\n') > 50
+    assert 'nan' not in table

@@ -13,5 +13,5 @@ model = dict(
             dict(depth=2, window_shape=(4, 24, 24), stride=(4, 1, 1)),
         ]),
     backbone=dict(channels=(64, 128), depths=(1, 2), strides=(2, 2), out_channels=64),
-    head=dict(tasks=[_base_.class_names]))
+    head=dict(tasks=[_base_.class_names], shared_channels=32, post_max_size=300))
 train_dataloader = dict(batch_size=2, num_workers=1)

@@ -1,0 +1,40 @@
+_base_ = ['../../../configs/stratified/stratified-centerpoint_tiny_1xb2-cyclic-20e_nus-3d.py']
+
+# a simulated nuScenes, no ground-truth sampling, a short schedule
+data_root = 'data/simulated/'
+metainfo = dict(classes=_base_.class_names, version='v1.0-mini')
+load_points = [
+    dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5),
+    dict(type='LoadAlignedSweeps', sweeps_num=4, use_dim=[0, 1, 2, 3, 4], remove_close=True),
+    dict(type='PointsRangeFilter', point_cloud_range=_base_.point_cloud_range),
+]
+train_pipeline = [
+    *load_points[:2],
+    dict(type='LoadAnnotations3D', with_bbox_3d=True, with_label_3d=True),
+    dict(type='GlobalRotScaleTrans', rot_range=[-0.39, 0.39], scale_ratio_range=[0.95, 1.05], translation_std=[0, 0, 0]),
+    *[t for t in _base_.train_pipeline if t['type'] in (
+        'RandomFlip3D', 'PointsRangeFilter', 'ObjectRangeFilter', 'ObjectNameFilter')],
+    dict(type='Pack3DDetInputs', keys=['points', 'gt_bboxes_3d', 'gt_labels_3d']),
+]
+test_pipeline = [*load_points, dict(type='Pack3DDetInputs', keys=['points'])]
+train_dataloader = dict(
+    _delete_=True, batch_size=2, num_workers=1, persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(
+        type='NuScenesDataset', data_root=data_root, ann_file='nuscenes_infos_train.pkl', pipeline=train_pipeline,
+        metainfo=metainfo, data_prefix=dict(pts='samples/LIDAR_TOP', img='', sweeps='sweeps/LIDAR_TOP'),
+        use_valid_flag=True, box_type_3d='LiDAR'))
+val_dataloader = dict(dataset=dict(data_root=data_root, pipeline=test_pipeline, metainfo=metainfo))
+test_dataloader = val_dataloader
+val_evaluator = dict(data_root=data_root, ann_file=data_root + 'nuscenes_infos_val.pkl')
+test_evaluator = val_evaluator
+
+model = dict(head=dict(score_threshold=0.02))
+epochs = 5
+lr = 2e-3
+optim_wrapper = dict(optimizer=dict(lr=lr))
+param_scheduler = [
+    dict(type='OneCycleLR', eta_max=lr, total_steps=epochs, pct_start=0.25, by_epoch=True, convert_to_iter_based=True)]
+train_cfg = dict(max_epochs=epochs, val_interval=epochs)
+randomness = dict(seed=0)
+default_hooks = dict(logger=dict(interval=10))

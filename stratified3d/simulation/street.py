@@ -32,8 +32,8 @@ class Section:
     parked: float = 0.7  # share of the parking lane in use
     pavement: float = 4.0
     setback: float = 1.0
-    storeys: tuple[float, float] = (5.0, 20.0)  # heights of the buildings
-    built: float = 0.6  # share of the frontage that is built up; fences, hedges, walls else
+    storeys: tuple[float, float] = (6.0, 24.0)  # heights of the buildings
+    built: float = 0.65  # share of the frontage that is built up; fences, hedges, walls else
     trees: float = 5.0
     clutter: float = 5.0
     walkers: float = 4.0

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from stratified3d.simulation import Settings, dataset, simulate_dataset
+from stratified3d.simulation.layouts import build_scene
 from stratified3d.simulation.nuscenes_writer import CATEGORIES, TABLES, quaternion, visibility_token
 from stratified3d.simulation.scene import count_points
 from stratified3d.simulation.splits import SPLITS, scene_name
@@ -106,9 +107,8 @@ def test_format(tiny_set, devkit):
         for sweep in sweeps:
             cloud = LidarPointCloud.from_file(str(tiny_set / sweep['filename']))
             assert cloud.points.shape == (4, 34688)
-    # stacked by the devkit, the walls of all sweeps are one wall
     cloud, times = LidarPointCloud.from_file_multisweep(nusc, samples[2], 'LIDAR_TOP', 'LIDAR_TOP', nsweeps=10)
-    assert len(np.unique(times.round(4))) == 10
+    np.testing.assert_allclose(np.unique(times.round(4)), np.arange(10) * 0.05, atol=1e-4)
     counts = {}
     for annotation in nusc.sample_annotation:
         assert annotation['num_lidar_pts'] >= 0
@@ -129,6 +129,33 @@ def test_format(tiny_set, devkit):
     got = np.array([points_in_box(box, points).sum() for box in boxes])
     stated = np.array([nusc.get('sample_annotation', box.token)['num_lidar_pts'] for box in boxes])
     assert np.abs(got - stated).sum() <= 0.005 * stated.sum()
+
+
+def test_tables_hold_the_poses_of_the_scene(tiny_set, devkit):
+    """Calibration times ego pose of every sweep is where the simulated sensor was, up to the scene's place on the map."""
+    from nuscenes import NuScenes
+    from pyquaternion import Quaternion
+
+    nusc = NuScenes('v1.0-mini', str(tiny_set), verbose=False)
+    for (number, layout), scene_row in zip(TINY.scenes(), nusc.scene):
+        scene = build_scene(layout, (TINY.seed, number), 1.0)
+        token = nusc.get('sample', scene_row['first_sample_token'])['data']['LIDAR_TOP']
+        places, index = [], 0
+        while token:
+            row = nusc.get('sample_data', token)
+            ego, mount = (
+                nusc.get('ego_pose', row['ego_pose_token']),
+                nusc.get('calibrated_sensor', row['calibrated_sensor_token']),
+            )
+            turn = Quaternion(ego['rotation']).rotation_matrix
+            expected = scene.lidar_pose(np.array([0.05 * index]))
+            np.testing.assert_allclose(
+                turn @ Quaternion(mount['rotation']).rotation_matrix, expected.rotation[0], atol=1e-9
+            )
+            places.append(turn @ mount['translation'] + ego['translation'] - expected.translation[0])
+            token, index = row['next'], index + 1
+        assert index == 21
+        assert np.ptp(places, axis=0).max() < 1e-6
 
 
 def test_ground_truth_as_predictions_scores_one(mini_set, devkit, tmp_path):

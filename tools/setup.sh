@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds .venv with everything stratified3d needs; `tools/setup.sh --help` tells the rest.
 set -euo pipefail
+[ ! -d "${STRATIFIED3D_WHEELS:-}" ] || STRATIFIED3D_WHEELS=$(cd "$STRATIFIED3D_WHEELS" && pwd)
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage() {
@@ -64,28 +65,33 @@ if [ ! -x .venv/bin/python ]; then
 fi
 log=.venv/setup.log
 : > "$log"
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 
-# step TITLE COMMAND...: runs it into the log, showing elapsed time and, for compilers, the files done.
-step() {
-  local title=$1 begin=$SECONDS last=''; shift
+# follow TITLE PID LOG: waits for a background command, showing elapsed time and, for compilers, the files done.
+follow() {
+  local title=$1 pid=$2 log=$3 begin=$SECONDS last='' pause=1
   echo "set-up: $title"
-  "$@" >>"$log" 2>&1 &
-  local pid=$! pause=1
-  while kill -0 $pid 2>/dev/null; do
+  while kill -0 "$pid" 2>/dev/null; do
     sleep $pause
     if [ -t 1 ]; then pause=2; else pause=$((pause < 60 ? pause + 2 : 60)); fi
     last=$(tail -c 4000 "$log" | grep -oE '\[[0-9]+/[0-9]+\]' | tail -n 1 || true)
     if [ -t 1 ]; then printf '\r  %4d s %s ' $((SECONDS - begin)) "$last"
     elif [ $((SECONDS - begin)) -ge 60 ]; then echo "  $((SECONDS - begin)) s $last"; fi
   done
-  if ! wait $pid; then
-    printf '\n' ; tail -n 25 "$log" >&2
+  if ! wait "$pid"; then
+    printf '\n'; tail -n 25 "$log" >&2
     echo "setup.sh: '$title' failed (full log: $log). Correct what the lines above name and run it again:" \
          "finished steps are kept." >&2
     exit 1
   fi
   if [ -t 1 ]; then printf '\r'; fi
   echo "  done in $((SECONDS - begin)) s          "
+}
+
+step() {
+  local title=$1; shift
+  "$@" >>"$log" 2>&1 &
+  follow "$title" $! "$log"
 }
 
 # open3d needs libusb and libGL, off-screen pictures a software Vulkan, mmcv a compiler
@@ -102,22 +108,27 @@ elif [ -n "$packages" ]; then
   echo "set-up: missing system packages; ask an administrator for: apt-get install$packages"
 fi
 
-pip=(.venv/bin/python -m pip install --disable-pip-version-check --constraint tools/constraints.txt)
-[ -z "${STRATIFIED3D_WHEELS:-}" ] || pip+=(--find-links "$STRATIFIED3D_WHEELS")
+options=(--disable-pip-version-check --constraint tools/constraints.txt)
+[ -z "${STRATIFIED3D_WHEELS:-}" ] || options+=(--find-links "$STRATIFIED3D_WHEELS")
+pip=(.venv/bin/python -m pip install "${options[@]}")
 pin() { grep "^$1==" tools/constraints.txt; }
 
 # torch by its exact pin: a looser request may bring another build
 step "$(pin torch) and build tools" "${pip[@]}" "$(pin torch)" "$(pin numpy)" 'setuptools<81' wheel ninja psutil
+mmcv_pid=''
 if ! .venv/bin/python -c 'import mmcv, mmcv.ops' 2>/dev/null; then
-  # CPU operators only, also on a GPU machine: no model path of ours calls a CUDA operator of mmcv
-  mmcv_pip=(env MMCV_WITH_OPS=1 FORCE_CUDA=0 CUDA_VISIBLE_DEVICES= MAX_JOBS="$(nproc)" "${pip[@]}" -v --no-build-isolation)
-  if ls "${STRATIFIED3D_WHEELS:-/nonexistent}"/mmcv-2.1.0-*.whl >/dev/null 2>&1; then
-    step "$(pin mmcv) from $STRATIFIED3D_WHEELS" "${mmcv_pip[@]}" "$(pin mmcv)"
-  else
-    step "$(pin mmcv), compiled from source (about 11 minutes on two cores)" "${mmcv_pip[@]}" "$(pin mmcv)"
-  fi
+  # CPU operators only, also on a GPU machine: no model path of ours calls a CUDA operator of mmcv. The wheel takes
+  # minutes of compilation unless a folder of wheels has it, so it is made while the rest is fetched.
+  MMCV_WITH_OPS=1 FORCE_CUDA=0 CUDA_VISIBLE_DEVICES='' MAX_JOBS=$(nproc) setsid .venv/bin/python -m pip wheel \
+    "${options[@]}" -v --no-deps --no-build-isolation --wheel-dir .venv/wheels "$(pin mmcv)" >.venv/mmcv.log 2>&1 &
+  mmcv_pid=$!
+  trap 'kill -- -$mmcv_pid 2>/dev/null || true; kill $(jobs -p) 2>/dev/null || true' EXIT
 fi
 step "mmdet3d, spconv, open3d and stratified3d" "${pip[@]}" --no-build-isolation -e ".[detection,$device,dev]"
+if [ -n "$mmcv_pid" ]; then
+  follow "$(pin mmcv), from STRATIFIED3D_WHEELS or compiled (about 11 minutes on two cores)" "$mmcv_pid" .venv/mmcv.log
+  step "$(pin mmcv) into .venv" "${pip[@]}" --find-links .venv/wheels "$(pin mmcv)"
+fi
 step "check that everything imports" .venv/bin/python -c '
 import mmcv.ops, mmdet3d.models, numba, open3d, spconv.pytorch, stratified3d, torch
 print(torch.__version__)'

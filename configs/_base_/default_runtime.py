@@ -1,0 +1,5 @@
+_base_ = 'mmdet3d::_base_/default_runtime.py'
+
+# registers the plugin's parts in mmdet3d, before anything is built
+custom_imports = dict(imports=['stratified3d.plugin'], allow_failed_imports=False)
+default_hooks = dict(checkpoint=dict(interval=1, max_keep_ckpts=3))

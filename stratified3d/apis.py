@@ -1,0 +1,116 @@
+"""The detector in two calls: `init_detector` and `detect`."""
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from mmdet3d.registry import MODELS
+from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from torch import Tensor, nn
+
+from stratified3d.checkpoints import load_checkpoint_file
+from stratified3d.datasets.frames import read_points
+
+# sweeps lie within half a second; a column of whole numbers up to 31 or 63 is a ring index
+_MAX_DT = 2.5
+
+
+class Detections(NamedTuple):
+    """boxes [K, 7 or 9] float32: bottom centre x, y, z, dx, dy, dz (m), yaw (rad), and vx, vy (m/s) where the model
+    has learned them; scores [K] float32, falling; names: K class names."""
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    names: list[str]
+
+
+def init_detector(config: str | Path | Config, checkpoint: str | Path | None = None,
+                  device: str | torch.device | None = None) -> nn.Module:
+    """Build a detector for inference.
+
+    Args:
+        config: path or Config of a model of this plugin.
+        checkpoint: a .pth written by training, or a .safetensors file; None leaves random weights.
+        device: default the GPU where there is one, else the CPU.
+    Returns:
+        The model in evaluation mode, with `cfg` and `class_names`.
+    Raises:
+        FileNotFoundError, ValueError: missing or damaged files, weights of another model.
+    """
+    if not isinstance(config, Config):
+        if not Path(config).is_file():
+            raise FileNotFoundError(f'there is no config {config}')
+        config = Config.fromfile(config)
+    import stratified3d.plugin  # noqa: F401  (a Config made in memory has not imported it)
+    with DefaultScope.overwrite_default_scope('mmdet3d'):
+        model = MODELS.build(config.model)
+    model.cfg, model.class_names = config, [name for names in model.head.class_names for name in names]
+    if checkpoint is None:
+        logging.disable(logging.INFO)  # mmengine would list every parameter
+        model.init_weights()
+        logging.disable(logging.NOTSET)
+    else:
+        _load_weights(model, str(checkpoint))
+    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    return model.to(device).eval()
+
+
+def _load_weights(model: nn.Module, checkpoint: str) -> None:
+    if checkpoint.endswith('.safetensors'):
+        from safetensors.torch import load_file
+        state = load_file(checkpoint)
+    else:
+        content = load_checkpoint_file(checkpoint, map_location='cpu')
+        state = content.get('state_dict', content)
+        classes = content.get('meta', {}).get('dataset_meta', {}).get('classes')
+        if classes is not None and list(classes) != model.class_names:
+            raise ValueError(f'{checkpoint}: trained on classes {list(classes)}, the config has {model.class_names}')
+    own = model.state_dict()
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    other = [f'{k} {tuple(state[k].shape)}, not {tuple(own[k].shape)}' for k in sorted(own.keys() & state.keys())
+             if own[k].shape != state[k].shape]
+    if missing or unknown or other:
+        parts = [f'{len(rows)} {title} ({"; ".join(rows[:5])}{"; ..." if len(rows) > 5 else ""})' for title, rows in
+                 (('missing', missing), ('unknown', unknown), ('of another shape', other)) if rows]
+        raise ValueError(f'{checkpoint}: weights of another model: {", ".join(parts)}')
+    model.load_state_dict(state)
+
+
+def detect(model: nn.Module, points: np.ndarray | Tensor | str | Path) -> Detections:
+    """Detect objects in one point cloud.
+
+    Args:
+        model: from `init_detector`.
+        points: [P, 4] x, y, z (m, LiDAR frame), intensity (0 to 255); or [P, 5] with dt, each point's age in
+            seconds; or the path of a .bin, .npy, .pcd or .ply file of one sweep. NaN, infinite and out-of-range
+            points are left out; an empty cloud gives no detections.
+    Returns:
+        Detections, by falling score.
+    Raises:
+        FileNotFoundError, ValueError: an unreadable file, columns that do not fit.
+    """
+    points = _prepare(read_points(points) if isinstance(points, (str, Path)) else points)
+    sample = Det3DDataSample(metainfo=dict(box_type_3d=LiDARInstance3DBoxes))
+    with torch.no_grad():
+        data = model.data_preprocessor(dict(inputs=dict(points=[points]), data_samples=[sample]), training=False)
+        found = model(**data, mode='predict')[0].pred_instances_3d
+    found = found[found.scores_3d.argsort(descending=True)].to('cpu')
+    return Detections(found.bboxes_3d.tensor.numpy(), found.scores_3d.numpy(),
+                      [model.class_names[i] for i in found.labels_3d.tolist()])
+
+
+def _prepare(points: np.ndarray | Tensor) -> Tensor:
+    points = torch.as_tensor(points).float()
+    if points.dim() != 2 or points.shape[1] not in (4, 5):
+        raise ValueError(f'points are [P, 4] x, y, z, intensity, or [P, 5] with dt, not {list(points.shape)}')
+    if points.shape[1] == 4:
+        return torch.cat([points, points.new_zeros(len(points), 1)], 1)
+    if bool((points[:, 4] > _MAX_DT).any()):
+        raise ValueError(f'column 4 is dt, the age of each point in seconds, but holds values up to '
+                         f'{points[:, 4].max():.0f}: if it is a ring index, pass points[:, :4]')
+    return points

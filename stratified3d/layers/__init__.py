@@ -1,0 +1,1 @@
+"""Building blocks as plain nn.Modules: no registry, no OpenMMLab."""

@@ -1,0 +1,140 @@
+"""Stratified attention as a mixer: every voxel attends to its window and to the strata of its sample."""
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from stratified3d.layers.strata import Strata, StrataSelection
+from stratified3d.ops import (
+    WindowPlan,
+    apply_rotary,
+    collect_strata,
+    plan_windows,
+    read_strata,
+    rotary_angles,
+    stratified_attention,
+)
+
+FUSIONS = ('joint', 'gated')
+
+
+class WindowGrid(NamedTuple):
+    """One arrangement of a stage's voxels into windows, made once and shared by the stage's blocks.
+
+    plan: WindowPlan; positions [N, 3] metres in window order; rotary: (cos, sin) of the rows, or None without it.
+    """
+
+    plan: WindowPlan
+    positions: Tensor
+    rotary: tuple[Tensor, Tensor] | None
+
+
+def arrange_windows(coords: Tensor, positions: Tensor, window_shape: tuple[int, int, int], shift: tuple[int, int, int],
+                    *, batch_size: int, spatial_shape: tuple[int, int, int], head_dim: int | None) -> WindowGrid:
+    """Plan windows and tabulate the rotary angles of every row.
+
+    Args:
+        coords: [N, 4] int32 (batch, z, y, x).
+        positions: [N, 3] metres, in the order of coords.
+        window_shape, shift, spatial_shape: (z, y, x) in voxels, see `plan_windows`.
+        batch_size: B.
+        head_dim: D of the rotary tables; None for no rotary embedding.
+    """
+    plan = plan_windows(coords, window_shape, shift, batch_size=batch_size, spatial_shape=spatial_shape)
+    positions = positions[plan.order]
+    return WindowGrid(plan, positions, None if head_dim is None else rotary_angles(positions, head_dim))
+
+
+class StratifiedAttention(nn.Module):
+    """Window attention with global strata tokens.
+
+    The tokens first attend to every voxel of their sample, are refined, and then stand beside the window's keys
+    (joint) or are read apart (gated). In the joint softmax their logits start at -log m + strata_offset, so the
+    module starts close to plain window attention.
+
+    Args:
+        channels: C.
+        num_heads: H, divides C.
+        num_strata: m; 0 leaves window attention alone.
+        selection: 'pool', 'random' or 'morton', see `StrataSelection`.
+        fusion: 'joint', one softmax over window and strata; 'gated', window + gate * strata with the gate from 0.
+        selects_strata: False where the tokens come from an earlier block and no selection of its own is needed.
+        strata_offset: first value of the learned per-head offset of the strata logits (joint only).
+        use_rotary: rotary position embedding of q and k in metres.
+        backend: of the attention ops; None takes the fastest.
+    Raises:
+        ValueError: heads that do not divide the width, m < 0, unknown fusion or selection.
+    """
+
+    def __init__(self, channels: int, num_heads: int, num_strata: int = 64, selection: str = 'pool',
+                 fusion: str = 'joint', selects_strata: bool = True, strata_offset: float = -4.0,
+                 use_rotary: bool = True, backend: str | None = None):
+        super().__init__()
+        if channels % num_heads:
+            raise ValueError(f'{num_heads} heads do not divide {channels} channels')
+        if num_strata < 0:
+            raise ValueError(f'num_strata is 0 (off) or more, not {num_strata}')
+        if fusion not in FUSIONS:
+            raise ValueError(f'fusion is one of {", ".join(FUSIONS)}, not {fusion!r}')
+        self.num_heads, self.head_dim = num_heads, channels // num_heads
+        self.num_strata, self.fusion = num_strata, fusion
+        self.use_rotary, self.backend = use_rotary, backend
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+        self.selection = None
+        if num_strata:
+            if selects_strata:
+                self.selection = StrataSelection(channels, num_strata, selection)
+            self.strata_query = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, channels))
+            self.strata_out = nn.Linear(channels, channels)
+            self.strata_kv = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, 2 * channels))
+            if fusion == 'joint':
+                self.strata_offset = nn.Parameter(torch.full((num_heads, ), float(strata_offset)))
+            else:
+                self.gate = nn.Parameter(torch.zeros(num_heads, 1))
+
+    def forward(self, x: Tensor, grid: WindowGrid, strata: Strata | None = None) -> tuple[Tensor, Strata | None]:
+        """x [N, C] in the order of the voxels -> mixed [N, C] in the same order, and the refined strata tokens."""
+        plan = grid.plan
+        x = x.index_select(0, plan.order)
+        q, k, v = self.qkv(x).view(len(x), 3, self.num_heads, self.head_dim).unbind(1)  # [N, H, D]
+        if self.use_rotary:
+            q, k = apply_rotary(q, *grid.rotary), apply_rotary(k, *grid.rotary)
+        if not self.num_strata:
+            mixed = stratified_attention(q, k, v, plan, backend=self.backend)
+            return self.out(mixed.flatten(1).index_select(0, plan.inverse)), None
+
+        if strata is None:
+            strata = self.selection(x, grid.positions, plan.batch_offsets)
+        strata, strata_k, strata_v = self._refine(strata, k, v, plan.batch_offsets)
+        absent = ~strata.present.unsqueeze(-1)  # [B, M, 1]
+        bias = x.new_zeros(*strata_k.shape[:3], dtype=torch.float32)
+        if self.fusion == 'joint':
+            bias = (bias + (self.strata_offset - math.log(self.num_strata))).masked_fill(absent, -torch.inf)
+            mixed = stratified_attention(q, k, v, plan, strata_k, strata_v, strata_bias=bias, backend=self.backend)
+        else:
+            local = stratified_attention(q, k, v, plan, backend=self.backend)
+            far = read_strata(q, strata_k, strata_v, plan.batch_offsets, strata_bias=bias.masked_fill(
+                absent, -torch.inf), backend=self.backend)
+            mixed = local + self.gate.to(far.dtype) * far
+        return self.out(mixed.flatten(1).index_select(0, plan.inverse)), strata
+
+    def _refine(self, strata: Strata, k: Tensor, v: Tensor,
+                batch_offsets: Tensor) -> tuple[Strata, Tensor, Tensor]:
+        """Let the tokens collect from all voxels; return them with their keys and values [B, M, H, D]."""
+        batch, num, _ = strata.feats.shape
+        heads = (batch, num, self.num_heads, self.head_dim)
+        turn = rotary_angles(strata.positions, self.head_dim) if self.use_rotary else None
+        q = self.strata_query(strata.feats).view(heads).to(k.dtype)
+        q = q if turn is None else apply_rotary(q, *turn)
+        collected = collect_strata(q, k, v, batch_offsets, backend=self.backend).flatten(2)
+        strata = strata._replace(feats=strata.feats + self.strata_out(collected))
+        strata_k, strata_v = self.strata_kv(strata.feats).to(k.dtype).chunk(2, -1)
+        strata_k = strata_k.reshape(heads)
+        return strata, strata_k if turn is None else apply_rotary(strata_k, *turn), strata_v.reshape(heads)
+
+    def extra_repr(self) -> str:
+        return f'num_strata={self.num_strata}, fusion={self.fusion!r}'

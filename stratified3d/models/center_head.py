@@ -1,0 +1,146 @@
+"""CenterPoint's head, without loops over objects and without compiled operators."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from mmdet3d.models.dense_heads import CenterHead
+from mmdet3d.models.utils import clip_sigmoid
+from mmdet3d.registry import MODELS
+from mmdet3d.structures import LiDARInstance3DBoxes
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from stratified3d.models.center_targets import CenterTargets, assign_targets
+from stratified3d.ops import circle_nms, grid_shape, rotated_nms
+
+
+@MODELS.register_module()
+class StratifiedCenterHead(CenterHead):
+    """mmdet3d's CenterHead (Yin et al. 2021) with vectorised targets, optional velocity and its own suppression.
+
+    Args:
+        in_channels: of the map.
+        tasks: lists of class names, one list a group that shares a heatmap branch; their concatenation is the order
+            of the labels.
+        voxel_size, point_cloud_range: metres; stride: voxels per cell of the map.
+        use_velocity: whether boxes have vx, vy to learn.
+        shared_channels: width of the shared convolution and of the branches.
+        max_objs, min_overlap, min_radius: see `assign_targets`.
+        code_weights: weight of each regressed number, 8 or 10; default 1, velocity 0.2.
+        bbox_weight: of the regression loss.
+        score_threshold: predictions below are dropped.
+        max_num: predictions decoded per task.
+        nms: dict(type='circle', radius=[metres a task]) or dict(type='rotated', iou=0.2).
+        post_max_size: predictions kept per task and sample.
+        post_center_range: predictions with centres outside are dropped; default the range grown by 10 m.
+    Raises:
+        ValueError: settings whose lengths do not fit the tasks, unknown nms type.
+    """
+
+    def __init__(self, in_channels: int, tasks: Sequence[Sequence[str]], voxel_size: Sequence[float],
+                 point_cloud_range: Sequence[float], stride: int, use_velocity: bool = True, shared_channels: int = 64,
+                 max_objs: int = 500, min_overlap: float = 0.1, min_radius: int = 2,
+                 code_weights: Sequence[float] | None = None, bbox_weight: float = 0.25, score_threshold: float = 0.1,
+                 max_num: int = 500, nms: dict | None = None, post_max_size: int = 83,
+                 post_center_range: Sequence[float] | None = None):
+        nms = dict(nms or dict(type='rotated', iou=0.2))
+        if nms.get('type') not in ('circle', 'rotated'):
+            raise ValueError(f"nms type is 'circle' or 'rotated', not {nms.get('type')!r}")
+        if nms['type'] == 'circle' and len(nms['radius']) != len(tasks):
+            raise ValueError(f'nms radius has {len(nms["radius"])} entries for {len(tasks)} tasks')
+        code_size = 10 if use_velocity else 8
+        code_weights = list(code_weights or [1.0] * 8 + [0.2] * (code_size - 8))
+        if len(code_weights) != code_size:
+            raise ValueError(f'code_weights has {len(code_weights)} entries, the code has {code_size}')
+        _, rows, columns = grid_shape(voxel_size, point_cloud_range)
+        margin = (-10.0, ) * 3 + (10.0, ) * 3
+        post_center_range = list(post_center_range or [a + b for a, b in zip(point_cloud_range, margin)])
+        branches = dict(reg=(2, 2), height=(1, 2), dim=(3, 2), rot=(2, 2))
+        if use_velocity:
+            branches['vel'] = (2, 2)
+        self.map_shape = (-(-rows // stride), -(-columns // stride))
+        super().__init__(
+            in_channels=in_channels,
+            tasks=[dict(num_class=len(names), class_names=list(names)) for names in tasks],
+            bbox_coder=dict(
+                type='CenterPointBBoxCoder', pc_range=list(point_cloud_range[:2]), out_size_factor=stride,
+                voxel_size=list(voxel_size[:2]), score_threshold=score_threshold,
+                # the coder takes the best cells of each class before it takes the best of all classes
+                max_num=min(max_num, self.map_shape[0] * self.map_shape[1]), code_size=code_size - 1,
+                post_center_range=post_center_range),
+            common_heads=branches,
+            loss_cls=dict(type='mmdet.GaussianFocalLoss', reduction='mean'),
+            loss_bbox=dict(type='mmdet.L1Loss', reduction='mean', loss_weight=bbox_weight),
+            separate_head=dict(type='SeparateHead', init_bias=-2.19, final_kernel=3),
+            share_conv_channel=shared_channels)
+        self.target_settings = dict(
+            num_classes=self.num_classes, map_shape=self.map_shape, voxel_size=voxel_size,
+            point_cloud_range=point_cloud_range, stride=stride, max_objs=max_objs, min_overlap=min_overlap,
+            min_radius=min_radius)
+        self.branches, self.code_weights = tuple(branches), code_weights
+        self.nms, self.post_max_size, self.post_center_range = nms, post_max_size, post_center_range
+
+    def get_targets(self, batch_gt_instances_3d: list[InstanceData]) -> list[CenterTargets]:
+        """Ground truths of the batch -> one CenterTargets a task."""
+        box_size = len(self.code_weights) - 1
+        boxes, labels = [], []
+        for instances in batch_gt_instances_3d:
+            box, label = instances.bboxes_3d, instances.labels_3d
+            box = torch.cat([box.gravity_center, box.tensor[:, 3:]], 1).to(label.device)
+            if box.shape[1] < box_size:
+                raise ValueError(f'boxes have {box.shape[1]} numbers, but the head learns velocity and needs 9: '
+                                 'set use_velocity=False')
+            boxes.append(box[:, :box_size])
+            labels.append(label)
+        return assign_targets(boxes, labels, **self.target_settings)
+
+    def loss_by_feat(self, preds_dicts: tuple[list[dict]], batch_gt_instances_3d: list[InstanceData], *args,
+                     **kwargs) -> dict[str, Tensor]:
+        """Focal loss of the heatmaps and L1 loss of the boxes, per task."""
+        losses = {}
+        for t, ((pred, ), target) in enumerate(zip(preds_dicts, self.get_targets(batch_gt_instances_3d))):
+            if pred['heatmap'].shape[2:] != self.map_shape:
+                raise ValueError(f'the map has {tuple(pred["heatmap"].shape[2:])} cells, range, voxel size and stride '
+                                 f'give {self.map_shape}: does the head\'s stride fit the backbone\'s?')
+            num_peaks = target.heatmap.eq(1).sum()
+            losses[f'task{t}.loss_heatmap'] = self.loss_cls(
+                clip_sigmoid(pred['heatmap'].float()), target.heatmap, avg_factor=num_peaks.clamp(min=1))
+            code = torch.cat([pred[name] for name in self.branches], 1).float()  # [B, code, Y, X]
+            index = target.index.unsqueeze(1).expand(-1, code.shape[1], -1)
+            code = code.flatten(2).gather(2, index).transpose(1, 2)  # [B, max_objs, code]
+            # an unknown number (NaN velocity) is learned nowhere
+            weight = target.mask.unsqueeze(2) * target.boxes.isfinite() * code.new_tensor(self.code_weights)
+            losses[f'task{t}.loss_bbox'] = self.loss_bbox(
+                code, target.boxes.nan_to_num(0, 0, 0), weight, avg_factor=target.mask.sum() + 1e-4)
+        return losses
+
+    def predict_by_feat(self, preds_dicts: tuple[list[dict]], batch_input_metas: list[dict], *args,
+                        **kwargs) -> list[InstanceData]:
+        """Decode, suppress and join the tasks: one InstanceData (bboxes_3d, scores_3d, labels_3d) a sample."""
+        samples = [[] for _ in batch_input_metas]
+        first_class = 0
+        for t, (pred, ) in enumerate(preds_dicts):
+            pred = {name: value.float() for name, value in pred.items()}
+            # the coder replaces its own setting by a tensor, and would warn of copying it in the next call
+            self.bbox_coder.post_center_range = self.post_center_range
+            decoded = self.bbox_coder.decode(
+                pred['heatmap'].sigmoid(), pred['rot'][:, 0:1], pred['rot'][:, 1:2], pred['height'],
+                pred['dim'].exp(), pred.get('vel'), reg=pred['reg'], task_id=t)
+            for found, sample in zip(samples, decoded):
+                keep = self._suppress(sample['bboxes'], sample['scores'], t)
+                found.append((sample['bboxes'][keep], sample['scores'][keep],
+                              sample['labels'][keep].long() + first_class))
+            first_class += self.num_classes[t]
+        return [self._instances(found, meta) for found, meta in zip(samples, batch_input_metas)]
+
+    def _suppress(self, boxes: Tensor, scores: Tensor, task: int) -> Tensor:
+        if self.nms['type'] == 'circle':
+            return circle_nms(boxes[:, :2], scores, self.nms['radius'][task], self.post_max_size)
+        return rotated_nms(boxes[:, [0, 1, 3, 4, 6]], scores, self.nms['iou'], self.post_max_size)
+
+    def _instances(self, found: list[tuple[Tensor, Tensor, Tensor]], meta: dict) -> InstanceData:
+        boxes, scores, labels = (torch.cat(parts) for parts in zip(*found))
+        boxes[:, 2] -= boxes[:, 5] / 2  # gravity centre to bottom centre
+        box_type = meta.get('box_type_3d', LiDARInstance3DBoxes)
+        return InstanceData(bboxes_3d=box_type(boxes, box_dim=boxes.shape[1]), scores_3d=scores, labels_3d=labels)

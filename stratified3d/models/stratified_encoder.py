@@ -1,0 +1,107 @@
+"""The sparse 3D backbone: stem, stratified stages with downsampling after each, bird's-eye view."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from mmdet3d.registry import MODELS
+from torch import Tensor, nn
+
+from stratified3d.layers.attention import StratifiedAttention
+from stratified3d.layers.block import StratifiedStage
+from stratified3d.layers.sparse_conv import SparseConv, SparseConvTensor, dense_bev
+from stratified3d.ops import grid_shape, voxel_centres
+
+
+@MODELS.register_module()
+class StratifiedEncoder(nn.Module):
+    """Mix every voxel with its window and with the strata of its sample, then flatten to a map.
+
+    Args:
+        voxel_size: (x, y, z) metres.
+        point_cloud_range: (x_min, y_min, z_min, x_max, y_max, z_max) metres.
+        in_channels: of the voxel features.
+        channels: C, the width of all stages.
+        stem_depth: submanifold convolutions before the first stage.
+        stages: one dict a stage: depth (blocks), window_shape (z, y, x) in voxels, stride (z, y, x) of the
+            downsampling that follows it; (1, 1, 1) is none.
+        num_heads: H, divides C.
+        num_strata, selection, fusion, strata_offset, use_rotary: see `StratifiedAttention`.
+        persist: strata tokens go on from block to block of a stage.
+        shifted: every second block shifts its windows.
+        use_conv: submanifold convolution at the start of each block.
+        ffn_ratio: hidden width of the feed-forward over C.
+        backend: of the attention ops; None takes the fastest.
+        precision: of sparse convolutions on CUDA, 'fp32' or 'fp16'.
+        with_cp: activation checkpointing of the blocks.
+    Raises:
+        ValueError: a stride that does not divide the grid, or what the parts refuse.
+    """
+
+    def __init__(self, voxel_size: Sequence[float], point_cloud_range: Sequence[float], in_channels: int = 64,
+                 channels: int = 128, stem_depth: int = 2, stages: Sequence[dict] = (), num_heads: int = 4,
+                 num_strata: int = 64, selection: str = 'pool', fusion: str = 'joint', persist: bool = True,
+                 strata_offset: float = -4.0, shifted: bool = True, use_rotary: bool = True, use_conv: bool = True,
+                 ffn_ratio: float = 2.0, backend: str | None = None, precision: str = 'fp32', with_cp: bool = False):
+        super().__init__()
+        if not stages:
+            raise ValueError('stages is empty: give at least one dict(depth=..., window_shape=..., stride=...)')
+        self.voxel_size, self.point_cloud_range = tuple(voxel_size), tuple(point_cloud_range)
+        self.spatial_shape = grid_shape(voxel_size, point_cloud_range)
+        self.lift = nn.Linear(in_channels, channels)
+        self.stem = nn.ModuleList(
+            _ConvNorm(SparseConv(channels, channels, 3, key='stage0.subm', precision=precision), channels)
+            for _ in range(stem_depth))
+        self.stages, self.downs = nn.ModuleList(), nn.ModuleList()
+        shape = self.spatial_shape
+        for i, stage in enumerate(stages):
+            stride = tuple(stage.get('stride', (1, 1, 1)))
+            if any(s % t for s, t in zip(shape, stride)):
+                raise ValueError(f'stage {i}: stride {stride} does not divide the grid {shape} (z, y, x); the last '
+                                 'slices would be lost')
+
+            def make_mixer(block: int) -> nn.Module:
+                return StratifiedAttention(channels, num_heads, num_strata, selection, fusion,
+                                           selects_strata=block == 0 or not persist, strata_offset=strata_offset,
+                                           use_rotary=use_rotary, backend=backend)
+
+            self.stages.append(StratifiedStage(
+                channels, stage['depth'], make_mixer, stage['window_shape'], shifted=shifted, persist=persist,
+                head_dim=channels // num_heads if use_rotary else None, use_conv=use_conv, ffn_ratio=ffn_ratio,
+                name=f'stage{i}', precision=precision, with_cp=with_cp))
+            down = nn.Identity()
+            if stride != (1, 1, 1):
+                down = _ConvNorm(SparseConv(channels, channels, stride, stride=stride, kind='strided',
+                                            precision=precision), channels)
+            self.downs.append(down)
+            shape = tuple(s // t for s, t in zip(shape, stride))
+        self.out_shape, self.out_channels = shape, channels * shape[0]
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, feats: Tensor, coords: Tensor, batch_size: int) -> Tensor:
+        """feats [N, in_channels], coords [N, 4] int32 (batch, z, y, x) -> map [B, out_channels, Y, X]."""
+        x = SparseConvTensor(self.lift(feats), coords, list(self.spatial_shape), int(batch_size))
+        for conv in self.stem:
+            x = conv(x)
+        for stage, down in zip(self.stages, self.downs):
+            x = down(stage(x, self._positions(x)))
+        return dense_bev(x.replace_feature(self.norm(x.features)))
+
+    def _positions(self, x: SparseConvTensor) -> Tensor:
+        """[N, 3] metres: centres of the voxels at x's resolution."""
+        size = [v * full / now for v, full, now in zip(self.voxel_size, self.spatial_shape[::-1],
+                                                      x.spatial_shape[::-1])]
+        with torch.no_grad():
+            return voxel_centres(x.indices, size, self.point_cloud_range)
+
+
+class _ConvNorm(nn.Module):
+    """Sparse convolution, layer norm, GELU; layer norm because a batch may hold a single voxel or none."""
+
+    def __init__(self, conv: SparseConv, channels: int):
+        super().__init__()
+        self.conv, self.norm, self.act = conv, nn.LayerNorm(channels), nn.GELU()
+
+    def forward(self, x: SparseConvTensor) -> SparseConvTensor:
+        x = self.conv(x)
+        return x.replace_feature(self.act(self.norm(x.features)))

@@ -1,0 +1,92 @@
+"""Points to voxel features, without a cap on either."""
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from mmdet3d.registry import MODELS
+from torch import Tensor, nn
+
+from stratified3d.ops import Voxels, segment_broadcast, segment_reduce, voxel_centres, voxelize
+
+# reflectance is 0 to 255 on nuScenes: brought to the scale of the other columns
+_INTENSITY_SCALE = 1 / 255
+
+
+@MODELS.register_module()
+class DynamicVoxelEncoder(nn.Module):
+    """Voxelise a batch of point clouds and describe every voxel by its points.
+
+    Each point is given its columns, its offset from the mean of its voxel and from the voxel's centre; two layers
+    follow (linear, layer norm, ReLU), the second of which also sees the voxel's maximum after the first, and the
+    voxel takes maximum and mean (PointNet, Qi et al. 2017, section 4.2; dynamic voxelisation, Zhou et al. 2020).
+
+    Args:
+        voxel_size: (x, y, z) metres.
+        point_cloud_range: (x_min, y_min, z_min, x_max, y_max, z_max) metres.
+        in_channels: columns read from the points: x, y, z, intensity, and dt (s) where there are 5.
+        hidden_channels, out_channels: widths of the two layers.
+    """
+
+    def __init__(self, voxel_size: Sequence[float], point_cloud_range: Sequence[float], in_channels: int = 5,
+                 hidden_channels: int = 64, out_channels: int = 64):
+        super().__init__()
+        if in_channels < 3:
+            raise ValueError(f'in_channels counts x, y, z at least, not {in_channels}')
+        self.voxel_size, self.point_cloud_range = tuple(voxel_size), tuple(point_cloud_range)
+        self.in_channels = in_channels
+        self.point_layer = _layer(in_channels + 6, hidden_channels)
+        self.voxel_layer = _layer(2 * hidden_channels, hidden_channels)
+        self.out = nn.Linear(2 * hidden_channels, out_channels)
+        self.num_dropped = 0  # points with NaN or infinite values, so far
+
+    def forward(self, points: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Points, one [P_i, >= in_channels] tensor a sample -> feats [N, out_channels], coords [N, 4] int32.
+
+        Raises:
+            ValueError: points with too few columns.
+        """
+        for i, p in enumerate(points):
+            if p.dim() != 2 or p.shape[1] < self.in_channels:
+                raise ValueError(f'sample {i}: points are {list(p.shape)}, but the model reads {self.in_channels} '
+                                 'columns (x, y, z, intensity, dt): see `load_dim` and `use_dim` of the pipeline')
+        sample = torch.cat([p.new_full((len(p), ), i, dtype=torch.long) for i, p in enumerate(points)])
+        points = torch.cat([p[:, :self.in_channels] for p in points]).float()
+        finite = points.isfinite().all(1).nonzero().squeeze(1)
+        if len(finite) < len(points):
+            self._count_dropped(len(points) - len(finite))
+            points, sample = points[finite], sample[finite]
+        voxels = voxelize(points, sample, self.voxel_size, self.point_cloud_range)
+        points = points[voxels.point_order]  # [K, in_channels], sorted by voxel
+        x = self.point_layer(self._describe(points, voxels))  # [K, hidden]
+        x = torch.cat([x, _spread(segment_reduce(x, voxels.offsets, 'max'), voxels, x)], 1)
+        x = self.voxel_layer(x)  # [K, hidden]
+        x = torch.cat([segment_reduce(x, voxels.offsets, 'max'), segment_reduce(x, voxels.offsets, 'mean')], 1)
+        return self.out(x), voxels.coords
+
+    def _describe(self, points: Tensor, voxels: Voxels) -> Tensor:
+        """[K, in_channels] -> [K, in_channels + 6]: columns brought to the order of 1, offsets from mean and centre."""
+        low, high = points.new_tensor(self.point_cloud_range).chunk(2)
+        xyz = points[:, :3]
+        centre = voxel_centres(voxels.coords, self.voxel_size, self.point_cloud_range)  # [N, 3]
+        mean = segment_reduce(xyz.contiguous(), voxels.offsets, 'mean')  # [N, 3]
+        columns = [(xyz - (low + high) / 2) / ((high - low) / 2)]
+        if self.in_channels > 3:
+            columns += [points[:, 3:4] * _INTENSITY_SCALE, points[:, 4:]]
+        return torch.cat([*columns, xyz - _spread(mean, voxels, points), xyz - _spread(centre, voxels, points)], 1)
+
+    def _count_dropped(self, count: int) -> None:
+        if not self.num_dropped:
+            warnings.warn(f'{count} points hold NaN or infinite values and are left out; further ones are counted in '
+                          'the voxel encoder\'s `num_dropped` without a warning', stacklevel=3)
+        self.num_dropped += count
+
+
+def _spread(values: Tensor, voxels: Voxels, points: Tensor) -> Tensor:
+    """[N, C] of the voxels -> [K, C] of their points."""
+    return segment_broadcast(values, voxels.offsets, len(points))
+
+
+def _layer(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(in_channels, out_channels), nn.LayerNorm(out_channels), nn.ReLU(inplace=True))

@@ -1,0 +1,58 @@
+"""3D rotary position embedding on real-valued coordinates in metres."""
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def rotary_angles(positions: Tensor, head_dim: int, *, min_wavelength: float = 1.0,
+                  max_wavelength: float = 256.0) -> tuple[Tensor, Tensor]:
+    """Cosine and sine tables of the rotation at every position.
+
+    RoFormer (Su et al. 2021, section 3.2) carried to three axes: head_dim is split into three even parts, one an
+    axis, whose channel pairs turn by 2 pi * coordinate / wavelength with wavelengths in geometric progression. What
+    is left of head_dim after three even parts is not rotated. A product of two rotated vectors depends on the
+    difference of their positions only.
+
+    Args:
+        positions: [..., 3] x, y, z in metres.
+        head_dim: D.
+        min_wavelength: of the fastest pair, metres; about twice the finest distance that matters.
+        max_wavelength: of the slowest pair, metres; about twice the size of the scene.
+    Returns:
+        cos, sin: [..., 3 * (D // 6)] fp32 (fp64 for fp64 positions), one column a channel pair.
+    Raises:
+        ValueError: positions that do not end in 3, or wavelengths that are not 0 < min <= max.
+    """
+    if positions.shape[-1] != 3:
+        raise ValueError(f'positions are [..., 3], not {tuple(positions.shape)}')
+    if not 0 < min_wavelength <= max_wavelength:
+        raise ValueError(f'wavelengths must satisfy 0 < {min_wavelength} <= {max_wavelength}')
+    pairs = head_dim // 6
+    positions = positions.to(torch.promote_types(positions.dtype, torch.float32))
+    step = torch.arange(pairs, device=positions.device, dtype=positions.dtype) / max(pairs - 1, 1)
+    frequency = 2 * math.pi / min_wavelength * (min_wavelength / max_wavelength)**step  # [D // 6]
+    angle = (positions.unsqueeze(-1) * frequency).flatten(-2)  # [..., 3 * (D // 6)]
+    return angle.cos(), angle.sin()
+
+
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate channel pairs (2i, 2i + 1) of every head.
+
+    Args:
+        x: [..., H, D].
+        cos, sin: [..., R] with 2 R <= D, from `rotary_angles`; shared by the heads.
+    Returns:
+        [..., H, D] in x's dtype; the last D - 2 R channels are unchanged.
+    Raises:
+        ValueError: tables wider than D.
+    """
+    rotated = 2 * cos.shape[-1]
+    if rotated > x.shape[-1]:
+        raise ValueError(f'tables for {rotated} channels do not fit heads of width {x.shape[-1]}')
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)  # [..., 1, R]
+    even, odd = x[..., 0:rotated:2], x[..., 1:rotated:2]  # [..., H, R]
+    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x.dtype)
+    return torch.cat([turned, x[..., rotated:]], -1)

@@ -1,0 +1,112 @@
+"""Reductions over runs of consecutive rows, given by offsets: deterministic, no float atomics in either direction."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def segment_ids(offsets: Tensor, num_rows: int) -> Tensor:
+    """Number the rows by the segment they lie in.
+
+    Args:
+        offsets: [N + 1] integer, ascending, from 0 to num_rows.
+        num_rows: P, known on the host so that no device is waited for.
+    Returns:
+        [P] int64.
+    """
+    rows = torch.arange(num_rows, device=offsets.device, dtype=offsets.dtype)
+    return torch.searchsorted(offsets[1:].contiguous(), rows, right=True)
+
+
+def segment_reduce(values: Tensor, offsets: Tensor, reduce: str) -> Tensor:
+    """Reduce every segment of rows to one row.
+
+    Args:
+        values: [P, C], floating point; segment i is rows offsets[i] to offsets[i + 1].
+        offsets: [N + 1] int64, ascending, from 0 to P.
+        reduce: 'sum', 'mean' or 'max'; the gradient of a maximum is shared by the rows that attain it.
+    Returns:
+        [N, C]; an empty segment gives zeros.
+    Raises:
+        ValueError: unknown reduction.
+    """
+    if reduce == 'max':
+        return _SegmentMax.apply(values, offsets)
+    if reduce not in ('sum', 'mean'):
+        raise ValueError(f"reduce is 'sum', 'mean' or 'max', not {reduce!r}")
+    total = _SegmentSum.apply(values, offsets)
+    return total if reduce == 'sum' else total / offsets.diff().clamp(min=1).unsqueeze(1).to(total.dtype)
+
+
+def segment_broadcast(values: Tensor, offsets: Tensor, num_rows: int) -> Tensor:
+    """Give every row the value of its segment: [N, C] -> [P, C]; the gradient is the sum over each segment."""
+    return _SegmentBroadcast.apply(values, offsets, num_rows)
+
+
+def segment_softmax(scores: Tensor, offsets: Tensor) -> Tensor:
+    """Softmax within every segment of rows.
+
+    Args:
+        scores: [P, C], floating point; computed in fp32 or wider.
+        offsets: [N + 1] int64, ascending, from 0 to P.
+    Returns:
+        [P, C] weights in the dtype of the computation; every non-empty segment sums to 1 in each column.
+    """
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    # shifting by the maximum cancels out of the result, so it needs no gradient
+    shift = segment_broadcast(segment_reduce(scores.detach(), offsets, 'max'), offsets, len(scores))
+    weights = (scores - shift).exp()
+    return weights / segment_broadcast(segment_reduce(weights, offsets, 'sum'), offsets, len(scores))
+
+
+def _sum_rows(values: Tensor, offsets: Tensor) -> Tensor:
+    if values.is_cuda:  # `unsafe` spares a check of the offsets that would wait for the device
+        return torch.segment_reduce(values, 'sum', offsets=offsets, axis=0, initial=0, unsafe=True)
+    out = values.new_zeros(len(offsets) - 1, values.shape[1])
+    return out.index_add_(0, segment_ids(offsets, len(values)), values)
+
+
+class _SegmentSum(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx, values, offsets):
+        ctx.save_for_backward(offsets)
+        ctx.rows = len(values)
+        return _sum_rows(values, offsets)
+
+    @staticmethod
+    def backward(ctx, grad):
+        offsets, = ctx.saved_tensors
+        return segment_broadcast(grad, offsets, ctx.rows), None
+
+
+class _SegmentBroadcast(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx, values, offsets, num_rows):
+        ctx.save_for_backward(offsets)
+        return values.index_select(0, segment_ids(offsets, num_rows))
+
+    @staticmethod
+    def backward(ctx, grad):
+        offsets, = ctx.saved_tensors
+        return _SegmentSum.apply(grad.contiguous(), offsets), None, None
+
+
+class _SegmentMax(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx, values, offsets):
+        segment = segment_ids(offsets, len(values))
+        out = values.new_zeros(len(offsets) - 1, values.shape[1])
+        # a maximum does not depend on the order of its operands, so atomics are harmless here
+        out.scatter_reduce_(0, segment.unsqueeze(1).expand_as(values), values, 'amax', include_self=False)
+        ctx.save_for_backward(values, offsets, out)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        values, offsets, out = ctx.saved_tensors
+        attained = (values == out.index_select(0, segment_ids(offsets, len(values)))).to(grad.dtype)
+        share = grad / _sum_rows(attained, offsets).clamp_(min=1)
+        return attained.mul_(segment_broadcast(share, offsets, len(values))), None

@@ -1,0 +1,5 @@
+"""What a config imports: `custom_imports = dict(imports=['stratified3d.plugin'])` registers everything in mmdet3d."""
+import stratified3d.models  # noqa: F401
+from stratified3d.checkpoints import register_loader
+
+register_loader()

@@ -1,0 +1,1 @@
+"""Pictures of point clouds and boxes; numpy and matplotlib."""

@@ -1,0 +1,122 @@
+import itertools
+
+import pytest
+import torch
+
+from stratified3d.layers.attention import StratifiedAttention, arrange_windows
+from stratified3d.testing import random_coords, relative_error
+
+SHAPE = (4, 20, 20)
+
+
+def setting(sizes=(60, 0, 35), channels=24, heads=2, seed=0, window=(4, 5, 5)):
+    coords = random_coords(sizes, SHAPE, seed)
+    positions = coords[:, [3, 2, 1]].float() * 0.3
+    grid = arrange_windows(coords, positions, window, (0, 0, 0), batch_size=len(sizes), spatial_shape=SHAPE,
+                           head_dim=channels // heads)
+    torch.manual_seed(seed)
+    return torch.randn(len(coords), channels), grid
+
+
+COMBINATIONS = list(itertools.product(['pool', 'random', 'morton'], ['joint', 'gated'], [True, False]))
+
+
+@pytest.mark.parametrize('selection, fusion, rotary', COMBINATIONS)
+def test_every_parameter_receives_a_gradient(selection, fusion, rotary):
+    x, grid = setting()
+    module = StratifiedAttention(24, 2, 8, selection, fusion, use_rotary=rotary)
+    if fusion == 'gated':
+        torch.nn.init.ones_(module.gate)  # from zero only the gate itself learns in the first step
+    out, strata = module(x, grid)
+    assert out.shape == x.shape and strata.feats.shape == (3, 8, 24)
+    (out * torch.randn_like(out)).sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize('selection, fusion, rotary', COMBINATIONS)
+def test_backends_agree(selection, fusion, rotary):
+    x, grid = setting()
+    module = StratifiedAttention(24, 2, 8, selection, fusion, use_rotary=rotary).eval()
+    outs = []
+    for backend in ('reference', 'sdpa'):
+        module.backend = backend
+        outs.append(module(x, grid)[0])
+    assert relative_error(outs[1], outs[0]) < 1e-5
+
+
+@pytest.mark.parametrize('fusion', ['joint', 'gated'])
+def test_it_starts_as_window_attention(fusion):
+    x, grid = setting()
+    module = StratifiedAttention(24, 2, 8, fusion=fusion)
+    local = StratifiedAttention(24, 2, 0)
+    local.load_state_dict({k: v for k, v in module.state_dict().items() if k in local.state_dict()})
+    with torch.no_grad():
+        near, far = local(x, grid)[0], module(x, grid)[0]
+        difference = float((far - near).norm() / near.norm())
+    assert difference < 0.05 if fusion == 'joint' else difference == 0
+    if fusion == 'joint':
+        assert difference > 0
+        with torch.no_grad():
+            module.strata_offset.fill_(3.0)
+            assert float((module(x, grid)[0] - near).norm() / near.norm()) > 0.2
+
+
+def test_a_voxel_far_away_is_felt_through_the_strata_only():
+    x, grid = setting(sizes=(90, ))
+    plan = grid.plan
+    module, local = StratifiedAttention(24, 2, 8), StratifiedAttention(24, 2, 0)
+    source = int(plan.order[0])
+    other = plan.order[plan.window_start != 0]
+    changed = x.clone()
+    changed[source] += 1
+    with torch.no_grad():
+        assert (module(changed, grid)[0] - module(x, grid)[0])[other].abs().max() > 0
+        assert torch.equal(local(changed, grid)[0][other], local(x, grid)[0][other])
+
+
+def test_samples_do_not_see_each_other():
+    x, grid = setting(sizes=(40, 50))
+    module = StratifiedAttention(24, 2, 8)
+    first = grid.plan.order[grid.plan.sample == 0]
+    second = grid.plan.order[grid.plan.sample == 1]
+    changed = x.clone()
+    changed[first] = 0
+    with torch.no_grad():
+        assert torch.equal(module(changed, grid)[0][second], module(x, grid)[0][second])
+
+
+def test_order_of_the_voxels_does_not_matter():
+    coords = random_coords((60, 30), SHAPE)
+    permutation = torch.randperm(len(coords))
+    module = StratifiedAttention(24, 2, 0)
+    x = torch.randn(len(coords), 24)
+    outs = []
+    for c, f in ((coords, x), (coords[permutation], x[permutation])):
+        grid = arrange_windows(c, c[:, [3, 2, 1]].float(), (4, 5, 5), (0, 0, 0), batch_size=2, spatial_shape=SHAPE,
+                               head_dim=12)
+        outs.append(module(f, grid)[0])
+    assert relative_error(outs[1], outs[0][permutation]) < 1e-5
+
+
+def test_random_selection_follows_the_seed_and_is_quiet_in_evaluation():
+    x, grid = setting()
+    module = StratifiedAttention(24, 2, 8, 'random')
+    outs = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        outs.append(module(x, grid)[0])
+    assert torch.equal(outs[0], outs[1]) and not torch.equal(outs[0], outs[2])
+    module.eval()
+    assert torch.equal(module(x, grid)[0], module(x, grid)[0])
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (dict(num_heads=5), '5 heads do not divide 24 channels'),
+    (dict(num_strata=-1), r'num_strata is 0 \(off\) or more, not -1'),
+    (dict(selection='fps'), "selection is one of pool, random, morton, not 'fps'"),
+    (dict(fusion='sum'), "fusion is one of joint, gated, not 'sum'"),
+])
+def test_bad_settings_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        StratifiedAttention(24, **dict(num_heads=2) | arguments)

@@ -1,0 +1,73 @@
+import pytest
+import torch
+
+from stratified3d.layers.attention import StratifiedAttention
+from stratified3d.layers.block import StratifiedStage
+from stratified3d.layers.sparse_conv import SparseConvTensor
+from stratified3d.testing import random_coords, relative_error
+
+SHAPE = (4, 16, 16)
+
+
+def stage(depth=3, persist=True, seed=0, **settings):
+    torch.manual_seed(seed)
+    return StratifiedStage(16, depth, lambda i: StratifiedAttention(16, 2, 6, selects_strata=i == 0 or not persist),
+                           (4, 5, 6), persist=persist, head_dim=8, **settings)
+
+
+def cloud(sizes=(50, 0, 20)):
+    coords = random_coords(sizes, SHAPE)
+    torch.manual_seed(1)
+    x = SparseConvTensor(torch.randn(len(coords), 16, requires_grad=True), coords, list(SHAPE), len(sizes))
+    return x, coords[:, [3, 2, 1]].float()
+
+
+@pytest.mark.parametrize('persist', [True, False])
+@pytest.mark.parametrize('use_conv', [True, False])
+def test_gradients_reach_every_parameter(persist, use_conv):
+    x, positions = cloud()
+    module = stage(persist=persist, use_conv=use_conv)
+    out = module(x, positions).features
+    (out * torch.randn_like(out)).sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize('selection', ['pool', 'random'])
+def test_checkpointing_changes_no_gradient(selection):
+    results = []
+    for with_cp in (False, True):
+        torch.manual_seed(0)
+        module = StratifiedStage(16, 2, lambda i: StratifiedAttention(16, 2, 6, selection, selects_strata=i == 0),
+                                 (4, 5, 6), head_dim=8, with_cp=with_cp)
+        x, positions = cloud()
+        torch.manual_seed(5)
+        out = module(x, positions).features
+        out.square().sum().backward()
+        results.append([out, x.features.grad, *(p.grad for p in module.parameters())])
+    for a, b in zip(*results):
+        assert relative_error(b, a) < 1e-6
+
+
+def test_shifted_windows_reach_across_borders():
+    """A voxel just across a window's border is felt in the second block only if its windows are shifted."""
+    coords = torch.tensor([[0, 0, 4, 4], [0, 0, 4, 5], [0, 0, 12, 12]], dtype=torch.int32)  # border between x 4 and 5
+    feats = torch.randn(3, 16)
+    for shifted in (True, False):
+        torch.manual_seed(0)
+        module = StratifiedStage(16, 2, lambda i: StratifiedAttention(16, 2, 0), (4, 5, 5), shifted=shifted,
+                                 head_dim=8, use_conv=False)
+        outs = []
+        for change in (0, 1):
+            moved = feats.clone()
+            moved[1] += change
+            x = SparseConvTensor(moved, coords, list(SHAPE), 1)
+            outs.append(module(x, coords[:, [3, 2, 1]].float()).features)
+        felt = (outs[0] - outs[1]).abs().amax(1) > 0
+        assert felt.tolist() == [shifted, True, False]
+
+
+def test_one_voxel_and_none():
+    for sizes in ((1, ), (0, ), (0, 0)):
+        x, positions = cloud(sizes)
+        assert stage()(x, positions).features.shape == (sum(sizes), 16)

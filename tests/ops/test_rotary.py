@@ -1,0 +1,54 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stratified3d.ops import apply_rotary, rotary_angles
+
+
+@settings(deadline=None, max_examples=30)
+@given(width=st.integers(6, 40), seed=st.integers(0, 99))
+def test_products_depend_on_the_difference_of_positions_only(width, seed):
+    generator = torch.Generator().manual_seed(seed)
+    q, k = torch.randn(2, 7, 2, width, generator=generator, dtype=torch.float64).unbind(0)
+    here, there = (torch.randn(2, 7, 3, generator=generator, dtype=torch.float64) * 20).unbind(0)
+    move = torch.randn(3, generator=generator, dtype=torch.float64) * 30
+    products = []
+    for offset in (0, move):
+        a = apply_rotary(q, *rotary_angles(here + offset, width))
+        b = apply_rotary(k, *rotary_angles(there + offset, width))
+        products.append((a * b).sum(-1))
+    torch.testing.assert_close(products[0], products[1])
+    torch.testing.assert_close(a.norm(dim=-1), q.norm(dim=-1))  # a rotation keeps lengths
+
+
+def test_angles_are_those_of_the_definition():
+    positions = torch.tensor([[3.0, -2.0, 0.5]])
+    cos, sin = rotary_angles(positions, 20, min_wavelength=2.0, max_wavelength=32.0)
+    wavelengths = [2.0, 8.0, 32.0]
+    expected = [2 * math.pi * p / w for p in positions[0].tolist() for w in wavelengths]
+    torch.testing.assert_close(cos[0], torch.tensor(expected).cos(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(sin[0], torch.tensor(expected).sin(), atol=1e-5, rtol=0)
+    x = torch.randn(1, 1, 20)
+    turned = apply_rotary(x, cos, sin)
+    assert torch.equal(turned[..., 18:], x[..., 18:])  # what three even parts leave is not rotated
+    a, b = x[0, 0, 2:4].tolist()
+    assert turned[0, 0, 2].item() == pytest.approx(a * math.cos(expected[1]) - b * math.sin(expected[1]), abs=1e-5)
+
+
+def test_half_precision_keeps_its_dtype_and_fp32_angles():
+    positions = torch.tensor([[53.9, -53.9, 2.9]])
+    cos, sin = rotary_angles(positions.half(), 32)
+    assert cos.dtype == torch.float32
+    assert apply_rotary(torch.randn(1, 2, 32).bfloat16(), cos, sin).dtype == torch.bfloat16
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match=r'positions are \[\.\.\., 3\], not \(4, 2\)'):
+        rotary_angles(torch.zeros(4, 2), 32)
+    with pytest.raises(ValueError, match='wavelengths must satisfy 0 < 2.0 <= 1.0'):
+        rotary_angles(torch.zeros(4, 3), 32, min_wavelength=2.0, max_wavelength=1.0)
+    with pytest.raises(ValueError, match='tables for 30 channels do not fit heads of width 16'):
+        apply_rotary(torch.zeros(4, 1, 16), *rotary_angles(torch.zeros(4, 3), 32))

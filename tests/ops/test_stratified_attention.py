@@ -1,0 +1,207 @@
+import itertools
+
+import pytest
+import torch
+
+from stratified3d import ops
+from stratified3d.ops.stratified_attention import BACKENDS
+from stratified3d.testing import SHAPE_CASES, TOLERANCES, poisoned_memory, random_coords, relative_error
+
+FAST = [name for name in BACKENDS if name != 'reference']
+
+
+def make(case, dtype, seed=0, bias='some_absent'):
+    """Inputs of the three ops for a case, rounded to dtype, and the plan."""
+    sizes, spatial_shape, window_shape, heads, width, strata = SHAPE_CASES[case]
+    plan = ops.plan_windows(random_coords(sizes, spatial_shape, seed), window_shape, batch_size=len(sizes))
+    generator = torch.Generator().manual_seed(seed)
+    n, b = sum(sizes), len(sizes)
+    shapes = dict(q=(n, heads, width), k=(n, heads, width), v=(n, heads, width), strata_q=(b, strata, heads, width),
+                  strata_k=(b, strata, heads, width), strata_v=(b, strata, heads, width),
+                  strata_bias=(b, strata, heads))
+    inputs = {}
+    for name, shape in shapes.items():
+        # every second column of a wider tensor's rows: strides that are not those of a fresh tensor
+        wide = torch.randn(*shape[:-1], 2 * shape[-1], generator=generator, dtype=torch.float64).to(dtype)
+        inputs[name] = wide[..., :shape[-1]].detach().requires_grad_()
+    bias_value = inputs['strata_bias'].detach().to(torch.promote_types(dtype, torch.float32))
+    if bias == 'some_absent':
+        bias_value[:, 1::3] = -torch.inf
+    elif bias == 'all_absent':
+        bias_value[:] = -torch.inf
+    inputs['strata_bias'] = bias_value.requires_grad_()
+    return inputs, plan
+
+
+def run(op, inputs, plan, backend, wide=None):
+    """Output and the gradient of every input of the op, computed in `wide` where given."""
+    x = {name: (t if wide is None else t.detach().to(wide if name != 'strata_bias' else t.dtype).requires_grad_())
+         for name, t in inputs.items()}
+    if op == 'attention':
+        names = ['q', 'k', 'v', 'strata_k', 'strata_v', 'strata_bias']
+        out = ops.stratified_attention(x['q'], x['k'], x['v'], plan, x['strata_k'], x['strata_v'],
+                                       strata_bias=x['strata_bias'], backend=backend)
+    elif op == 'window':
+        names = ['q', 'k', 'v']
+        out = ops.stratified_attention(x['q'], x['k'], x['v'], plan, scale=0.7, backend=backend)
+    elif op == 'collect':
+        names = ['strata_q', 'k', 'v']
+        out = ops.collect_strata(x['strata_q'], x['k'], x['v'], plan.batch_offsets, backend=backend)
+    else:
+        names = ['q', 'strata_k', 'strata_v', 'strata_bias']
+        out = ops.read_strata(x['q'], x['strata_k'], x['strata_v'], plan.batch_offsets, strata_bias=x['strata_bias'],
+                              backend=backend)
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype)
+    if not out.requires_grad:  # no strata at all: nothing depends on anything
+        return out, {}
+    grads = torch.autograd.grad(out, [x[name] for name in names], weight, allow_unused=True)
+    return out, {name: torch.zeros_like(x[name]) if grad is None else grad for name, grad in zip(names, grads)}
+
+
+@pytest.mark.parametrize('backend, op, dtype', itertools.product(
+    FAST, ['attention', 'window', 'collect', 'read'], TOLERANCES))
+@pytest.mark.parametrize('case', SHAPE_CASES)
+def test_fast_backends_equal_the_reference_in_output_and_every_gradient(backend, op, dtype, case):
+    inputs, plan = make(case, dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    truth, truth_grads = run(op, inputs, plan, 'reference', wide)
+    with poisoned_memory():
+        out, grads = run(op, inputs, plan, backend)
+    assert out.dtype == dtype
+    assert relative_error(out, truth) <= TOLERANCES[dtype]
+    assert grads.keys() == truth_grads.keys()
+    for name, grad in grads.items():
+        assert relative_error(grad, truth_grads[name]) <= TOLERANCES[dtype], name
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('case', ['plain', 'empty_between', 'fewer_rows_than_strata'])
+def test_every_backend_equals_one_dense_masked_softmax(backend, case):
+    inputs, plan = make(case, torch.float64)
+    q, k, v, sk, sv, bias = (inputs[n].detach() for n in ('q', 'k', 'v', 'strata_k', 'strata_v', 'strata_bias'))
+    rows = torch.arange(len(q))
+    window = (plan.window_start[:, None] <= rows) & (rows < plan.window_end[:, None])
+    keys = torch.cat([k, sk.flatten(0, 1)])
+    values = torch.cat([v, sv.flatten(0, 1)])
+    owner = torch.arange(len(sk)).repeat_interleave(sk.shape[1])
+    seen = torch.cat([window, plan.sample[:, None] == owner], 1)
+    logits = torch.einsum('ihd,jhd->ijh', q, keys) * q.shape[-1]**-0.5
+    logits[:, len(q):] += bias.flatten(0, 1)
+    truth = torch.einsum('ijh,jhd->ihd', logits.masked_fill(~seen[..., None], -torch.inf).softmax(1), values)
+    out = ops.stratified_attention(q, k, v, plan, sk, sv, strata_bias=bias, backend=backend)
+    assert relative_error(out, truth) < 1e-12
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('op', ['attention', 'collect', 'read'])
+def test_gradcheck(backend, op):
+    plan = ops.plan_windows(random_coords((7, 0, 4), (1, 4, 4)), (1, 2, 2), batch_size=3)
+    generator = torch.Generator().manual_seed(3)
+    q, k, v = torch.randn(3, 11, 2, 6, generator=generator, dtype=torch.float64).unbind(0)
+    sq, sk, sv = torch.randn(3, 3, 3, 2, 6, generator=generator, dtype=torch.float64).unbind(0)
+    bias = torch.randn(3, 3, 2, generator=generator, dtype=torch.float64)
+    functions = dict(
+        attention=(lambda q, k, v, sk, sv, b: ops.stratified_attention(
+            q, k, v, plan, sk, sv, strata_bias=b, backend=backend), (q, k, v, sk, sv, bias)),
+        collect=(lambda sq, k, v: ops.collect_strata(sq, k, v, plan.batch_offsets, backend=backend), (sq, k, v)),
+        read=(lambda q, sk, sv, b: ops.read_strata(
+            q, sk, sv, plan.batch_offsets, strata_bias=b, backend=backend), (q, sk, sv, bias)))
+    function, tensors = functions[op]
+    assert torch.autograd.gradcheck(function, [t.clone().requires_grad_() for t in tensors])
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_absent_strata_change_nothing_and_get_no_gradient(backend):
+    inputs, plan = make('plain', torch.float32, bias='all_absent')
+    out, grads = run('attention', inputs, plan, backend)
+    alone = ops.stratified_attention(inputs['q'], inputs['k'], inputs['v'], plan, backend=backend)
+    assert relative_error(out, alone) < 1e-6
+    assert not grads['strata_k'].any() and not grads['strata_v'].any()
+    assert all(g.isfinite().all() for g in grads.values())
+    out, grads = run('read', inputs, plan, backend)
+    assert not out.any() and all(g.isfinite().all() for g in grads.values())
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('tensor', ['q', 'k', 'v'])
+def test_nan_stays_in_its_window(backend, tensor):
+    inputs, plan = make('plain', torch.float32, bias='none')
+    row = 37
+    with torch.no_grad():
+        inputs[tensor][row] = torch.nan
+    hurt = torch.zeros(len(plan.sample), dtype=torch.bool)
+    hurt[plan.window_start[row]:plan.window_end[row]] = True
+    out = ops.stratified_attention(inputs['q'], inputs['k'], inputs['v'], plan, inputs['strata_k'], inputs['strata_v'],
+                                   strata_bias=inputs['strata_bias'], backend=backend)
+    assert out[~hurt].isfinite().all() and out[row].isnan().all()
+    grads = torch.autograd.grad(out[~hurt].sum(), [inputs[n] for n in ('q', 'k', 'v')])
+    assert all(g[~hurt].isfinite().all() for g in grads)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_nan_in_one_sample_stays_there(backend):
+    inputs, plan = make('plain', torch.float32)
+    with torch.no_grad():
+        inputs['k'][:10] = torch.nan  # all of sample 0
+        inputs['strata_k'][0] = torch.nan
+    outs = [ops.collect_strata(inputs['strata_q'], inputs['k'], inputs['v'], plan.batch_offsets, backend=backend)[1],
+            ops.read_strata(inputs['q'], inputs['strata_k'], inputs['strata_v'], plan.batch_offsets,
+                            backend=backend)[plan.sample == 1]]
+    assert all(out.isfinite().all() for out in outs)
+
+
+def test_large_logits_do_not_overflow():
+    inputs, plan = make('plain', torch.float32, bias='none')
+    for backend in BACKENDS:
+        out = ops.stratified_attention(inputs['q'] * 1e3, inputs['k'] * 1e3, inputs['v'], plan, inputs['strata_k'],
+                                       inputs['strata_v'], strata_bias=inputs['strata_bias'], backend=backend)
+        assert out.isfinite().all() and out.abs().max() <= max(inputs['v'].abs().max(), inputs['strata_v'].abs().max())
+
+
+def test_backend_choice(monkeypatch):
+    q = torch.zeros(2, 1, 8)
+    assert ops.choose_backend(None, q) == next(iter(BACKENDS))
+    monkeypatch.setenv('STRATIFIED3D_BACKEND', 'reference')
+    assert ops.choose_backend(None, q) == 'reference' and ops.choose_backend('sdpa', q) == 'sdpa'
+    assert ops.unsupported_reason('sdpa', q) is None
+    assert 'not floating point' in ops.unsupported_reason('sdpa', q.long())
+    with pytest.raises(ValueError, match="no attention backend for .*'cudnn'; known are"):
+        ops.choose_backend('cudnn', q)
+
+
+def bad_calls():
+    inputs, plan = make('plain', torch.float32)
+    q, k, v, sk, sv, bias = (inputs[n].detach() for n in ('q', 'k', 'v', 'strata_k', 'strata_v', 'strata_bias'))
+    attend, collect, read = ops.stratified_attention, ops.collect_strata, ops.read_strata
+    offsets = plan.batch_offsets
+    return [
+        (lambda: attend(q, k[:, :1], v, plan), 'q, k and v are .* of one shape'),
+        (lambda: attend(q, k.half(), v, plan), 'device: q .* torch.float32 on cpu, k .* torch.float16'),
+        (lambda: attend(q[:10], k[:10], v[:10], plan), 'the plan is for 240 rows, q has 10'),
+        (lambda: attend(*(x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)), plan),
+         'the last stride must be 1'),
+        (lambda: attend(q, k, v, plan, sk), 'strata_k and strata_v come together'),
+        (lambda: attend(q, k, v, plan, strata_bias=bias), 'strata_bias was given without'),
+        (lambda: attend(q, k, v, plan, sk[:1], sv[:1]), 'with B = 2'),
+        (lambda: attend(q, k, v, plan, sk.double(), sv.double()), 'strata and q share dtype'),
+        (lambda: attend(q, k, v, plan, sk, sv, strata_bias=bias[:, :2]), r'strata_bias is \[B, M, H\]'),
+        (lambda: attend(q, k, v, plan._replace(window_end=plan.window_end + 999)), 'windows outside rows 0 to 240'),
+        (lambda: attend(q, k, v, plan._replace(batch_offsets=offsets * 2)), 'must ascend from 0 to 240'),
+        (lambda: collect(sk, k, v, offsets[:2]), r'batch_offsets is \[B \+ 1\] = \[3\]'),
+        (lambda: collect(sk, k, v, offsets.flip(0)), 'must ascend from 0 to 240, not'),
+        (lambda: collect(sk.half(), k, v, offsets), r'q is \[B, M, H, D\] matching k'),
+        (lambda: read(q, sk, sv[:, :1], offsets), r'strata_k and strata_v are \[B, M, H, D\]'),
+        (lambda: read(q.long(), sk.long(), sv.long(), offsets), 'not floating point'),
+    ]
+
+
+@pytest.mark.parametrize('number', range(16))
+def test_bad_calls_are_named_before_anything_runs(number):
+    call, message = bad_calls()[number]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_all_bad_calls_are_tested():
+    assert len(bad_calls()) == 16

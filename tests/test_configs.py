@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+import torch
+from mmdet3d.registry import MODELS, TRANSFORMS
+from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
+
+CONFIGS = ['stratified-centerpoint_voxel03_8xb4-cyclic-20e_nus-3d',
+           'stratified-centerpoint_tiny_1xb2-cyclic-20e_nus-3d']
+
+
+@pytest.fixture
+def config(root, request):
+    config = Config.fromfile(root / 'configs/stratified' / f'{request.param}.py')
+    init_default_scope('mmdet3d')
+    return config
+
+
+def all_configs(function):
+    return pytest.mark.parametrize('config', CONFIGS, indirect=True)(function)
+
+
+def test_no_config_is_forgotten(root):
+    assert sorted(p.stem for p in (root / 'configs/stratified').glob('*.py')) == sorted(CONFIGS)
+
+
+@all_configs
+def test_it_builds_learns_and_predicts(config):
+    torch.manual_seed(0)
+    model = MODELS.build(config.model)
+    model.init_weights()
+    rng = np.random.default_rng(0)
+    points = torch.from_numpy(np.hstack([rng.normal(0, 12, (1500, 2)), rng.uniform(-3, 1, (1500, 1)),
+                                         rng.uniform(0, 1, (1500, 2))]).astype(np.float32))
+    sample = Det3DDataSample(metainfo=dict(box_type_3d=LiDARInstance3DBoxes))
+    sample.gt_instances_3d = InstanceData(
+        bboxes_3d=LiDARInstance3DBoxes(torch.tensor([[3.0, 4, -1, 4, 2, 1.6, 0.3, 1, 0]]), box_dim=9),
+        labels_3d=torch.tensor([0]))
+    losses = model.loss(dict(points=[points]), [sample])
+    assert sum(losses.values()).isfinite()
+    with torch.no_grad():
+        found = model.eval().predict(dict(points=[points]), [sample])[0].pred_instances_3d
+    assert found.bboxes_3d.tensor.shape[1] == 9 and found.scores_3d.isfinite().all()
+
+
+@all_configs
+def test_one_fact_in_one_place(config):
+    """Classes, range and tasks agree everywhere; labels count the classes in the order of the head's tasks."""
+    names = [name for task in config.model.head.tasks for name in task]
+    assert names == config.class_names == config.metainfo.classes
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        dataset = config[loader].dataset
+        while 'pipeline' not in dataset:
+            dataset = dataset.dataset
+        assert dataset.metainfo.classes == names
+        ranges = [t.point_cloud_range for t in dataset.pipeline if 'point_cloud_range' in t]
+        assert ranges and all(tuple(r) == tuple(config.model.point_cloud_range) for r in ranges)
+
+
+@all_configs
+def test_sweeps_are_not_drawn_at_random_in_a_test(config):
+    loaders = {name: [t for t in config[name].dataset.pipeline if t.type == 'LoadPointsFromMultiSweeps']
+               for name in ('val_dataloader', 'test_dataloader')}
+    assert all(len(found) == 1 and found[0].test_mode for found in loaders.values())
+
+
+@all_configs
+def test_the_test_pipeline_runs_on_a_file(config, tmp_path):
+    points = np.random.default_rng(0).normal(0, 20, (300, 5)).astype(np.float32)
+    path = tmp_path / 'a.pcd.bin'
+    points.tofile(path)
+    data = dict(lidar_points=dict(lidar_path=str(path), num_pts_feats=5), timestamp=0.0, sample_idx=0,
+                box_type_3d=LiDARInstance3DBoxes)
+    for transform in config.test_dataloader.dataset.pipeline:
+        data = TRANSFORMS.build(transform)(data)
+    loaded = data['inputs']['points']
+    assert 0 < len(loaded) < 3000 and loaded.shape[1] == 5 and not loaded[:, 4].any()
+
+
+def test_leaf_configs_hold_only_what_differs(root):
+    for path in (root / 'configs/stratified').glob('*.py'):
+        assert len(path.read_text().splitlines()) <= 40, path

@@ -1,0 +1,110 @@
+"""Rules of the repository that no reviewer should have to check by eye."""
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+
+# who may import whom, inside the package; simulation, evaluation and visualization stand alone
+ALLOWED = {
+    'ops': {'ops'},
+    'layers': {'ops', 'layers'},
+    'testing': {'ops'},
+    'checkpoints': set(),
+    'datasets': {'datasets'},
+    'models': {'ops', 'layers', 'models'},
+    'plugin': {'models', 'checkpoints', 'datasets', 'evaluation', 'visualization'},
+    'apis': {'models', 'checkpoints', 'datasets', 'plugin'},
+    'host': set(),
+    'doctor': {'ops', 'layers', 'testing'},
+    'simulation': {'simulation'},
+    'evaluation': {'evaluation'},
+    'visualization': {'visualization'},
+}
+# third parties that a part may import at its top
+BARE = {'ops': {'torch'}, 'evaluation': {'numpy', 'numba', 'scipy', 'mmengine', 'mmdet3d'},
+        'simulation': {'numpy', 'numba', 'tqdm'}}
+LAZY = {'open3d', 'matplotlib'}
+
+
+def modules(root):
+    for path in sorted((root / 'stratified3d').rglob('*.py')):
+        part = path.relative_to(root / 'stratified3d').parts[0].removesuffix('.py')
+        if part != '__init__':
+            yield path, part, ast.parse(path.read_text())
+
+
+def imported(tree, nested=True):
+    """Dotted names imported anywhere, or only at the top of the module."""
+    for node in ast.walk(tree) if nested else tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, 'imports are absolute'
+            yield node.module
+            yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def test_imports_point_in_one_direction(root):
+    for path, part, tree in modules(root):
+        used = {name.split('.')[1] for name in imported(tree) if name.startswith('stratified3d.')}
+        used -= {'__version__'}
+        assert used <= ALLOWED[part], f'{path} imports {used - ALLOWED[part]}'
+
+
+def test_ops_need_torch_alone(root):
+    standard = set(sys.stdlib_module_names)
+    for path, part, tree in modules(root):
+        tops = {name.split('.')[0] for name in imported(tree, nested=False)} - standard - {'stratified3d'}
+        if part in BARE:
+            assert tops <= BARE[part], f'{path} imports {tops - BARE[part]}'
+        assert not tops & LAZY, f'{path} imports {tops & LAZY} at its top: these load slowly and may be missing'
+        assert 'spconv' not in tops or path.name == 'sparse_conv.py', f'{path}: only sparse_conv.py imports spconv'
+
+
+def test_ops_import_without_openmmlab():
+    blocked = ('import sys\nfor name in ("mmengine", "mmcv", "mmdet", "mmdet3d", "spconv", "numba", "open3d"):\n'
+               '    sys.modules[name] = None\nimport stratified3d.ops\n')
+    subprocess.run([sys.executable, '-c', blocked], check=True)
+
+
+def tracked(root):
+    listing = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=root, capture_output=True,
+                             text=True, check=True)
+    return [root / line for line in listing.stdout.splitlines() if (root / line).is_file()]
+
+
+def test_names_say_something(root):
+    bad = re.compile(r'(^|/)(utils?|common|helpers?|misc)(\.py|/)|_(v2|new|old|backup|legacy)\.py$')
+    assert not [p for p in tracked(root) if bad.search(str(p.relative_to(root)))]
+    forbidden = {'pts', 'pc', 'coors', 'sparse_shape', 'grid_size', 'pc_range', 'nhead', 'd_model', 'legacy'}
+    for path, _, tree in modules(root):
+        names = {a.arg for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
+                 for a in node.args.args + node.args.kwonlyargs}
+        assert not names & forbidden, f'{path}: {names & forbidden}'
+
+
+def test_files_stay_readable(root):
+    for path in tracked(root):
+        if path.suffix in ('.py', '.sh'):
+            lines = len(path.read_text().splitlines())
+            assert lines <= 300, f'{path} has {lines} lines'
+        if path.parent == root / 'tools' and path.suffix == '.py':
+            assert lines <= 130, f'{path}: tools are thin'
+
+
+def test_nothing_shadows_mmdet3d(root):
+    assert not (root / 'tools/__init__.py').exists() and not (root / 'projects/__init__.py').exists()
+
+
+@pytest.mark.parametrize('part', ['ops', 'layers', 'models', 'evaluation', 'datasets', 'visualization'])
+def test_public_functions_and_classes_are_documented(root, part):
+    for path in sorted((root / 'stratified3d' / part).rglob('*.py')):
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree) or not tree.body, path
+        if path.parent.name == 'stratified_attention' and path.name != '__init__.py':
+            continue  # backends share the docstrings of the functions that call them
+        for node in tree.body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith('_'):
+                assert ast.get_docstring(node), f'{path}: {node.name}'

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Set-up, lint and the test suite: what continuous integration runs, and what to run before a commit.
+# Usage: bash tools/check.sh [pytest arguments]      e.g. bash tools/check.sh tests/ops -k windows
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash tools/setup.sh
+.venv/bin/ruff check .
+exec .venv/bin/python -m pytest "$@"

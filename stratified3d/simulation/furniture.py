@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .materials import (
+from stratified3d.simulation.materials import (
     BARK,
     CONCRETE,
     FACADE,
@@ -21,8 +21,8 @@ from .materials import (
     RETROREFLECTOR,
     RUBBER,
 )
-from .people import make_bicycle
-from .primitives import Shape
+from stratified3d.simulation.people import make_bicycle
+from stratified3d.simulation.primitives import Shape
 
 CONE = 'movable_object.trafficcone'
 BARRIER = 'movable_object.barrier'

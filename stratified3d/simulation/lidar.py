@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .jit import compiled
-from .materials import GLASS, PAINT, TABLE
-from .primitives import Primitives, Shape
-from .raycast import GROUND, NOTHING, cast_rays
+from stratified3d.simulation.jit import compiled
+from stratified3d.simulation.materials import GLASS, PAINT, TABLE
+from stratified3d.simulation.primitives import Primitives, Shape
+from stratified3d.simulation.raycast import GROUND, NOTHING, cast_rays
 
 N_RINGS, N_COLUMNS = 32, 1084
 ELEVATIONS = np.radians(np.linspace(-30.67, 10.67, N_RINGS))  # ring 0 looks down most (Velodyne HDL-32E manual)
@@ -130,7 +130,7 @@ def fire(sensor: Sensor, poses: Pose, primitives: Primitives, ground: np.ndarray
     Args:
         poses: [N_COLUMNS] LIDAR_TOP to world at each firing.
         primitives: in the world at the sweep's timestamp.
-        ground: [6], see `raycast.hit_ground`.
+        ground: [6], see `intersect.hit_ground`.
     Returns:
         distance, hit, cosine [N_COLUMNS, N_RINGS], see `raycast.cast_rays`; what the ego car blocks is NOTHING.
     """

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .frame import simulate_frame
-from .layouts import LAYOUTS
+from stratified3d.simulation.frame import simulate_frame
+from stratified3d.simulation.layouts import LAYOUTS
 
 COLOURS = {
     'car': '#ff9f1c',

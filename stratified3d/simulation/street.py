@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import furniture
-from .materials import ASPHALT, MARKING, PAVING
-from .paths import Path
-from .primitives import Shape
-from .world import World
+from stratified3d.simulation import furniture
+from stratified3d.simulation.materials import ASPHALT, MARKING, PAVING
+from stratified3d.simulation.paths import Path
+from stratified3d.simulation.primitives import Shape
+from stratified3d.simulation.world import World
 
 LANE = 3.4
 PARKING = 2.4

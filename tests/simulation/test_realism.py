@@ -90,7 +90,7 @@ def test_distant_boxes_are_as_thin_as_real_ones(simulated, real):
 
 def boxes_by_class(root, scenes, points):
     """Annotated boxes of at least `points` points per detection class in some scenes."""
-    from stratified3d.simulation.frame import DETECTION_NAMES
+    from stratified3d.simulation.nuscenes_schema import DETECTION_NAMES
 
     rows = {
         name: json.loads((root / 'v1.0-mini' / f'{name}.json').read_text())

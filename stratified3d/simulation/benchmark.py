@@ -14,8 +14,8 @@ import time
 
 import numpy as np
 
-from .layouts import LAYOUTS, build_scene
-from .lidar import SWEEP_SECONDS, Noise, fire
+from stratified3d.simulation.layouts import LAYOUTS, build_scene
+from stratified3d.simulation.lidar import SWEEP_SECONDS, Noise, fire
 
 
 def _count(arguments: tuple[float, bool, int]) -> tuple[int, float]:

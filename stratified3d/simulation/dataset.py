@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .frame import simulate_frame
-from .layouts import TRAIN_LAYOUTS, VAL_LAYOUTS, build_scene
-from .lidar import N_COLUMNS, N_RINGS, SWEEP_SECONDS, Noise
-from .nuscenes_writer import Tables, blank_png, quaternion
-from .scene import Scene
-from .splits import SPLITS, scene_name
+from stratified3d.simulation.frame import simulate_frame
+from stratified3d.simulation.layouts import TRAIN_LAYOUTS, VAL_LAYOUTS, build_scene
+from stratified3d.simulation.lidar import N_COLUMNS, N_RINGS, SWEEP_SECONDS, Noise
+from stratified3d.simulation.nuscenes_writer import Tables, blank_png, quaternion
+from stratified3d.simulation.scene import Scene
+from stratified3d.simulation.splits import SPLITS, scene_name
 
 SWEEPS_PER_KEYFRAME = 10  # 20 Hz sweeps, 2 Hz keyframes
 SWEEP_BYTES = N_COLUMNS * N_RINGS * 5 * 4

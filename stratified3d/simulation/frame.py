@@ -4,28 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .furniture import BARRIER, CONE
-from .layouts import LAYOUTS, build_scene
-from .lidar import SWEEP_SECONDS, Noise
-from .people import ADULT, BICYCLE, CHILD, MOTORCYCLE, POLICE, WORKER
-from .vehicles import BENDY_BUS, BUS, CAR, CONSTRUCTION, TRAILER, TRUCK
+from stratified3d.simulation.layouts import LAYOUTS, build_scene
+from stratified3d.simulation.lidar import SWEEP_SECONDS, Noise
+from stratified3d.simulation.nuscenes_schema import DETECTION_NAMES
 
-DETECTION_NAMES = {
-    CAR: 'car',
-    TRUCK: 'truck',
-    BUS: 'bus',
-    BENDY_BUS: 'bus',
-    TRAILER: 'trailer',
-    CONSTRUCTION: 'construction_vehicle',
-    ADULT: 'pedestrian',
-    CHILD: 'pedestrian',
-    WORKER: 'pedestrian',
-    POLICE: 'pedestrian',
-    MOTORCYCLE: 'motorcycle',
-    BICYCLE: 'bicycle',
-    CONE: 'traffic_cone',
-    BARRIER: 'barrier',
-}
 _DURATION = 2.0  # s of the scene that a frame is taken from
 
 

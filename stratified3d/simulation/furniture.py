@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .materials import (
+from stratified3d.simulation.materials import (
     BARK,
     CONCRETE,
     FACADE,
@@ -21,8 +21,8 @@ from .materials import (
     RETROREFLECTOR,
     RUBBER,
 )
-from .people import make_bicycle
-from .primitives import Shape
+from stratified3d.simulation.people import make_bicycle
+from stratified3d.simulation.primitives import Shape
 
 CONE = 'movable_object.trafficcone'
 BARRIER = 'movable_object.barrier'
@@ -162,11 +162,12 @@ def make_tree(rng: np.random.Generator) -> Shape:
     """A trunk under a crown of a few overlapping ellipsoids."""
     shape = Shape(None, (4.0, 4.0, 8.0))
     trunk, crown, radius = rng.uniform(2.0, 3.4), rng.uniform(3.0, 6.0), rng.uniform(1.5, 3.2)
+    tone = np.exp(rng.normal(0.2, 0.5))
     shape.frustum((0, 0, trunk / 2 + 0.4), rng.uniform(0.12, 0.28), 0.1, trunk + 0.8, BARK)
     for _ in range(4):
         x, y = rng.normal(0, 0.35 * radius, 2)
         z = trunk + crown * rng.uniform(0.3, 0.6)
-        shape.ellipsoid((x, y, z), (1.5 * radius, 1.5 * radius, crown * rng.uniform(0.6, 0.9)), FOLIAGE)
+        shape.ellipsoid((x, y, z), (1.5 * radius, 1.5 * radius, crown * rng.uniform(0.6, 0.9)), FOLIAGE, tone)
     return shape
 
 
@@ -217,7 +218,7 @@ def make_bus_shelter(rng: np.random.Generator) -> Shape:
 def make_building(rng: np.random.Generator, length: float, depth: float, height: float) -> Shape:
     """A block with plinth, bays, an overhang and shop windows; its front faces +y (left), centred on x."""
     shape = Shape(None, (length, depth, height))
-    tone = rng.uniform(0.5, 1.5)
+    tone = np.exp(rng.normal(0.1, 0.55))
     shape.box((0, 0, height / 2 - 1.0), (length, depth, height + 2.0), FACADE, tone)
     bay = rng.uniform(3.0, 6.0)
     for x in np.arange(-length / 2 + bay / 2, length / 2 - 0.5, bay):

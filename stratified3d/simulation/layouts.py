@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .outskirts import car_park, highway
-from .scene import Scene
-from .town import boulevard, junction, promenade, straight, street_reach, t_junction, turning
-from .world import World
+from stratified3d.simulation.outskirts import car_park, highway
+from stratified3d.simulation.scene import Scene
+from stratified3d.simulation.town import boulevard, junction, promenade, straight, street_reach, t_junction, turning
+from stratified3d.simulation.world import World
 
 TRAIN_LAYOUTS = {layout.__name__: layout for layout in (straight, junction, car_park, promenade, highway, turning)}
 VAL_LAYOUTS = {layout.__name__: layout for layout in (t_junction, boulevard)}

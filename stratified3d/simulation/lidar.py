@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .jit import compiled
-from .materials import GLASS, PAINT, TABLE
-from .primitives import Primitives, Shape
-from .raycast import GROUND, NOTHING, cast_rays
+from stratified3d.simulation.jit import compiled
+from stratified3d.simulation.materials import GLASS, PAINT, TABLE
+from stratified3d.simulation.primitives import Primitives, Shape
+from stratified3d.simulation.raycast import GROUND, NOTHING, cast_rays
 
 N_RINGS, N_COLUMNS = 32, 1084
 ELEVATIONS = np.radians(np.linspace(-30.67, 10.67, N_RINGS))  # ring 0 looks down most (Velodyne HDL-32E manual)
@@ -50,7 +50,7 @@ class Noise:
     """
 
     range_sigma: float = 0.02
-    dropped: float = 0.012
+    dropped: float = 0.005
     reach: float = 70.0
     mixed: float = 0.25
 
@@ -76,10 +76,10 @@ def firing_delays() -> np.ndarray:
 def _ego_car() -> Primitives:
     """The car below the sensor in the ego frame: roof, windscreen, bonnet, rear rack (a Renault Zoe, 4.08 x 1.73 m)."""
     car = Shape(None, (4.08, 1.73, 1.56))
-    car.tapered((1.35, 0.0, 0.62), (4.08, 1.73, 0.76), (0.15, 0.1, 0.06), PAINT, 0.3)
-    car.tapered((0.93, 0.0, 1.25), (3.00, 1.52, 0.50), (1.05, 0.55, 0.24), GLASS, 1.0)
-    car.box((0.80, 0.0, 1.475), (1.45, 1.13, 0.03), PAINT, 0.3)
-    car.box((-0.02, 0.0, 1.53), (0.06, 0.20, 0.09), PAINT, 0.6)
+    car.tapered((1.35, 0.0, 0.55), (4.08, 1.73, 0.62), (0.60, 0.1, 0.10), PAINT, 0.3)
+    car.tapered((1.22, 0.0, 1.20), (3.64, 1.52, 0.56), (1.35, 0.55, 0.20), GLASS, 1.0)
+    car.box((0.795, 0.0, 1.475), (1.79, 1.11, 0.03), PAINT, 0.3)
+    car.box((0.11, 0.0, 1.53), (0.06, 0.22, 0.09), PAINT, 0.6)
     return car.primitives()
 
 
@@ -96,6 +96,8 @@ class Sensor:
         cr, sr, cp, sp = math.cos(roll), math.sin(roll), math.cos(pitch), math.sin(pitch)
         tip = np.array([[cp, sp * sr, sp * cr], [0.0, cr, -sr], [-sp, cp * sr, cp * cr]])
         self.mount = Pose(tip @ yaw, MOUNT)  # LIDAR_TOP to ego
+        # lasers and receivers differ; the same sensor in every scene
+        self.gain = np.exp(0.2 * np.random.Generator(np.random.Philox(key=32)).standard_normal(N_RINGS))
         self.directions = firing_directions()
         self.delays = firing_delays()
         no_ground = np.array([-1e6, 0.0, 0.0, 0.0, 0.0, 0.0])
@@ -128,7 +130,7 @@ def fire(sensor: Sensor, poses: Pose, primitives: Primitives, ground: np.ndarray
     Args:
         poses: [N_COLUMNS] LIDAR_TOP to world at each firing.
         primitives: in the world at the sweep's timestamp.
-        ground: [6], see `raycast.hit_ground`.
+        ground: [6], see `intersect.hit_ground`.
     Returns:
         distance, hit, cosine [N_COLUMNS, N_RINGS], see `raycast.cast_rays`; what the ego car blocks is NOTHING.
     """
@@ -146,7 +148,21 @@ def fire(sensor: Sensor, poses: Pose, primitives: Primitives, ground: np.ndarray
 
 @compiled
 def _measure(
-    distance, material, shade, cosine, uniform, normal, table, sigma, dropped, reach, mixed, own, measured, intensity
+    distance,
+    material,
+    shade,
+    cosine,
+    uniform,
+    normal,
+    table,
+    gain,
+    sigma,
+    dropped,
+    reach,
+    mixed,
+    own,
+    measured,
+    intensity,
 ):
     n_columns, n_rings = distance.shape
     for c in range(n_columns):
@@ -158,7 +174,7 @@ def _measure(
                 continue
             level, spread, gloss, transparent, depth = table[material[c, b]]
             slant = max(cosine[c, b], 1e-3)
-            value = level * shade[c, b] * slant**gloss * math.exp(spread * normal[c, b, 1])
+            value = gain[b] * level * shade[c, b] * slant**gloss * math.exp(spread * normal[c, b, 1])
             # received power falls with distance squared; a steep logistic stands for the detector's threshold
             power = value / 10.0 * (reach / r) ** 2 if reach < np.inf else np.inf
             lost = 1.0 / (1.0 + power**2)
@@ -219,6 +235,7 @@ def measure(
         rng.random((*distance.shape, 5)),
         rng.standard_normal((*distance.shape, 2)),
         TABLE,
+        sensor.gain,
         noise.range_sigma,
         noise.dropped,
         noise.reach,

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from . import furniture, people, roadside, traffic, vehicles
-from .materials import ASPHALT, CONCRETE, MARKING
-from .paths import Motion, Path, Speed
-from .street import LANE, Section, Street
-from .town import complete, ego_motion, scatter_rare, street_reach
-from .world import World
+from stratified3d.simulation import furniture, people, roadside, traffic, vehicles
+from stratified3d.simulation.materials import ASPHALT, CONCRETE, MARKING
+from stratified3d.simulation.paths import Motion, Path, Speed
+from stratified3d.simulation.street import LANE, Section, Street
+from stratified3d.simulation.town import complete, ego_motion, scatter_rare, street_reach
+from stratified3d.simulation.world import World
 
 
 def car_park(world: World) -> Motion:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .materials import CLOTH, MESH, METAL, PAINT, PLASTIC, RETROREFLECTOR, RUBBER, SKIN
-from .primitives import Shape, rotate_x, rotate_y
+from stratified3d.simulation.materials import CLOTH, MESH, METAL, PAINT, PLASTIC, RETROREFLECTOR, RUBBER, SKIN
+from stratified3d.simulation.primitives import Shape, rotate_x, rotate_y
 
 ADULT = 'human.pedestrian.adult'
 CHILD = 'human.pedestrian.child'

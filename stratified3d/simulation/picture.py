@@ -1,6 +1,6 @@
 """A bird's-eye picture of simulated frames; needs matplotlib.
 
-    python -m stratified3d.simulation.picture out.png [--layouts boulevard junction] [--seed 3]
+python -m stratified3d.simulation.picture out.png [--layouts boulevard junction] [--seed 3]
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .frame import simulate_frame
-from .layouts import LAYOUTS
+from stratified3d.simulation.frame import simulate_frame
+from stratified3d.simulation.layouts import LAYOUTS
 
 COLOURS = {
     'car': '#ff9f1c',
@@ -51,7 +51,7 @@ def draw_frames(path: Path, layouts: list[str], seed: int, reach: float = 50.0) 
                 box[0] + cos * along - sin * across, box[1] + sin * along + cos * across, color=COLOURS[name], lw=0.9
             )
         axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect='equal', xticks=[], yticks=[])
-        axes.set_title(f"{layout}: {len(x)} points, {len(frame['names'])} boxes", color='white', fontsize=10)
+        axes.set_title(f'{layout}: {len(x)} points, {len(frame["names"])} boxes', color='white', fontsize=10)
     shown = [axes.plot([], [], color=colour, label=name)[0] for name, colour in COLOURS.items()]
     figure.legend(handles=shown, ncol=10, loc='lower center', fontsize=7, facecolor='#101418', labelcolor='white')
     figure.savefig(path, dpi=90)

@@ -11,162 +11,27 @@ import math
 
 import numpy as np
 
-from .jit import compiled
-from .primitives import BOX, FRUSTUM, TAPERED, Primitives
+from stratified3d.simulation.intersect import (
+    MISS,
+    half_lengths,
+    hit_box,
+    hit_ellipsoid,
+    hit_frustum,
+    hit_ground,
+    hit_tapered,
+    incidence_cosine,
+)
+from stratified3d.simulation.jit import compiled
+from stratified3d.simulation.primitives import BOX, FRUSTUM, TAPERED, Primitives
 
 N_BINS = 720
 NOTHING, GROUND = -1, -2  # values of `hit` that name no primitive
-_NONE = np.inf
-_TINY = 1e-12
-
-
-@compiled
-def _hit_box(ox, oy, oz, dx, dy, dz, hx, hy, hz):
-    near, far = 0.0, _NONE
-    for o, d, h in ((ox, dx, hx), (oy, dy, hy), (oz, dz, hz)):
-        if abs(d) < _TINY:
-            if abs(o) > h:
-                return _NONE
-        else:
-            middle, reach = -o / d, h / abs(d)
-            near = max(near, middle - reach)
-            far = min(far, middle + reach)
-    return near if 0.0 < near <= far else _NONE
-
-
-@compiled
-def _tapered_plane(side, hx, hy, hz, front, rear, sides):
-    """Outward normal and offset of one of the six faces: n . p <= offset."""
-    if side == 0:
-        return 0.0, 0.0, 1.0, hz
-    if side == 1:
-        return 0.0, 0.0, -1.0, hz
-    lean = (front if side == 2 else rear if side == 3 else sides) / (2.0 * hz)
-    length = math.sqrt(1.0 + lean * lean)
-    if side < 4:
-        return (1.0 if side == 2 else -1.0) / length, 0.0, lean / length, (hx - lean * hz) / length
-    return 0.0, (1.0 if side == 4 else -1.0) / length, lean / length, (hy - lean * hz) / length
-
-
-@compiled
-def _hit_tapered(ox, oy, oz, dx, dy, dz, hx, hy, hz, front, rear, sides):
-    near, far = 0.0, _NONE
-    for side in range(6):
-        nx, ny, nz, offset = _tapered_plane(side, hx, hy, hz, front, rear, sides)
-        gap = offset - (nx * ox + ny * oy + nz * oz)
-        speed = nx * dx + ny * dy + nz * dz
-        if abs(speed) < _TINY:
-            if gap < 0.0:
-                return _NONE
-        elif speed > 0.0:
-            far = min(far, gap / speed)
-        else:
-            near = max(near, gap / speed)
-        if near > far:
-            return _NONE
-    return near if near > 0.0 else _NONE
-
-
-@compiled
-def _hit_frustum(ox, oy, oz, dx, dy, dz, foot, top, h):
-    best = _NONE
-    slope = (top - foot) / (2.0 * h)
-    radius = 0.5 * (foot + top) + slope * oz
-    a = dx * dx + dy * dy - (slope * dz) ** 2
-    b = ox * dx + oy * dy - radius * slope * dz
-    c = ox * ox + oy * oy - radius * radius
-    root = b * b - a * c
-    if root >= 0.0 and abs(a) > _TINY:
-        root = math.sqrt(root)
-        for t in ((-b - root) / a, (-b + root) / a):
-            z = oz + t * dz
-            # the second cone of the double cone has a negative radius
-            if 0.0 < t < best and abs(z) <= h and radius + slope * t * dz >= 0.0:
-                best = t
-    if abs(dz) > _TINY:
-        end = -h if dz > 0.0 else h  # the cap that faces the ray
-        t = (end - oz) / dz
-        limit = foot if end < 0.0 else top
-        if 0.0 < t < best and (ox + t * dx) ** 2 + (oy + t * dy) ** 2 <= limit * limit:
-            best = t
-    # from inside only exits remain: a solid that holds the sensor is not seen
-    inside = abs(oz) <= h and c <= 0.0
-    return _NONE if inside else best
-
-
-@compiled
-def _hit_ellipsoid(ox, oy, oz, dx, dy, dz, hx, hy, hz):
-    ox, oy, oz, dx, dy, dz = ox / hx, oy / hy, oz / hz, dx / hx, dy / hy, dz / hz
-    a = dx * dx + dy * dy + dz * dz
-    b = ox * dx + oy * dy + oz * dz
-    c = ox * ox + oy * oy + oz * oz - 1.0
-    root = b * b - a * c
-    if root < 0.0 or c <= 0.0 or b >= 0.0:
-        return _NONE
-    return (-b - math.sqrt(root)) / a
-
-
-@compiled
-def hit_ground(ox, oy, oz, dx, dy, dz, ground):
-    """Distance along a ray to z = g0 + g1 x + g2 y + g3 x^2 + g4 x y + g5 y^2, inf if it never meets it from above."""
-    a = -(ground[3] * dx * dx + ground[4] * dx * dy + ground[5] * dy * dy)
-    b = dz - (
-        ground[1] * dx
-        + ground[2] * dy
-        + 2.0 * ground[3] * ox * dx
-        + ground[4] * (ox * dy + oy * dx)
-        + 2.0 * ground[5] * oy * dy
-    )
-    c = oz - (
-        ground[0] + ground[1] * ox + ground[2] * oy + ground[3] * ox * ox + ground[4] * ox * oy + ground[5] * oy * oy
-    )
-    if abs(a) < _TINY:
-        return -c / b if b < 0.0 else _NONE
-    root = b * b - 4.0 * a * c
-    if root < 0.0:
-        return _NONE
-    q = -0.5 * (b + math.copysign(math.sqrt(root), b))
-    first, second = q / a, c / q
-    low, high = min(first, second), max(first, second)
-    return low if low > 0.0 else high if high > 0.0 else _NONE
-
-
-@compiled
-def _cosine(kind, x, y, z, dx, dy, dz, half, taper):
-    """|cos| of the angle between a ray and the surface normal where it hits, all in the primitive's frame."""
-    if kind == BOX:
-        ex, ey, ez = abs(abs(x) - half[0]), abs(abs(y) - half[1]), abs(abs(z) - half[2])
-        return abs(dx) if ex <= ey and ex <= ez else abs(dy) if ey <= ez else abs(dz)
-    if kind == TAPERED:
-        best, cosine = _NONE, 1.0
-        for side in range(6):
-            nx, ny, nz, offset = _tapered_plane(side, half[0], half[1], half[2], taper[0], taper[1], taper[2])
-            gap = abs(offset - (nx * x + ny * y + nz * z))
-            if gap < best:
-                best, cosine = gap, abs(nx * dx + ny * dy + nz * dz)
-        return cosine
-    if kind == FRUSTUM:
-        if abs(z) > half[2] - 1e-7:
-            return abs(dz)
-        nx, ny, nz = x, y, -(half[1] - half[0]) / (2.0 * half[2]) * math.sqrt(x * x + y * y)
-    else:
-        nx, ny, nz = x / half[0] ** 2, y / half[1] ** 2, z / half[2] ** 2
-    return abs(nx * dx + ny * dy + nz * dz) / max(math.sqrt(nx * nx + ny * ny + nz * nz), _TINY)
-
-
-@compiled
-def _extent(kind, half):
-    """Half-lengths of the box around a primitive, in its own frame."""
-    if kind == FRUSTUM:
-        radius = max(half[0], half[1])
-        return radius, radius, half[2]
-    return half[0], half[1], half[2]
 
 
 @compiled
 def _view(p, middle, travel, half_time, kind, centre, rotation, half, velocity):
     """Nearest distance, azimuth of the centre and the interval around it under which primitive p is seen."""
-    ex, ey, ez = _extent(kind[p], half[p])
+    ex, ey, ez = half_lengths(kind[p], half[p])
     r = rotation[p]
     vx, vy, vz = centre[p, 0] - middle[0], centre[p, 1] - middle[1], centre[p, 2] - middle[2]
     speed = math.sqrt(velocity[p, 0] ** 2 + velocity[p, 1] ** 2 + velocity[p, 2] ** 2)
@@ -180,7 +45,7 @@ def _view(p, middle, travel, half_time, kind, centre, rotation, half, velocity):
     near = max(math.sqrt(gap) - margin, 0.0)
     # the footprint: where the sensor stands over it, every azimuth sees it
     azimuth = math.atan2(vy, vx)
-    low, high, nearest = 0.0, 0.0, _NONE
+    low, high, nearest = 0.0, 0.0, MISS
     for corner in range(8):
         sx = ex if corner & 1 else -ex
         sy = ey if corner & 2 else -ey
@@ -253,10 +118,10 @@ def _cast(origins, rotations, delays, directions, limits, primitives, ground, ma
     )
     radius2 = np.empty(len(kind))
     for p in range(len(kind)):
-        ex, ey, ez = _extent(kind[p], half[p])
+        ex, ey, ez = half_lengths(kind[p], half[p])
         radius2[p] = ex * ex + ey * ey + ez * ez
 
-    distance = np.full((n_columns, n_beams), _NONE)
+    distance = np.full((n_columns, n_beams), MISS)
     hit = np.full((n_columns, n_beams), NOTHING, np.int64)
     cosine = np.zeros((n_columns, n_beams))
     scale = N_BINS / (2.0 * math.pi)
@@ -292,16 +157,18 @@ def _cast(origins, rotations, delays, directions, limits, primitives, ground, ma
                 ey = r[0, 1] * dx + r[1, 1] * dy + r[2, 1] * dz
                 ez = r[0, 2] * dx + r[1, 2] * dy + r[2, 2] * dz
                 if kind[p] == BOX:
-                    t = _hit_box(lx, ly, lz, ex, ey, ez, h[0], h[1], h[2])
+                    t = hit_box(lx, ly, lz, ex, ey, ez, h[0], h[1], h[2])
                 elif kind[p] == TAPERED:
-                    t = _hit_tapered(lx, ly, lz, ex, ey, ez, h[0], h[1], h[2], taper[p, 0], taper[p, 1], taper[p, 2])
+                    t = hit_tapered(lx, ly, lz, ex, ey, ez, h[0], h[1], h[2], taper[p, 0], taper[p, 1], taper[p, 2])
                 elif kind[p] == FRUSTUM:
-                    t = _hit_frustum(lx, ly, lz, ex, ey, ez, h[0], h[1], h[2])
+                    t = hit_frustum(lx, ly, lz, ex, ey, ez, h[0], h[1], h[2])
                 else:
-                    t = _hit_ellipsoid(lx, ly, lz, ex, ey, ez, h[0], h[1], h[2])
+                    t = hit_ellipsoid(lx, ly, lz, ex, ey, ez, h[0], h[1], h[2])
                 if t < best:
                     best, found = t, p
-                    cosine[c, b] = _cosine(kind[p], lx + t * ex, ly + t * ey, lz + t * ez, ex, ey, ez, h, taper[p])
+                    cosine[c, b] = incidence_cosine(
+                        kind[p], lx + t * ex, ly + t * ey, lz + t * ez, ex, ey, ez, h, taper[p]
+                    )
             if found == GROUND:
                 x, y = ox + best * dx, oy + best * dy
                 sx = ground[1] + 2.0 * ground[3] * x + ground[4] * y

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import furniture, people, vehicles
-from .materials import CONCRETE, FOLIAGE, MESH
-from .primitives import Shape
-from .street import KERB, LANE, PARKING, Street
+from stratified3d.simulation import furniture, machines, people, vehicles
+from stratified3d.simulation.materials import CONCRETE, FOLIAGE, MESH
+from stratified3d.simulation.primitives import Shape
+from stratified3d.simulation.street import KERB, LANE, PARKING, Street
 
 
 def build(street: Street, side: int) -> None:
@@ -141,7 +141,7 @@ def work_zone(street: Street, side: int, low: float, high: float, depth: float) 
         draw = rng.random()
         if s == low + 5.0 or draw < 0.45:
             street.stand(
-                vehicles.make_construction_vehicle(rng),
+                machines.make_construction_vehicle(rng),
                 s,
                 side * d,
                 rng.choice([0, np.pi]) + rng.normal(0, 0.1),

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .lidar import SILENT, SWEEP_SECONDS, Noise, Pose, Sensor, Surface, fire, measure
-from .paths import Fleet, Ground, Motion
-from .primitives import Primitives, Shape, join, move
-from .raycast import cast_rays
+from stratified3d.simulation.lidar import SILENT, SWEEP_SECONDS, Noise, Pose, Sensor, Surface, fire, measure
+from stratified3d.simulation.paths import Fleet, Ground, Motion
+from stratified3d.simulation.primitives import Primitives, Shape, join, move
+from stratified3d.simulation.raycast import cast_rays
 
 STRIDE = 1.4  # m per full swing of a walker's legs
 SIGHT = 118.0  # m; what is farther from the car never enters a sweep

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import furniture
-from .materials import ASPHALT, MARKING, PAVING
-from .paths import Path
-from .primitives import Shape
-from .world import World
+from stratified3d.simulation import furniture
+from stratified3d.simulation.materials import ASPHALT, MARKING, PAVING
+from stratified3d.simulation.paths import Path
+from stratified3d.simulation.primitives import Shape
+from stratified3d.simulation.world import World
 
 LANE = 3.4
 PARKING = 2.4
@@ -32,8 +32,8 @@ class Section:
     parked: float = 0.7  # share of the parking lane in use
     pavement: float = 4.0
     setback: float = 1.0
-    storeys: tuple[float, float] = (5.0, 20.0)  # heights of the buildings
-    built: float = 0.6  # share of the frontage that is built up; fences, hedges, walls else
+    storeys: tuple[float, float] = (6.0, 24.0)  # heights of the buildings
+    built: float = 0.65  # share of the frontage that is built up; fences, hedges, walls else
     trees: float = 5.0
     clutter: float = 5.0
     walkers: float = 4.0

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import furniture, people, roadside, traffic, vehicles
-from .materials import ASPHALT, MARKING
-from .paths import Motion, Path, Speed
-from .street import LANE, Section, Street
-from .world import World
+from stratified3d.simulation import furniture, people, roadside, traffic, vehicles
+from stratified3d.simulation.materials import ASPHALT, MARKING
+from stratified3d.simulation.paths import Motion, Path, Speed
+from stratified3d.simulation.street import LANE, Section, Street
+from stratified3d.simulation.world import World
 
 
 def ego_motion(path: Path, speed: Speed, duration: float, at: float) -> Motion:

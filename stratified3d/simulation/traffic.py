@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import people, vehicles
-from .materials import MARKING
-from .paths import Path, Speed
-from .primitives import Shape
-from .street import KERB, LANE, Street
+from stratified3d.simulation import people, vehicles
+from stratified3d.simulation.materials import MARKING
+from stratified3d.simulation.paths import Path, Speed
+from stratified3d.simulation.primitives import Shape
+from stratified3d.simulation.street import KERB, LANE, Street
 
 
 def drive(

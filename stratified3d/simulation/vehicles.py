@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from .materials import GLASS, METAL, PAINT, PLASTIC, RETROREFLECTOR, RUBBER
-from .primitives import Shape, rotate_y, rotate_z
+from stratified3d.simulation.materials import GLASS, METAL, PAINT, PLASTIC, RETROREFLECTOR, RUBBER
+from stratified3d.simulation.primitives import Shape, rotate_y
 
 CAR = 'vehicle.car'
 TRUCK = 'vehicle.truck'
 BUS = 'vehicle.bus.rigid'
 BENDY_BUS = 'vehicle.bus.bendy'
 TRAILER = 'vehicle.trailer'
-CONSTRUCTION = 'vehicle.construction'
 
 
-def _size(rng: np.random.Generator, mean: tuple[float, float, float], spread: float) -> tuple[float, float, float]:
+def draw_size(rng: np.random.Generator, mean: tuple[float, float, float], spread: float) -> tuple[float, float, float]:
     """Length, width, height around a mean; width and height vary less than length, in nuScenes as here."""
     length, width, height = mean
     jitter = np.clip(rng.standard_normal(3), -2.0, 2.0)
@@ -30,12 +29,13 @@ def _size(rng: np.random.Generator, mean: tuple[float, float, float], spread: fl
     )
 
 
-def _colour(rng: np.random.Generator) -> float:
+def draw_colour(rng: np.random.Generator) -> float:
     """Reflectance factor of a paint: black to white."""
     return float(rng.choice([0.12, 0.3, 0.6, 1.0, 1.7, 2.2], p=[0.2, 0.15, 0.2, 0.2, 0.15, 0.1]))
 
 
-def _wheels(shape: Shape, xs: list[float], width: float, radius: float, thickness: float = 0.22) -> None:
+def add_wheels(shape: Shape, xs: list[float], width: float, radius: float, thickness: float = 0.22) -> None:
+    """Add a pair of wheels at each x, flush with `width`."""
     for x in xs:
         for side in (-1, 1):
             shape.wheel(x, side * (width / 2 - thickness / 2 - 0.03), radius, thickness, RUBBER)
@@ -56,8 +56,8 @@ def make_car(rng: np.random.Generator) -> Shape:
         'suv': (4.72, 2.02, 1.84),
         'minivan': (4.85, 2.02, 1.98),
     }[kind]
-    length, width, height = size = _size(rng, mean, 0.05)
-    shape, colour = Shape(CAR, size), _colour(rng)
+    length, width, height = size = draw_size(rng, mean, 0.05)
+    shape, colour = Shape(CAR, size), draw_colour(rng)
     waist, clearance = height * rng.uniform(0.56, 0.62), 0.2 + 0.05 * (kind == 'suv')
     body = width - 0.1  # without the mirrors
     hull = waist - clearance
@@ -89,7 +89,7 @@ def make_car(rng: np.random.Generator) -> Shape:
         shape.box(
             (centre + cabin / 2 - 0.55, side * (width / 2 - 0.09), waist + 0.08), (0.12, 0.18, 0.14), PAINT, colour
         )
-    _wheels(shape, [length * 0.31, -length * 0.30], body, 0.33 + 0.05 * (kind == 'suv'))
+    add_wheels(shape, [length * 0.31, -length * 0.30], body, 0.33 + 0.05 * (kind == 'suv'))
     _plates(shape, length, 0.55)
     return shape
 
@@ -122,8 +122,8 @@ def make_truck(rng: np.random.Generator) -> Shape:
         'tipper': (7.6, 2.65, 3.1),
         'tractor': (6.6, 2.7, 3.4),
     }[kind]
-    length, width, height = size = _size(rng, mean, 0.09)
-    shape, colour, cargo = Shape(TRUCK, size), _colour(rng), _colour(rng)
+    length, width, height = size = draw_size(rng, mean, 0.09)
+    shape, colour, cargo = Shape(TRUCK, size), draw_colour(rng), draw_colour(rng)
     half, inner = length / 2, width - 0.2
     if kind == 'pickup':
         waist = height * 0.58
@@ -136,7 +136,7 @@ def make_truck(rng: np.random.Generator) -> Shape:
             colour,
         )
         shape.box((0.0, 0, height - 0.03), (length * 0.24, inner - 0.4, 0.06), PAINT, colour)
-        _wheels(shape, [0.31 * length, -0.29 * length], inner, 0.4)
+        add_wheels(shape, [0.31 * length, -0.29 * length], inner, 0.4)
     elif kind == 'van':
         shape.tapered(
             (-0.1 * length, 0, 0.35 + (height - 0.35) / 2),
@@ -149,7 +149,7 @@ def make_truck(rng: np.random.Generator) -> Shape:
         shape.tapered(
             (half - 0.3 * length, 0, height * 0.62), (length * 0.24, inner - 0.08, 0.5), (0.5, 0, 0.06), GLASS
         )
-        _wheels(shape, [0.32 * length, -0.3 * length], inner, 0.36)
+        add_wheels(shape, [0.32 * length, -0.3 * length], inner, 0.36)
     else:
         cab = 2.0 if kind != 'tractor' else 2.4
         top = height if kind == 'tractor' else min(height, 2.75)
@@ -177,7 +177,7 @@ def make_truck(rng: np.random.Generator) -> Shape:
                 cargo,
             )
         wheels = [half - 1.2, -half + 1.1, -half + 2.2] if length > 7 else [half - 1.1, -half + 1.2]
-        _wheels(shape, wheels, width, 0.5, 0.3)
+        add_wheels(shape, wheels, width, 0.5, 0.3)
     _plates(shape, length, 0.6)
     return shape
 
@@ -186,8 +186,8 @@ def make_bus(rng: np.random.Generator) -> Shape:
     """City bus, coach or minibus."""
     kind = rng.choice(['city', 'coach', 'mini'], p=[0.65, 0.2, 0.15])
     mean = {'city': (11.9, 2.95, 3.35), 'coach': (12.4, 2.98, 3.8), 'mini': (7.2, 2.5, 3.0)}[kind]
-    length, width, height = size = _size(rng, mean, 0.05)
-    shape, colour, body = Shape(BUS, size), _colour(rng), width - 0.25
+    length, width, height = size = draw_size(rng, mean, 0.05)
+    shape, colour, body = Shape(BUS, size), draw_colour(rng), width - 0.25
     waist = height * (0.42 if kind != 'coach' else 0.52)
     shape.tapered((0, 0, 0.35 + (waist - 0.35) / 2), (length, body, waist - 0.35), (0.03, 0.03, 0.0), PAINT, colour)
     shape.tapered(
@@ -214,7 +214,7 @@ def make_bus(rng: np.random.Generator) -> Shape:
             )
     for side in (-1, 1):
         shape.box((length / 2 - 0.12, side * (width / 2 - 0.07), height * 0.6), (0.15, 0.14, 0.45), PLASTIC, 0.3)
-    _wheels(shape, [length * 0.30, -length * 0.27], body, 0.48, 0.3)
+    add_wheels(shape, [length * 0.30, -length * 0.27], body, 0.48, 0.3)
     _plates(shape, length, 0.6)
     return shape
 
@@ -228,8 +228,8 @@ def make_trailer(rng: np.random.Generator) -> Shape:
         'tank': (11.5, 2.85, 3.7),
         'small': (6.0, 2.3, 2.7),
     }[kind]
-    length, width, height = size = _size(rng, mean, 0.07)
-    shape, colour, half = Shape(TRAILER, size), _colour(rng), length / 2
+    length, width, height = size = draw_size(rng, mean, 0.07)
+    shape, colour, half = Shape(TRAILER, size), draw_colour(rng), length / 2
     floor = 1.25 if kind != 'small' else 0.7
     shape.box((0, 0, floor - 0.12), (length * 0.97, width * 0.45, 0.25), METAL, 0.5)
     if kind == 'tank':
@@ -239,7 +239,7 @@ def make_trailer(rng: np.random.Generator) -> Shape:
     else:
         shape.box((0, 0, floor + (height - floor) / 2), (length, width, height - floor), PAINT, colour)
     axles = [-half + 1.2, -half + 2.4, -half + 3.6] if kind != 'small' else [-0.4, 0.4]
-    _wheels(shape, axles, width, 0.5 if kind != 'small' else 0.33, 0.3)
+    add_wheels(shape, axles, width, 0.5 if kind != 'small' else 0.33, 0.3)
     if kind != 'small':
         for side in (-1, 1):
             shape.box((half - 2.6, side * 0.8, 0.6), (0.15, 0.15, 1.2), METAL)
@@ -247,57 +247,4 @@ def make_trailer(rng: np.random.Generator) -> Shape:
     else:
         shape.box((half - 0.2, 0, 0.5), (0.4, 0.1, 0.1), METAL)
     shape.box((-half + 0.02, 0, floor - 0.35), (0.06, width * 0.9, 0.15), RETROREFLECTOR, 0.7)
-    return shape
-
-
-def _beam(shape: Shape, begin: tuple[float, float], end: tuple[float, float], thickness: float, shade: float) -> None:
-    """A digger's arm between two points x, z beside the cab."""
-    dx, dz = end[0] - begin[0], end[1] - begin[1]
-    centre = ((begin[0] + end[0]) / 2, -0.3, (begin[1] + end[1]) / 2)
-    size = (np.hypot(dx, dz) + 0.1, 0.9 * thickness, thickness)
-    shape.box(centre, size, PAINT, shade, rotate_y(-np.arctan2(dz, dx)))
-
-
-def make_construction_vehicle(rng: np.random.Generator) -> Shape:
-    """Excavator, wheel loader or roller."""
-    kind = rng.choice(['excavator', 'loader', 'roller'], p=[0.45, 0.35, 0.2])
-    mean = {'excavator': (7.2, 2.8, 3.3), 'loader': (6.9, 2.7, 3.2), 'roller': (4.6, 2.3, 2.9)}[kind]
-    length, width, height = size = _size(rng, mean, 0.1)
-    shape, half = Shape(CONSTRUCTION, size), length / 2
-    yellow = rng.uniform(1.0, 1.6)
-    if kind == 'excavator':
-        rear = -half + 1.9
-        for side in (-1, 1):
-            shape.tapered((rear, side * (width / 2 - 0.28), 0.42), (3.7, 0.55, 0.8), (0.3, 0.3, 0.0), METAL, 0.5)
-        turn = rotate_z(rng.uniform(-0.25, 0.25))
-        shape.box((rear - 0.2, 0, 1.45), (2.7, width * 0.8, 1.1), PAINT, yellow, turn)
-        shape.tapered(
-            (rear + 0.7, width * 0.25, 0.9 + (height - 0.9) / 2),
-            (1.5, 1.0, height - 0.9),
-            (0.3, 0.1, 0.08),
-            GLASS,
-            yellow,
-        )
-        elbow = (half - 1.5, height - 0.25)
-        _beam(shape, (rear + 0.9, 1.5), elbow, 0.42, yellow)
-        _beam(shape, elbow, (half - 0.6, 0.7), 0.34, yellow)
-        shape.tapered((half - 0.7, -0.3, 0.4), (0.9, 1.1, 0.7), (0.3, 0.1, 0.0), METAL, 0.6)
-    elif kind == 'loader':
-        shape.box((-half + 1.2, 0, 1.35), (2.3, width * 0.75, 1.1), PAINT, yellow)
-        shape.box((0.6, 0, 1.1), (2.2, width * 0.5, 0.7), PAINT, yellow)
-        shape.tapered(
-            (-half + 2.4, 0, 1.4 + (height - 1.4) / 2), (1.5, 1.4, height - 1.4), (0.2, 0.15, 0.1), GLASS, yellow
-        )
-        for side in (-1, 1):
-            shape.box((half - 1.5, side * 0.55, 1.15), (2.4, 0.2, 0.3), PAINT, yellow, rotate_y(0.3))
-        shape.tapered((half - 0.5, 0, 0.55), (1.0, width, 1.0), (-0.0, 0.5, 0.0), METAL, 0.8)
-        _wheels(shape, [0.22 * length, -0.25 * length], width, 0.72, 0.55)
-    else:
-        for x in (half - 0.65, -half + 0.65):
-            shape.wheel(x, 0.0, 0.62, width * 0.85, METAL, 0.6)
-        shape.box((0, 0, 1.15), (length * 0.75, width * 0.7, 0.7), PAINT, yellow)
-        shape.box((0, 0, height - 0.06), (1.9, width * 0.75, 0.1), PAINT, yellow)
-        for x in (-0.85, 0.85):
-            for side in (-1, 1):
-                shape.box((x, side * width * 0.33, 1.5 + (height - 1.5) / 2), (0.09, 0.09, height - 1.5), METAL)
     return shape

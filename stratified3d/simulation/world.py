@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .lidar import Surface
-from .materials import GRASS
-from .paths import Ground, Motion, Path, Speed
-from .primitives import Shape
-from .scene import Actor, Scene
+from stratified3d.simulation.lidar import Surface
+from stratified3d.simulation.materials import GRASS
+from stratified3d.simulation.paths import Ground, Motion, Path, Speed
+from stratified3d.simulation.primitives import Shape
+from stratified3d.simulation.scene import Actor, Scene
 
 CELL = 0.3  # m of the painted ground
 

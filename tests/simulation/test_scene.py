@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 
 from stratified3d.simulation import LAYOUTS, simulate_frame
-from stratified3d.simulation.frame import DETECTION_NAMES
 from stratified3d.simulation.furniture import make_barrier, make_clutter, make_cone
 from stratified3d.simulation.layouts import TRAIN_LAYOUTS, VAL_LAYOUTS, build_scene
 from stratified3d.simulation.lidar import SILENT, fire
+from stratified3d.simulation.machines import make_construction_vehicle
+from stratified3d.simulation.nuscenes_schema import DETECTION_NAMES
 from stratified3d.simulation.paths import Fleet, Ground, Motion, Path, Speed
 from stratified3d.simulation.people import make_bicycle, make_motorcycle, make_pedestrian
 from stratified3d.simulation.primitives import ELLIPSOID, FRUSTUM, TAPERED
 from stratified3d.simulation.scene import count_points
-from stratified3d.simulation.vehicles import make_bus, make_car, make_construction_vehicle, make_trailer, make_truck
+from stratified3d.simulation.vehicles import make_bus, make_car, make_trailer, make_truck
 
 # length, width, height: means of nuScenes' annotations (anchors of CBGS, arXiv:1908.09492)
 NUSCENES_SIZES = {

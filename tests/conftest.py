@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from stratified3d.simulation import Settings, simulate_dataset
+
 
 @pytest.fixture(scope='session')
 def root() -> Path:
@@ -18,3 +20,11 @@ def real_data() -> Path:
     if not folder:
         pytest.skip('STRATIFIED3D_REAL_DATA is unset: it names a folder with nuscenes_keyframe/ and others')
     return Path(folder)
+
+
+@pytest.fixture(scope='session')
+def tiny_set(tmp_path_factory):
+    """One training and one validation scene of three keyframes with all their sweeps."""
+    root = tmp_path_factory.mktemp('simulated') / 'tiny'
+    simulate_dataset(root, Settings(train=1, val=1, keyframes=3), workers=1)
+    return root

@@ -11,7 +11,9 @@ from stratified3d.simulation.vehicles import add_wheels, draw_size
 CONSTRUCTION = 'vehicle.construction'
 
 
-def _add_beam(shape: Shape, begin: tuple[float, float], end: tuple[float, float], thickness: float, shade: float) -> None:
+def _add_beam(
+    shape: Shape, begin: tuple[float, float], end: tuple[float, float], thickness: float, shade: float
+) -> None:
     """A digger's arm between two points x, z beside the cab."""
     dx, dz = end[0] - begin[0], end[1] - begin[1]
     centre = ((begin[0] + end[0]) / 2, -0.3, (begin[1] + end[1]) / 2)

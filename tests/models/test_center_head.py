@@ -79,6 +79,13 @@ def test_loss_equals_mmdet3d():
         torch.testing.assert_close(ours[name], expected[name], rtol=1e-5, atol=1e-6)
 
 
+def test_heatmaps_start_low():
+    head = make_head()
+    head.init_weights()
+    heat = head([torch.randn(2, 8, 32, 32)])[0][0]['heatmap'].sigmoid()
+    assert 0.05 < heat.mean() < 0.2
+
+
 def test_unknown_velocity_is_learned_nowhere():
     head = make_head()
     known, unknown = truth(), truth()

@@ -11,11 +11,3 @@ def mini_set(tmp_path_factory):
     root = tmp_path_factory.mktemp('simulated') / 'mini'
     simulate_dataset(root, Settings(sweeps=1))
     return root
-
-
-@pytest.fixture(scope='session')
-def tiny_set(tmp_path_factory):
-    """One training and one validation scene of three keyframes with all their sweeps."""
-    root = tmp_path_factory.mktemp('simulated') / 'tiny'
-    simulate_dataset(root, Settings(train=1, val=1, keyframes=3), workers=1)
-    return root

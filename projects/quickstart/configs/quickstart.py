@@ -11,7 +11,8 @@ load_points = [
 train_pipeline = [
     *load_points[:2],
     dict(type='LoadAnnotations3D', with_bbox_3d=True, with_label_3d=True),
-    dict(type='GlobalRotScaleTrans', rot_range=[-0.39, 0.39], scale_ratio_range=[0.95, 1.05], translation_std=[0, 0, 0]),
+    dict(type='GlobalRotScaleTrans', rot_range=[-0.39, 0.39], scale_ratio_range=[0.95, 1.05],
+         translation_std=[0, 0, 0]),
     *[t for t in _base_.train_pipeline if t['type'] in (
         'RandomFlip3D', 'PointsRangeFilter', 'ObjectRangeFilter', 'ObjectNameFilter')],
     dict(type='Pack3DDetInputs', keys=['points', 'gt_bboxes_3d', 'gt_labels_3d']),

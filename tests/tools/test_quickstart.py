@@ -1,0 +1,70 @@
+"""The whole job on a tiny set: simulate, prepare, train and test through mmdet3d's own scripts, draw."""
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def quickstart(root, folder, *arguments):
+    command = [sys.executable, '-W', 'ignore', str(root / 'tools/quickstart.py'), '--data', str(folder / 'data'),
+               '--out', str(folder / 'out'), '--scenes', '1+1', '--keyframes', '3', *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=400)
+
+
+@pytest.fixture(scope='module')
+def done(root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('quickstart')
+    result = quickstart(root, folder, '--cfg-options', 'epochs=1', 'train_cfg.max_epochs=1', 'train_cfg.val_interval=9',
+                        'param_scheduler.0.total_steps=1', 'train_dataloader.batch_size=1')
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return folder, result
+
+
+def test_summary_and_table(done):
+    folder, result = done
+    summary = json.loads((folder / 'out/summary.json').read_text())
+    assert summary.keys() == {'mAP', 'NDS', 'AP', 'seconds', 'pictures'}
+    assert len(summary['AP']) == 10 and 0 <= summary['mAP'] <= 1 and 0 <= summary['NDS'] <= 1
+    assert list(summary['seconds']) == ['simulate', 'prepare', 'train', 'test', 'draw']
+    assert len(summary['pictures']) == 3 and all(len(open(p, 'rb').read()) > 10000 for p in summary['pictures'])
+    assert f'mAP                     {summary["mAP"]:.3f}' in result.stdout and 'AP traffic_cone' in result.stdout
+
+
+def test_finished_steps_are_not_done_again(root, done):
+    folder, _ = done
+    before = (folder / 'out/epoch_1.pth').stat().st_mtime_ns
+    result = quickstart(root, folder)
+    assert result.returncode == 0 and result.stdout.count('done before') == 5
+    assert (folder / 'out/epoch_1.pth').stat().st_mtime_ns == before
+
+
+def test_training_resumes(root, done):
+    """mmengine's checkpoint, optimizer and message hub come back through the restricted loader."""
+    folder, _ = done
+    command = [sys.executable, '-W', 'ignore', str(root / 'tools/train.py'),
+               str(root / 'projects/quickstart/configs/quickstart.py'), '--work-dir', str(folder / 'out'), '--resume',
+               '--cfg-options', f'train_dataloader.dataset.data_root={folder}/data/', 'train_cfg.max_epochs=1',
+               'train_cfg.val_interval=9', f'val_dataloader.dataset.data_root={folder}/data/',
+               f'test_dataloader.dataset.data_root={folder}/data/']
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert 'resumed epoch: 1, iter: 3' in result.stdout + result.stderr
+
+
+def test_a_failing_step_says_which(root, tmp_path):
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data/notes.txt').write_text('mine')
+    result = quickstart(root, tmp_path)
+    assert result.returncode != 0
+    assert 'simulate.py' in result.stderr and 'goes on with this step' in result.stderr
+    assert (tmp_path / 'data/notes.txt').read_text() == 'mine'
+
+
+@pytest.mark.parametrize('script', ['train.py', 'test.py', 'simulate.py', 'create_data.py', 'draw_dataset.py',
+                                    'overfit_frame.py', 'quickstart.py'])
+def test_every_tool_explains_itself(root, script):
+    result = subprocess.run([sys.executable, '-W', 'ignore', str(root / 'tools' / script), '--help'],
+                            capture_output=True, text=True, timeout=100)
+    assert result.returncode == 0 and 'usage:' in result.stdout
+    assert script in ('train.py', 'test.py') or 'examples:' in result.stdout

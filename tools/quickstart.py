@@ -1,0 +1,106 @@
+#!/usr/bin/env python
+"""Simulate a small nuScenes, train the tiny detector on it from random weights, score it officially and draw it."""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / 'projects/quickstart/configs/quickstart.py'
+EXAMPLES = """examples:
+  bash tools/quickstart.sh                 everything; interrupted, it goes on where it stopped
+  bash tools/quickstart.sh --fresh         from the beginning
+  bash tools/quickstart.sh --seed 1 --out work_dirs/quickstart_seed1
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--fresh', action='store_true', help='delete the data and the results first')
+    parser.add_argument('--seed', type=int, default=0, help='of weights, augmentation and order (not of the data)')
+    parser.add_argument('--data', type=Path, default=ROOT / 'data/simulated', help='where the data set goes')
+    parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs/quickstart', help='where the results go')
+    parser.add_argument('--scenes', default='8+2', help='training + validation scenes')
+    parser.add_argument('--keyframes', type=int, default=20, help='per scene')
+    parser.add_argument('--cfg-options', nargs='*', default=[], help='passed on to training and testing')
+    return parser.parse_args()
+
+
+class Steps:
+    """Named steps; a finished one is remembered with its seconds and not done again."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.seconds = json.loads(path.read_text()) if path.is_file() else {}
+
+    def run(self, name: str, action: Callable[[], None]) -> None:
+        if name in self.seconds:
+            print(f'== {name}: done before, in {self.seconds[name]:.0f} s')
+            return
+        print(f'== {name}', flush=True)
+        begin = time.monotonic()
+        action()
+        self.seconds[name] = round(time.monotonic() - begin, 1)
+        partial = self.path.with_suffix('.partial')
+        partial.write_text(json.dumps(self.seconds))
+        os.replace(partial, self.path)
+
+
+def call(script: str, *arguments: object) -> None:
+    command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / script), *map(str, arguments)]
+    status = subprocess.run(command, cwd=ROOT).returncode
+    if status:
+        sys.exit(f'quickstart: {" ".join(command[3:])} ended with status {status}; the lines above say why. '
+                 'Started again, the quickstart goes on with this step.')
+
+
+def main() -> int:
+    args = parse_args()
+    data, out = args.data.resolve(), args.out.resolve()
+    if args.fresh:
+        shutil.rmtree(data, ignore_errors=True)
+        shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    steps = Steps(out / 'steps.json')
+    options = ['--cfg-options', f'data_root={data}/', f'train_dataloader.dataset.data_root={data}/',
+               f'val_dataloader.dataset.data_root={data}/', f'test_dataloader.dataset.data_root={data}/',
+               *(f'{name}_evaluator.{key}' for name in ('val', 'test') for key in (
+                   f'data_root={data}/', f'ann_file={data}/nuscenes_infos_val.pkl',
+                   f'jsonfile_prefix={out}/results')),
+               f'randomness.seed={args.seed}', *args.cfg_options]
+    steps.run('simulate', lambda: call('simulate.py', data, '--scenes', args.scenes, '--keyframes', args.keyframes))
+    steps.run('prepare', lambda: call('create_data.py', data))
+    resume = ['--resume'] if (out / 'last_checkpoint').is_file() else []
+    steps.run('train', lambda: call('train.py', CONFIG, '--work-dir', out, *resume, *options))
+    checkpoint = (out / 'last_checkpoint').read_text().strip()
+    steps.run('test', lambda: call('test.py', CONFIG, checkpoint, '--work-dir', out, *options))
+    pictures = out / 'pictures'
+    steps.run('draw', lambda: call('draw_dataset.py', CONFIG, checkpoint, '--out', pictures, *options))
+    report(out, steps, sorted(map(str, pictures.glob('*.png'))))
+    return 0
+
+
+def report(out: Path, steps: Steps, pictures: list[str]) -> None:
+    """Write summary.json and print it as a table."""
+    metrics = json.loads((out / 'results/pred_instances_3d/metrics_summary.json').read_text())
+    summary = dict(mAP=metrics['mean_ap'], NDS=metrics['nd_score'], AP=metrics['mean_dist_aps'],
+                   seconds=steps.seconds, pictures=pictures)
+    (out / 'summary.json').write_text(json.dumps(summary, indent=1))
+    print(f'\n{"mAP":<24}{summary["mAP"]:.3f}\n{"NDS":<24}{summary["NDS"]:.3f}')
+    for name, value in sorted(summary['AP'].items(), key=lambda item: -item[1]):
+        print(f'  AP {name:<19}{value:.3f}')
+    print(''.join(f'{name + " (s)":<24}{value:.0f}\n' for name, value in summary['seconds'].items()), end='')
+    print(f'{"pictures":<24}{os.path.relpath(out / "pictures")}/*.png ({len(pictures)})')
+    print(f'{"summary":<24}{os.path.relpath(out / "summary.json")}')
+
+
+if __name__ == '__main__':
+    sys.exit(main())

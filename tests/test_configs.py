@@ -61,9 +61,9 @@ def test_one_fact_in_one_place(config):
 
 @all_configs
 def test_sweeps_are_not_drawn_at_random_in_a_test(config):
-    loaders = {name: [t for t in config[name].dataset.pipeline if t.type == 'LoadPointsFromMultiSweeps']
-               for name in ('val_dataloader', 'test_dataloader')}
-    assert all(len(found) == 1 and found[0].test_mode for found in loaders.values())
+    for name in ('val_dataloader', 'test_dataloader'):
+        loader, = (t for t in config[name].dataset.pipeline if 'Sweeps' in t.type)
+        assert loader.type == 'LoadAlignedSweeps' and loader.test_mode
 
 
 @all_configs

@@ -2,6 +2,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,7 +28,8 @@ def test_summary_and_table(done):
     assert summary.keys() == {'mAP', 'NDS', 'AP', 'seconds', 'pictures'}
     assert len(summary['AP']) == 10 and 0 <= summary['mAP'] <= 1 and 0 <= summary['NDS'] <= 1
     assert list(summary['seconds']) == ['simulate', 'prepare', 'train', 'test', 'draw']
-    assert len(summary['pictures']) == 3 and all(len(open(p, 'rb').read()) > 10000 for p in summary['pictures'])
+    assert len(summary['pictures']) == 3
+    assert all(Path(picture).stat().st_size > 10000 for picture in summary['pictures'])
     assert f'mAP                     {summary["mAP"]:.3f}' in result.stdout and 'AP traffic_cone' in result.stdout
 
 

@@ -11,12 +11,11 @@ data_root = 'data/nuscenes/'
 
 load_points = [
     dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5),
-    dict(type='LoadPointsFromMultiSweeps', sweeps_num=9, use_dim=[0, 1, 2, 3, 4], pad_empty_sweeps=True,
-         remove_close=True),
+    # the nearest nine, aligned; mmdet3d's own loader misplaces them and draws them at random
+    dict(type='LoadAlignedSweeps', sweeps_num=9, use_dim=[0, 1, 2, 3, 4], remove_close=True, test_mode=True),
 ]
-# mmdet3d draws sweeps at random unless told that this is a test
-load_test_points = [load_points[0], dict(load_points[1], test_mode=True)]
 db_sampler = dict(
+    type='GroundTruthSampler',
     data_root=data_root,
     info_path=data_root + 'nuscenes_dbinfos_train.pkl',
     rate=1.0,
@@ -39,7 +38,7 @@ train_pipeline = [
     dict(type='Pack3DDetInputs', keys=['points', 'gt_bboxes_3d', 'gt_labels_3d']),
 ]
 test_pipeline = [
-    *load_test_points,
+    *load_points,
     dict(type='PointsRangeFilter', point_cloud_range=point_cloud_range),
     dict(type='Pack3DDetInputs', keys=['points']),
 ]

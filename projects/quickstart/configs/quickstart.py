@@ -5,7 +5,7 @@ data_root = 'data/simulated/'
 metainfo = dict(classes=_base_.class_names, version='v1.0-mini')
 load_points = [
     dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5),
-    dict(type='LoadAlignedSweeps', sweeps_num=4, use_dim=[0, 1, 2, 3, 4], remove_close=True),
+    dict(type='LoadAlignedSweeps', sweeps_num=4, use_dim=[0, 1, 2, 3, 4], remove_close=True, test_mode=True),
     dict(type='PointsRangeFilter', point_cloud_range=_base_.point_cloud_range),
 ]
 train_pipeline = [

@@ -8,6 +8,7 @@ the two parts independent of each other as well.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -60,13 +61,18 @@ def _sample_rows(batch_offsets: Tensor) -> list[slice]:
     return [slice(start, end) for start, end in zip(offsets, offsets[1:])]
 
 
-def _window_chunks(window_start: Tensor, window_end: Tensor, numbers_per_row: int,
-                   heads: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Windows of similar length together, cache-sized.
+class _Chunk(NamedTuple):
+    """Windows of similar length: rows [W, L] of each; padding [W, L] bool, places: the flat ones that are no padding
+    (both None where nothing is padded). A padded place repeats the window's own last row, so that whatever that row
+    holds (NaN, say) stays in its window."""
 
-    Yields (rows [W, L], padding [W, L] bool or None where nothing is padded). A padded place repeats the window's own
-    last row, so that whatever that row holds (NaN, say) stays in its window.
-    """
+    rows: Tensor
+    padding: Tensor | None
+    places: Tensor | None
+
+
+def _window_chunks(window_start: Tensor, window_end: Tensor, numbers_per_row: int, heads: int) -> Iterator[_Chunk]:
+    """All windows, by length and in pieces that fit the cache."""
     is_first = torch.arange(len(window_start), device=window_start.device) == window_start
     start, end = window_start[is_first].long(), window_end[is_first].long()
     length = end - start
@@ -80,7 +86,8 @@ def _window_chunks(window_start: Tensor, window_end: Tensor, numbers_per_row: in
         for s, e, n in zip(starts.split(count), ends.split(count), lengths.split(count)):
             rows = torch.minimum(s[:, None] + place, e[:, None] - 1)
             padding = place >= n[:, None]
-            yield rows, padding if size > 1 and bool(padding.any()) else None
+            places = (~padding).flatten().nonzero().squeeze(1)
+            yield _Chunk(rows, padding, places) if len(places) < padding.numel() else _Chunk(rows, None, None)
 
 
 class _JointAttention(torch.autograd.Function):
@@ -93,10 +100,10 @@ class _JointAttention(torch.autograd.Function):
         out = q.new_empty(q.shape, dtype=wide)
         lse = q.new_empty(q.shape[:2], dtype=wide)  # [N, H]
         tables = [x.to(wide).reshape(len(x), heads * width) for x in (q, k, v)]
-        for rows, padding in _window_chunks(window_start, window_end, 3 * heads * width, heads):
-            out_w, lse_w = _attend_windows(*(_take(x, rows, heads) for x in tables), padding, scale)
-            _put(out, rows, padding, out_w.transpose(1, 2))
-            _put(lse, rows, padding, lse_w.transpose(1, 2))
+        for chunk in _window_chunks(window_start, window_end, 3 * heads * width, heads):
+            out_w, lse_w = _attend_windows(*(_take(x, chunk, heads) for x in tables), chunk.padding, scale)
+            _put(out, chunk, out_w.transpose(1, 2))
+            _put(lse, chunk, lse_w.transpose(1, 2))
         if strata_k is not None:
             for b, rows in enumerate(_sample_rows(batch_offsets)):
                 logits = _strata_logits(q[rows].to(wide), strata_k[b].to(wide), strata_bias, b, scale)  # [H, n, M]
@@ -120,13 +127,14 @@ class _JointAttention(torch.autograd.Function):
         grad = grad.to(wide)
         grad_q, grad_k, grad_v = (x.new_empty(x.shape, dtype=wide) for x in (q, k, v))
         tables = [x.to(wide).reshape(len(x), heads * width) for x in (q, k, v, out, grad)]
-        for rows, padding in _window_chunks(window_start, window_end, 5 * heads * width, heads):
-            inputs = [_take(x, rows, heads) for x in tables]  # [W, H, L, D]
-            if padding is not None:  # a padded query must not add to the gradients of keys and values
-                inputs[4].masked_fill_(padding[:, None, :, None], 0)
-            grads = _window_gradients(*inputs, lse[rows].transpose(1, 2), padding, scale)
+        for chunk in _window_chunks(window_start, window_end, 5 * heads * width, heads):
+            inputs = [_take(x, chunk, heads) for x in tables]  # [W, H, L, D]
+            if chunk.padding is not None:  # a padded query must not add to the gradients of keys and values
+                inputs[4].masked_fill_(chunk.padding[:, None, :, None], 0)
+            lse_w = _take(lse, chunk, heads).squeeze(-1)
+            grads = _window_gradients(*inputs, lse_w, chunk.padding, scale)
             for table, values in zip((grad_q, grad_k, grad_v), grads):
-                _put(table, rows, padding, values.transpose(1, 2))
+                _put(table, chunk, values.transpose(1, 2))
         grad_sk = grad_sv = grad_bias = None
         if strata_k is not None:
             delta = (grad * out.to(wide)).sum(-1)  # [N, H]
@@ -183,18 +191,17 @@ def _mask(q: Tensor, padding: Tensor | None) -> Tensor | None:
     return blank[:, None, None, :].expand(-1, 1, padding.shape[1], -1)
 
 
-def _take(table: Tensor, rows: Tensor, heads: int) -> Tensor:
-    """[N, H D] -> [W, H, L, D] for rows [W, L]."""
-    taken = table.index_select(0, rows.flatten())
-    return taken.view(*rows.shape, heads, -1).transpose(1, 2).contiguous()
+def _take(table: Tensor, chunk: _Chunk, heads: int) -> Tensor:
+    """[N, H D] -> [W, H, L, D] at the chunk's rows."""
+    return table.index_select(0, chunk.rows.flatten()).view(*chunk.rows.shape, heads, -1).transpose(1, 2)
 
 
-def _put(table: Tensor, rows: Tensor, padding: Tensor | None, values: Tensor) -> None:
-    """Write values [W, L, ...] to rows [W, L] of the table, except at padded places."""
-    if padding is None:
-        table.index_copy_(0, rows.flatten(), values.reshape(-1, *table.shape[1:]))
-    else:
-        table.index_copy_(0, rows[~padding], values[~padding])
+def _put(table: Tensor, chunk: _Chunk, values: Tensor) -> None:
+    """Write values [W, L, ...] to the chunk's rows of the table, except at padded places."""
+    rows, values = chunk.rows.flatten(), values.reshape(-1, *table.shape[1:])
+    if chunk.places is not None:
+        rows, values = rows[chunk.places], values.index_select(0, chunk.places)
+    table.index_copy_(0, rows, values)
 
 
 def _logits(q: Tensor, k: Tensor, padding: Tensor | None, scale: float) -> Tensor:

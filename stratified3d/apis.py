@@ -14,7 +14,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from stratified3d.checkpoints import load_checkpoint_file
-from stratified3d.datasets.frames import read_points
+from stratified3d.datasets.point_files import read_points
 
 # sweeps lie within half a second; a column of whole numbers up to 31 or 63 is a ring index
 _MAX_DT = 2.5
@@ -51,9 +51,12 @@ def init_detector(config: str | Path | Config, checkpoint: str | Path | None = N
         model = MODELS.build(config.model)
     model.cfg, model.class_names = config, [name for names in model.head.class_names for name in names]
     if checkpoint is None:
-        logging.disable(logging.INFO)  # mmengine would list every parameter
-        model.init_weights()
-        logging.disable(logging.NOTSET)
+        before = logging.root.manager.disable
+        logging.disable(max(before, logging.INFO))  # mmengine would list every parameter
+        try:
+            model.init_weights()
+        finally:
+            logging.disable(before)
     else:
         _load_weights(model, str(checkpoint))
     device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
@@ -62,12 +65,18 @@ def init_detector(config: str | Path | Config, checkpoint: str | Path | None = N
 
 def _load_weights(model: nn.Module, checkpoint: str) -> None:
     if checkpoint.endswith('.safetensors'):
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
-        state = load_file(checkpoint)
+        try:
+            state = load_file(checkpoint)
+        except SafetensorError as error:
+            raise ValueError(f'{checkpoint}: damaged or cut short ({error})') from error
     else:
         content = load_checkpoint_file(checkpoint, map_location='cpu')
+        if not isinstance(content, dict):
+            raise ValueError(f'{checkpoint}: holds a {type(content).__name__}, not a checkpoint')
         state = content.get('state_dict', content)
-        classes = content.get('meta', {}).get('dataset_meta', {}).get('classes')
+        classes = ((content.get('meta') or {}).get('dataset_meta') or {}).get('classes')
         if classes is not None and list(classes) != model.class_names:
             raise ValueError(f'{checkpoint}: trained on classes {list(classes)}, the config has {model.class_names}')
     own = model.state_dict()
@@ -110,7 +119,8 @@ def _prepare(points: np.ndarray | Tensor) -> Tensor:
         raise ValueError(f'points are [P, 4] x, y, z, intensity, or [P, 5] with dt, not {list(points.shape)}')
     if points.shape[1] == 4:
         return torch.cat([points, points.new_zeros(len(points), 1)], 1)
-    if bool((points[:, 4] > _MAX_DT).any()):
+    ages = points[points[:, 4].isfinite(), 4]
+    if bool((ages > _MAX_DT).any()):
         raise ValueError(f'column 4 is dt, the age of each point in seconds, but holds values up to '
-                         f'{points[:, 4].max():.0f}: if it is a ring index, pass points[:, :4]')
+                         f'{ages.max():.0f}: if it is a ring index, pass points[:, :4]')
     return points

@@ -97,8 +97,11 @@ def main() -> int:
     show_backends(devices)
     failed = check_imports()
     if not failed:
-        with torch.no_grad():
-            failed = [f for device in devices for f in check_sums(device)]
+        try:
+            with torch.no_grad():
+                failed = [f for device in devices for f in check_sums(device)]
+        except ValueError as error:  # no backend can run
+            failed = [str(error)]
     for line in failed:
         print(f'FAILED {line}')
     print('something is wrong: bash tools/setup.sh --fresh builds the environment anew' if failed else

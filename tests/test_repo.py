@@ -78,7 +78,8 @@ def tracked(root):
 def test_names_say_something(root):
     bad = re.compile(r'(^|/)(utils?|common|helpers?|misc)(\.py|/)|_(v2|new|old|backup|legacy)\.py$')
     assert not [p for p in tracked(root) if bad.search(str(p.relative_to(root)))]
-    forbidden = {'pts', 'pc', 'coors', 'sparse_shape', 'grid_size', 'pc_range', 'nhead', 'd_model', 'legacy'}
+    forbidden = {'pts', 'pc', 'coors', 'sparse_shape', 'grid_size', 'pc_range', 'nhead', 'd_model', 'legacy', 'latents',
+                 'registers', 'voxel_feat', 'bbox', 'rot'}
     for path, _, tree in modules(root):
         names = {a.arg for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
                  for a in node.args.args + node.args.kwonlyargs}

@@ -41,12 +41,11 @@ def main() -> int:
     count = min(args.count, len(dataset))
     for i in tqdm([(2 * k + 1) * len(dataset) // (2 * count) for k in range(count)], 'drawing', unit='frame'):
         truth = dataset.get_data_info(i)['eval_ann_info']
-        names = [dataset.metainfo['classes'][label] for label in truth['gt_labels_3d'] if label >= 0]
         boxes = truth['gt_bboxes_3d'].tensor.numpy()[truth['gt_labels_3d'] >= 0]
         points = dataset[i]['inputs']['points']
         found = detect(model, points)
         best = found.scores >= args.score
-        draw_bev(args.out / f'frame_{i:04d}.png', points.numpy(), truth=boxes, truth_names=names,
+        draw_bev(args.out / f'frame_{i:04d}.png', points.numpy(), truth=boxes,
                  boxes=found.boxes[best], scores=found.scores[best],
                  names=[n for n, shown in zip(found.names, best) if shown],
                  title=f'frame {i}: {len(boxes)} boxes, {best.sum()} predictions with score >= {args.score}')

@@ -37,9 +37,13 @@ def parse_args() -> argparse.Namespace:
 class Steps:
     """Named steps; a finished one is remembered with its seconds and not done again."""
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.seconds = json.loads(path.read_text()) if path.is_file() else {}
+    def __init__(self, path: Path, settings: dict):
+        self.path, self.settings = path, settings
+        content = json.loads(path.read_text()) if path.is_file() else dict(settings=settings, seconds={})
+        if content['settings'] != settings:
+            sys.exit(f'quickstart: {path.parent} holds a run with {content["settings"]}, not {settings}; '
+                     'take --fresh or another --out')
+        self.seconds = content['seconds']
 
     def run(self, name: str, action: Callable[[], None]) -> None:
         if name in self.seconds:
@@ -50,8 +54,15 @@ class Steps:
         action()
         self.seconds[name] = round(time.monotonic() - begin, 1)
         partial = self.path.with_suffix('.partial')
-        partial.write_text(json.dumps(self.seconds))
+        partial.write_text(json.dumps(dict(settings=self.settings, seconds=self.seconds)))
         os.replace(partial, self.path)
+
+
+def remove(folder: Path, mark: str) -> None:
+    """Delete a folder of an earlier run; one that does not carry the mark of such a run is somebody's own."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / mark).is_file():
+        sys.exit(f'quickstart: --fresh does not delete {folder}: no quickstart made it (it has no {mark})')
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def call(script: str, *arguments: object) -> None:
@@ -66,10 +77,11 @@ def main() -> int:
     args = parse_args()
     data, out = args.data.resolve(), args.out.resolve()
     if args.fresh:
-        shutil.rmtree(data, ignore_errors=True)
-        shutil.rmtree(out, ignore_errors=True)
+        remove(data, 'simulation.json')
+        remove(out, 'steps.json')
     out.mkdir(parents=True, exist_ok=True)
-    steps = Steps(out / 'steps.json')
+    steps = Steps(out / 'steps.json', dict(seed=args.seed, scenes=args.scenes, keyframes=args.keyframes,
+                                           data=str(data), options=args.cfg_options))
     options = ['--cfg-options', f'data_root={data}/', f'train_dataloader.dataset.data_root={data}/',
                f'val_dataloader.dataset.data_root={data}/', f'test_dataloader.dataset.data_root={data}/',
                *(f'{name}_evaluator.{key}' for name in ('val', 'test') for key in (

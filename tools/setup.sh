@@ -18,8 +18,7 @@ Environment:
   PYTHON                 the interpreter to use (3.10 to 3.12; default: python3.11, else python3)
   STRATIFIED3D_WHEELS    a folder of wheels, e.g. a prebuilt mmcv; without it mmcv 2.1.0 is compiled
                          from its sdist (about 11 minutes on two cores)
-  pip's own variables are honoured; on a machine without a GPU,
-  PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu spares the download of CUDA.
+  pip's own variables are honoured
 
 Examples:
   bash tools/setup.sh
@@ -111,10 +110,15 @@ fi
 options=(--disable-pip-version-check --constraint tools/constraints.txt)
 [ -z "${STRATIFIED3D_WHEELS:-}" ] || options+=(--find-links "$STRATIFIED3D_WHEELS")
 pip=(.venv/bin/python -m pip install "${options[@]}")
+# without a GPU torch's own index, where it can be reached, spares gigabytes of CUDA
+torch_index=() url=https://download.pytorch.org/whl/cpu
+if [ $device = cpu ] && "$PYTHON" -c "import urllib.request as u; u.urlopen('$url/torch/', timeout=5)" 2>/dev/null; then
+  torch_index=(--extra-index-url "$url")
+fi
 pin() { grep "^$1==" tools/constraints.txt; }
 
 # torch by its exact pin: a looser request may bring another build
-step "$(pin torch) and build tools" "${pip[@]}" "$(pin torch)" "$(pin numpy)" 'setuptools<81' wheel ninja psutil
+step "$(pin torch) and build tools" "${pip[@]}" "${torch_index[@]}" "$(pin torch)" "$(pin numpy)" 'setuptools<81' wheel ninja psutil
 mmcv_pid=''
 if ! .venv/bin/python -c 'import mmcv, mmcv.ops' 2>/dev/null; then
   # CPU operators only, also on a GPU machine: no model path of ours calls a CUDA operator of mmcv. The wheel takes

@@ -1,4 +1,4 @@
-"""Single frames: points from a file, and annotations from an mmdet3d info file."""
+"""Single annotated frames of an mmdet3d info file."""
 from __future__ import annotations
 
 import pickle
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-SUFFIXES = ('.bin', '.npy', '.pcd', '.ply')
+from stratified3d.datasets.point_files import read_points
 
 
 class Frame(NamedTuple):
@@ -18,51 +18,6 @@ class Frame(NamedTuple):
     boxes: np.ndarray
     names: list[str]
     num_points: np.ndarray
-
-
-def read_points(path: str | Path, load_dim: int | None = None) -> np.ndarray:
-    """Read one sweep.
-
-    Args:
-        path: .bin (float32 rows), .npy ([P, >= 3]), .pcd or .ply (with an `intensity` attribute where there is one).
-        load_dim: columns of a .bin file; default 5 for nuScenes' `.pcd.bin`, else 4 (KITTI) .
-    Returns:
-        [P, 4] float32 x, y, z (m), intensity; further columns (a ring index, say) are left out.
-    Raises:
-        FileNotFoundError, ValueError: a missing, empty, truncated or unknown file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f'there is no point file {path}')
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f'{path}: points are read from {", ".join(SUFFIXES)} files')
-    if path.suffix == '.bin':
-        load_dim = load_dim or (5 if path.name.endswith('.pcd.bin') else 4)
-        size = path.stat().st_size
-        if size % (4 * load_dim):
-            raise ValueError(f'{path}: {size} bytes are no whole number of points of {load_dim} float32; the file is '
-                             'truncated, or has another number of columns (load_dim)')
-        points = np.fromfile(path, np.float32).reshape(-1, load_dim)
-    elif path.suffix == '.npy':
-        points = np.load(path)
-        if points.ndim != 2 or points.shape[1] < 3:
-            raise ValueError(f'{path}: holds an array {points.shape}, points are [P, >= 3]')
-    else:
-        points = _read_open3d(path)
-    intensity = points[:, 3:4] if points.shape[1] > 3 else np.zeros((len(points), 1))
-    return np.hstack([points[:, :3], intensity]).astype(np.float32)
-
-
-def _read_open3d(path: Path) -> np.ndarray:
-    import open3d  # imported here: it takes seconds and only these files need it
-
-    cloud = open3d.t.io.read_point_cloud(str(path))
-    if 'positions' not in cloud.point:
-        raise ValueError(f'{path}: no points could be read; the file is empty or damaged')
-    columns = [cloud.point['positions'].numpy()]
-    if 'intensity' in cloud.point:
-        columns.append(cloud.point['intensity'].numpy().reshape(-1, 1))
-    return np.hstack(columns)
 
 
 def read_frame(info: str | Path, index: int = 0) -> Frame:

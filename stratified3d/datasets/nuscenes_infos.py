@@ -21,7 +21,7 @@ _SPLITS = {
 
 
 def create_infos(root: str | Path, version: str, max_sweeps: int = 10) -> list[Path]:
-    """Write nuscenes_infos_<split>.pkl for every split of a version; a file that is there already is kept.
+    """Write nuscenes_infos_<split>.pkl for every split of a version; one that is there already is kept.
 
     The content is that of mmdet3d's create_data.py (`info_version` 1.1) without its camera parts; where no sweep
     precedes a keyframe, `lidar_sweeps` is absent. Files appear whole or not at all.
@@ -33,7 +33,8 @@ def create_infos(root: str | Path, version: str, max_sweeps: int = 10) -> list[P
     Returns:
         The info files.
     Raises:
-        FileNotFoundError: no such data set; ValueError: unknown version, or a split without a scene.
+        FileNotFoundError: no such data set; ValueError: unknown version, a split without a scene, or an info file of
+            another version or number of sweeps.
     """
     root = Path(root)
     if version not in _SPLITS:
@@ -42,6 +43,9 @@ def create_infos(root: str | Path, version: str, max_sweeps: int = 10) -> list[P
         raise FileNotFoundError(f'{root / version}: no nuScenes tables there; `python tools/simulate.py {root}` makes '
                                 'a simulated set, the real one is unpacked so that its v1.0-* folders lie in the root')
     files = {split: root / f'nuscenes_infos_{split}.pkl' for split in _SPLITS[version]}
+    for path in files.values():
+        if path.is_file():
+            _check_same(path, version, max_sweeps)
     missing = {split: path for split, path in files.items() if not path.is_file()}
     tables = NuScenes(version, str(root), verbose=False) if missing else None
     for split, path in missing.items():
@@ -53,11 +57,20 @@ def create_infos(root: str | Path, version: str, max_sweeps: int = 10) -> list[P
                   for i, token in enumerate(tqdm(tokens, f'{path.name}', unit='keyframe'))]
         classes = NuScenesDataset.METAINFO['classes']
         categories = {name: i for i, name in enumerate(classes)}
-        meta = dict(categories=categories, dataset='nuscenes', version=version, info_version='1.1')
+        meta = dict(categories=categories, dataset='nuscenes', version=version, info_version='1.1',
+                    max_sweeps=max_sweeps)
         partial = path.with_suffix('.partial')
         partial.write_bytes(pickle.dumps(dict(metainfo=meta, data_list=frames)))
         os.replace(partial, path)
     return list(files.values())
+
+
+def _check_same(path: Path, version: str, max_sweeps: int) -> None:
+    meta = pickle.loads(path.read_bytes())['metainfo']
+    found = meta.get('version'), meta.get('max_sweeps')
+    if found != (version, max_sweeps):
+        raise ValueError(f'{path}: written for {found[0]} with {found[1]} sweeps, not {version} with {max_sweeps}: '
+                         'move or delete it')
 
 
 def _sample_tokens(tables: NuScenes, scene: dict) -> list[str]:

@@ -73,8 +73,11 @@ class StratifiedAttention(nn.Module):
                  fusion: str = 'joint', selects_strata: bool = True, strata_offset: float = -4.0,
                  use_rotary: bool = True, backend: str | None = None):
         super().__init__()
-        if channels % num_heads:
+        if num_heads < 1 or channels % num_heads:
             raise ValueError(f'{num_heads} heads do not divide {channels} channels')
+        if use_rotary and channels // num_heads < 6:
+            raise ValueError(f'rotary embedding needs heads of width 6 or more, not {channels // num_heads}: take '
+                             'fewer heads or use_rotary=False')
         if num_strata < 0:
             raise ValueError(f'num_strata is 0 (off) or more, not {num_strata}')
         if fusion not in FUSIONS:

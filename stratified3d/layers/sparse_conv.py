@@ -13,13 +13,18 @@ import torch
 from spconv.core import ConvAlgo
 from spconv.pytorch import SparseConvTensor, ops
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 __all__ = ['SparseConv', 'SparseConvTensor', 'dense_bev']
 
 
 class Rulebook(NamedTuple):
-    """Pairs of rows: weight k multiplies input row source[k] into output row target[k]; kept per key on the CPU."""
+    """Pairs of rows: weight k multiplies input row source[k] into output row target[k]; kept per key on the CPU.
 
+    settings: kernel size, stride, padding and whether submanifold: what another convolution must share to reuse it.
+    """
+
+    settings: tuple
     source: list[Tensor]
     target: list[Tensor]
     in_indices: Tensor
@@ -42,14 +47,16 @@ class _GatherMatmulScatter(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         feats, weight = ctx.saved_tensors
         grad_feats, grad_weight = torch.zeros_like(feats), torch.zeros_like(weight)
-        for k, (a, b) in enumerate(zip(*ctx.pairs)):
-            if len(a):
-                g = grad.index_select(0, b)
-                grad_feats.index_add_(0, a, g @ weight[k].T)
-                grad_weight[k] = feats.index_select(0, a).T @ g
+        with torch.autocast(grad.device.type, enabled=False):
+            for k, (a, b) in enumerate(zip(*ctx.pairs)):
+                if len(a):
+                    g = grad.index_select(0, b)
+                    grad_feats.index_add_(0, a, g @ weight[k].T)
+                    grad_weight[k] = feats.index_select(0, a).T @ g
         return grad_feats, grad_weight, None, None, None
 
 
@@ -63,8 +70,8 @@ class SparseConv(nn.Module):
             the 'strided' convolution of the same key.
         key: convolutions of one key share a rulebook; required for 'inverse'.
         bias: whether to add a bias.
-        precision: what CUDA kernels compute in, 'fp32' or 'fp16' (both accumulate in fp32); the result has the
-            input's dtype. The CPU computes in the input's dtype.
+        precision: what CUDA kernels compute in, 'fp32' or 'fp16' (spconv is asked to accumulate in fp32); the result
+            has the input's dtype. The CPU computes in fp32 or wider.
     Raises:
         ValueError: an unknown kind or precision, an even submanifold kernel, an inverse without a key.
     """
@@ -80,15 +87,19 @@ class SparseConv(nn.Module):
             if stride != [1, 1, 1] or any(k % 2 == 0 for k in kernel_size):
                 raise ValueError(f'a submanifold convolution has stride 1 and an odd kernel, not {stride} and '
                                  f'{kernel_size}')
-            conv = _SubMConv3d(in_channels, out_channels, kernel_size, bias=bias, indice_key=key)
+            conv = _SubMConv3d(in_channels, out_channels, kernel_size, bias=bias, indice_key=key, fp32_accum=True)
         elif kind == 'strided':
-            conv = _SparseConv3d(in_channels, out_channels, kernel_size, stride, padding, bias=bias, indice_key=key)
+            conv = _SparseConv3d(in_channels, out_channels, kernel_size, stride, padding, bias=bias, indice_key=key,
+                                 fp32_accum=True)
         elif kind == 'inverse':
             if key is None:
                 raise ValueError("an 'inverse' convolution needs the key of the 'strided' one it undoes")
-            conv = _SparseInverseConv3d(in_channels, out_channels, kernel_size, indice_key=key, bias=bias)
+            conv = _SparseInverseConv3d(in_channels, out_channels, kernel_size, indice_key=key, bias=bias,
+                                        fp32_accum=True)
         else:
             raise ValueError(f"kind is 'submanifold', 'strided' or 'inverse', not {kind!r}")
+        # spconv's shortcut for kernels of one voxel reads the weight transposed
+        conv.conv1x1 = False
         self.conv, self.kind, self.key, self.precision = conv, kind, key, precision
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
 
@@ -116,8 +127,10 @@ class SparseConv(nn.Module):
     def _rulebook(self, x: SparseConvTensor) -> Rulebook:
         book = x.indice_dict.get(self.key) if self.key is not None else None
         if self.kind == 'inverse':
-            if book is None or len(book.out_indices) != len(x.indices):
-                raise ValueError(f'no strided convolution of key {self.key!r} made the voxels of this inverse one')
+            if book is None or len(book.out_indices) != len(x.indices) or book.settings[0] != self.kernel_size \
+                    or book.settings[3]:
+                raise ValueError(f'no strided convolution of key {self.key!r} and kernel {self.kernel_size} made the '
+                                 'voxels of this inverse one')
         elif book is None:
             book = self._make_rulebook(x)
             if self.key is not None:
@@ -125,7 +138,13 @@ class SparseConv(nn.Module):
         elif book.in_shape != list(x.spatial_shape) or len(book.in_indices) != len(x.indices):
             raise ValueError(f'key {self.key!r} holds the rulebook of other voxels ({len(book.in_indices)} in '
                              f'{book.in_shape}, now {len(x.indices)} in {list(x.spatial_shape)})')
+        elif book.settings != self._settings():
+            raise ValueError(f'key {self.key!r} holds the rulebook of another convolution (kernel, stride, padding, '
+                             f'submanifold): {book.settings}, not {self._settings()}')
         return book
+
+    def _settings(self) -> tuple:
+        return self.kernel_size, self.stride, self.padding, self.kind == 'submanifold'
 
     def _make_rulebook(self, x: SparseConvTensor) -> Rulebook:
         subm, shape = self.kind == 'submanifold', list(x.spatial_shape)
@@ -133,7 +152,7 @@ class SparseConv(nn.Module):
             shape, self.kernel_size, self.stride, self.padding)]
         if not len(x.indices):
             empty = [x.indices.new_zeros(0, dtype=torch.int64)] * self.conv.weight.flatten(1, 3).shape[1]
-            return Rulebook(empty, empty, x.indices, shape, x.indices, out_shape)
+            return Rulebook(self._settings(), empty, empty, x.indices, shape, x.indices, out_shape)
         out_indices, pairs, counts = ops.get_indice_pairs(
             x.indices.contiguous(), x.batch_size, shape, ConvAlgo.Native, self.kernel_size, self.stride, self.padding,
             [1, 1, 1], [0, 0, 0], subm=subm, transpose=False)
@@ -144,7 +163,7 @@ class SparseConv(nn.Module):
             rows = torch.arange(len(x.indices))
             source, target = (source[:half] + [rows] + target[:half][::-1],
                               target[:half] + [rows] + source[:half][::-1])
-        return Rulebook(source, target, x.indices, shape, out_indices, out_shape)
+        return Rulebook(self._settings(), source, target, x.indices, shape, out_indices, out_shape)
 
 
 def dense_bev(x: SparseConvTensor) -> Tensor:
@@ -164,19 +183,24 @@ def _triple(value: int | Sequence[int]) -> list[int]:
     return [int(value)] * 3 if isinstance(value, int) else [int(v) for v in value]
 
 
-class _PlainLoading:
-    """mmdet3d patches spconv's modules to permute weights saved without a version number; ours are loaded as saved."""
+class _Plain:
+    """What is switched off in spconv's modules, which run on CUDA only."""
 
+    # mmdet3d patches in a loader that permutes weights saved without a version number; ours are loaded as saved
     _load_from_state_dict = nn.Module._load_from_state_dict
 
+    def forward(self, x: SparseConvTensor) -> SparseConvTensor:
+        # always as in training: spconv's inference path has no gradient and does not follow autocast
+        return self._conv_forward(True, x, self.weight, self.bias)
 
-class _SubMConv3d(_PlainLoading, spconv.SubMConv3d):
+
+class _SubMConv3d(_Plain, spconv.SubMConv3d):
     pass
 
 
-class _SparseConv3d(_PlainLoading, spconv.SparseConv3d):
+class _SparseConv3d(_Plain, spconv.SparseConv3d):
     pass
 
 
-class _SparseInverseConv3d(_PlainLoading, spconv.SparseInverseConv3d):
+class _SparseInverseConv3d(_Plain, spconv.SparseInverseConv3d):
     pass

@@ -40,7 +40,8 @@ class StrataSelection(nn.Module):
         if num_strata < 1:
             raise ValueError(f'num_strata is at least 1 here, not {num_strata}')
         self.num_strata, self.selection = num_strata, selection
-        self.score = nn.Linear(channels, 1) if selection == 'pool' else None
+        # no bias: it would cancel in the softmax
+        self.score = nn.Linear(channels, 1, bias=False) if selection == 'pool' else None
 
     def forward(self, feats: Tensor, positions: Tensor, batch_offsets: Tensor) -> Strata:
         """feats [N, C], positions [N, 3] metres, both in window order; batch_offsets [B + 1] -> Strata."""

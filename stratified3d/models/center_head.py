@@ -47,8 +47,10 @@ class StratifiedCenterHead(CenterHead):
         nms = dict(nms or dict(type='rotated', iou=0.2))
         if nms.get('type') not in ('circle', 'rotated'):
             raise ValueError(f"nms type is 'circle' or 'rotated', not {nms.get('type')!r}")
-        if nms['type'] == 'circle' and len(nms['radius']) != len(tasks):
-            raise ValueError(f'nms radius has {len(nms["radius"])} entries for {len(tasks)} tasks')
+        if nms['type'] == 'circle' and len(nms.get('radius', ())) != len(tasks):
+            raise ValueError(f'nms radius has {len(nms.get("radius", ()))} entries for {len(tasks)} tasks')
+        if nms['type'] == 'rotated' and 'iou' not in nms:
+            raise ValueError("nms type 'rotated' needs its iou, e.g. dict(type='rotated', iou=0.2)")
         code_size = 10 if use_velocity else 8
         code_weights = list(code_weights or [1.0] * 8 + [0.2] * (code_size - 8))
         if len(code_weights) != code_size:

@@ -60,7 +60,8 @@ def _sample_targets(boxes, labels, first_class, map_shape, voxel_size, point_clo
     centre = (boxes[:, :2] - low[:2]) / size[:2] / stride  # [K, 2] cells
     cell = centre.trunc().long()
     extent = boxes[:, 3:5] / size[:2] / stride
-    valid = (extent > 0).all(1) & (cell >= 0).all(1) & (cell < cell.new_tensor([width, height])).all(1)
+    valid = boxes[:, :7].isfinite().all(1) & (extent > 0).all(1)
+    valid &= (cell >= 0).all(1) & (cell < cell.new_tensor([width, height])).all(1)
     valid &= slot < max_objs
     radius = _gaussian_radius(extent[:, 1], extent[:, 0], min_overlap).nan_to_num().long().clamp(min=min_radius)
 
@@ -99,7 +100,7 @@ def _draw_gaussians(heatmap: Tensor, labels: Tensor, cell: Tensor, radius: Tenso
     if not len(labels):
         return
     _, height, width = heatmap.shape
-    reach = int(radius.max())
+    reach = min(int(radius.max()), max(height, width))  # nothing farther is on the map
     offset = torch.arange(-reach, reach + 1, device=cell.device)
     dy, dx = torch.meshgrid(offset, offset, indexing='ij')
     sigma = (2 * radius + 1).double()[:, None, None] / 6

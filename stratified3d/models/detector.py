@@ -43,13 +43,11 @@ class StratifiedCenterPoint(Base3DDetector):
         self.head.to(memory_format=torch.channels_last)
 
     def extract_feat(self, batch_inputs_dict: dict) -> tuple[tuple[Tensor], Tensor]:
-        """Points of the batch -> the backbone's maps, and [B] bool: which samples have a voxel at all."""
+        """Points of the batch -> the backbone's maps, and the coords [N, 4] of its voxels."""
         points = batch_inputs_dict['points']
         feats, coords = self.voxel_encoder(points)
         # the batch is as large as its list of clouds: the last of them may be empty
-        maps = self.backbone(self.encoder(feats, coords, len(points)))
-        occupied = torch.bincount(coords[:, 0], minlength=len(points)) > 0
-        return maps, occupied
+        return self.backbone(self.encoder(feats, coords, len(points))), coords
 
     def loss(self, batch_inputs_dict: dict, batch_data_samples: list[Det3DDataSample], **kwargs) -> dict[str, Tensor]:
         maps, _ = self.extract_feat(batch_inputs_dict)
@@ -57,10 +55,11 @@ class StratifiedCenterPoint(Base3DDetector):
 
     def predict(self, batch_inputs_dict: dict, batch_data_samples: list[Det3DDataSample],
                 **kwargs) -> list[Det3DDataSample]:
-        maps, occupied = self.extract_feat(batch_inputs_dict)
+        maps, coords = self.extract_feat(batch_inputs_dict)
         results = self.head.predict(maps, batch_data_samples)
         # nothing was seen, so nothing is detected, whatever the head makes of an empty map
-        results = [r if seen else r[:0] for r, seen in zip(results, occupied.tolist())]
+        voxels = torch.bincount(coords[:, 0], minlength=len(results)).tolist()
+        results = [result if count else result[:0] for result, count in zip(results, voxels)]
         return self.add_pred_to_datasample(batch_data_samples, results)
 
     def _forward(self, batch_inputs_dict: dict, batch_data_samples: list[Det3DDataSample] | None = None,

@@ -56,7 +56,7 @@ class StratifiedEncoder(nn.Module):
         shape = self.spatial_shape
         for i, stage in enumerate(stages):
             stride = tuple(stage.get('stride', (1, 1, 1)))
-            if any(s % t for s, t in zip(shape, stride)):
+            if min(stride) < 1 or any(s % t for s, t in zip(shape, stride)):
                 raise ValueError(f'stage {i}: stride {stride} does not divide the grid {shape} (z, y, x); the last '
                                  'slices would be lost')
 
@@ -84,7 +84,7 @@ class StratifiedEncoder(nn.Module):
         for conv in self.stem:
             x = conv(x)
         for stage, down in zip(self.stages, self.downs):
-            x = down(stage(x, self._positions(x)))
+            x = _sorted(down(stage(x, self._positions(x))))
         return dense_bev(x.replace_feature(self.norm(x.features)))
 
     def _positions(self, x: SparseConvTensor) -> Tensor:
@@ -93,6 +93,15 @@ class StratifiedEncoder(nn.Module):
                                                       x.spatial_shape[::-1])]
         with torch.no_grad():
             return voxel_centres(x.indices, size, self.point_cloud_range)
+
+
+def _sorted(x: SparseConvTensor) -> SparseConvTensor:
+    """Voxels by (batch, z, y, x): the order that a strided convolution leaves differs by device and by run, and the
+    strata are chunks of rows."""
+    z, y, x_size = x.spatial_shape
+    b, iz, iy, ix = x.indices.long().unbind(1)
+    order = (((b * z + iz) * y + iy) * x_size + ix).argsort()
+    return SparseConvTensor(x.features.index_select(0, order), x.indices[order], x.spatial_shape, x.batch_size)
 
 
 class _ConvNorm(nn.Module):

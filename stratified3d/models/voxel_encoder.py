@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from stratified3d.ops import Voxels, segment_broadcast, segment_reduce, voxel_centres, voxelize
 
+# a coordinate, reflectance or age beyond this is as broken as NaN, and would become it
+_LARGEST = 1e6
 # reflectance is 0 to 255 on nuScenes: brought to the scale of the other columns
 _INTENSITY_SCALE = 1 / 255
 
@@ -39,7 +41,7 @@ class DynamicVoxelEncoder(nn.Module):
         self.point_layer = _layer(in_channels + 6, hidden_channels)
         self.voxel_layer = _layer(2 * hidden_channels, hidden_channels)
         self.out = nn.Linear(2 * hidden_channels, out_channels)
-        self.num_dropped = 0  # points with NaN or infinite values, so far
+        self.num_dropped = 0  # points with NaN, infinite or absurd values, so far
 
     def forward(self, points: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Points, one [P_i, >= in_channels] tensor a sample -> feats [N, out_channels], coords [N, 4] int32.
@@ -53,7 +55,7 @@ class DynamicVoxelEncoder(nn.Module):
                                  'columns (x, y, z, intensity, dt): see `load_dim` and `use_dim` of the pipeline')
         sample = torch.cat([p.new_full((len(p), ), i, dtype=torch.long) for i, p in enumerate(points)])
         points = torch.cat([p[:, :self.in_channels] for p in points]).float()
-        finite = points.isfinite().all(1).nonzero().squeeze(1)
+        finite = (points.abs() <= _LARGEST).all(1).nonzero().squeeze(1)
         if len(finite) < len(points):
             self._count_dropped(len(points) - len(finite))
             points, sample = points[finite], sample[finite]
@@ -78,8 +80,9 @@ class DynamicVoxelEncoder(nn.Module):
 
     def _count_dropped(self, count: int) -> None:
         if not self.num_dropped:
-            warnings.warn(f'{count} points hold NaN or infinite values and are left out; further ones are counted in '
-                          'the voxel encoder\'s `num_dropped` without a warning', stacklevel=3)
+            warnings.warn(f'{count} points hold NaN, infinite or absurd values (beyond {_LARGEST:.0e}) and are left '
+                          'out; further ones are counted in the voxel encoder\'s `num_dropped` without a warning',
+                          stacklevel=3)
         self.num_dropped += count
 
 

@@ -34,8 +34,11 @@ def segment_reduce(values: Tensor, offsets: Tensor, reduce: str) -> Tensor:
         return _SegmentMax.apply(values, offsets)
     if reduce not in ('sum', 'mean'):
         raise ValueError(f"reduce is 'sum', 'mean' or 'max', not {reduce!r}")
-    total = _SegmentSum.apply(values, offsets)
-    return total if reduce == 'sum' else total / offsets.diff().clamp(min=1).unsqueeze(1).to(total.dtype)
+    # summed in fp32 or wider: a long segment would overflow fp16
+    total = _SegmentSum.apply(values.to(torch.promote_types(values.dtype, torch.float32)), offsets)
+    if reduce == 'mean':
+        total = total / offsets.diff().clamp(min=1).unsqueeze(1).to(total.dtype)
+    return total.to(values.dtype)
 
 
 def segment_broadcast(values: Tensor, offsets: Tensor, num_rows: int) -> Tensor:

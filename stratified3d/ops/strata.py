@@ -44,7 +44,7 @@ def pool_strata(feats: Tensor, positions: Tensor, scores: Tensor, batch_offsets:
     """
     offsets = chunk_offsets(batch_offsets, num_strata)
     weights = segment_softmax(scores, offsets)  # [N, 1]
-    tokens = segment_reduce((weights * feats).to(feats.dtype), offsets, 'sum')
+    tokens = segment_reduce(weights * feats, offsets, 'sum').to(feats.dtype)
     means = segment_reduce(positions.float(), offsets, 'mean')
     present = offsets.diff() > 0
     shape = (len(batch_offsets) - 1, num_strata)

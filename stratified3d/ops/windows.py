@@ -57,6 +57,8 @@ def plan_windows(coords: Tensor, window_shape: Sequence[int], shift: Sequence[in
     if len(window_shape) != 3 or len(shift) != 3 or not all(0 <= s < w for s, w in zip(shift, window_shape)):
         raise ValueError(f'window_shape {window_shape} must be positive (z, y, x) and shift {shift} within '
                          '0 <= shift < window_shape')
+    if spatial_shape is not None and len(spatial_shape) != 3:
+        raise ValueError(f'spatial_shape is (z, y, x), not {tuple(spatial_shape)}')
     if batch_size < 1:
         raise ValueError(f'batch_size is at least 1, not {batch_size}')
     bits = (16, 16, 16)

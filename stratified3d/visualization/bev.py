@@ -23,20 +23,21 @@ def box_corners(boxes: np.ndarray) -> np.ndarray:
 
 
 def draw_bev(path: str | Path, points: np.ndarray, *, truth: np.ndarray | None = None,
-             truth_names: Sequence[str] = (), boxes: np.ndarray | None = None, scores: np.ndarray | None = None,
-             names: Sequence[str] = (), extent: float = 54.0, title: str = '') -> None:
+             boxes: np.ndarray | None = None, scores: np.ndarray | None = None, names: Sequence[str] | None = None,
+             extent: float = 54.0, title: str = '') -> None:
     """Draw points from above with true and predicted boxes.
 
     Args:
         path: of the picture; the suffix decides its format.
         points: [P, >= 3] metres.
-        truth: [K, >= 7] true boxes, drawn in green; truth_names: their classes.
-        boxes: [J, >= 7] predictions, coloured by class; scores: [J], written beside; names: their classes.
+        truth: [K, >= 7] true boxes, drawn in green.
+        boxes: [J, >= 7] predictions; scores: [J], written beside; names: J classes, which choose the colours.
         extent: half of the side of the square shown, metres.
         title: above the picture.
     """
     from matplotlib.figure import Figure  # no pyplot: no display, no global state
 
+    names = ['object'] * (0 if boxes is None else len(boxes)) if names is None else list(names)
     figure = Figure(figsize=(10, 10), dpi=120, facecolor='#101418')
     axes = figure.add_axes([0.06, 0.05, 0.9, 0.9], facecolor='#101418')
     shown = points[(np.abs(points[:, :2]) < extent).all(1)]
@@ -52,7 +53,7 @@ def draw_bev(path: str | Path, points: np.ndarray, *, truth: np.ndarray | None =
         if scores is not None and (np.abs(corners[0]) < extent).all():
             axes.annotate(f'{scores[i]:.2f}', corners[0], color=colour, fontsize=6)
     used = sorted(set(names))
-    handles = [axes.plot([], [], color=_COLOURS.get(n, '#d0a0ff'), label=f'{n} ({list(names).count(n)})')[0]
+    handles = [axes.plot([], [], color=_COLOURS.get(n, '#d0a0ff'), label=f'{n} ({names.count(n)})')[0]
                for n in used]
     if truth is not None:
         handles.insert(0, axes.plot([], [], color=_TRUTH, linewidth=2.2, label=f'truth ({len(truth)})')[0])

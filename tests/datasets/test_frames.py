@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
-from stratified3d.datasets.frames import read_frame, read_points
+from stratified3d.datasets.frames import read_frame
 
 
 @pytest.fixture
@@ -35,38 +35,6 @@ def test_a_real_frame(real_data):
     frame = read_frame(next((real_data / 'nuscenes_keyframe').glob('*.pkl')))
     assert frame.points.shape == (34688, 5) and len(frame.boxes) == len(frame.names) == 69
     assert frame.names.count('pedestrian') > 10
-
-
-@pytest.mark.parametrize('suffix', ['.bin', '.pcd.bin', '.npy', '.pcd', '.ply'])
-def test_every_format(tmp_path, points, suffix):
-    path = tmp_path / f'cloud{suffix}'
-    if suffix == '.npy':
-        np.save(path, points)
-    elif suffix.endswith('.bin'):
-        points[:, :5 if suffix == '.pcd.bin' else 4].tofile(path)
-    else:
-        import open3d
-        cloud = open3d.t.geometry.PointCloud(points[:, :3].copy())
-        cloud.point['intensity'] = points[:, 3:4].copy()
-        open3d.t.io.write_point_cloud(str(path), cloud)
-    np.testing.assert_allclose(read_points(path), points[:, :4], atol=1e-6)
-
-
-def test_bad_files_are_named(tmp_path, info, points):
-    with pytest.raises(FileNotFoundError, match='there is no point file .*none.bin'):
-        read_points(tmp_path / 'none.bin')
-    short = tmp_path / 'short.bin'
-    short.write_bytes(points.tobytes()[:-3])
-    with pytest.raises(ValueError, match='short.bin: 397 bytes are no whole number of points of 4 float32'):
-        read_points(short)
-    with pytest.raises(ValueError, match='points are read from .bin, .npy, .pcd, .ply files'):
-        read_points(info)
-    np.save(tmp_path / 'flat.npy', points[:, 0])
-    with pytest.raises(ValueError, match=r'flat.npy: holds an array \(20,\)'):
-        read_points(tmp_path / 'flat.npy')
-    (tmp_path / 'broken.ply').write_bytes(b'ply\n')
-    with pytest.raises(ValueError, match='broken.ply: no points could be read'):
-        read_points(tmp_path / 'broken.ply')
 
 
 def test_bad_infos_are_named(tmp_path, info):

@@ -101,6 +101,11 @@ def test_finished_files_are_kept(tiny_set, infos):
     assert path.stat().st_mtime_ns == before
 
 
+def test_files_of_other_settings_are_not_taken_for_these(tiny_set, infos):
+    with pytest.raises(ValueError, match='written for v1.0-mini with 10 sweeps, not v1.0-mini with 3'):
+        create_infos(tiny_set, 'v1.0-mini', max_sweeps=3)
+
+
 def test_bad_roots_are_named(tmp_path):
     with pytest.raises(ValueError, match="version is one of v1.0-mini, .*, not 'v2'"):
         create_infos(tmp_path, 'v2')

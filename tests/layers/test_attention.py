@@ -113,6 +113,8 @@ def test_random_selection_follows_the_seed_and_is_quiet_in_evaluation():
 
 @pytest.mark.parametrize('arguments, message', [
     (dict(num_heads=5), '5 heads do not divide 24 channels'),
+    (dict(num_heads=0), '0 heads do not divide 24 channels'),
+    (dict(num_heads=8), 'rotary embedding needs heads of width 6 or more, not 3'),
     (dict(num_strata=-1), r'num_strata is 0 \(off\) or more, not -1'),
     (dict(selection='fps'), "selection is one of pool, random, morton, not 'fps'"),
     (dict(fusion='sum'), "fusion is one of joint, gated, not 'sum'"),

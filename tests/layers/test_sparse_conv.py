@@ -141,6 +141,22 @@ def test_rulebooks_are_shared_and_weights_load_as_saved():
     assert torch.equal(second.conv.weight, first.conv.weight)
 
 
+def test_backward_inside_autocast():
+    x = cloud((60, ), (4, 8, 8), 4, 0)
+    conv = SparseConv(4, 4, 3, key='a')
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        conv(x).features.square().sum().backward()
+    assert conv.conv.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize('second', [dict(kernel_size=(3, 1, 5)), dict(kernel_size=1), dict(kind='strided')])
+def test_a_key_is_not_shared_by_different_convolutions(second):
+    x = cloud((50, ), (4, 8, 8), 4, 0)
+    SparseConv(4, 4, 3, key='a')(x)
+    with pytest.raises(ValueError, match="key 'a' holds the rulebook of another convolution"):
+        SparseConv(4, 4, key='a', **second)(x)
+
+
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="kind is 'submanifold', 'strided' or 'inverse', not 'dense'"):
         SparseConv(4, 4, kind='dense')

@@ -102,6 +102,8 @@ def test_bad_settings_are_named():
         make_head(nms=dict(type='soft'))
     with pytest.raises(ValueError, match='nms radius has 1 entries for 3 tasks'):
         make_head(nms=dict(type='circle', radius=[1.0]))
+    with pytest.raises(ValueError, match="nms type 'rotated' needs its iou"):
+        make_head(nms=dict(type='rotated'))
     with pytest.raises(ValueError, match='code_weights has 3 entries, the code has 10'):
         make_head(code_weights=[1, 1, 1])
     with pytest.raises(ValueError, match='boxes have 7 numbers, but the head learns velocity'):

@@ -49,11 +49,12 @@ def test_nan_points_are_dropped_counted_and_warned_of_once(small_config, build, 
     inputs, samples = batch((400, ))
     clean = model.predict(inputs, copy.deepcopy(samples))[0].pred_instances_3d
     bad = torch.full((7, 5), torch.nan)
-    bad[3:] = torch.tensor([1.0, 2, 0, torch.inf, 0])
+    bad[3:5] = torch.tensor([1.0, 2, 0, torch.inf, 0])
+    bad[5:] = torch.tensor([1.0, 2, 0, 3e38, 0])
     dirty = dict(points=[torch.cat([bad, inputs['points'][0]])])
-    with pytest.warns(UserWarning, match='7 points hold NaN or infinite values and are left out') as record:
+    with pytest.warns(UserWarning, match='7 points hold NaN, infinite or absurd values') as record:
         found = model.predict(dirty, copy.deepcopy(samples))[0].pred_instances_3d
-    assert sum('NaN or infinite' in str(w.message) for w in record) == 1
+    assert sum('NaN, infinite' in str(w.message) for w in record) == 1
     with warnings.catch_warnings():
         warnings.filterwarnings('error', message='.* points hold NaN')
         model.predict(dirty, copy.deepcopy(samples))

@@ -57,6 +57,30 @@ def test_the_order_of_samples_does_not_matter(encoder):
         assert relative_error(model(feats, swapped, 2).flip(0), model(feats, coords, 2)) < 1e-5
 
 
+@pytest.mark.parametrize('selection', ['pool', 'morton'])
+def test_the_order_a_strided_convolution_leaves_does_not_matter(encoder, selection, monkeypatch):
+    """spconv numbers the outputs of a strided convolution differently on each device; the strata are chunks of rows."""
+    from stratified3d.layers import sparse_conv
+    feats, coords, batch_size = cloud()
+    model = encoder(selection=selection)
+    for stage in model.stages:
+        for block in stage.blocks:
+            torch.nn.init.constant_(block.mixer.strata_offset, 3.0)
+    truth = model(feats, coords, batch_size)
+    made = sparse_conv.SparseConv._make_rulebook
+
+    def shuffled(self, x):
+        book = made(self, x)
+        if self.kind != 'strided':
+            return book
+        order = torch.randperm(len(book.out_indices))
+        place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
+        return book._replace(out_indices=book.out_indices[order], target=[place[t] for t in book.target])
+
+    monkeypatch.setattr(sparse_conv.SparseConv, '_make_rulebook', shuffled)
+    assert relative_error(model(feats, coords, batch_size), truth) < 1e-5
+
+
 def test_two_scales(encoder):
     model = encoder(stages=[dict(depth=1, window_shape=(8, 8, 8), stride=(4, 2, 2)),
                             dict(depth=1, window_shape=(2, 8, 8), stride=(1, 1, 1))])

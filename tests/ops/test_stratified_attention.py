@@ -151,6 +151,33 @@ def test_nan_in_one_sample_stays_there(backend):
     assert all(out.isfinite().all() for out in outs)
 
 
+def test_a_large_bias_keeps_its_precision_in_bf16():
+    inputs, plan = make('plain', torch.bfloat16, bias='none')
+    with torch.no_grad():
+        inputs['strata_bias'] -= 800
+    truth, _ = run('read', inputs, plan, 'reference', torch.float32)
+    for backend in BACKENDS:
+        assert relative_error(run('read', inputs, plan, backend)[0], truth) <= TOLERANCES[torch.bfloat16]
+
+
+def test_infinite_queries_of_an_empty_sample_give_zeros():
+    inputs, plan = make('empty_between', torch.float32)
+    for backend in BACKENDS:
+        out = ops.collect_strata(inputs['strata_q'].detach() * torch.inf, inputs['k'], inputs['v'],
+                                 plan.batch_offsets, backend=backend)
+        assert not out[1].any()
+
+
+def test_windows_of_very_different_length_are_not_padded_to_the_longest():
+    from stratified3d.ops.stratified_attention.sdpa import _window_chunks
+    lengths = torch.tensor([1, 5, 520, 530, 3000, 700])
+    end = lengths.cumsum(0)
+    start = (end - lengths).repeat_interleave(lengths)
+    for chunk in _window_chunks(start.int(), end.repeat_interleave(lengths).int(), 96, 2):
+        real = chunk.rows.numel() if chunk.places is None else len(chunk.places)
+        assert chunk.rows.numel() <= 1.5 * real
+
+
 def test_large_logits_do_not_overflow():
     inputs, plan = make('plain', torch.float32, bias='none')
     for backend in BACKENDS:
@@ -165,7 +192,7 @@ def test_backend_choice(monkeypatch):
     monkeypatch.setenv('STRATIFIED3D_BACKEND', 'reference')
     assert ops.choose_backend(None, q) == 'reference' and ops.choose_backend('sdpa', q) == 'sdpa'
     assert ops.unsupported_reason('sdpa', q) is None
-    assert 'not floating point' in ops.unsupported_reason('sdpa', q.long())
+    assert 'none of fp64, fp32' in ops.unsupported_reason('sdpa', q.long())
     with pytest.raises(ValueError, match="no attention backend for .*'cudnn'; known are"):
         ops.choose_backend('cudnn', q)
 
@@ -176,11 +203,11 @@ def bad_calls():
     attend, collect, read = ops.stratified_attention, ops.collect_strata, ops.read_strata
     offsets = plan.batch_offsets
     return [
-        (lambda: attend(q, k[:, :1], v, plan), 'q, k and v are .* of one shape'),
+        (lambda: attend(q, k[:, :1], v, plan), 'q, k, v are .* of one shape'),
         (lambda: attend(q, k.half(), v, plan), 'device: q .* torch.float32 on cpu, k .* torch.float16'),
         (lambda: attend(q[:10], k[:10], v[:10], plan), 'the plan is for 240 rows, q has 10'),
         (lambda: attend(*(x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)), plan),
-         'the last stride must be 1'),
+         'q: the last stride must be 1'),
         (lambda: attend(q, k, v, plan, sk), 'strata_k and strata_v come together'),
         (lambda: attend(q, k, v, plan, strata_bias=bias), 'strata_bias was given without'),
         (lambda: attend(q, k, v, plan, sk[:1], sv[:1]), 'with B = 2'),
@@ -192,11 +219,12 @@ def bad_calls():
         (lambda: collect(sk, k, v, offsets.flip(0)), 'must ascend from 0 to 240, not'),
         (lambda: collect(sk.half(), k, v, offsets), r'q is \[B, M, H, D\] matching k'),
         (lambda: read(q, sk, sv[:, :1], offsets), r'strata_k and strata_v are \[B, M, H, D\]'),
-        (lambda: read(q.long(), sk.long(), sv.long(), offsets), 'not floating point'),
+        (lambda: read(q.long(), sk.long(), sv.long(), offsets), 'dtype torch.int64 is none of fp64'),
+        (lambda: collect(sk, k, v, offsets.float()), 'batch_offsets .* are integers on cpu'),
     ]
 
 
-@pytest.mark.parametrize('number', range(16))
+@pytest.mark.parametrize('number', range(17))
 def test_bad_calls_are_named_before_anything_runs(number):
     call, message = bad_calls()[number]
     with pytest.raises(ValueError, match=message):
@@ -204,4 +232,4 @@ def test_bad_calls_are_named_before_anything_runs(number):
 
 
 def test_all_bad_calls_are_tested():
-    assert len(bad_calls()) == 16
+    assert len(bad_calls()) == 17

@@ -68,6 +68,7 @@ GOOD = torch.tensor([[0, 1, 2, 3]], dtype=torch.int32)
     (GOOD, dict(shift=(0, 4, 0)), r'shift \(0, 4, 0\) within 0 <= shift < window_shape'),
     (GOOD, dict(shift=(0, -1, 0)), 'within 0 <= shift'),
     (GOOD, dict(window_shape=(0, 4, 4)), r'window_shape \(0, 4, 4\) must be positive'),
+    (GOOD, dict(spatial_shape=(9, 9)), r'spatial_shape is \(z, y, x\), not \(9, 9\)'),
     (GOOD, dict(batch_size=0), 'batch_size is at least 1, not 0'),
     (-GOOD, {}, 'coords: z runs from -1 to -1, allowed is 0 to'),
     (GOOD + 1, {}, 'coords: batch runs from 1 to 1, allowed is 0 to 0'),

@@ -13,11 +13,14 @@ def quickstart(root, folder, *arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=400)
 
 
+OPTIONS = ['--cfg-options', 'train_cfg.max_epochs=1', 'train_cfg.val_interval=9', 'param_scheduler.0.total_steps=1',
+           'train_dataloader.batch_size=1']
+
+
 @pytest.fixture(scope='module')
 def done(root, tmp_path_factory):
     folder = tmp_path_factory.mktemp('quickstart')
-    result = quickstart(root, folder, '--cfg-options', 'epochs=1', 'train_cfg.max_epochs=1', 'train_cfg.val_interval=9',
-                        'param_scheduler.0.total_steps=1', 'train_dataloader.batch_size=1')
+    result = quickstart(root, folder, *OPTIONS)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return folder, result
 
@@ -36,9 +39,24 @@ def test_summary_and_table(done):
 def test_finished_steps_are_not_done_again(root, done):
     folder, _ = done
     before = (folder / 'out/epoch_1.pth').stat().st_mtime_ns
-    result = quickstart(root, folder)
+    result = quickstart(root, folder, *OPTIONS)
     assert result.returncode == 0 and result.stdout.count('done before') == 5
     assert (folder / 'out/epoch_1.pth').stat().st_mtime_ns == before
+
+
+def test_results_of_other_settings_are_not_taken_for_these(root, done):
+    result = quickstart(root, done[0], '--seed', '7')
+    assert result.returncode != 0 and 'take --fresh or another --out' in result.stderr
+
+
+def test_fresh_deletes_nothing_of_others(root, tmp_path):
+    for name in ('data', 'out'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'thesis.txt').write_text('mine')
+        result = quickstart(root, tmp_path, '--fresh')
+        assert result.returncode != 0 and '--fresh does not delete' in result.stderr
+        assert (tmp_path / name / 'thesis.txt').read_text() == 'mine'
+        (tmp_path / name / 'thesis.txt').unlink()
 
 
 def test_training_resumes(root, done):
@@ -64,7 +82,7 @@ def test_a_failing_step_says_which(root, tmp_path):
 
 
 @pytest.mark.parametrize('script', ['train.py', 'test.py', 'simulate.py', 'create_data.py', 'draw_dataset.py',
-                                    'overfit_frame.py', 'quickstart.py'])
+                                    'overfit_frame.py', 'quickstart.py', 'benchmark.py'])
 def test_every_tool_explains_itself(root, script):
     result = subprocess.run([sys.executable, '-W', 'ignore', str(root / 'tools' / script), '--help'],
                             capture_output=True, text=True, timeout=100)

@@ -27,8 +27,8 @@ def unsupported_reason(backend: str, q: Tensor) -> str | None:
     """
     if backend not in BACKENDS:
         return f'there is no backend {backend!r}; known are {", ".join(BACKENDS)}'
-    if not q.is_floating_point():
-        return f'dtype {q.dtype} is not floating point'
+    if q.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        return f'dtype {q.dtype} is none of fp64, fp32, fp16 and bf16'
     return None
 
 
@@ -68,7 +68,7 @@ def stratified_attention(q: Tensor, k: Tensor, v: Tensor, plan: WindowPlan, stra
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, strata keys without values, a plan of other rows.
     """
-    _check_rows(q, k, v)
+    _check_rows(q=q, k=k, v=v)
     n, heads, width = q.shape
     if plan.window_start.shape != (n, ) or plan.sample.shape != (n, ):
         raise ValueError(f'the plan is for {len(plan.sample)} rows, q has {n}')
@@ -81,7 +81,7 @@ def stratified_attention(q: Tensor, k: Tensor, v: Tensor, plan: WindowPlan, stra
         _check_strata(q, strata_k, strata_v, strata_bias, batch)
         if strata_k.shape[1] == 0:
             strata_k = strata_v = strata_bias = None
-    _check_offsets(plan.batch_offsets, n)
+    _check_offsets(plan.batch_offsets, q)
     if checks_values(q) and n and not ((plan.window_start >= 0) & (plan.window_start < plan.window_end) &
                                        (plan.window_end <= n)).all():
         raise ValueError(f'the plan holds windows outside rows 0 to {n}')
@@ -107,12 +107,13 @@ def collect_strata(q: Tensor, k: Tensor, v: Tensor, batch_offsets: Tensor, *, sc
     Raises:
         ValueError: shapes, dtypes or devices that do not fit; batch_offsets that do not run from 0 to N.
     """
-    _check_rows(k, k, v)
+    _check_rows(k=k, v=v)
     if q.dim() != 4 or q.shape[2:] != k.shape[1:] or q.dtype != k.dtype or q.device != k.device:
         raise ValueError(f'q is [B, M, H, D] matching k: {_describe(q=q, k=k)}')
+    _check_strides(q=q)
     if batch_offsets.shape != (len(q) + 1, ):
         raise ValueError(f'batch_offsets is [B + 1] = [{len(q) + 1}], not {tuple(batch_offsets.shape)}')
-    _check_offsets(batch_offsets, len(k))
+    _check_offsets(batch_offsets, k)
     return _run('collect_strata', backend, q, k, v, batch_offsets, _scale(scale, q.shape[-1]))
 
 
@@ -135,9 +136,9 @@ def read_strata(q: Tensor, strata_k: Tensor, strata_v: Tensor, batch_offsets: Te
     Raises:
         ValueError: shapes, dtypes or devices that do not fit; batch_offsets that do not run from 0 to N.
     """
-    _check_rows(q, q, q)
+    _check_rows(q=q)
     _check_strata(q, strata_k, strata_v, strata_bias, len(batch_offsets) - 1)
-    _check_offsets(batch_offsets, len(q))
+    _check_offsets(batch_offsets, q)
     if strata_k.shape[1] == 0:
         return torch.zeros_like(q)
     return _run('read_strata', backend, q, strata_k, strata_v, batch_offsets, strata_bias, _scale(scale, q.shape[-1]))
@@ -158,12 +159,18 @@ def _describe(**tensors: Tensor | None) -> str:
     return ', '.join(f'{name} {tuple(t.shape)} {t.dtype} on {t.device}' for name, t in tensors.items() if t is not None)
 
 
-def _check_rows(q: Tensor, k: Tensor, v: Tensor) -> None:
-    same = q.shape == k.shape == v.shape and q.dtype == k.dtype == v.dtype and q.device == k.device == v.device
-    if q.dim() != 3 or not same or q.shape[2] == 0:
-        raise ValueError(f'q, k and v are [N, H, D] of one shape, dtype and device: {_describe(q=q, k=k, v=v)}')
-    if any(x.stride(-1) != 1 for x in (q, k, v) if x.shape[-1] > 1):
-        raise ValueError(f'the last stride must be 1: strides {q.stride()}, {k.stride()}, {v.stride()}')
+def _check_rows(**tensors: Tensor) -> None:
+    first, *others = tensors.values()
+    same = all(x.shape == first.shape and x.dtype == first.dtype and x.device == first.device for x in others)
+    if first.dim() != 3 or not same or first.shape[2] == 0:
+        raise ValueError(f'{", ".join(tensors)} are [N, H, D] of one shape, dtype and device: {_describe(**tensors)}')
+    _check_strides(**tensors)
+
+
+def _check_strides(**tensors: Tensor) -> None:
+    for name, x in tensors.items():
+        if x.shape[-1] > 1 and x.stride(-1) != 1:
+            raise ValueError(f'{name}: the last stride must be 1, not {x.stride()}')
 
 
 def _check_strata(q: Tensor, strata_k: Tensor, strata_v: Tensor, strata_bias: Tensor | None, batch: int) -> None:
@@ -173,12 +180,16 @@ def _check_strata(q: Tensor, strata_k: Tensor, strata_v: Tensor, strata_bias: Te
         raise ValueError(f'strata_k and strata_v are [B, M, H, D] with B = {batch}: {shown}')
     if not q.dtype == strata_k.dtype == strata_v.dtype or not q.device == strata_k.device == strata_v.device:
         raise ValueError(f'strata and q share dtype and device: {shown}')
+    _check_strides(strata_k=strata_k, strata_v=strata_v)
     if strata_bias is not None and (strata_bias.shape != strata_k.shape[:3] or strata_bias.device != q.device
                                     or not strata_bias.is_floating_point()):
         raise ValueError(f'strata_bias is [B, M, H] floating point: {shown}')
 
 
-def _check_offsets(batch_offsets: Tensor, n: int) -> None:
+def _check_offsets(batch_offsets: Tensor, rows: Tensor) -> None:
+    n = len(rows)
+    if batch_offsets.dtype not in (torch.int32, torch.int64) or batch_offsets.device != rows.device:
+        raise ValueError(f'batch_offsets (of the plan) are integers on {rows.device}: {_describe(it=batch_offsets)}')
     if checks_values(batch_offsets):
         offsets = batch_offsets.tolist()
         if offsets[0] != 0 or offsets[-1] != n or offsets != sorted(offsets):

@@ -13,11 +13,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from stratified3d.ops.windows import WindowPlan
 
-# window lengths are padded up to the next of these, at most 1.5x; longer windows are taken as they are
-_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+# window lengths are padded up to the next of these, at most 1.5x: 1, 2, 3, 4, 6, 8, 12, 16, ... beyond any window
+_BUCKETS = (1, *(length << octave for octave in range(30) for length in (2, 3)))
 # windows at least this long go through torch's flash kernel on the CPU; below, two plain products are faster
 _FLASH_LENGTH = 16
 # windows are taken in chunks of about this many numbers (gathered rows and logits): small enough for the cache, large
@@ -34,10 +35,12 @@ def stratified_attention(q: Tensor, k: Tensor, v: Tensor, plan: WindowPlan, stra
 def collect_strata(q: Tensor, k: Tensor, v: Tensor, batch_offsets: Tensor, scale: float) -> Tensor:
     samples = []
     for b, rows in enumerate(_sample_rows(batch_offsets)):
-        # [H, M, D] queries against [H, n, D] keys; a product with no keys at all gives the zeros that are asked for
+        # [H, M, D] queries against [H, n, D] keys
         heads = [x.transpose(0, 1).unsqueeze(0) for x in (q[b], k[rows], v[rows])]
-        empty = rows.start == rows.stop
-        samples.append(q[b] * 0 if empty else F.scaled_dot_product_attention(*heads, scale=scale)[0].transpose(0, 1))
+        if rows.start == rows.stop:
+            samples.append(torch.zeros_like(q[b]))
+        else:
+            samples.append(F.scaled_dot_product_attention(*heads, scale=scale)[0].transpose(0, 1))
     return torch.stack(samples)
 
 
@@ -45,14 +48,15 @@ def read_strata(q: Tensor, strata_k: Tensor, strata_v: Tensor, batch_offsets: Te
                 scale: float) -> Tensor:
     samples = []
     for b, rows in enumerate(_sample_rows(batch_offsets)):
-        bias = None
-        if strata_bias is not None:
+        bias, wide = None, q.dtype
+        if strata_bias is not None:  # the bias keeps its precision, so the others take it on
+            wide = torch.promote_types(q.dtype, strata_bias.dtype)
             bias = strata_bias[b].T.unsqueeze(1)  # [H, 1, M]
             absent = (bias == -torch.inf).all(-1, keepdim=True)
-            bias = bias.masked_fill(absent, 0).to(q.dtype).unsqueeze(0)
-        heads = [x.transpose(0, 1).unsqueeze(0) for x in (q[rows], strata_k[b], strata_v[b])]
+            bias = bias.masked_fill(absent, 0).to(wide).unsqueeze(0)
+        heads = [x.to(wide).transpose(0, 1).unsqueeze(0) for x in (q[rows], strata_k[b], strata_v[b])]
         out = F.scaled_dot_product_attention(*heads, attn_mask=bias, scale=scale)[0]  # [H, n, D]
-        samples.append((out if bias is None else out.masked_fill(absent, 0)).transpose(0, 1))
+        samples.append((out if bias is None else out.masked_fill(absent, 0)).transpose(0, 1).to(q.dtype))
     return torch.cat(samples)
 
 
@@ -80,7 +84,7 @@ def _window_chunks(window_start: Tensor, window_end: Tensor, numbers_per_row: in
     for index in torch.unique(bucket).tolist():
         chosen = bucket == index
         starts, ends, lengths = start[chosen], end[chosen], length[chosen]
-        size = _BUCKETS[index] if index < len(_BUCKETS) else int(lengths.max())
+        size = int(lengths.max())
         place = torch.arange(size, device=length.device)
         count = max(1, _CHUNK_NUMBERS // (size * (numbers_per_row + heads * size)))
         for s, e, n in zip(starts.split(count), ends.split(count), lengths.split(count)):
@@ -120,6 +124,7 @@ class _JointAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         q, k, v, strata_k, strata_v, strata_bias, window_start, window_end, batch_offsets, out, lse = ctx.saved_tensors
         scale, wide = ctx.scale, lse.dtype

@@ -1,0 +1,20 @@
+import re
+import subprocess
+import sys
+
+
+def test_the_parts_make_up_the_encoder(root, tiny_set):
+    sweep = next((tiny_set / 'samples/LIDAR_TOP').glob('*.bin'))
+    result = subprocess.run([sys.executable, '-W', 'ignore', str(root / 'tools/benchmark.py'), 'encoder', str(sweep),
+                             '--runs', '2'], capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr[-2000:]
+    times = [float(t) for t in re.findall(r'([-\d.]+) ms', result.stdout)]
+    assert len(times) == 5 and all(t > 0 for t in times)
+    assert abs(sum(times[2:]) - times[1]) < 0.3
+    assert '34688 points' in result.stdout
+
+
+def test_a_missing_file_is_named(root):
+    result = subprocess.run([sys.executable, '-W', 'ignore', str(root / 'tools/benchmark.py'), 'encoder', 'none.bin'],
+                            capture_output=True, text=True, timeout=100)
+    assert result.returncode != 0 and 'benchmark.py: there is no point file none.bin' in result.stderr

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader
 
-_STATISTICS = ('mean', 'min', 'max', 'current')
+# what mmengine's own classes are pickled with: methods, fetched by name
+_METHODS = {HistoryBuffer: ('mean', 'min', 'max', 'current'),
+            OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear')}
 
 
-def _statistic(owner: Any, name: str) -> Any:
-    """Stands in for builtins.getattr: a HistoryBuffer is pickled with its statistics fetched by name."""
-    if owner is HistoryBuffer and name in _STATISTICS:
+def _method(owner: Any, name: str) -> Any:
+    """Stands in for builtins.getattr."""
+    if isinstance(owner, type) and name in _METHODS.get(owner, ()):
         return getattr(owner, name)
     raise pickle.UnpicklingError(f'a checkpoint may not fetch attribute {name!r} of {owner!r}')
 
@@ -31,7 +35,7 @@ def _known_globals() -> list:
     moved = [(f, f'{module}.multiarray.{name}') for module in ('numpy.core', 'numpy._core')
              for f, name in ((reconstruct, '_reconstruct'), (scalar, 'scalar'))]
     dtypes = {type(np.dtype(code)) for code in '?bBhHiIlLqQefd'}
-    return [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *moved, (_statistic, 'builtins.getattr')]
+    return [*_METHODS, np.ndarray, np.dtype, *dtypes, *moved, (_method, 'builtins.getattr')]
 
 
 def load_checkpoint_file(filename: str, map_location: Any = None) -> dict:
@@ -53,7 +57,9 @@ def load_checkpoint_file(filename: str, map_location: Any = None) -> dict:
         with torch.serialization.safe_globals(_known_globals()):
             return torch.load(filename, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split('\n')[0]
+        # torch's advice is to switch the check off; only the name it stumbled over is passed on
+        found = re.search(r'(GLOBAL|global) ([\w.]+)|a checkpoint may not [^\n]*', str(error))
+        reason = found[0] if found else str(error).split('\n')[0]
         raise ValueError(f'{filename}: not loaded, because it holds more than weights and logs, or is damaged '
                          f'({reason})') from error
     except (RuntimeError, EOFError) as error:

@@ -28,3 +28,14 @@ def tiny_set(tmp_path_factory):
     root = tmp_path_factory.mktemp('simulated') / 'tiny'
     simulate_dataset(root, Settings(train=1, val=1, keyframes=3), workers=1)
     return root
+
+
+@pytest.fixture(scope='session')
+def prepared_set(tiny_set, tmp_path_factory):
+    """The tiny set with its info files, apart from it so that the simulator's tests find it as it was."""
+    root = tmp_path_factory.mktemp('prepared')
+    for part in tiny_set.iterdir():
+        (root / part.name).symlink_to(part)
+    from stratified3d.datasets.nuscenes_infos import create_infos
+    create_infos(root, 'v1.0-mini')
+    return root

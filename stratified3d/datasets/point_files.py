@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def read_points(path: str | Path, load_dim: int | None = None) -> np.ndarray:
 def _read_npy(path: Path) -> np.ndarray:
     try:
         points = np.load(path)
-    except (EOFError, OSError, ValueError) as error:
+    except (EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f'{path}: empty, truncated or no .npy file ({error})') from error
     if not isinstance(points, np.ndarray) or points.ndim != 2 or points.shape[1] < 3:
         raise ValueError(f'{path}: holds {getattr(points, "shape", type(points).__name__)}, points are an array '

@@ -33,7 +33,7 @@ def test_frame(info, points):
 
 def test_a_real_frame(real_data):
     frame = read_frame(next((real_data / 'nuscenes_keyframe').glob('*.pkl')))
-    assert frame.points.shape == (34688, 5) and len(frame.boxes) == len(frame.names) == 69
+    assert frame.points.shape == (34688, 5) and len(frame.boxes) == len(frame.names) == 68
     assert frame.names.count('pedestrian') > 10
 
 

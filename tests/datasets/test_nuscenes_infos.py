@@ -14,8 +14,8 @@ from stratified3d.datasets.nuscenes_infos import create_infos
 
 
 @pytest.fixture(scope='module')
-def infos(tiny_set):
-    return {path.stem[16:]: pickle.loads(path.read_bytes()) for path in create_infos(tiny_set, 'v1.0-mini')}
+def infos(prepared_set):
+    return {path.stem.split('_')[-1]: pickle.loads(path.read_bytes()) for path in create_infos(prepared_set, 'v1.0-mini')}
 
 
 def differences(ours, theirs, place=''):
@@ -38,12 +38,12 @@ def differences(ours, theirs, place=''):
         yield place
 
 
-def test_content_is_that_of_mmdet3d(tiny_set, infos, tmp_path):
+def test_content_is_that_of_mmdet3d(prepared_set, infos, tmp_path):
     """mmdet3d's converter needs ./data/nuscenes and writes into it, so it gets a copy of the tables."""
     copy = tmp_path / 'data/nuscenes'
     copy.mkdir(parents=True)
     for part in ('v1.0-mini', 'maps', 'samples', 'sweeps'):
-        shutil.copytree(tiny_set / part, copy / part, copy_function=os.symlink if part[0] == 's' else shutil.copy)
+        shutil.copytree(prepared_set / part, copy / part, copy_function=os.symlink if part[0] == 's' else shutil.copy)
     tools = Path(mmdet3d.__file__).parent / '.mim'
     code = ('from tools.dataset_converters import nuscenes_converter, update_infos_to_v2\n'
             'nuscenes_converter.create_nuscenes_infos("data/nuscenes", "nuscenes", version="v1.0-mini")\n'
@@ -69,7 +69,7 @@ def test_splits_hold_their_own_scenes(infos):
     assert 'lidar_sweeps' not in first and len(second['lidar_sweeps']) == 10
 
 
-def test_static_points_of_sweeps_meet_in_the_keyframe(tiny_set, infos):
+def test_static_points_of_sweeps_meet_in_the_keyframe(prepared_set, infos):
     """The matrices of the info file bring the ground of a sweep onto the ground of its keyframe."""
     frame = infos['val']['data_list'][2]
     sweep = frame['lidar_sweeps'][9]
@@ -79,8 +79,8 @@ def test_static_points_of_sweeps_meet_in_the_keyframe(tiny_set, infos):
     np.testing.assert_allclose(sweep2global @ matrix, key2global, atol=1e-6)
 
 
-def test_a_frame_of_it_reads(tiny_set, infos):
-    frame = read_frame(tiny_set / 'nuscenes_infos_val.pkl', 1)
+def test_a_frame_of_it_reads(prepared_set, infos):
+    frame = read_frame(prepared_set / 'nuscenes_infos_val.pkl', 1)
     inside = [len(points_in(frame.points, box)) for box in frame.boxes]
     assert len(frame.boxes) > 20
     # boxes and points are in one frame: what the annotations counted is found again
@@ -94,16 +94,16 @@ def points_in(points, box):
     return points[(np.abs(local) <= box[3:5] / 2).all(1) & (offset[:, 2] >= 0) & (offset[:, 2] <= box[5])]
 
 
-def test_finished_files_are_kept(tiny_set, infos):
-    path = tiny_set / 'nuscenes_infos_val.pkl'
+def test_finished_files_are_kept(prepared_set, infos):
+    path = prepared_set / 'nuscenes_infos_val.pkl'
     before = path.stat().st_mtime_ns
-    create_infos(tiny_set, 'v1.0-mini')
+    create_infos(prepared_set, 'v1.0-mini')
     assert path.stat().st_mtime_ns == before
 
 
-def test_files_of_other_settings_are_not_taken_for_these(tiny_set, infos):
+def test_files_of_other_settings_are_not_taken_for_these(prepared_set, infos):
     with pytest.raises(ValueError, match='written for v1.0-mini with 10 sweeps, not v1.0-mini with 3'):
-        create_infos(tiny_set, 'v1.0-mini', max_sweeps=3)
+        create_infos(prepared_set, 'v1.0-mini', max_sweeps=3)
 
 
 def test_bad_roots_are_named(tmp_path):

@@ -7,6 +7,8 @@ from scipy.spatial.transform import Rotation
 
 from stratified3d.datasets.sweeps import LoadAlignedSweeps
 
+COLUMNS = [0, 1, 2, 3, 4]
+
 
 def pose(angle, x, y, z=0.0):
     matrix = np.eye(4)
@@ -40,7 +42,7 @@ def turn(tmp_path):
 
 def test_static_surfaces_agree_across_sweeps(turn):
     load, key = turn
-    points = load(LoadAlignedSweeps(sweeps_num=10, remove_close=False)).reshape(11, -1, 5)
+    points = load(LoadAlignedSweeps(sweeps_num=10, remove_close=False, use_dim=COLUMNS)).reshape(11, -1, 5)
     assert np.abs(points[..., :3] - key[:, :3]).max() < 1e-3
     np.testing.assert_allclose(points[:, 0, 4], np.arange(11) * 0.05, atol=1e-5)
     assert np.array_equal(points[0, :, 3], key[:, 3])
@@ -49,14 +51,14 @@ def test_static_surfaces_agree_across_sweeps(turn):
 def test_mmdet3d_is_off_by_decimetres(turn):
     """What is replaced: if this fails, mmdet3d has been mended and the class is no longer needed."""
     load, key = turn
-    points = load(LoadPointsFromMultiSweeps(sweeps_num=10, test_mode=True, remove_close=False)).reshape(11, -1, 5)
+    points = load(LoadPointsFromMultiSweeps(sweeps_num=10, test_mode=True, remove_close=False, use_dim=COLUMNS)).reshape(11, -1, 5)
     error = np.linalg.norm(points[10, :, :3] - key[:, :3], axis=1)
     assert error.min() > 0.2
 
 
 def test_the_nearest_sweeps_are_taken_every_time(turn):
     load, _ = turn
-    transform = LoadAlignedSweeps(sweeps_num=3, remove_close=False)
+    transform = LoadAlignedSweeps(sweeps_num=3, remove_close=False, use_dim=COLUMNS)
     first, second = load(transform), load(transform)
     assert np.array_equal(first, second)
     assert np.allclose(np.unique(first[:, 4].round(3)), [0, 0.05, 0.1, 0.15])
@@ -64,12 +66,12 @@ def test_the_nearest_sweeps_are_taken_every_time(turn):
 
 def test_close_points_of_sweeps_are_removed(turn):
     load, key = turn
-    removed = load(LoadAlignedSweeps(sweeps_num=10, remove_close=True))
-    kept = load(LoadAlignedSweeps(sweeps_num=10, remove_close=False))
+    removed = load(LoadAlignedSweeps(sweeps_num=10, remove_close=True, use_dim=COLUMNS))
+    kept = load(LoadAlignedSweeps(sweeps_num=10, remove_close=False, use_dim=COLUMNS))
     assert len(key) < len(removed) <= len(kept)
 
 
 def test_without_sweeps_the_keyframe_stands_alone():
     points = LiDARPoints(torch.ones(5, 5), points_dim=5)
-    results = LoadAlignedSweeps(sweeps_num=9, pad_empty_sweeps=True).transform(dict(points=points, timestamp=1.0))
+    results = LoadAlignedSweeps(sweeps_num=9, pad_empty_sweeps=True, use_dim=COLUMNS).transform(dict(points=points, timestamp=1.0))
     assert results['points'].tensor.shape == (5, 5) and not results['points'].tensor[:, 4].any()

@@ -19,10 +19,8 @@ def check(result, out):
     return summary
 
 
-def test_on_a_simulated_frame(root, tiny_set, tmp_path):
-    from stratified3d.datasets.nuscenes_infos import create_infos
-    create_infos(tiny_set, 'v1.0-mini')
-    result = overfit(root, tiny_set / 'nuscenes_infos_val.pkl', tmp_path, '--iterations', '3', '--index', '1')
+def test_on_a_simulated_frame(root, prepared_set, tmp_path):
+    result = overfit(root, prepared_set / 'nuscenes_infos_val.pkl', tmp_path, '--iterations', '3', '--index', '1')
     summary = check(result, tmp_path)
     assert len(summary['boxes']) == len(summary['scores']) == len(summary['names'])
 
@@ -40,9 +38,7 @@ def test_on_a_real_frame(root, real_data, tmp_path):
     (['tiny', '--config', 'none.py'], 'there is no config none.py'),
     (['tiny', '--min-points', '100000'], 'has no box in range with 100000 or more points'),
 ])
-def test_bad_arguments_are_named(root, tiny_set, tmp_path, arguments, message):
-    from stratified3d.datasets.nuscenes_infos import create_infos
-    create_infos(tiny_set, 'v1.0-mini')
-    info = tiny_set / 'nuscenes_infos_train.pkl' if arguments[0] == 'tiny' else arguments[0]
+def test_bad_arguments_are_named(root, prepared_set, tmp_path, arguments, message):
+    info = prepared_set / 'nuscenes_infos_train.pkl' if arguments[0] == 'tiny' else arguments[0]
     result = overfit(root, info, tmp_path, *arguments[1:])
     assert result.returncode != 0 and message in result.stderr and 'Traceback' not in result.stderr

@@ -38,7 +38,8 @@ def collect_strata(q: Tensor, k: Tensor, v: Tensor, batch_offsets: Tensor, scale
         # [H, M, D] queries against [H, n, D] keys
         heads = [x.transpose(0, 1).unsqueeze(0) for x in (q[b], k[rows], v[rows])]
         if rows.start == rows.stop:
-            samples.append(torch.zeros_like(q[b]))
+            # zeros that still depend on q: distributed training waits for a gradient of every parameter
+            samples.append(q[b].masked_fill(torch.ones_like(q[b], dtype=torch.bool), 0))
         else:
             samples.append(F.scaled_dot_product_attention(*heads, scale=scale)[0].transpose(0, 1))
     return torch.stack(samples)

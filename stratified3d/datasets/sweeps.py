@@ -1,9 +1,17 @@
-"""Loading sweeps where mmdet3d 1.4 misplaces them."""
+"""Loading keyframes and sweeps, where mmdet3d 1.4 misplaces sweeps and reads damaged files without a word."""
 from __future__ import annotations
 
 import numpy as np
-from mmdet3d.datasets.transforms import LoadPointsFromMultiSweeps
+from mmdet3d.datasets.transforms import LoadPointsFromFile, LoadPointsFromMultiSweeps
 from mmdet3d.registry import TRANSFORMS
+
+
+@TRANSFORMS.register_module()
+class LoadKeyframe(LoadPointsFromFile):
+    """mmdet3d's LoadPointsFromFile, arguments and all, with an error that names a truncated file."""
+
+    def _load_points(self, pts_filename: str) -> np.ndarray:
+        return _check_whole(super()._load_points(pts_filename), pts_filename, self.load_dim)
 
 
 @TRANSFORMS.register_module()
@@ -22,7 +30,8 @@ class LoadAlignedSweeps(LoadPointsFromMultiSweeps):
         points.tensor[:, 4] = 0
         clouds = [points]
         for sweep in results.get('lidar_sweeps', [])[:self.sweeps_num]:
-            cloud = self._load_points(sweep['lidar_points']['lidar_path']).reshape(-1, self.load_dim).copy()
+            path = sweep['lidar_points']['lidar_path']
+            cloud = _check_whole(self._load_points(path), path, self.load_dim).reshape(-1, self.load_dim).copy()
             if self.remove_close:
                 cloud = self._remove_close(cloud)
             matrix = np.asarray(sweep['lidar_points']['lidar2sensor'])
@@ -31,3 +40,10 @@ class LoadAlignedSweeps(LoadPointsFromMultiSweeps):
             clouds.append(points.new_point(cloud))
         results['points'] = points.cat(clouds)[:, self.use_dim]
         return results
+
+
+def _check_whole(numbers: np.ndarray, path: str, load_dim: int) -> np.ndarray:
+    if numbers.size % load_dim:
+        raise ValueError(f'{path}: {numbers.size} numbers are no whole number of points of {load_dim} columns: the '
+                         'file is truncated, or load_dim is not its number of columns')
+    return numbers

@@ -15,7 +15,8 @@ from stratified3d.datasets.nuscenes_infos import create_infos
 
 @pytest.fixture(scope='module')
 def infos(prepared_set):
-    return {path.stem.split('_')[-1]: pickle.loads(path.read_bytes()) for path in create_infos(prepared_set, 'v1.0-mini')}
+    paths = create_infos(prepared_set, 'v1.0-mini')
+    return {path.stem.split('_')[-1]: pickle.loads(path.read_bytes()) for path in paths}
 
 
 def differences(ours, theirs, place=''):

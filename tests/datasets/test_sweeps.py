@@ -5,7 +5,7 @@ from mmdet3d.datasets.transforms import LoadPointsFromMultiSweeps
 from mmdet3d.structures import LiDARPoints
 from scipy.spatial.transform import Rotation
 
-from stratified3d.datasets.sweeps import LoadAlignedSweeps
+from stratified3d.datasets.sweeps import LoadAlignedSweeps, LoadKeyframe
 
 COLUMNS = [0, 1, 2, 3, 4]
 
@@ -51,7 +51,8 @@ def test_static_surfaces_agree_across_sweeps(turn):
 def test_mmdet3d_is_off_by_decimetres(turn):
     """What is replaced: if this fails, mmdet3d has been mended and the class is no longer needed."""
     load, key = turn
-    points = load(LoadPointsFromMultiSweeps(sweeps_num=10, test_mode=True, remove_close=False, use_dim=COLUMNS)).reshape(11, -1, 5)
+    stock = LoadPointsFromMultiSweeps(sweeps_num=10, test_mode=True, remove_close=False, use_dim=COLUMNS)
+    points = load(stock).reshape(11, -1, 5)
     error = np.linalg.norm(points[10, :, :3] - key[:, :3], axis=1)
     assert error.min() > 0.2
 
@@ -73,5 +74,17 @@ def test_close_points_of_sweeps_are_removed(turn):
 
 def test_without_sweeps_the_keyframe_stands_alone():
     points = LiDARPoints(torch.ones(5, 5), points_dim=5)
-    results = LoadAlignedSweeps(sweeps_num=9, pad_empty_sweeps=True, use_dim=COLUMNS).transform(dict(points=points, timestamp=1.0))
+    transform = LoadAlignedSweeps(sweeps_num=9, pad_empty_sweeps=True, use_dim=COLUMNS)
+    results = transform.transform(dict(points=points, timestamp=1.0))
     assert results['points'].tensor.shape == (5, 5) and not results['points'].tensor[:, 4].any()
+
+
+def test_truncated_files_are_named(turn, tmp_path):
+    load, _ = turn
+    path = tmp_path / '2.bin'
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ValueError, match='2.bin: 1998 numbers are no whole number of points of 5 columns'):
+        load(LoadAlignedSweeps(sweeps_num=10, use_dim=COLUMNS))
+    keyframe = LoadKeyframe(coord_type='LIDAR', load_dim=5, use_dim=5)
+    with pytest.raises(ValueError, match='2.bin: 1998 numbers'):
+        keyframe.transform(dict(lidar_points=dict(lidar_path=str(path))))

@@ -10,7 +10,7 @@ metainfo = dict(classes=class_names)
 data_root = 'data/nuscenes/'
 
 load_points = [
-    dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5),
+    dict(type='LoadKeyframe', coord_type='LIDAR', load_dim=5, use_dim=5),
     # the nearest nine, aligned; mmdet3d's own loader misplaces them and draws them at random
     dict(type='LoadAlignedSweeps', sweeps_num=9, use_dim=[0, 1, 2, 3, 4], remove_close=True, test_mode=True),
 ]

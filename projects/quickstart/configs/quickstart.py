@@ -4,7 +4,7 @@ _base_ = ['../../../configs/stratified/stratified-centerpoint_tiny_1xb2-cyclic-2
 data_root = 'data/simulated/'
 metainfo = dict(classes=_base_.class_names, version='v1.0-mini')
 load_points = [
-    dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5),
+    dict(type='LoadKeyframe', coord_type='LIDAR', load_dim=5, use_dim=5),
     dict(type='LoadAlignedSweeps', sweeps_num=4, use_dim=[0, 1, 2, 3, 4], remove_close=True, test_mode=True),
     dict(type='PointsRangeFilter', point_cloud_range=_base_.point_cloud_range),
 ]

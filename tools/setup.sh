@@ -17,7 +17,7 @@ Safe to run again: a finished set-up is recognised in seconds, an interrupted on
 Environment:
   PYTHON                 the interpreter to use (3.10 to 3.12; default: python3.11, else python3)
   STRATIFIED3D_WHEELS    a folder of wheels, e.g. a prebuilt mmcv; without it mmcv 2.1.0 is compiled
-                         from its sdist (about 11 minutes on two cores)
+                         from its sdist (10 to 14 minutes on two cores)
   pip's own variables are honoured
 
 Examples:
@@ -131,7 +131,7 @@ if ! .venv/bin/python -c 'import mmcv, mmcv.ops' 2>/dev/null; then
 fi
 step "mmdet3d, spconv, open3d and stratified3d" "${pip[@]}" --no-build-isolation -e ".[detection,$device,dev]"
 if [ -n "$mmcv_pid" ]; then
-  follow "$(pin mmcv), from STRATIFIED3D_WHEELS or compiled (about 11 minutes on two cores)" "$mmcv_pid" .venv/mmcv.log
+  follow "$(pin mmcv), from STRATIFIED3D_WHEELS or compiled (10 to 14 minutes on two cores)" "$mmcv_pid" .venv/mmcv.log
   step "$(pin mmcv) into .venv" "${pip[@]}" --find-links .venv/wheels "$(pin mmcv)"
 fi
 step "check that everything imports" .venv/bin/python -c '

@@ -74,7 +74,7 @@ class StratifiedCenterHead(CenterHead):
             common_heads=branches,
             loss_cls=dict(type='mmdet.GaussianFocalLoss', reduction='mean'),
             loss_bbox=dict(type='mmdet.L1Loss', reduction='mean', loss_weight=bbox_weight),
-            separate_head=dict(type='SeparateHead', init_bias=-2.19, final_kernel=3),
+            separate_head=dict(type='SeparateHead', head_conv=shared_channels, init_bias=-2.19, final_kernel=3),
             share_conv_channel=shared_channels)
         self.target_settings = dict(
             num_classes=self.num_classes, map_shape=self.map_shape, voxel_size=voxel_size,

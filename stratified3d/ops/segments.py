@@ -14,8 +14,8 @@ def segment_ids(offsets: Tensor, num_rows: int) -> Tensor:
     Returns:
         [P] int64.
     """
-    rows = torch.arange(num_rows, device=offsets.device, dtype=offsets.dtype)
-    return torch.searchsorted(offsets[1:].contiguous(), rows, right=True)
+    segments = torch.arange(len(offsets) - 1, device=offsets.device)
+    return segments.repeat_interleave(offsets.diff(), output_size=num_rows)
 
 
 def segment_reduce(values: Tensor, offsets: Tensor, reduce: str) -> Tensor:

@@ -1,6 +1,7 @@
 """Running the scripts that mmdet3d installs with its package, so that users need no clone of it."""
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ def run_host_tool(name: str) -> None:
     Raises:
         FileNotFoundError: the installed mmdet3d ships no such script.
     """
+    # threads that spin at a barrier starve the one that they wait for as soon as anything else runs, and loader
+    # processes always do; read when torch is imported
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     import mmdet3d
 
     script = Path(mmdet3d.__file__).parent / '.mim' / 'tools' / name

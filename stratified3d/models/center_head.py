@@ -11,7 +11,7 @@ from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from stratified3d.models.center_targets import CenterTargets, assign_targets
+from stratified3d.models.center_targets import CenterTargets, assign_targets, widen_targets
 from stratified3d.ops import circle_nms, grid_shape, rotated_nms
 
 
@@ -27,6 +27,7 @@ class StratifiedCenterHead(CenterHead):
         use_velocity: whether boxes have vx, vy to learn.
         shared_channels: width of the shared convolution and of the branches.
         max_objs, min_overlap, min_radius: see `assign_targets`.
+        box_radius: cells around an object's own that learn its box too, see `widen_targets`; 0 is CenterPoint.
         code_weights: weight of each regressed number, 8 or 10; default 1, velocity 0.2.
         bbox_weight: of the regression loss.
         score_threshold: predictions below are dropped.
@@ -41,7 +42,7 @@ class StratifiedCenterHead(CenterHead):
     def __init__(self, in_channels: int, tasks: Sequence[Sequence[str]], voxel_size: Sequence[float],
                  point_cloud_range: Sequence[float], stride: int, use_velocity: bool = True, shared_channels: int = 64,
                  max_objs: int = 500, min_overlap: float = 0.1, min_radius: int = 2,
-                 code_weights: Sequence[float] | None = None, bbox_weight: float = 0.25, score_threshold: float = 0.1,
+                 box_radius: int = 0, code_weights: Sequence[float] | None = None, bbox_weight: float = 0.25, score_threshold: float = 0.1,
                  max_num: int = 500, nms: dict | None = None, post_max_size: int = 83,
                  post_center_range: Sequence[float] | None = None):
         nms = dict(nms or dict(type='rotated', iou=0.2))
@@ -80,7 +81,7 @@ class StratifiedCenterHead(CenterHead):
             num_classes=self.num_classes, map_shape=self.map_shape, voxel_size=voxel_size,
             point_cloud_range=point_cloud_range, stride=stride, max_objs=max_objs, min_overlap=min_overlap,
             min_radius=min_radius)
-        self.branches, self.code_weights = tuple(branches), code_weights
+        self.branches, self.code_weights, self.box_radius = tuple(branches), code_weights, box_radius
         self.nms, self.post_max_size, self.post_center_range = nms, post_max_size, post_center_range
 
     def init_weights(self) -> None:
@@ -101,7 +102,8 @@ class StratifiedCenterHead(CenterHead):
                                  'set use_velocity=False')
             boxes.append(box[:, :box_size])
             labels.append(label)
-        return assign_targets(boxes, labels, **self.target_settings)
+        targets = assign_targets(boxes, labels, **self.target_settings)
+        return [widen_targets(t, self.box_radius, self.map_shape) if self.box_radius else t for t in targets]
 
     def loss_by_feat(self, preds_dicts: tuple[list[dict]], batch_gt_instances_3d: list[InstanceData], *args,
                      **kwargs) -> dict[str, Tensor]:

@@ -45,6 +45,36 @@ def assign_targets(boxes: Sequence[Tensor], labels: Sequence[Tensor], num_classe
     return [CenterTargets(*(torch.stack(parts) for parts in zip(*task))) for task in zip(*samples)]
 
 
+def widen_targets(target: CenterTargets, radius: int, map_shape: tuple[int, int]) -> CenterTargets:
+    """Let the cells around an object's own regress it too: (2 radius + 1)^2 places learn from an object instead of one.
+
+    A peak that is found a cell off then still points at the centre (AFDet, Ge et al. 2020, trains its offsets on such
+    a square; here all numbers are). A cell within reach of several objects is given to the one whose centre is
+    nearest, and an object's own cell always to itself.
+
+    Args:
+        target: of `assign_targets`, M entries a sample.
+        radius: cells; map_shape: (Y, X).
+    Returns:
+        The same with M (2 radius + 1)^2 entries; the heatmap is unchanged.
+    """
+    height, width = map_shape
+    shift = torch.arange(-radius, radius + 1, device=target.index.device)
+    dy, dx = (d.flatten() for d in torch.meshgrid(shift, shift, indexing='ij'))
+    y = (target.index // width).unsqueeze(2) + dy  # [B, M, A]
+    x = (target.index % width).unsqueeze(2) + dx
+    mask = target.mask.unsqueeze(2) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    cell = torch.where(mask, y * width + x, 0).flatten(1)
+    boxes = target.boxes.unsqueeze(2).repeat(1, 1, len(dx), 1)  # [B, M, A, code]
+    boxes[..., 0] -= dx
+    boxes[..., 1] -= dy
+    distance = (boxes[..., :2] - 0.5).square().sum(3).masked_fill((dx == 0) & (dy == 0), -1)
+    distance = distance.masked_fill(~mask, torch.inf).flatten(1)
+    nearest = distance.new_full((len(cell), height * width), torch.inf).scatter_reduce(1, cell, distance, 'amin')
+    mask = mask.flatten(1) & (distance <= nearest.gather(1, cell))
+    return CenterTargets(target.heatmap, boxes.flatten(1, 2), cell, mask)
+
+
 def _sample_targets(boxes, labels, first_class, map_shape, voxel_size, point_cloud_range, stride, max_objs,
                     min_overlap, min_radius) -> list[CenterTargets]:
     height, width = map_shape

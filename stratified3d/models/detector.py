@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from mmdet3d.models.detectors import Base3DDetector
@@ -21,13 +22,19 @@ class StratifiedCenterPoint(Base3DDetector):
         voxel_size: (x, y, z) metres.
         point_cloud_range: (x_min, y_min, z_min, x_max, y_max, z_max) metres.
         voxel_encoder, encoder, backbone, head: configs of the parts.
+        map_precision: of the convolutions on the bird's-eye-view map: 'fp32', 'bf16', or 'auto', which is bf16 where the
+            device has matrix units for it (CUDA from compute capability 8, CPUs with AMX). An autocast that is on
+            around the model stays on.
         data_preprocessor, init_cfg: as in mmdet3d.
     """
 
     def __init__(self, voxel_size: Sequence[float], point_cloud_range: Sequence[float], voxel_encoder: dict,
-                 encoder: dict, backbone: dict, head: dict, data_preprocessor: dict | None = None,
-                 init_cfg: dict | None = None):
+                 encoder: dict, backbone: dict, head: dict, map_precision: str = 'fp32',
+                 data_preprocessor: dict | None = None, init_cfg: dict | None = None):
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        if map_precision not in ('fp32', 'bf16', 'auto'):
+            raise ValueError(f"map_precision is 'fp32', 'bf16' or 'auto', not {map_precision!r}")
+        self.map_precision = map_precision
         grid = dict(voxel_size=voxel_size, point_cloud_range=point_cloud_range)
         self.voxel_encoder = MODELS.build({**grid, **voxel_encoder})
         self.encoder = MODELS.build({**grid, 'in_channels': self.voxel_encoder.out.out_features, **encoder})
@@ -47,16 +54,29 @@ class StratifiedCenterPoint(Base3DDetector):
         points = batch_inputs_dict['points']
         feats, coords = self.voxel_encoder(points)
         # the batch is as large as its list of clouds: the last of them may be empty
-        return self.backbone(self.encoder(feats, coords, len(points))), coords
+        bev = self.encoder(feats, coords, len(points))
+        with self._map_autocast(bev.device):
+            return self.backbone(bev), coords
+
+    def _map_autocast(self, device: torch.device) -> AbstractContextManager:
+        if self.map_precision == 'bf16' or self.map_precision == 'auto' and has_fast_bf16(device):
+            return torch.autocast(device.type, torch.bfloat16)
+        return nullcontext()
+
+    def _head_outputs(self, maps: tuple[Tensor]) -> tuple[list[dict]]:
+        with self._map_autocast(maps[0].device):
+            return self.head(maps)
 
     def loss(self, batch_inputs_dict: dict, batch_data_samples: list[Det3DDataSample], **kwargs) -> dict[str, Tensor]:
         maps, _ = self.extract_feat(batch_inputs_dict)
-        return self.head.loss(maps, batch_data_samples)
+        targets = [sample.gt_instances_3d for sample in batch_data_samples]
+        return self.head.loss_by_feat(self._head_outputs(maps), targets)
 
     def predict(self, batch_inputs_dict: dict, batch_data_samples: list[Det3DDataSample],
                 **kwargs) -> list[Det3DDataSample]:
         maps, coords = self.extract_feat(batch_inputs_dict)
-        results = self.head.predict(maps, batch_data_samples)
+        metas = [sample.metainfo for sample in batch_data_samples]
+        results = self.head.predict_by_feat(self._head_outputs(maps), metas)
         # nothing was seen, so nothing is detected, whatever the head makes of an empty map
         voxels = torch.bincount(coords[:, 0], minlength=len(results)).tolist()
         results = [result if count else result[:0] for result, count in zip(results, voxels)]
@@ -64,4 +84,11 @@ class StratifiedCenterPoint(Base3DDetector):
 
     def _forward(self, batch_inputs_dict: dict, batch_data_samples: list[Det3DDataSample] | None = None,
                  **kwargs) -> tuple[list[dict]]:
-        return self.head(self.extract_feat(batch_inputs_dict)[0])
+        return self._head_outputs(self.extract_feat(batch_inputs_dict)[0])
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether the device has matrix units for bfloat16: CUDA from compute capability 8, CPUs with AMX."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == 'cpu' and bool(torch.cpu.get_capabilities().get('amx_bf16'))

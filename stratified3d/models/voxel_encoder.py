@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from mmdet3d.registry import MODELS
 from torch import Tensor, nn
 
@@ -62,10 +63,19 @@ class DynamicVoxelEncoder(nn.Module):
         voxels = voxelize(points, sample, self.voxel_size, self.point_cloud_range)
         points = points[voxels.point_order]  # [K, in_channels], sorted by voxel
         x = self.point_layer(self._describe(points, voxels))  # [K, hidden]
-        x = torch.cat([x, _spread(segment_reduce(x, voxels.offsets, 'max'), voxels, x)], 1)
-        x = self.voxel_layer(x)  # [K, hidden]
+        x = self._join(x, segment_reduce(x, voxels.offsets, 'max'), voxels)  # [K, hidden]
         x = torch.cat([segment_reduce(x, voxels.offsets, 'max'), segment_reduce(x, voxels.offsets, 'mean')], 1)
         return self.out(x), voxels.coords
+
+    def _join(self, x: Tensor, top: Tensor, voxels: Voxels) -> Tensor:
+        """The second layer on [x, top of the voxel]: the product with `top` is taken once a voxel, not once a point."""
+        linear, *rest = self.voxel_layer
+        own, shared = linear.weight.split(x.shape[1], 1)
+        x = F.linear(x, own, linear.bias)
+        x = x + _spread(F.linear(top, shared), voxels, x)
+        for layer in rest:
+            x = layer(x)
+        return x
 
     def _describe(self, points: Tensor, voxels: Voxels) -> Tensor:
         """[K, in_channels] -> [K, in_channels + 6]: columns brought to the order of 1, offsets from mean and centre."""

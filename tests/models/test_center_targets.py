@@ -7,7 +7,7 @@ from mmdet3d.models.dense_heads import CenterHead
 from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 
-from stratified3d.models.center_targets import assign_targets
+from stratified3d.models.center_targets import assign_targets, widen_targets
 
 TASKS = [['car'], ['truck', 'construction_vehicle'], ['bus', 'trailer'], ['pedestrian', 'cone', 'barrier']]
 SIZES = [len(t) for t in TASKS]
@@ -77,3 +77,32 @@ def test_no_object_and_one(count):
     target = assign_targets([boxes], [torch.zeros(count, dtype=torch.long)], [1], map_shape=MAP, voxel_size=VOXEL,
                             point_cloud_range=RANGE, stride=STRIDE)[0]
     assert int(target.heatmap.eq(1).sum()) == count == int(target.mask.sum())
+
+
+@settings(deadline=None, max_examples=25)
+@given(count=st.integers(0, 30), radius=st.integers(0, 2), seed=st.integers(0, 10**6))
+def test_cells_around_an_object_point_at_it(count, radius, seed):
+    boxes = random_boxes(count, np.random.default_rng(seed))
+    target = assign_targets([boxes, boxes[:0]], [torch.zeros(len(b), dtype=torch.long) for b in (boxes, boxes[:0])],
+                            [1], map_shape=MAP, voxel_size=VOXEL, point_cloud_range=RANGE, stride=STRIDE)[0]
+    wide = widen_targets(target, radius, MAP)
+    area = (2 * radius + 1)**2
+    assert wide.mask.shape == (2, 500 * area) and not wide.mask[1].any()
+    assert torch.equal(wide.heatmap, target.heatmap)
+    own, index = target.boxes[target.mask], target.index[target.mask]
+    centres = own[:, :2] + torch.stack([index % MAP[1], index // MAP[1]], 1)
+    entry = wide.mask[0].nonzero().squeeze(1)
+    owner = (target.mask[0].cumsum(0) - 1)[entry // area]  # objects without a cell leave gaps
+    cells = torch.stack([wide.index[0] % MAP[1], wide.index[0] // MAP[1]], 1)[entry]
+    found = wide.boxes[0, entry]
+    torch.testing.assert_close(found[:, :2] + cells, centres[owner], rtol=0, atol=1e-4)
+    torch.testing.assert_close(found[:, 2:], own[owner, 2:], rtol=0, atol=0, equal_nan=True)
+    assert (cells >= 0).all() and (cells < torch.tensor([MAP[1], MAP[0]])).all()
+    # every object keeps its own cell; any other cell belongs to the nearest of the objects that reach it
+    mine = index[owner] == wide.index[0, entry]
+    assert set(owner[mine].tolist()) == set(range(len(own)))
+    for cell, i, is_own in zip(cells, owner, mine):
+        reach = (centres.trunc() - cell).abs().amax(1) <= radius
+        distance = (centres - cell - 0.5).norm(dim=1)
+        taken = (centres.trunc() == cell).all(1).any()
+        assert is_own or not taken and distance[i] <= distance[reach].min() + 1e-5

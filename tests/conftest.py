@@ -32,10 +32,13 @@ def tiny_set(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def prepared_set(tiny_set, tmp_path_factory):
-    """The tiny set with its info files, apart from it so that the simulator's tests find it as it was."""
+    """The tiny set with its info files and its ground-truth database, apart from it so that the simulator's tests
+    find it as it was."""
     root = tmp_path_factory.mktemp('prepared')
     for part in tiny_set.iterdir():
         (root / part.name).symlink_to(part)
+    from stratified3d.datasets.ground_truth_database import create_database
     from stratified3d.datasets.nuscenes_infos import create_infos
     create_infos(root, 'v1.0-mini')
+    create_database(root)
     return root

@@ -1,4 +1,5 @@
 """Fixtures shared by the whole suite."""
+import json
 import os
 from pathlib import Path
 
@@ -41,4 +42,24 @@ def prepared_set(tiny_set, tmp_path_factory):
     from stratified3d.datasets.nuscenes_infos import create_infos
     create_infos(root, 'v1.0-mini')
     create_database(root)
+    return root
+
+
+@pytest.fixture(scope='session')
+def unannotated_set(tiny_set, tmp_path_factory):
+    """The tiny set's two scenes as nuScenes publishes its test split, v1.0-test: under names of that split, without
+    annotations."""
+    from nuscenes.utils.splits import test as names
+
+    root = tmp_path_factory.mktemp('unannotated')
+    for part in ('samples', 'sweeps', 'maps'):
+        (root / part).symlink_to(tiny_set / part)
+    (root / 'v1.0-test').mkdir()
+    for path in (tiny_set / 'v1.0-mini').glob('*.json'):
+        rows = json.loads(path.read_bytes())
+        if path.stem in ('sample_annotation', 'instance'):
+            rows = []
+        if path.stem == 'scene':
+            rows = [dict(row, name=name) for row, name in zip(rows, names)]
+        (root / 'v1.0-test' / path.name).write_text(json.dumps(rows))
     return root

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stratified3d.datasets.info_files import read_infos
+from stratified3d.datasets.info_files import read_info_file
 from stratified3d.datasets.point_files import read_points
 
 
@@ -32,7 +32,8 @@ def read_frame(info: str | Path, index: int = 0) -> Frame:
         FileNotFoundError, ValueError: a missing or damaged file, another data set's box convention, no such frame.
     """
     info = Path(info)
-    meta, frames = read_infos(info)
+    content = read_info_file(info)
+    meta, frames = content['metainfo'], content['data_list']
     if meta.get('dataset') != 'nuscenes':
         raise ValueError(f'{info}: written for data set {meta.get("dataset")!r}; only nuscenes is read here, because '
                          'box conventions differ')

@@ -20,7 +20,8 @@ from mmcv.ops import points_in_boxes_cpu
 from mmdet3d.datasets import NuScenesDataset
 from tqdm import tqdm
 
-from stratified3d.datasets.info_files import naming, read_infos, write_whole
+from stratified3d.datasets.disk import naming, write_whole
+from stratified3d.datasets.info_files import read_info_file
 from stratified3d.datasets.sweeps import LoadAlignedSweeps, LoadKeyframe
 
 FOLDER = 'nuscenes_gt_database'
@@ -52,7 +53,8 @@ def create_database(root: str | Path, sweeps: int = 9, workers: int = 1) -> Path
     """
     root = Path(root)
     info, path, folder = root / 'nuscenes_infos_train.pkl', root / 'nuscenes_dbinfos_train.pkl', root / FOLDER
-    meta, frames = read_infos(info)
+    content = read_info_file(info)
+    meta, frames = content['metainfo'], content['data_list']
     if not 0 <= sweeps <= meta.get('max_sweeps', 10):
         raise ValueError(f'{info} lists {meta.get("max_sweeps", 10)} sweeps per keyframe, the database asks for '
                          f'{sweeps}')

@@ -1,48 +1,41 @@
-"""mmdet3d's info files: read with errors that say what is wrong, written whole or not at all."""
+"""Info files of mmdet3d: reading them, and finding out before a run whether a data set is all there."""
 from __future__ import annotations
 
-import contextlib
-import os
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 
+_DAMAGED = (pickle.UnpicklingError, EOFError, KeyError, IndexError, TypeError, ValueError, AttributeError, ImportError,
+            MemoryError)
 
-def read_infos(path: str | Path) -> tuple[dict, list[dict]]:
-    """Metainfo and frames of an mmdet3d info file of version 2.
+
+def read_info_file(path: str | Path) -> dict:
+    """Read an info file of version 2: metainfo and data_list.
+
+    An info file is a pickle and runs what it holds, as it does in mmdet3d: take them from nobody you do not trust.
 
     Raises:
-        FileNotFoundError, ValueError: a missing file; one that is damaged, or no info file.
+        FileNotFoundError, ValueError: no such file; a damaged one, or one of another kind.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f'there is no info file {path}')
+        raise FileNotFoundError(f'there is no info file {path}: {_remedy(path)}')
     try:
         content = pickle.loads(path.read_bytes())
-        return dict(content['metainfo']), list(content['data_list'])
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, AttributeError, IndexError,
-            ImportError) as error:
-        raise ValueError(f'{path}: damaged, or no mmdet3d info file of version 2 with metainfo and data_list '
-                         f'({type(error).__name__}: {error}); delete it and have it written again') from error
+        for frame in content['data_list']:
+            frame['lidar_points']['lidar_path']
+        content['metainfo'].get('categories')
+    except _DAMAGED as error:
+        raise ValueError(f'{path}: no mmdet3d info file of version 2 with metainfo and data_list, or damaged '
+                         f'({type(error).__name__}: {error}); delete it and {_remedy(path)}') from error
+    return content
 
 
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Let an OSError raised inside name the file that was being written, which that of a full disk does not."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, f'{error.strerror or error}; mend that, then run the same command again to go on',
-                      str(path)) from error
+def missing_points(path: str, info_file: str = 'the info file') -> str:
+    """What to say of a point file that an info file names and that is not there."""
+    return (f'there is no point file {path}, which {info_file} names: unpack all of the data set, its sweeps too, or '
+            'correct data_root and data_prefix')
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there in full or not at all, whenever the process ends.
-
-    Raises:
-        OSError: a full disk, a folder that cannot be written; it names the file.
-    """
-    partial = path.with_name(f'{path.name}.partial')
-    with naming(path):
-        partial.write_bytes(content)
-        os.replace(partial, path)
+def _remedy(path: Path) -> str:
+    return (f'`python tools/create_data.py {path.parent}` writes it from nuScenes tables (`python tools/simulate.py '
+            f'{path.parent}` makes a simulated set)')

@@ -13,7 +13,8 @@ from nuscenes.utils import splits
 from pyquaternion import Quaternion
 from tqdm import tqdm
 
-from stratified3d.datasets.info_files import read_infos, write_whole
+from stratified3d.datasets.disk import write_whole
+from stratified3d.datasets.info_files import read_info_file
 
 _SPLITS = {
     'v1.0-mini': dict(train=splits.mini_train, val=splits.mini_val),
@@ -87,7 +88,7 @@ def _read_tables(root: Path, version: str) -> NuScenes:
 
 
 def _check_same(path: Path, version: str, max_sweeps: int) -> None:
-    meta, _ = read_infos(path)
+    meta = read_info_file(path)['metainfo']
     found = meta.get('version'), meta.get('max_sweeps')
     if found != (version, max_sweeps):
         raise ValueError(f'{path}: written for {found[0]} with {found[1]} sweeps, not {version} with {max_sweeps}: '

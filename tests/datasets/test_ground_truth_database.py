@@ -230,7 +230,7 @@ def test_bad_requests_are_named(bare_set):
     info = bare_set / 'nuscenes_infos_train.pkl'
     whole = info.read_bytes()
     info.write_bytes(whole[:2000])
-    with pytest.raises(ValueError, match='nuscenes_infos_train.pkl: damaged.*delete it'):
+    with pytest.raises(ValueError, match='nuscenes_infos_train.pkl: no mmdet3d info file.*or damaged.*delete it'):
         create_database(bare_set)
     info.write_bytes(pickle.dumps(pickle.loads(whole) | dict(data_list=[])))
     with pytest.raises(ValueError, match='holds no frame'):
@@ -250,7 +250,7 @@ def test_absent_sweeps_are_named(bare_set, prepared_set):
     shutil.copytree(prepared_set / 'sweeps', bare_set / 'sweeps', copy_function=os.symlink)
     gone = sorted((bare_set / 'sweeps/LIDAR_TOP').iterdir())[3]
     gone.unlink()
-    with pytest.raises(FileNotFoundError, match=f'{gone.name}: no such point file.*unpack the archives'):
+    with pytest.raises(FileNotFoundError, match=f'there is no point file .*{gone.name}.*unpack all of'):
         create_database(bare_set)
     gone.symlink_to(prepared_set / 'sweeps/LIDAR_TOP' / gone.name)
     assert_same(create_database(bare_set), prepared_set / DATABASE)

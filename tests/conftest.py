@@ -45,21 +45,32 @@ def prepared_set(tiny_set, tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope='session')
-def unannotated_set(tiny_set, tmp_path_factory):
-    """The tiny set's two scenes as nuScenes publishes its test split, v1.0-test: under names of that split, without
-    annotations."""
-    from nuscenes.utils.splits import test as names
-
-    root = tmp_path_factory.mktemp('unannotated')
+def _released_as(source, root, version, scenes, annotated=True):
+    """Give a set's scenes other names under another version."""
     for part in ('samples', 'sweeps', 'maps'):
-        (root / part).symlink_to(tiny_set / part)
-    (root / 'v1.0-test').mkdir()
-    for path in (tiny_set / 'v1.0-mini').glob('*.json'):
+        (root / part).symlink_to(source / part)
+    (root / version).mkdir()
+    for path in (source / 'v1.0-mini').glob('*.json'):
         rows = json.loads(path.read_bytes())
-        if path.stem in ('sample_annotation', 'instance'):
+        if path.stem in ('sample_annotation', 'instance') and not annotated:
             rows = []
         if path.stem == 'scene':
-            rows = [dict(row, name=name) for row, name in zip(rows, names)]
-        (root / 'v1.0-test' / path.name).write_text(json.dumps(rows))
+            rows = [dict(row, name=name) for row, name in zip(rows, scenes)]
+        (root / version / path.name).write_text(json.dumps(rows))
     return root
+
+
+@pytest.fixture(scope='session')
+def unannotated_set(tiny_set, tmp_path_factory):
+    """The tiny set's two scenes as nuScenes publishes its test split, v1.0-test: without annotations."""
+    from nuscenes.utils.splits import test
+
+    return _released_as(tiny_set, tmp_path_factory.mktemp('unannotated'), 'v1.0-test', test, annotated=False)
+
+
+@pytest.fixture(scope='session')
+def trainval_set(tiny_set, tmp_path_factory):
+    """The tiny set's two scenes as v1.0-trainval."""
+    from nuscenes.utils.splits import train, val
+
+    return _released_as(tiny_set, tmp_path_factory.mktemp('trainval'), 'v1.0-trainval', [train[0], val[0]])

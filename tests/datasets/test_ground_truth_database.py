@@ -1,10 +1,13 @@
 import json
 import os
 import pickle
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import mmdet3d
@@ -220,6 +223,24 @@ def test_several_workers_write_the_same_with_a_progress_bar(bare_set, prepared_s
     assert (bare_set / DATABASE).stat().st_mtime_ns == before  # finished: kept
     with pytest.raises(ValueError, match="a database of .*'sweeps': 9.*, not of .*'sweeps': 3"):
         create_database(bare_set, sweeps=3)
+
+
+def test_a_killed_worker_is_explained(bare_set, monkeypatch):
+    """As when memory runs out; the pool itself only says that it is broken."""
+    def killed(self, function, items):
+        raise BrokenProcessPool('A process in the process pool was terminated abruptly')
+
+    monkeypatch.setattr(ProcessPoolExecutor, 'map', killed)
+    with pytest.raises(OSError, match='a worker process was killed, .*fewer workers need less; what is done is kept'):
+        create_database(bare_set, workers=2)
+
+
+def test_the_tool_says_what_is_wrong(root, bare_set, monkeypatch):
+    (bare_set / 'v1.0-mini').unlink()
+    (bare_set / 'nuscenes_infos_val.pkl').unlink()
+    monkeypatch.setattr(sys, 'argv', ['create_data.py', str(bare_set)])
+    with pytest.raises(SystemExit, match='create_data.py: .*v1.0-mini: no nuScenes tables there; `python tools/sim'):
+        runpy.run_path(str(root / 'tools/create_data.py'), run_name='__main__')
 
 
 def test_bad_requests_are_named(bare_set):

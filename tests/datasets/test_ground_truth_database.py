@@ -1,4 +1,3 @@
-import json
 import os
 import pickle
 import runpy
@@ -281,11 +280,8 @@ def test_a_full_disk_is_named_and_nothing_is_lost(bare_set, prepared_set):
     folder = bare_set / FOLDER
     entry = load(prepared_set / DATABASE)['car'][-1]
     assert entry['image_idx'] == 2
-    keyframes = load(bare_set / 'nuscenes_infos_train.pkl')['data_list']
     folder.mkdir()
-    record = json.loads((prepared_set / FOLDER / 'settings.json').read_bytes())
-    assert record['keyframes'] == len(keyframes)
-    (folder / 'settings.json').write_text(json.dumps(record))
+    shutil.copy(prepared_set / FOLDER / 'settings.json', folder)
     (bare_set / entry['path']).symlink_to('/dev/full')
     with pytest.raises(OSError, match='No space left on device; mend that, then run the same command again') as error:
         create_database(bare_set)

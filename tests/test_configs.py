@@ -1,9 +1,7 @@
-import pickle
-
 import numpy as np
 import pytest
 import torch
-from mmdet3d.registry import DATASETS, MODELS, TRANSFORMS
+from mmdet3d.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -82,27 +80,30 @@ def test_the_test_pipeline_runs_on_a_file(config, tmp_path):
 
 
 @all_configs
-def test_the_train_pipeline_runs_on_a_data_set(config, prepared_set, tmp_path):
-    """All of it: keyframe, aligned sweeps, ground-truth sampling, augmentation, filters."""
-    database = {}
-    for i, name in enumerate(config.class_names):
-        np.full((9, 5), 0.1, np.float32).tofile(tmp_path / f'{name}.bin')
-        database[name] = [dict(
-            name=name, path=f'{name}.bin', image_idx=0, gt_idx=i, num_points_in_gt=9, difficulty=0, group_id=0,
-            box3d_lidar=np.array([3 * i - 20, 45, -1, 1, 1, 1.5, 0, 1, 0], np.float32))]
-    (tmp_path / 'db.pkl').write_bytes(pickle.dumps(database))
-    settings = config.train_dataloader.dataset.dataset.copy()
-    for transform in settings.pipeline:
+def test_the_train_pipeline_runs_on_a_data_set(config, prepared_set):
+    """All of it: resampling, keyframe, aligned sweeps, ground-truth sampling, augmentation, filters."""
+    settings = config.train_dataloader.dataset
+    settings.dataset.data_root = str(prepared_set)
+    for transform in settings.dataset.pipeline:
         if transform.type == 'ObjectSample':
-            transform.db_sampler.update(data_root=f'{tmp_path}/', info_path=str(tmp_path / 'db.pkl'))
-    settings.update(data_root=str(prepared_set), metainfo=dict(classes=config.class_names, version='v1.0-mini'))
+            transform.db_sampler.update(data_root=f'{prepared_set}/',
+                                        info_path=str(prepared_set / 'nuscenes_dbinfos_train.pkl'))
     np.random.seed(0)
     dataset = DATASETS.build(settings)
-    sample = dataset[2]
+    sample = dataset[dataset.sample_indices.index(2)]
     points, truth = sample['inputs']['points'], sample['data_samples'].gt_instances_3d
     assert points.shape[1] == 5 and len(points) > 100000  # ten sweeps
     assert 0 < points[:, 4].max() < 0.5
     assert len(truth) > 10 and int(truth.labels_3d.min()) >= 0 and truth.bboxes_3d.tensor.isfinite().all()
+
+
+@all_configs
+def test_it_is_scored_by_the_devkit(config, prepared_set):
+    for name in ('val_evaluator', 'test_evaluator'):
+        settings = config[name]
+        settings.update(data_root=str(prepared_set), ann_file=str(prepared_set / 'nuscenes_infos_val.pkl'))
+        metric = METRICS.build(settings)
+        assert type(metric).__name__ == 'NuScenesDevkitMetric' and metric.classes == config.class_names
 
 
 def test_leaf_configs_hold_only_what_differs(root):

@@ -1,17 +1,21 @@
 #!/usr/bin/env python
-"""Prepare a nuScenes-format data set for training: write its info files, wherever it lies on disk."""
+"""Prepare a nuScenes-format data set, wherever it lies on disk: its info files and its ground-truth database."""
 from __future__ import annotations
 
 import argparse
 import sys
 
+from stratified3d.datasets.ground_truth_database import create_database
 from stratified3d.datasets.nuscenes_infos import create_infos
 
 EXAMPLES = """examples:
   python tools/create_data.py data/simulated
-  python tools/create_data.py /datasets/nuscenes --version v1.0-trainval
+  python tools/create_data.py /datasets/nuscenes --version v1.0-trainval --workers 8
+  python tools/create_data.py /datasets/nuscenes --version v1.0-test
+  python tools/create_data.py data/simulated --no-database        without the objects that GT sampling pastes
 
-Info files that are there already are kept; delete one to have it written again.
+Interrupted, it goes on where it stopped when the same command is given again. What is finished is kept; delete a file
+to have it written again.
 """
 
 
@@ -21,12 +25,18 @@ def main() -> int:
     parser.add_argument('root', help='folder that holds v1.0-*/, samples/ and sweeps/')
     parser.add_argument('--version', default='v1.0-mini', help='v1.0-mini, v1.0-trainval or v1.0-test (default: mini)')
     parser.add_argument('--max-sweeps', type=int, default=10, help='sweeps listed per keyframe (default: 10)')
+    parser.add_argument('--sweeps', type=int, default=9,
+                        help='sweeps added to a keyframe in the database, as in the config (default: 9)')
+    parser.add_argument('--no-database', action='store_true', help='write the info files only')
+    parser.add_argument('--workers', type=int, default=1, help='processes that cut the database (default: 1)')
     args = parser.parse_args()
     try:
-        for path in create_infos(args.root, args.version, args.max_sweeps):
-            print(path)
+        paths = create_infos(args.root, args.version, args.max_sweeps)
+        if not args.no_database and args.version != 'v1.0-test':
+            paths.append(create_database(args.root, args.sweeps, args.workers))
     except (OSError, ValueError) as error:
         sys.exit(f'create_data.py: {error}')
+    print(*paths, sep='\n')
     return 0
 
 

@@ -89,7 +89,7 @@ def main() -> int:
                    f'jsonfile_prefix={out}/results')),
                f'randomness.seed={args.seed}', *args.cfg_options]
     steps.run('simulate', lambda: call('simulate.py', data, '--scenes', args.scenes, '--keyframes', args.keyframes))
-    steps.run('prepare', lambda: call('create_data.py', data))
+    steps.run('prepare', lambda: call('create_data.py', data, '--no-database'))
     resume = ['--resume'] if (out / 'last_checkpoint').is_file() else []
     steps.run('train', lambda: call('train.py', CONFIG, '--work-dir', out, *resume, *options))
     checkpoint = (out / 'last_checkpoint').read_text().strip()

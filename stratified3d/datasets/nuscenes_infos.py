@@ -1,7 +1,7 @@
 """Info files for nuScenes-format data sets, in mmdet3d's version 2, for LiDAR detection."""
 from __future__ import annotations
 
-import os
+import json
 import pickle
 from pathlib import Path
 
@@ -13,11 +13,16 @@ from nuscenes.utils import splits
 from pyquaternion import Quaternion
 from tqdm import tqdm
 
+from stratified3d.datasets.disk import write_whole
+from stratified3d.datasets.info_files import read_info_file
+
 _SPLITS = {
     'v1.0-mini': dict(train=splits.mini_train, val=splits.mini_val),
     'v1.0-trainval': dict(train=splits.train, val=splits.val),
     'v1.0-test': dict(test=splits.test),
 }
+_TABLES = ('attribute', 'calibrated_sensor', 'category', 'ego_pose', 'instance', 'log', 'map', 'sample',
+           'sample_annotation', 'sample_data', 'scene', 'sensor', 'visibility')
 
 
 def create_infos(root: str | Path, version: str, max_sweeps: int = 10) -> list[Path]:
@@ -33,21 +38,19 @@ def create_infos(root: str | Path, version: str, max_sweeps: int = 10) -> list[P
     Returns:
         The info files.
     Raises:
-        FileNotFoundError: no such data set; ValueError: unknown version, a split without a scene, or an info file of
-            another version or number of sweeps.
+        FileNotFoundError: no such data set, or a table of it is missing.
+        ValueError: unknown version, a damaged table or info file, a split without a scene, or an info file of another
+            version or number of sweeps.
     """
     root = Path(root)
     if version not in _SPLITS:
         raise ValueError(f'version is one of {", ".join(_SPLITS)}, not {version!r}')
-    if not (root / version / 'sample.json').is_file():
-        raise FileNotFoundError(f'{root / version}: no nuScenes tables there; `python tools/simulate.py {root}` makes '
-                                'a simulated set, the real one is unpacked so that its v1.0-* folders lie in the root')
     files = {split: root / f'nuscenes_infos_{split}.pkl' for split in _SPLITS[version]}
     for path in files.values():
         if path.is_file():
             _check_same(path, version, max_sweeps)
     missing = {split: path for split, path in files.items() if not path.is_file()}
-    tables = NuScenes(version, str(root), verbose=False) if missing else None
+    tables = _read_tables(root, version) if missing else None
     for split, path in missing.items():
         scenes = [s for s in tables.scene if s['name'] in _SPLITS[version][split]]
         if not scenes:
@@ -59,14 +62,33 @@ def create_infos(root: str | Path, version: str, max_sweeps: int = 10) -> list[P
         categories = {name: i for i, name in enumerate(classes)}
         meta = dict(categories=categories, dataset='nuscenes', version=version, info_version='1.1',
                     max_sweeps=max_sweeps)
-        partial = path.with_suffix('.partial')
-        partial.write_bytes(pickle.dumps(dict(metainfo=meta, data_list=frames)))
-        os.replace(partial, path)
+        write_whole(path, pickle.dumps(dict(metainfo=meta, data_list=frames)))
     return list(files.values())
 
 
+def _read_tables(root: Path, version: str) -> NuScenes:
+    if not (root / version).is_dir():
+        raise FileNotFoundError(f'{root / version}: no nuScenes tables there; `python tools/simulate.py {root}` makes '
+                                'a simulated set, the real one is unpacked so that its v1.0-* folders lie in the root')
+    paths = [root / version / f'{name}.json' for name in _TABLES]
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f'{path}: this table is missing; unpack the archive of the {version} metadata '
+                                    'again')
+    try:
+        return NuScenes(version, str(root), verbose=False)
+    except json.JSONDecodeError:
+        for path in paths:
+            try:
+                json.loads(path.read_bytes())
+            except json.JSONDecodeError as error:
+                raise ValueError(f'{path}: damaged ({error}); unpack the archive of the {version} metadata again'
+                                 ) from error
+        raise
+
+
 def _check_same(path: Path, version: str, max_sweeps: int) -> None:
-    meta = pickle.loads(path.read_bytes())['metainfo']
+    meta = read_info_file(path)['metainfo']
     found = meta.get('version'), meta.get('max_sweeps')
     if found != (version, max_sweeps):
         raise ValueError(f'{path}: written for {found[0]} with {found[1]} sweeps, not {version} with {max_sweeps}: '
@@ -100,8 +122,8 @@ def _frame(tables: NuScenes, token: str, index: int, max_sweeps: int, is_annotat
                               lidar2sensor=lidar2sensor.tolist())))
     if sweeps:
         frame['lidar_sweeps'] = sweeps
-    if is_annotated:
-        frame['instances'] = _instances(tables, sample, lidar2ego, ego2global)
+    # the test split has none; mmdet3d's data set asks for the key all the same
+    frame['instances'] = _instances(tables, sample, lidar2ego, ego2global) if is_annotated else []
     return frame
 
 

@@ -8,6 +8,7 @@ from mmdet3d.structures import LiDARInstance3DBoxes, LiDARPoints
 from mmengine.registry import init_default_scope
 
 import stratified3d.plugin  # noqa: F401
+from stratified3d.datasets import ground_truth_sampler
 
 
 @pytest.fixture
@@ -44,3 +45,32 @@ def test_mmdet3d_fails_without_it(sampler):
     """What is replaced: if this fails, mmdet3d has been mended and the class is no longer needed."""
     with pytest.raises(AttributeError, match='long'):
         ObjectSample(sampler).transform(frame())
+
+
+def test_classes_without_an_object_are_left_out(sampler, monkeypatch):
+    """None in the database (bus), none with enough points (truck)."""
+    path = sampler['info_path']
+    with open(path, 'rb') as file:
+        database = pickle.load(file)
+    database['truck'] = [dict(database['car'][0], name='truck', num_points_in_gt=2)]
+    with open(path, 'wb') as file:
+        pickle.dump(database, file)
+    names = ['car', 'truck', 'bus']
+    settings = dict(sampler, classes=names, sample_groups=dict.fromkeys(names, 3), type='GroundTruthSampler',
+                    prepare=dict(filter_by_difficulty=[-1], filter_by_min_points=dict.fromkeys(names, 5)))
+    warnings = []
+    monkeypatch.setattr(ground_truth_sampler, 'print_log', lambda text, *_: warnings.append(text))
+    transform = ObjectSample(settings)
+    assert len(warnings) == 1 and 'db.pkl: nothing to sample of truck, bus' in warnings[0]
+    for _ in range(3):
+        labels = transform.transform(frame())['gt_labels_3d']
+        assert len(labels) > 1 and not labels.any()
+    with pytest.raises(KeyError, match='bus'):  # what is replaced
+        ObjectSample(dict(settings, type='DataBaseSampler'))
+
+
+def test_a_missing_database_says_what_makes_it(sampler, tmp_path):
+    settings = dict(sampler, type='GroundTruthSampler', info_path=str(tmp_path / 'none.pkl'))
+    with pytest.raises(FileNotFoundError, match=f'no ground-truth database .*none.pkl: `python tools/create_data.py '
+                       f'{tmp_path}'):
+        ObjectSample(settings)

@@ -112,3 +112,47 @@ def test_bad_roots_are_named(tmp_path):
         create_infos(tmp_path, 'v2')
     with pytest.raises(FileNotFoundError, match='no nuScenes tables there; `python tools/simulate.py'):
         create_infos(tmp_path, 'v1.0-mini')
+
+
+def test_the_test_split_has_no_instances(unannotated_set):
+    path, = create_infos(unannotated_set, 'v1.0-test')
+    frames = pickle.loads(path.read_bytes())['data_list']
+    assert path.name == 'nuscenes_infos_test.pkl' and len(frames) == 6
+    assert all(frame['instances'] == [] for frame in frames) and 'lidar_sweeps' in frames[1]
+
+
+@pytest.fixture
+def own_set(prepared_set, tmp_path):
+    """A set whose tables may be damaged."""
+    shutil.copytree(prepared_set / 'v1.0-mini', tmp_path / 'v1.0-mini')
+    for part in ('samples', 'sweeps', 'maps'):
+        (tmp_path / part).symlink_to(prepared_set / part)
+    return tmp_path
+
+
+def test_missing_and_damaged_tables_are_named(own_set):
+    table = own_set / 'v1.0-mini/ego_pose.json'
+    whole = table.read_bytes()
+    table.unlink()
+    with pytest.raises(FileNotFoundError, match='ego_pose.json: this table is missing; unpack the archive'):
+        create_infos(own_set, 'v1.0-mini')
+    table.write_bytes(whole[:5000])
+    with pytest.raises(ValueError, match='ego_pose.json: damaged .*; unpack the archive'):
+        create_infos(own_set, 'v1.0-mini')
+    assert not list(own_set.glob('*.pkl*'))
+
+
+def test_a_damaged_info_file_is_named(own_set):
+    train, _ = create_infos(own_set, 'v1.0-mini')
+    train.write_bytes(train.read_bytes()[:1000])
+    with pytest.raises(ValueError, match='nuscenes_infos_train.pkl: no mmdet3d info file.*or damaged.*delete it'):
+        create_infos(own_set, 'v1.0-mini')
+
+
+def test_a_full_disk_is_named_and_nothing_is_lost(own_set):
+    (own_set / 'nuscenes_infos_val.pkl.partial').symlink_to('/dev/full')
+    with pytest.raises(OSError, match='No space left on device; mend that, then .*nuscenes_infos_val.pkl'):
+        create_infos(own_set, 'v1.0-mini')
+    assert [path.name for path in own_set.glob('*.pkl')] == ['nuscenes_infos_train.pkl']  # kept for the next run
+    (own_set / 'nuscenes_infos_val.pkl.partial').unlink()
+    assert len(create_infos(own_set, 'v1.0-mini')) == 2

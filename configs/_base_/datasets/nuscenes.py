@@ -49,7 +49,7 @@ train_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
-        type='CBGSDataset',
+        type='ClassBalancedFrames',
         dataset=dict(
             type='NuScenesDataset',
             data_root=data_root,
@@ -61,3 +61,5 @@ train_dataloader = dict(
             box_type_3d='LiDAR')))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline, metainfo=metainfo))
 test_dataloader = val_dataloader
+val_evaluator = dict(type='NuScenesDevkitMetric', classes=class_names)
+test_evaluator = val_evaluator

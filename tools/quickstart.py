@@ -82,14 +82,17 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     steps = Steps(out / 'steps.json', dict(seed=args.seed, scenes=args.scenes, keyframes=args.keyframes,
                                            data=str(data), options=args.cfg_options))
-    options = ['--cfg-options', f'data_root={data}/', f'train_dataloader.dataset.data_root={data}/',
+    dataset = 'train_dataloader.dataset'
+    sampler = f'{dataset}.pipeline.3.db_sampler'
+    options = ['--cfg-options', f'data_root={data}/', f'{dataset}.data_root={data}/',
+               f'{sampler}.data_root={data}/', f'{sampler}.info_path={data}/nuscenes_dbinfos_train.pkl',
                f'val_dataloader.dataset.data_root={data}/', f'test_dataloader.dataset.data_root={data}/',
                *(f'{name}_evaluator.{key}' for name in ('val', 'test') for key in (
                    f'data_root={data}/', f'ann_file={data}/nuscenes_infos_val.pkl',
                    f'jsonfile_prefix={out}/results')),
                f'randomness.seed={args.seed}', *args.cfg_options]
     steps.run('simulate', lambda: call('simulate.py', data, '--scenes', args.scenes, '--keyframes', args.keyframes))
-    steps.run('prepare', lambda: call('create_data.py', data, '--no-database'))
+    steps.run('prepare', lambda: call('create_data.py', data, '--sweeps', 4, '--workers', os.cpu_count()))
     resume = ['--resume'] if (out / 'last_checkpoint').is_file() else []
     steps.run('train', lambda: call('train.py', CONFIG, '--work-dir', out, *resume, *options))
     checkpoint = (out / 'last_checkpoint').read_text().strip()

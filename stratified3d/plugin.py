@@ -1,6 +1,7 @@
 """What a config imports: `custom_imports = dict(imports=['stratified3d.plugin'])` registers everything in mmdet3d."""
 import stratified3d.datasets.ground_truth_sampler
 import stratified3d.datasets.sweeps
+import stratified3d.engine
 import stratified3d.models  # noqa: F401
 from stratified3d.checkpoints import register_loader
 

@@ -1,12 +1,12 @@
 """Single annotated frames of an mmdet3d info file."""
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from stratified3d.datasets.info_files import read_info_file
 from stratified3d.datasets.point_files import read_points
 
 
@@ -32,14 +32,8 @@ def read_frame(info: str | Path, index: int = 0) -> Frame:
         FileNotFoundError, ValueError: a missing or damaged file, another data set's box convention, no such frame.
     """
     info = Path(info)
-    if not info.is_file():
-        raise FileNotFoundError(f'there is no info file {info}')
-    try:
-        content = pickle.loads(info.read_bytes())
-        meta, frames = content['metainfo'], content['data_list']
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise ValueError(f'{info}: no mmdet3d info file of version 2 with metainfo and data_list '
-                         f'({type(error).__name__}: {error})') from error
+    content = read_info_file(info)
+    meta, frames = content['metainfo'], content['data_list']
     if meta.get('dataset') != 'nuscenes':
         raise ValueError(f'{info}: written for data set {meta.get("dataset")!r}; only nuscenes is read here, because '
                          'box conventions differ')

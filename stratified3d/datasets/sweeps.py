@@ -1,9 +1,13 @@
 """Loading keyframes and sweeps, where mmdet3d 1.4 misplaces sweeps and reads damaged files without a word."""
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from mmdet3d.datasets.transforms import LoadPointsFromFile, LoadPointsFromMultiSweeps
 from mmdet3d.registry import TRANSFORMS
+
+from stratified3d.datasets.info_files import missing_points
 
 
 @TRANSFORMS.register_module()
@@ -11,7 +15,7 @@ class LoadKeyframe(LoadPointsFromFile):
     """mmdet3d's LoadPointsFromFile, arguments and all, with an error that names a truncated file."""
 
     def _load_points(self, pts_filename: str) -> np.ndarray:
-        return _check_whole(super()._load_points(pts_filename), pts_filename, self.load_dim)
+        return _read(super()._load_points, pts_filename, self.load_dim)
 
 
 @TRANSFORMS.register_module()
@@ -31,7 +35,7 @@ class LoadAlignedSweeps(LoadPointsFromMultiSweeps):
         clouds = [points]
         for sweep in results.get('lidar_sweeps', [])[:self.sweeps_num]:
             path = sweep['lidar_points']['lidar_path']
-            cloud = _check_whole(self._load_points(path), path, self.load_dim).reshape(-1, self.load_dim).copy()
+            cloud = _read(self._load_points, path, self.load_dim).reshape(-1, self.load_dim).copy()
             if self.remove_close:
                 cloud = self._remove_close(cloud)
             matrix = np.asarray(sweep['lidar_points']['lidar2sensor'])
@@ -42,7 +46,11 @@ class LoadAlignedSweeps(LoadPointsFromMultiSweeps):
         return results
 
 
-def _check_whole(numbers: np.ndarray, path: str, load_dim: int) -> np.ndarray:
+def _read(load: Callable[[str], np.ndarray], path: str, load_dim: int) -> np.ndarray:
+    try:
+        numbers = load(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(missing_points(path)) from error
     if numbers.size % load_dim:
         raise ValueError(f'{path}: {numbers.size} numbers are no whole number of points of {load_dim} columns: the '
                          'file is truncated, or load_dim is not its number of columns')

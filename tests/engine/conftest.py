@@ -20,7 +20,8 @@ model = dict(
 train_pipeline = list(_base_.train_pipeline)
 train_pipeline.insert(3, dict(type='ObjectSample', db_sampler=dict(
     type='GroundTruthSampler', data_root='{data}/', info_path='{data}/database.pkl', rate=1.0,
-    classes=_base_.class_names, prepare=dict(), sample_groups=dict(car=2, pedestrian=2), points_loader=_base_.db_sampler.points_loader)))
+    classes=_base_.class_names, prepare=dict(), sample_groups=dict(car=2, pedestrian=2),
+    points_loader=_base_.db_sampler.points_loader)))
 train_dataloader = dict(batch_size=1, dataset=dict(pipeline=train_pipeline))
 log_processor = dict(window_size=1)
 default_hooks = dict(logger=dict(interval=1))

@@ -1,0 +1,17 @@
+"""mmdet3d's `--launcher pytorch` without a GPU."""
+import socket
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(('localhost', 0))
+        return probe.getsockname()[1]
+
+
+def test_two_processes_train_and_validate(run, losses, tmp_path):
+    result = run('train.py', tmp_path, '--launcher', 'pytorch', options=[
+        'train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'model.head.sync_avg_factor=True'], launcher=[
+        '-m', 'torch.distributed.run', '--nproc_per_node=2', f'--master_port={free_port()}'])
+    assert result.returncode == 0, result.stderr[-5000:]
+    assert list(losses(tmp_path)) == [1, 2]  # three frames, two processes
+    assert (tmp_path / 'epoch_1.pth').is_file() and 'NuScenes metric' in result.stdout + result.stderr

@@ -36,13 +36,62 @@ def _method(owner: Any, name: str) -> Any:
     raise pickle.UnpicklingError(f'a checkpoint may not fetch attribute {name!r} of {owner!r}')
 
 
+class _Kind:
+    """Stands in for numpy.dtype, whose own __setstate__ lets a file break the interpreter: plain numbers only."""
+
+    def __init__(self, code: str, *_):
+        if not isinstance(code, str) or not re.fullmatch('[?bBhHiIlLqQefd]|b1|[iuf][1248]', code):
+            raise pickle.UnpicklingError(f'a checkpoint may not hold numpy arrays of {code!r}')
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: tuple) -> None:
+        if state[1] in ('<', '>'):
+            self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    """Stands in for numpy.ndarray and its reconstruction, until `_unwrap`."""
+
+    def __init__(self, *_):
+        self.array = np.zeros(0)
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, kind, is_fortran, raw = state
+        array = np.frombuffer(raw, kind.dtype).reshape(shape, order='F' if is_fortran else 'C')
+        self.array = array.astype(kind.dtype.newbyteorder('='))
+
+
+def _scalar(kind: _Kind, raw: bytes) -> np.generic:
+    return np.frombuffer(raw, kind.dtype)[0]
+
+
+def _empty_bytes(*arguments: Any) -> bytes:
+    """Stands in for builtins.bytes, as which the memory of an empty array is pickled."""
+    if arguments:
+        raise pickle.UnpicklingError('a checkpoint may not call bytes with arguments')
+    return b''
+
+
+def _unwrap(content: Any) -> Any:
+    """The same content with numpy's arrays in the places of their stand-ins."""
+    if isinstance(content, _Array):
+        return content.array
+    if isinstance(content, HistoryBuffer):
+        _unwrap(vars(content))
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            content[key] = _unwrap(value)
+    elif type(content) in (list, tuple):
+        return type(content)(map(_unwrap, content))
+    return content
+
+
 def _known_globals() -> list:
-    reconstruct, scalar = np.array(0.0).__reduce__()[0], np.float64(0).__reduce__()[0]
-    # numpy 2 moved these two; files of either version are read by either version
+    # numpy 2 moved two of them; files of either version are read by either version
     moved = [(f, f'{module}.multiarray.{name}') for module in ('numpy.core', 'numpy._core')
-             for f, name in ((reconstruct, '_reconstruct'), (scalar, 'scalar'))]
-    dtypes = {type(np.dtype(code)) for code in '?bBhHiIlLqQefd'}
-    return [*_METHODS, np.ndarray, np.dtype, *dtypes, *moved, (_method, 'builtins.getattr')]
+             for f, name in ((_Array, '_reconstruct'), (_scalar, 'scalar'))]
+    builtins = [(_method, 'builtins.getattr'), (_empty_bytes, 'builtins.bytes')]
+    return [*_METHODS, (_Array, 'numpy.ndarray'), (_Kind, 'numpy.dtype'), *moved, *builtins]
 
 
 def load_checkpoint_file(filename: str, map_location: Any = None) -> dict:
@@ -63,21 +112,31 @@ def load_checkpoint_file(filename: str, map_location: Any = None) -> dict:
         raise FileNotFoundError(f'there is no checkpoint {filename}')
     if filename.endswith('.safetensors'):
         return _load_safetensors(filename, map_location)
+    with open(filename, 'rb') as file:
+        is_archive = file.read(2) == b'PK'
+    if is_archive and not _is_whole(filename):  # torch does not look at checksums
+        raise ValueError(f'{filename}: damaged or cut short (its parts or their checksums are not complete)'
+                         f'{_earlier(filename)}')
     try:
         with torch.serialization.safe_globals(_known_globals()):
-            content = torch.load(filename, map_location=map_location, weights_only=True)
+            content = _unwrap(torch.load(filename, map_location=map_location, weights_only=True))
     except pickle.UnpicklingError as error:
-        # torch's advice is to switch the check off; only the name it stumbled over is passed on
-        found = re.search(r'(GLOBAL|global) ([\w.]+)|a checkpoint may not [^\n]*', str(error))
-        reason = found[0] if found else str(error).split('\n')[0]
-        raise ValueError(f'{filename}: not loaded, because it holds more than weights and logs, or is damaged '
-                         f'({reason}){_earlier(filename)}') from error
+        raise ValueError(f'{filename}: not loaded, because it holds more than weights and logs, or is damaged'
+                         f'{_reason(error)}{_earlier(filename)}') from error
     except Exception as error:  # a damaged pickle fails in any way; what it could name has been refused above
-        raise ValueError(f'{filename}: damaged or cut short ({str(error) or type(error).__name__})'
-                         f'{_earlier(filename)}') from error
+        raise ValueError(f'{filename}: damaged or cut short{_reason(error)}{_earlier(filename)}') from error
     if not isinstance(content, dict):
         raise ValueError(f'{filename}: holds a {type(content).__name__}, not a checkpoint')
     return content
+
+
+def _reason(error: Exception) -> str:
+    """What an error of torch's stumbled over, in brackets, without the advice to switch the check off."""
+    text = str(error)
+    known = r'(GLOBAL|global) [\w.]+|a checkpoint may not [^\n]*|Unsupported \w+ \w+|TorchScript archive'
+    found = re.search(known, text)
+    text = found[0] if found else type(error).__name__ if 'weights_only' in text else text.split('\n')[0]
+    return f' ({text})'
 
 
 def _load_safetensors(filename: str, map_location: Any) -> dict:
@@ -177,7 +236,7 @@ def _is_whole(path: str) -> bool:
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None
-    except (zipfile.BadZipFile, OSError):
+    except Exception:  # zipfile raises many kinds
         return False
 
 

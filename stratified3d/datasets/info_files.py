@@ -29,6 +29,8 @@ def read_info_file(path: str | Path) -> dict:
     except _DAMAGED as error:
         raise ValueError(f'{path}: no mmdet3d info file of version 2 with metainfo and data_list, or damaged '
                          f'({type(error).__name__}: {error}); delete it and {_remedy(path)}') from error
+    if not content['data_list']:
+        raise ValueError(f'{path}: holds no frame')
     return content
 
 
@@ -72,7 +74,7 @@ def check_dataset(dataset: object, classes: list[str] | None) -> None:
         return None
     name = getattr(dataset, 'ann_file', type(dataset).__name__)
     if not len(dataset):
-        raise ValueError(f'{name}: holds no frame to use')
+        raise ValueError(f'{name}: holds no frame that the data set would use')
     _check_classes(dataset, name, classes)
     info = dataset.get_data_info(0) if hasattr(dataset, 'get_data_info') else {}
     clouds = [part['lidar_points']['lidar_path'] for part in [info, *info.get('lidar_sweeps', [])]

@@ -1,11 +1,17 @@
 """A training that takes seconds: one scene of three keyframes, a detector of a few thousand parameters."""
 import json
+import multiprocessing
+import os
 import pickle
-import subprocess
+import runpy
+import signal
 import sys
 
 import numpy as np
 import pytest
+import torch
+
+import stratified3d.plugin  # noqa: F401  (before anything is forked)
 
 TINY = """_base_ = '{root}/projects/quickstart/configs/quickstart.py'
 
@@ -52,36 +58,73 @@ def tiny_config(root, prepared_set, tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def command(root, tiny_config):
-    """(tool, work folder, arguments, launcher) -> the command line that runs mmdet3d's script on the tiny set."""
+    """(tool, work folder, arguments, options) -> the command line that runs mmdet3d's script on the tiny set."""
 
-    def make(tool, work_dir, *arguments, options=(), launcher=()):
+    def make(tool, work_dir, *arguments, options=()):
         data = tiny_config.parent
         loaders = [f'{name}_dataloader.dataset.data_root={data}/' for name in ('train', 'val', 'test')]
         metrics = [f'{name}_evaluator.{key}' for name in ('val', 'test') for key in (
             f'data_root={data}/', f'ann_file={data}/nuscenes_infos_val.pkl')]
-        python = [sys.executable, '-W', 'ignore', *launcher]
-        return [*python, str(root / 'tools' / tool), str(tiny_config), *map(str, arguments), '--work-dir',
-                str(work_dir), '--cfg-options', *loaders, *metrics, *options]
+        return [str(root / 'tools' / tool), str(tiny_config), *map(str, arguments), '--work-dir', str(work_dir),
+                '--cfg-options', *loaders, *metrics, *options]
 
     return make
 
 
-@pytest.fixture(scope='session')
-def run(command):
-    """Run it to the end."""
+class Tool:
+    """A command line in a process of its own; forked, so that it need not import everything again.
 
-    def call(*arguments, **settings):
-        return subprocess.run(command(*arguments, **settings), capture_output=True, text=True, timeout=300)
+    Its output goes to `log`; `before` is called in it first.
+    """
+
+    def __init__(self, words, log, environ=(), before=lambda: None):
+        self.log = log
+        log.parent.mkdir(exist_ok=True)
+
+        def main():
+            os.setsid()
+            os.environ.update(environ)
+            torch.set_num_threads(1)
+            with log.open('w') as out:
+                os.dup2(out.fileno(), 1)
+                os.dup2(out.fileno(), 2)
+            sys.stdout, sys.stderr, sys.argv = os.fdopen(1, 'w'), os.fdopen(2, 'w'), words
+            before()
+            runpy.run_path(words[0], run_name='__main__')
+
+        self.process = multiprocessing.get_context('fork').Process(target=main)
+        self.process.start()
+
+    def wait(self):
+        """(exit status, what it printed)."""
+        self.process.join(500)
+        status = self.process.exitcode
+        if status is None:
+            self.kill()
+        return status, self.log.read_text()
+
+    def kill(self):
+        """SIGKILL to it and to its workers."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.join()
+
+
+@pytest.fixture(scope='session')
+def start(command):
+    """Start a tool; see Tool."""
+
+    def call(tool, work_dir, *arguments, options=(), name='output', **settings):
+        return Tool(command(tool, work_dir, *arguments, options=options), work_dir / f'{name}.txt', **settings)
 
     return call
 
 
 @pytest.fixture(scope='session')
-def trained(run, tmp_path_factory):
+def trained(start, tmp_path_factory):
     """Work folder of an unbroken training, which writes every epoch's checkpoint."""
     folder = tmp_path_factory.mktemp('unbroken')
-    result = run('train.py', folder)
-    assert result.returncode == 0, result.stderr[-3000:]
+    status, output = start('train.py', folder).wait()
+    assert status == 0, output[-3000:]
     return folder
 
 

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from mmengine.utils import ManagerMixin
 
 import stratified3d.plugin  # noqa: F401  (before anything is forked)
 
@@ -71,6 +72,13 @@ def command(root, tiny_config):
     return make
 
 
+def _forget_runs(kind):
+    """mmengine hands the visualizer and message hub of an earlier run in the process to the next one."""
+    for inheriting in kind.__subclasses__():
+        inheriting._instance_dict.clear()
+        _forget_runs(inheriting)
+
+
 class Tool:
     """A command line in a process of its own; forked, so that it need not import everything again.
 
@@ -89,6 +97,7 @@ class Tool:
                 os.dup2(out.fileno(), 1)
                 os.dup2(out.fileno(), 2)
             sys.stdout, sys.stderr, sys.argv = os.fdopen(1, 'w'), os.fdopen(2, 'w'), words
+            _forget_runs(ManagerMixin)
             before()
             runpy.run_path(words[0], run_name='__main__')
 
@@ -138,3 +147,19 @@ def losses():
         return {line['step']: line['loss'] for line in lines if 'loss' in line}
 
     return read
+
+
+@pytest.fixture
+def fails(command, monkeypatch):
+    """Run a tool in this process on the tiny set and return what it ends with."""
+
+    def call(tool, *arguments, **settings):
+        words = command(tool, *arguments, **settings)
+        monkeypatch.setattr(sys, 'argv', words)
+        monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)  # asks compilers for their versions
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(words[0], run_name='__main__')
+        assert isinstance(end.value.code, str)  # printed, and the status is 1
+        return end.value.code
+
+    return call

@@ -2,30 +2,12 @@
 import os
 import pickle
 import resource
-import runpy
 import shutil
-import sys
 
 import pytest
 import torch
 
 from stratified3d.checkpoints import load_checkpoint_file, save_weights
-
-
-@pytest.fixture
-def fails(command, monkeypatch):
-    """Run a tool in this process on the tiny set and return what it ends with."""
-
-    def call(tool, *arguments, **settings):
-        words = command(tool, *arguments, **settings)
-        monkeypatch.setattr(sys, 'argv', words)
-        monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)  # asks compilers for their versions
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(words[0], run_name='__main__')
-        assert isinstance(end.value.code, str)  # printed, and the status is 1
-        return end.value.code
-
-    return call
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import pickle
 import runpy
 import signal
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -35,6 +36,13 @@ default_hooks = dict(logger=dict(interval=1))
 train_cfg = dict(max_epochs=4, val_interval=9)
 param_scheduler = [dict(_base_.param_scheduler[0], total_steps=4)]
 """
+
+
+@pytest.fixture(scope='session', autouse=True)
+def plain_config_dumps():
+    """Not laid out by yapf, which takes longer than the trainings here."""
+    with mock.patch('mmengine.config.config.FormatCode', lambda text, **settings: (text, True)):
+        yield
 
 
 @pytest.fixture(scope='session')

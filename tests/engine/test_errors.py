@@ -94,12 +94,11 @@ def test_a_file_that_is_cut_short_is_named_from_the_loaders_process(fails, own_s
     source = (folder / 'samples').resolve()
     (folder / 'samples').unlink()
     shutil.copytree(source, folder / 'samples', symlinks=False)
-    for size in (1004, 1002):  # bytes: of whole numbers, and not even that
-        for path in (folder / 'samples/LIDAR_TOP').iterdir():
-            path.write_bytes(path.read_bytes()[:size])
-        message = fails('train.py', tmp_path / 'out', options=options)
-        assert message.startswith(f'train.py: {folder}/samples/LIDAR_TOP/') and 'Traceback' not in message
-        assert 'the file is truncated' in message
+    for path in (folder / 'samples/LIDAR_TOP').iterdir():
+        path.write_bytes(path.read_bytes()[:1002])  # not even whole numbers
+    message = fails('train.py', tmp_path / 'out', options=options)
+    assert message.startswith(f'train.py: {folder}/samples/LIDAR_TOP/') and 'Traceback' not in message
+    assert 'the file is truncated' in message
 
 
 def test_an_unwritable_work_folder_is_named(fails, tmp_path):

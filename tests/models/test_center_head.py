@@ -65,7 +65,7 @@ def test_loss_equals_mmdet3d():
         type='CenterHead', in_channels=8, tasks=[dict(num_class=len(t), class_names=t) for t in TASKS],
         share_conv_channel=8, common_heads=dict(reg=(2, 2), height=(1, 2), dim=(3, 2), rot=(2, 2), vel=(2, 2)),
         bbox_coder=dict(type='CenterPointBBoxCoder', pc_range=RANGE[:2], out_size_factor=2, voxel_size=[0.4, 0.4]),
-        separate_head=dict(type='SeparateHead', init_bias=-2.19, final_kernel=3),
+        separate_head=dict(type='SeparateHead', head_conv=8, init_bias=-2.19, final_kernel=3),
         loss_bbox=dict(type='mmdet.L1Loss', reduction='mean', loss_weight=0.25),
         train_cfg=dict(max_objs=500, dense_reg=1, grid_size=[64, 64, 8], point_cloud_range=RANGE, out_size_factor=2,
                        voxel_size=[0.4, 0.4, 0.5], gaussian_overlap=0.1, min_radius=2,

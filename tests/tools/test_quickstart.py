@@ -66,7 +66,8 @@ def test_training_resumes(root, done):
                str(root / 'projects/quickstart/configs/quickstart.py'), '--work-dir', str(folder / 'out'), '--resume',
                '--cfg-options', f'train_dataloader.dataset.data_root={folder}/data/', 'train_cfg.max_epochs=1',
                'train_cfg.val_interval=9', f'val_dataloader.dataset.data_root={folder}/data/',
-               f'test_dataloader.dataset.data_root={folder}/data/']
+               f'test_dataloader.dataset.data_root={folder}/data/', f'val_evaluator.data_root={folder}/data/',
+               f'val_evaluator.ann_file={folder}/data/nuscenes_infos_val.pkl']
     result = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr[-3000:]
     assert 'resumed epoch: 1, iter: 3' in result.stdout + result.stderr

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
-from stratified3d.checkpoints import load_checkpoint_file
+from stratified3d.checkpoints import check_fit, load_checkpoint_file
 from stratified3d.datasets.point_files import read_points
 
 # sweeps lie within half a second; a column of whole numbers up to 31 or 63 is a ring index
@@ -64,29 +64,10 @@ def init_detector(config: str | Path | Config, checkpoint: str | Path | None = N
 
 
 def _load_weights(model: nn.Module, checkpoint: str) -> None:
-    if checkpoint.endswith('.safetensors'):
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-        try:
-            state = load_file(checkpoint)
-        except SafetensorError as error:
-            raise ValueError(f'{checkpoint}: damaged or cut short ({error})') from error
-    else:
-        content = load_checkpoint_file(checkpoint, map_location='cpu')
-        if not isinstance(content, dict):
-            raise ValueError(f'{checkpoint}: holds a {type(content).__name__}, not a checkpoint')
-        state = content.get('state_dict', content)
-        classes = ((content.get('meta') or {}).get('dataset_meta') or {}).get('classes')
-        if classes is not None and list(classes) != model.class_names:
-            raise ValueError(f'{checkpoint}: trained on classes {list(classes)}, the config has {model.class_names}')
-    own = model.state_dict()
-    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    other = [f'{k} {tuple(state[k].shape)}, not {tuple(own[k].shape)}' for k in sorted(own.keys() & state.keys())
-             if own[k].shape != state[k].shape]
-    if missing or unknown or other:
-        parts = [f'{len(rows)} {title} ({"; ".join(rows[:5])}{"; ..." if len(rows) > 5 else ""})' for title, rows in
-                 (('missing', missing), ('unknown', unknown), ('of another shape', other)) if rows]
-        raise ValueError(f'{checkpoint}: weights of another model: {", ".join(parts)}')
+    content = load_checkpoint_file(checkpoint, map_location='cpu')
+    state = content.get('state_dict', content)
+    classes = ((content.get('meta') or {}).get('dataset_meta') or {}).get('classes')
+    check_fit(model, state, checkpoint, classes, model.class_names)
     model.load_state_dict(state)
 
 

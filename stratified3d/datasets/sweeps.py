@@ -51,6 +51,8 @@ def _read(load: Callable[[str], np.ndarray], path: str, load_dim: int) -> np.nda
         numbers = load(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(missing_points(path)) from error
+    except ValueError as error:
+        raise ValueError(f'{path}: no whole number of float32: the file is truncated ({error})') from error
     if numbers.size % load_dim:
         raise ValueError(f'{path}: {numbers.size} numbers are no whole number of points of {load_dim} columns: the '
                          'file is truncated, or load_dim is not its number of columns')

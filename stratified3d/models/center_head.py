@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from mmdet.utils import reduce_mean
 from mmdet3d.models.dense_heads import CenterHead
 from mmdet3d.models.utils import clip_sigmoid
 from mmdet3d.registry import MODELS
@@ -35,6 +36,8 @@ class StratifiedCenterHead(CenterHead):
         nms: dict(type='circle', radius=[metres a task]) or dict(type='rotated', iou=0.2).
         post_max_size: predictions kept per task and sample.
         post_center_range: predictions with centres outside are dropped; default the range grown by 10 m.
+        sync_avg_factor: whether losses are averaged over the objects of all processes, as if one had the whole batch,
+            or over those of each process alone, as mmdet3d does.
     Raises:
         ValueError: settings whose lengths do not fit the tasks, unknown nms type.
     """
@@ -44,7 +47,7 @@ class StratifiedCenterHead(CenterHead):
                  max_objs: int = 500, min_overlap: float = 0.1, min_radius: int = 2,
                  box_radius: int = 0, code_weights: Sequence[float] | None = None, bbox_weight: float = 0.25, score_threshold: float = 0.1,
                  max_num: int = 500, nms: dict | None = None, post_max_size: int = 83,
-                 post_center_range: Sequence[float] | None = None):
+                 post_center_range: Sequence[float] | None = None, sync_avg_factor: bool = False):
         nms = dict(nms or dict(type='rotated', iou=0.2))
         if nms.get('type') not in ('circle', 'rotated'):
             raise ValueError(f"nms type is 'circle' or 'rotated', not {nms.get('type')!r}")
@@ -83,6 +86,7 @@ class StratifiedCenterHead(CenterHead):
             min_radius=min_radius)
         self.branches, self.code_weights, self.box_radius = tuple(branches), code_weights, box_radius
         self.nms, self.post_max_size, self.post_center_range = nms, post_max_size, post_center_range
+        self.sync_avg_factor = sync_avg_factor
 
     def init_weights(self) -> None:
         """Start every heatmap at a score of 0.1; mmdet3d 1.4 means to, but its initialisation never gets there."""
@@ -109,20 +113,23 @@ class StratifiedCenterHead(CenterHead):
                      **kwargs) -> dict[str, Tensor]:
         """Focal loss of the heatmaps and L1 loss of the boxes, per task."""
         losses = {}
-        for t, ((pred, ), target) in enumerate(zip(preds_dicts, self.get_targets(batch_gt_instances_3d))):
+        targets = self.get_targets(batch_gt_instances_3d)
+        counts = torch.stack([torch.stack([t.heatmap.eq(1).sum(), t.mask.sum()]) for t in targets]).float()  # [T, 2]
+        if self.sync_avg_factor:
+            counts = reduce_mean(counts)
+        for t, ((pred, ), target) in enumerate(zip(preds_dicts, targets)):
             if pred['heatmap'].shape[2:] != self.map_shape:
                 raise ValueError(f'the map has {tuple(pred["heatmap"].shape[2:])} cells, range, voxel size and stride '
                                  f'give {self.map_shape}: does the head\'s stride fit the backbone\'s?')
-            num_peaks = target.heatmap.eq(1).sum()
             losses[f'task{t}.loss_heatmap'] = self.loss_cls(
-                clip_sigmoid(pred['heatmap'].float()), target.heatmap, avg_factor=num_peaks.clamp(min=1))
+                clip_sigmoid(pred['heatmap'].float()), target.heatmap, avg_factor=counts[t, 0].clamp(min=1))
             code = torch.cat([pred[name] for name in self.branches], 1).float()  # [B, code, Y, X]
             index = target.index.unsqueeze(1).expand(-1, code.shape[1], -1)
             code = code.flatten(2).gather(2, index).transpose(1, 2)  # [B, max_objs, code]
             # an unknown number (NaN velocity) is learned nowhere
             weight = target.mask.unsqueeze(2) * target.boxes.isfinite() * code.new_tensor(self.code_weights)
             losses[f'task{t}.loss_bbox'] = self.loss_bbox(
-                code, target.boxes.nan_to_num(0, 0, 0), weight, avg_factor=target.mask.sum() + 1e-4)
+                code, target.boxes.nan_to_num(0, 0, 0), weight, avg_factor=counts[t, 1] + 1e-4)
         return losses
 
     def predict_by_feat(self, preds_dicts: tuple[list[dict]], batch_input_metas: list[dict], *args,

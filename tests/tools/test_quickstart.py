@@ -66,7 +66,8 @@ def test_training_resumes(root, done):
                str(root / 'projects/quickstart/configs/quickstart.py'), '--work-dir', str(folder / 'out'), '--resume',
                '--cfg-options', f'train_dataloader.dataset.data_root={folder}/data/', 'train_cfg.max_epochs=1',
                'train_cfg.val_interval=9', f'val_dataloader.dataset.data_root={folder}/data/',
-               f'test_dataloader.dataset.data_root={folder}/data/']
+               f'test_dataloader.dataset.data_root={folder}/data/', f'val_evaluator.data_root={folder}/data/',
+               f'val_evaluator.ann_file={folder}/data/nuscenes_infos_val.pkl']
     result = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr[-3000:]
     assert 'resumed epoch: 1, iter: 3' in result.stdout + result.stderr
@@ -82,7 +83,8 @@ def test_a_failing_step_says_which(root, tmp_path):
 
 
 @pytest.mark.parametrize('script', ['train.py', 'test.py', 'simulate.py', 'create_data.py', 'draw_dataset.py',
-                                    'overfit_frame.py', 'quickstart.py', 'benchmark.py'])
+                                    'overfit_frame.py', 'quickstart.py', 'benchmark.py', 'soak.py',
+                                    'export_weights.py'])
 def test_every_tool_explains_itself(root, script):
     result = subprocess.run([sys.executable, '-W', 'ignore', str(root / 'tools' / script), '--help'],
                             capture_output=True, text=True, timeout=100)

@@ -1,0 +1,69 @@
+"""Random numbers that depend on (seed, epoch, rank) alone, so that a resumed run draws what an unbroken one draws."""
+from __future__ import annotations
+
+import random
+from functools import partial
+
+import numpy as np
+import torch
+from mmengine.dist import broadcast, get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+
+@HOOKS.register_module()
+class EpochSeedHook(Hook):
+    """Begin every epoch with seeds derived from (seed, epoch, rank), in this process and in the loader's workers.
+
+    mmengine's checkpoints hold no state of random generators: after `--resume` augmentation and the model draw from
+    the start of their streams again, and the order of the data follows a new seed unless one is fixed. Workers that
+    are not persistent, moreover, repeat the same augmentation in every epoch. Here the order, the ground-truth
+    sampler's queues, augmentation and the model are seeded anew each epoch; workers are therefore started anew, too.
+    """
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Seed the epoch that is about to begin."""
+        seed = torch.tensor(runner.seed)
+        broadcast(seed)  # ranks may have seeds of their own, but must agree on the order of the data
+        loader = runner.train_dataloader
+        for sampler in (loader.sampler, getattr(loader.batch_sampler, 'sampler', None)):
+            if hasattr(sampler, 'seed'):
+                sampler.seed = int(seed)
+        own = np.random.SeedSequence((int(seed), runner.epoch, get_rank())).generate_state(1)[0] >> 1
+        seed_everything(int(own))
+        for pipeline in pipelines(loader.dataset):
+            for transform in pipeline.transforms:
+                _restart_queues(transform)
+        _restart_workers(loader, int(own))
+
+
+def seed_everything(seed: int) -> None:
+    """Seed random, numpy and torch on all devices; seed below 2^31."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def pipelines(dataset: object) -> list:
+    """The transform pipelines of a data set, however it is wrapped."""
+    if hasattr(dataset, 'pipeline'):
+        return [dataset.pipeline]
+    inner = [dataset.dataset] if hasattr(dataset, 'dataset') else getattr(dataset, 'datasets', [])
+    return [pipeline for part in inner for pipeline in pipelines(part)]
+
+
+def _restart_queues(transform: object) -> None:
+    """Shuffle the objects that a ground-truth sampler hands out in turn, whatever it has handed out before."""
+    sampler = getattr(transform, 'db_sampler', None)
+    for queue in getattr(sampler, 'sampler_dict', {}).values():
+        queue._indices = np.arange(queue._example_num)
+        queue._reset()
+
+
+def _restart_workers(loader: DataLoader, seed: int) -> None:
+    init = loader.worker_init_fn
+    if isinstance(init, partial) and 'seed' in init.keywords:
+        loader.worker_init_fn = partial(init.func, *init.args, **{**init.keywords, 'rank': 0, 'seed': seed})
+    loader._iterator = None  # persistent workers would go on with their generators

@@ -1,0 +1,40 @@
+import runpy
+import sys
+
+import pytest
+
+from stratified3d.ops.stratified_attention import sdpa
+
+
+@pytest.fixture
+def soak(root, monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['soak.py', *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(root / 'tools/soak.py'), run_name='__main__')
+        return end.value.code, capsys.readouterr().out
+
+    return run
+
+
+def test_a_slice_of_it(soak):
+    assert soak('--count', 30, '--seed', 1) == (0, '30 clouds agree (seed 1, from 0)\n')
+
+
+def test_a_wrong_backend_fails_loudly_and_can_be_replayed(soak, monkeypatch):
+    right = sdpa.read_strata
+
+    def wrong(q, *arguments):
+        out = right(q, *arguments)
+        return out + 1e-4 * (len(q) > 100)
+
+    monkeypatch.setattr(sdpa, 'read_strata', wrong)
+    status, out = soak('--count', 40, '--seed', 2)
+    assert status == 1 and 'differs by' in out and "'fusion': 'gated'" in out
+    again = next(line for line in out.splitlines() if line.startswith('FAILED; again: python tools/soak.py --seed 2'))
+    arguments = again.split('soak.py ')[1].split()
+    assert soak(*arguments)[0] == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, 'argv', [])
+    status, out = soak(*arguments)
+    assert status == 0 and 'agrees' in out

@@ -1,0 +1,34 @@
+#!/usr/bin/env python
+"""Write the weights of a training's checkpoint as .safetensors; `--help` tells how."""
+import argparse
+import sys
+
+from stratified3d.checkpoints import load_checkpoint_file, save_weights
+
+EXAMPLES = """examples:
+  python tools/export_weights.py work_dirs/quickstart/epoch_5.pth quickstart.safetensors
+
+The classes go along, and loading compares them with the config's. tools/test.py, load_from and init_detector take the
+file; --resume needs the checkpoint itself."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description='Write the weights of a checkpoint as .safetensors.', epilog=EXAMPLES,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('checkpoint', help='epoch_N.pth of a training')
+    parser.add_argument('out', help='the .safetensors file')
+    args = parser.parse_args()
+    try:
+        content = load_checkpoint_file(args.checkpoint, 'cpu')
+        state = content.get('state_dict', content)
+        classes = ((content.get('meta') or {}).get('dataset_meta') or {}).get('classes')
+        save_weights(args.out, state, classes)
+    except (ValueError, OSError) as error:
+        sys.exit(f'export_weights.py: {error}')
+    numbers = sum(value.numel() for value in state.values())
+    print(f'{args.out}: {len(state)} tensors, {numbers:,} numbers, classes {", ".join(classes or ["not named"])}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

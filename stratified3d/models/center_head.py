@@ -45,8 +45,8 @@ class StratifiedCenterHead(CenterHead):
     def __init__(self, in_channels: int, tasks: Sequence[Sequence[str]], voxel_size: Sequence[float],
                  point_cloud_range: Sequence[float], stride: int, use_velocity: bool = True, shared_channels: int = 64,
                  max_objs: int = 500, min_overlap: float = 0.1, min_radius: int = 2,
-                 box_radius: int = 0, code_weights: Sequence[float] | None = None, bbox_weight: float = 0.25, score_threshold: float = 0.1,
-                 max_num: int = 500, nms: dict | None = None, post_max_size: int = 83,
+                 box_radius: int = 0, code_weights: Sequence[float] | None = None, bbox_weight: float = 0.25,
+                 score_threshold: float = 0.1, max_num: int = 500, nms: dict | None = None, post_max_size: int = 83,
                  post_center_range: Sequence[float] | None = None, sync_avg_factor: bool = False):
         nms = dict(nms or dict(type='rotated', iou=0.2))
         if nms.get('type') not in ('circle', 'rotated'):

@@ -22,8 +22,8 @@ class StratifiedCenterPoint(Base3DDetector):
         voxel_size: (x, y, z) metres.
         point_cloud_range: (x_min, y_min, z_min, x_max, y_max, z_max) metres.
         voxel_encoder, encoder, backbone, head: configs of the parts.
-        map_precision: of the convolutions on the bird's-eye-view map: 'fp32', 'bf16', or 'auto', which is bf16 where the
-            device has matrix units for it (CUDA from compute capability 8, CPUs with AMX). An autocast that is on
+        map_precision: of the convolutions on the bird's-eye-view map: 'fp32', 'bf16', or 'auto', which is bf16 where
+            the device has matrix units for it (CUDA from compute capability 8, CPUs with AMX). An autocast that is on
             around the model stays on.
         data_preprocessor, init_cfg: as in mmdet3d.
     """

@@ -74,3 +74,31 @@ def trainval_set(tiny_set, tmp_path_factory):
     from nuscenes.utils.splits import train, val
 
     return _released_as(tiny_set, tmp_path_factory.mktemp('trainval'), 'v1.0-trainval', [train[0], val[0]])
+
+
+@pytest.fixture(scope='session')
+def small_detector(root, prepared_set, tmp_path_factory):
+    """A folder with config.py, the quickstart at a size of a few thousand parameters, and model.pth, random weights;
+    one epoch, no worker processes, and no score: results are dumped."""
+    import torch
+    from mmengine.config import Config
+
+    from stratified3d.apis import init_detector
+    folder = tmp_path_factory.mktemp('small_detector')
+    config = Config.fromfile(root / 'projects/quickstart/configs/quickstart.py')
+    model = dict(encoder=dict(channels=16, num_strata=8), voxel_encoder=dict(hidden_channels=8, out_channels=16),
+                 backbone=dict(channels=(16, 16), out_channels=16), head=dict(shared_channels=16))
+    config.merge_from_dict(dict(model=model, param_scheduler=[dict(
+        type='OneCycleLR', eta_max=1e-3, total_steps=1, convert_to_iter_based=True)]))
+    config.train_cfg.update(max_epochs=1, val_interval=1)
+    config.default_hooks.logger.interval = 1
+    for name in ('train', 'val', 'test'):
+        loader = config[f'{name}_dataloader']
+        loader.update(num_workers=0, persistent_workers=False)
+        loader.dataset.data_root = f'{prepared_set}/'
+        if name != 'train':
+            config[f'{name}_evaluator'] = dict(type='DumpResults', out_file_path=str(folder / 'results.pkl'))
+    config.dump(folder / 'config.py')
+    torch.manual_seed(0)
+    torch.save(dict(state_dict=init_detector(config, device='cpu').state_dict()), folder / 'model.pth')
+    return folder

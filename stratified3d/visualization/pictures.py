@@ -17,7 +17,8 @@ from stratified3d.visualization.video import write_video
 
 
 class PictureFolder:
-    """Writes pictures of scenes into bev/, perspective/ and strata/ of a folder; a context manager.
+    """Writes pictures of scenes into bev/, perspective/ and strata/ of a folder; `close` it, or use it as a context
+    manager.
 
     Open3D runs in a process of its own. When that dies, what it said is printed once and in `failure`, and the
     pictures from above go on.
@@ -42,6 +43,10 @@ class PictureFolder:
         return self
 
     def __exit__(self, *error) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End Open3D's process."""
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
@@ -58,7 +63,7 @@ class PictureFolder:
         except RendererError as error:
             self.failure = str(error)
             print(f'\n{error}\nThe pictures from above go on, without perspective.', file=sys.stderr, flush=True)
-            self.__exit__()
+            self.close()
 
     def write_videos(self, suffix: str, rate: float) -> list[Path]:
         """Join the pictures written so far: <kind>.<suffix> of every kind; see `write_video`."""

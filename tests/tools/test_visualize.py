@@ -1,38 +1,22 @@
-"""The tool on a prepared simulated set, with a tiny model of random weights."""
+"""The tool on a prepared simulated set, with a small model of random weights."""
 import runpy
 import sys
 
 import pytest
 import torch
-from mmengine.config import Config
 
 from stratified3d.apis import init_detector, inspect_strata
 
 
-@pytest.fixture(scope='module')
-def trained(root, prepared_set, tmp_path_factory):
-    """Config and checkpoint of a model that answers 0.1 everywhere."""
-    folder = tmp_path_factory.mktemp('visualize')
-    config = Config.fromfile(root / 'projects/quickstart/configs/quickstart.py')
-    config.merge_from_dict({'model.encoder.channels': 16, 'model.encoder.num_strata': 8, 'model.voxel_encoder': dict(
-        type='DynamicVoxelEncoder', hidden_channels=8, out_channels=16), 'model.backbone.channels': (16, 16),
-        'model.backbone.out_channels': 16, 'model.head.shared_channels': 16,
-        'test_dataloader.dataset.data_root': f'{prepared_set}/'})
-    config.dump(folder / 'config.py')
-    torch.manual_seed(0)
-    torch.save(dict(state_dict=init_detector(config, device='cpu').state_dict()), folder / 'model.pth')
-    return folder
-
-
 @pytest.fixture
-def visualize(root, trained, monkeypatch, capfd):
+def visualize(root, small_detector, monkeypatch, capfd):
     """Run the tool in this process (it starts faster) -> exit status, standard output, standard error."""
 
     def run(*arguments):
         script = root / 'tools/visualize.py'
         monkeypatch.setattr(sys, 'argv', [str(script), 'config.py', 'model.pth', '--score', '0.05', '--device', 'cpu',
                                           *map(str, arguments)])
-        monkeypatch.chdir(trained)
+        monkeypatch.chdir(small_detector)
         with pytest.raises(SystemExit) as left:
             runpy.run_path(str(script), run_name='__main__')
         out, err = capfd.readouterr()
@@ -41,21 +25,22 @@ def visualize(root, trained, monkeypatch, capfd):
     return run
 
 
-def test_frames_of_the_data_set(visualize, trained):
+def test_frames_of_the_data_set(visualize, small_detector):
     code, out, err = visualize('--dataset', '--index', '0-1', '--out', 'set', '--strata', '1', '--token', '3',
                                '--video', 'gif', '--no-perspective')
     assert code == 0, err
     for kind in ('bev', 'strata'):
-        assert [p.name for p in sorted((trained / 'set' / kind).iterdir())] == ['frame_0000.png', 'frame_0001.png']
-        assert (trained / f'set/{kind}.gif').stat().st_size > 10000
-    assert not (trained / 'set/perspective').exists() and 'bev: 2 pictures' in out
+        names = sorted(path.name for path in (small_detector / 'set' / kind).iterdir())
+        assert names == ['frame_0000.png', 'frame_0001.png']
+        assert (small_detector / f'set/{kind}.gif').stat().st_size > 10000
+    assert not (small_detector / 'set/perspective').exists() and 'bev: 2 pictures' in out
 
 
-def test_point_files(visualize, trained, prepared_set):
+def test_point_files(visualize, small_detector, prepared_set):
     sweep = next((prepared_set / 'samples/LIDAR_TOP').glob('*.bin'))
     code, out, err = visualize('--out', 'files', '--colour', 'intensity', sweep, '--camera', '0', '50')
     assert code == 0, err
-    assert (trained / 'files/bev').is_dir() and len(list((trained / 'files/bev').iterdir())) == 1
+    assert (small_detector / 'files/bev').is_dir() and len(list((small_detector / 'files/bev').iterdir())) == 1
     assert 'perspective: 1 pictures' in out or 'Open3D cannot draw here' in err
 
 
@@ -81,8 +66,8 @@ def test_a_window_without_a_display_is_refused(visualize, monkeypatch):
     assert code != 0 and 'there is no display' in err
 
 
-def test_strata_of_a_whole_detector(trained):
-    model = init_detector(trained / 'config.py', trained / 'model.pth', 'cpu')
+def test_strata_of_a_whole_detector(small_detector):
+    model = init_detector(small_detector / 'config.py', small_detector / 'model.pth', 'cpu')
     record = inspect_strata(model, torch.rand(3000, 4) * torch.tensor([40, 40, 3, 200]) - torch.tensor([20, 20, 2, 0]))
     assert record.read.shape == record.collected.T.shape and record.read.max() > 0
     assert abs(record.voxels[:, :2]).max() <= 20.4 and record.tokens.shape == (8, 3)

@@ -26,7 +26,7 @@ def visualize(root, small_detector, monkeypatch, capfd):
 
 
 def test_frames_of_the_data_set(visualize, small_detector):
-    code, out, err = visualize('--dataset', '--index', '0-1', '--out', 'set', '--strata', '1', '--token', '3',
+    code, out, err = visualize('--dataset', '--index', '0-1', '--out', 'set', '--strata', '0', '--token', '3',
                                '--video', 'gif', '--no-perspective')
     assert code == 0, err
     for kind in ('bev', 'strata'):
@@ -51,7 +51,7 @@ def test_point_files(visualize, small_detector, prepared_set):
     (['--dataset', '--index', '7'], 'the data set has frames 0 to 2, not [7]'),
     (['a.bin', '--index', 'first'], 'argument --index'),
     (['a.bin', '--camera', '1', '2', '3', '4', '5'], '--camera at most four numbers'),
-    (['--dataset', '--strata', '7'], 'there is no block -1 of stage 7; the stages have [2, 2] blocks'),
+    (['--dataset', '--strata', '7'], 'there is no block -1 of stage 7; the stages have [2] blocks'),
     (['--dataset', '--out', 'model.pth/a'], 'model.pth/a'),
 ])
 def test_bad_arguments_are_named(visualize, arguments, message):

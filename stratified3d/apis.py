@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from stratified3d.checkpoints import check_fit, load_checkpoint_file
 from stratified3d.datasets.point_files import read_points
+from stratified3d.layers.strata_record import StrataRecord, record_strata
 
 # sweeps lie within half a second; a column of whole numbers up to 31 or 63 is a ring index
 _MAX_DT = 2.5
@@ -92,6 +93,29 @@ def detect(model: nn.Module, points: np.ndarray | Tensor | str | Path) -> Detect
     found = found[found.scores_3d.argsort(descending=True)].to('cpu')
     return Detections(found.bboxes_3d.tensor.numpy(), found.scores_3d.numpy(),
                       [model.class_names[i] for i in found.labels_3d.tolist()])
+
+
+def inspect_strata(model: nn.Module, points: np.ndarray | Tensor | str | Path, stage: int = 0,
+                   block: int = -1) -> StrataRecord:
+    """The strata tokens of one block for one point cloud: where they sit, what they collect, who reads them.
+
+    Args:
+        model: from `init_detector`.
+        points: as in `detect`.
+        stage, block: of the encoder; negative ones count from the end.
+    Returns:
+        StrataRecord of numpy arrays.
+    Raises:
+        ValueError: no such stage or block, a block without strata.
+    """
+    try:
+        mixer = model.encoder.stages[stage].blocks[block].mixer
+    except IndexError:
+        depths = [len(s.blocks) for s in model.encoder.stages]
+        raise ValueError(f'there is no block {block} of stage {stage}; the stages have {depths} blocks') from None
+    with record_strata(mixer) as records:
+        detect(model, points)
+    return StrataRecord(*(part.cpu().numpy() for part in records[0]))
 
 
 def _prepare(points: np.ndarray | Tensor) -> Tensor:

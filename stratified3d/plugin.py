@@ -1,10 +1,13 @@
 """What a config imports: `custom_imports = dict(imports=['stratified3d.plugin'])` registers everything in mmdet3d."""
 import stratified3d.datasets.class_balance
 import stratified3d.datasets.ground_truth_sampler
+import stratified3d.datasets.lidar_frames
 import stratified3d.datasets.sweeps
 import stratified3d.engine
+import stratified3d.evaluation.centre_metric
 import stratified3d.evaluation.nuscenes_metric
-import stratified3d.models  # noqa: F401
+import stratified3d.models
+import stratified3d.visualization.hook  # noqa: F401
 from stratified3d.checkpoints import register_loader
 
 register_loader()

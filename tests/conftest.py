@@ -1,9 +1,15 @@
 """Fixtures shared by the whole suite."""
 import json
+import multiprocessing
 import os
+import runpy
+import signal
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from mmengine.utils import ManagerMixin
 
 from stratified3d.simulation import Settings, simulate_dataset
 
@@ -74,3 +80,87 @@ def trainval_set(tiny_set, tmp_path_factory):
     from nuscenes.utils.splits import train, val
 
     return _released_as(tiny_set, tmp_path_factory.mktemp('trainval'), 'v1.0-trainval', [train[0], val[0]])
+
+
+@pytest.fixture(scope='session')
+def small_detector(root, prepared_set, tmp_path_factory):
+    """A folder with config.py, the quickstart at a size of a few thousand parameters, and model.pth, random weights;
+    one epoch, no worker processes, and no score: results are dumped."""
+    from mmengine.config import Config
+
+    from stratified3d.apis import init_detector
+    folder = tmp_path_factory.mktemp('small_detector')
+    config = Config.fromfile(root / 'projects/quickstart/configs/quickstart.py')
+    model = dict(voxel_size=(1.2, 1.2, 1.0), voxel_encoder=dict(hidden_channels=8, out_channels=16),
+                 encoder=dict(channels=16, num_strata=8),
+                 backbone=dict(channels=(16, 16), depths=(1, 1), strides=(2, 2), out_channels=16),
+                 head=dict(shared_channels=16, score_threshold=0.0))
+    config.merge_from_dict(dict(model=model, param_scheduler=[dict(
+        type='OneCycleLR', eta_max=1e-3, total_steps=1, convert_to_iter_based=True)]))
+    pipeline = config.train_dataloader.dataset.pipeline
+    config.train_dataloader.dataset.pipeline = [t for t in pipeline if t.type != 'ObjectSample']  # needs a database
+    config.train_cfg.update(max_epochs=1, val_interval=1)
+    config.default_hooks.logger.interval = 1
+    for name in ('train', 'val', 'test'):
+        loader = config[f'{name}_dataloader']
+        loader.update(num_workers=0, persistent_workers=False)
+        loader.dataset.data_root = f'{prepared_set}/'
+        if name != 'train':
+            config[f'{name}_evaluator'] = dict(type='DumpResults', out_file_path=str(folder / 'results.pkl'))
+    config.dump(folder / 'config.py')
+    torch.manual_seed(0)
+    torch.save(dict(state_dict=init_detector(config, device='cpu').state_dict()), folder / 'model.pth')
+    return folder
+
+
+def _forget_runs(kind):
+    """mmengine hands the visualizer and message hub of an earlier run in the process to the next one."""
+    for inheriting in kind.__subclasses__():
+        inheriting._instance_dict.clear()
+        _forget_runs(inheriting)
+
+
+class ToolProcess:
+    """A command line in a process of its own; forked, so that it need not import everything again.
+
+    Its output goes to `log`; `before` is called in it first.
+    """
+
+    def __init__(self, words, log, environ=(), before=lambda: None):
+        self.log = log
+        log.parent.mkdir(exist_ok=True)
+
+        def main():
+            os.setsid()
+            os.environ.update(environ)
+            torch.set_num_threads(1)
+            with log.open('w') as out:
+                os.dup2(out.fileno(), 1)
+                os.dup2(out.fileno(), 2)
+            sys.stdout, sys.stderr, sys.argv = os.fdopen(1, 'w'), os.fdopen(2, 'w'), words
+            _forget_runs(ManagerMixin)
+            before()
+            runpy.run_path(words[0], run_name='__main__')
+
+        self.process = multiprocessing.get_context('fork').Process(target=main)
+        self.process.start()
+
+    def wait(self):
+        """(exit status, what it printed)."""
+        self.process.join(500)
+        status = self.process.exitcode
+        if status is None:
+            self.kill()
+        return status, self.log.read_text()
+
+    def kill(self):
+        """SIGKILL to it and to its workers."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.join()
+
+
+@pytest.fixture(scope='session')
+def tool_process():
+    """The class that runs a command line in a forked process."""
+    import stratified3d.plugin  # noqa: F401  (before anything is forked)
+    return ToolProcess

@@ -16,7 +16,7 @@ ALLOWED = {
     'models': {'ops', 'layers', 'models'},
     'engine': {'engine', 'checkpoints', 'datasets'},
     'plugin': {'models', 'engine', 'checkpoints', 'datasets', 'evaluation', 'visualization'},
-    'apis': {'models', 'checkpoints', 'datasets', 'plugin'},
+    'apis': {'layers', 'models', 'checkpoints', 'datasets', 'plugin'},
     'host': set(),
     'doctor': {'ops', 'layers', 'testing'},
     'simulation': {'simulation'},

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
+from PIL import Image
 from tqdm import trange
 
 from stratified3d.apis import detect, init_detector
 from stratified3d.datasets.frames import Frame, read_frame
 from stratified3d.evaluation.matching import count_matches
 from stratified3d.visualization.bev import draw_bev
+from stratified3d.visualization.scene import Scene
 
 CONFIG = Path(__file__).parents[1] / 'configs/stratified/stratified-centerpoint_tiny_1xb2-cyclic-20e_nus-3d.py'
 EXAMPLES = """examples:
@@ -100,9 +102,9 @@ def main() -> int:
                    names=found.names)
     (args.out / 'detections.json').write_text(json.dumps(summary))
     best = found.scores >= 0.3
-    draw_bev(args.out / 'bev.png', frame.points, truth=frame.boxes, boxes=found.boxes[best],
-             scores=found.scores[best], names=[n for n, b in zip(found.names, best) if b],
-             title=f'{Path(args.info).name}: {hits} of {total} found, predictions with score >= 0.3')
+    scene = Scene(frame.points, found.boxes[best], found.scores[best], [n for n, b in zip(found.names, best) if b],
+                  frame.boxes, f'{Path(args.info).name}: {hits} of {total} found, predictions with score \u2265 0.3')
+    Image.fromarray(draw_bev(scene)).save(args.out / 'bev.png')
     print(f'checkpoint, detections and picture: {args.out}')
     return 0
 

@@ -98,8 +98,8 @@ def main() -> int:
     checkpoint = (out / 'last_checkpoint').read_text().strip()
     steps.run('test', lambda: call('test.py', CONFIG, checkpoint, '--work-dir', out, *options))
     pictures = out / 'pictures'
-    steps.run('draw', lambda: call('draw_dataset.py', CONFIG, checkpoint, '--out', pictures, *options))
-    report(out, steps, sorted(map(str, pictures.glob('*.png'))))
+    steps.run('draw', lambda: call('visualize.py', CONFIG, checkpoint, '--dataset', '--out', pictures, *options))
+    report(out, steps, sorted(map(str, pictures.glob('*/*.png'))))
     return 0
 
 
@@ -113,7 +113,7 @@ def report(out: Path, steps: Steps, pictures: list[str]) -> None:
     for name, value in sorted(summary['AP'].items(), key=lambda item: -item[1]):
         print(f'  AP {name:<19}{value:.3f}')
     print(''.join(f'{name + " (s)":<24}{value:.0f}\n' for name, value in summary['seconds'].items()), end='')
-    print(f'{"pictures":<24}{os.path.relpath(out / "pictures")}/*.png ({len(pictures)})')
+    print(f'{"pictures":<24}{os.path.relpath(out / "pictures")}/*/*.png ({len(pictures)})')
     print(f'{"summary":<24}{os.path.relpath(out / "summary.json")}')
 
 

@@ -4,4 +4,8 @@ _base_ = 'mmdet3d::_base_/default_runtime.py'
 custom_imports = dict(imports=['stratified3d.plugin'], allow_failed_imports=False)
 # a run may be killed at any moment and resumed: docs/robustness.md
 runner_type = 'StratifiedRunner'
-default_hooks = dict(checkpoint=dict(interval=1, max_keep_ckpts=3), epoch_seed=dict(type='EpochSeedHook'))
+default_hooks = dict(
+    checkpoint=dict(interval=1, max_keep_ckpts=3),
+    epoch_seed=dict(type='EpochSeedHook'),
+    # mmdet3d's own needs a display
+    visualization=dict(type='DetectionPictureHook'))

@@ -116,5 +116,7 @@ def _parts(settings: dict) -> Iterator[dict]:
 
 
 def _remedy(path: Path) -> str:
+    if path.name.startswith('infos_'):
+        return f'`python tools/convert_custom.py --out {path.parent} ...` writes it from points and boxes of your own'
     return (f'`python tools/create_data.py {path.parent}` writes it from nuScenes tables (`python tools/simulate.py '
             f'{path.parent}` makes a simulated set)')

@@ -2,66 +2,88 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-# class colours of the nuScenes devkit's spirit: vehicles warm, people blue, two-wheelers red, static grey
-_COLOURS = dict(car='#ff9e00', truck='#ff6347', bus='#ff7f50', trailer='#ff8c00', construction_vehicle='#e9967a',
-                pedestrian='#4aa3ff', motorcycle='#ff3d63', bicycle='#dc143c', traffic_cone='#b0c4de',
-                barrier='#8fa3b0')
-_TRUTH = '#38e07b'
+from stratified3d.visualization.annotations import FAINT, INK, add_legend, add_scale, picture, write_scores
+from stratified3d.visualization.scene import (
+    BACKGROUND,
+    TRUTH,
+    Scene,
+    box_corners,
+    class_colour,
+    point_values,
+    ramp,
+    velocity_arrows,
+)
+
+_SIZE, _DPI = (1480, 1200), 100  # pixels: a square of 1100 and a column for the legend
 
 
-def box_corners(boxes: np.ndarray) -> np.ndarray:
-    """Outlines in the ground plane: boxes [K, >= 7] (x, y, z, dx, dy, dz, yaw) -> [K, 4, 2], front edge first."""
-    signs = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) / 2
-    local = signs * boxes[:, None, 3:5]
-    cos, sin = np.cos(boxes[:, 6:7]), np.sin(boxes[:, 6:7])
-    x, y = local[..., 0], local[..., 1]
-    return np.stack([x * cos - y * sin, x * sin + y * cos], -1) + boxes[:, None, :2]
-
-
-def draw_bev(path: str | Path, points: np.ndarray, *, truth: np.ndarray | None = None,
-             boxes: np.ndarray | None = None, scores: np.ndarray | None = None, names: Sequence[str] | None = None,
-             extent: float = 54.0, title: str = '') -> None:
-    """Draw points from above with true and predicted boxes.
+def draw_bev(scene: Scene, area: Sequence[float] = (-54.0, -54.0, 54.0, 54.0), colouring: str = 'height',
+             show_scores: bool = True) -> np.ndarray:
+    """Draw a scene from above, x to the right and y upwards.
 
     Args:
-        path: of the picture; the suffix decides its format.
-        points: [P, >= 3] metres.
-        truth: [K, >= 7] true boxes, drawn in green.
-        boxes: [J, >= 7] predictions; scores: [J], written beside; names: J classes, which choose the colours.
-        extent: half of the side of the square shown, metres.
-        title: above the picture.
+        scene: truth is drawn as thick green outlines under the predictions; the open side of a prediction's mark is
+            its rear.
+        area: x_min, y_min, x_max, y_max in metres.
+        colouring: of the points, 'height' or 'intensity'.
+        show_scores: write as many scores as find room, the highest first.
+    Returns:
+        The picture [height, width, 3] uint8.
     """
+    from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure  # no pyplot: no display, no global state
 
-    names = ['object'] * (0 if boxes is None else len(boxes)) if names is None else list(names)
-    figure = Figure(figsize=(10, 10), dpi=120, facecolor='#101418')
-    axes = figure.add_axes([0.06, 0.05, 0.9, 0.9], facecolor='#101418')
-    shown = points[(np.abs(points[:, :2]) < extent).all(1)]
-    axes.scatter(shown[:, 0], shown[:, 1], s=0.35, c=np.clip(shown[:, 2], -3, 3), cmap='viridis', linewidths=0)
-    if truth is not None:
-        for corners in box_corners(truth):
-            axes.fill(*corners.T, fill=False, edgecolor=_TRUTH, linewidth=2.2, alpha=0.9)
-    for i, corners in enumerate(() if boxes is None else box_corners(boxes)):
-        colour = _COLOURS.get(names[i], '#d0a0ff')
-        axes.fill(*corners.T, fill=False, edgecolor=colour, linewidth=1.2)
-        front = corners[:2].mean(0)
-        axes.plot(*np.stack([corners.mean(0), front]).T, color=colour, linewidth=1.0)
-        if scores is not None and (np.abs(corners[0]) < extent).all():
-            axes.annotate(f'{scores[i]:.2f}', corners[0], color=colour, fontsize=6)
-    used = sorted(set(names))
-    handles = [axes.plot([], [], color=_COLOURS.get(n, '#d0a0ff'), label=f'{n} ({names.count(n)})')[0]
-               for n in used]
-    if truth is not None:
-        handles.insert(0, axes.plot([], [], color=_TRUTH, linewidth=2.2, label=f'truth ({len(truth)})')[0])
-    if handles:
-        axes.legend(handles=handles, loc='upper right', fontsize=8, facecolor='#101418', labelcolor='white')
-    axes.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect='equal')
-    axes.set_xlabel('x (m)', color='white')
-    axes.set_ylabel('y (m)', color='white')
-    axes.tick_params(colors='white')
-    axes.set_title(title, color='white', fontsize=11)
-    figure.savefig(path, facecolor=figure.get_facecolor())
+    figure = Figure(figsize=np.array(_SIZE) / _DPI, dpi=_DPI, facecolor=BACKGROUND)
+    width, height = _SIZE
+    axes = figure.add_axes([70 / width, 55 / height, 1100 / width, 1100 / height], facecolor=BACKGROUND, anchor='NW')
+    axes.set(xlim=(area[0], area[2]), ylim=(area[1], area[3]), aspect='equal')
+    low, high = np.array(area[:2]), np.array(area[2:])
+    points = scene.points[((scene.points[:, :2] > low) & (scene.points[:, :2] < high)).all(1)]
+    values, title, ends = point_values(points, colouring)
+    order = values.argsort()  # what is high hides what is low
+    axes.scatter(*points[order, :2].T, s=1.1, c=ramp(values[order]), linewidths=0, rasterized=True)
+    _add_rings(axes, area)
+    if scene.truth is not None:
+        axes.add_collection(LineCollection(_outlines(scene.truth), colors=TRUTH, linewidths=2.6, alpha=0.9))
+    colours = [class_colour(name) for name in scene.names]
+    axes.add_collection(LineCollection(_outlines(scene.boxes), colors=colours, linewidths=1.5))
+    arrows = velocity_arrows(scene.boxes)
+    axes.add_collection(LineCollection(arrows[..., :2].reshape(-1, 2, 2), colors=INK, linewidths=1.0))
+    axes.plot(0, 0, marker='+', color=INK, markersize=9)
+
+    figure.canvas.draw_idle()
+    axes.apply_aspect()
+    corners = box_corners(scene.boxes)
+    anchors = np.stack([corners[..., 0].mean(1), corners[..., 1].max(1)], 1) if len(corners) else np.zeros((0, 2))
+    anchors = np.where(((anchors > low) & (anchors < high)).all(1)[:, None], anchors, np.nan)
+    if show_scores:
+        box = axes.get_window_extent()
+        write_scores(figure, scene, axes.transData.transform(anchors), (box.x0, box.y0, box.x1, box.y1))
+    axes.set_xlabel('x (m)', color=FAINT)
+    axes.set_ylabel('y (m)', color=FAINT, labelpad=0)
+    axes.tick_params(colors=FAINT, length=3)
+    for spine in axes.spines.values():
+        spine.set_color('#2b3641')
+    figure.text(70 / width, 1 - 32 / height, scene.title, color=INK, fontsize=13)
+    add_legend(figure, scene, (1200 / width, 1155 / height), len(arrows) > 0)
+    add_scale(figure, (1210 / width, 75 / height, 200 / width, 12 / height), title, ends)
+    return picture(figure)
+
+
+def _outlines(boxes: np.ndarray) -> list[np.ndarray]:
+    """Closed outline with a line from the middle to the front: [7, 2] of each box."""
+    return [np.array([*c, c[0], c[:2].mean(0), c.mean(0)]) for c in box_corners(boxes)]
+
+
+def _add_rings(axes, area: Sequence[float]) -> None:
+    """Faint circles every 20 m around the sensor."""
+    turn = np.linspace(0, 2 * np.pi, 181)
+    reach = np.linalg.norm(np.maximum(np.abs(area[:2]), np.abs(area[2:])))
+    for radius in np.arange(20, reach, 20):
+        axes.plot(radius * np.cos(turn), radius * np.sin(turn), color='#7d90a3', linewidth=0.6, alpha=0.45, zorder=1)
+        at = radius * np.sqrt(0.5)
+        if at < min(area[2], area[3]):
+            axes.text(at, at, f'{radius:.0f} m', color=FAINT, fontsize=8, ha='left', va='bottom')

@@ -1,17 +1,12 @@
 """A training that takes seconds: one scene of three keyframes, a detector of a few thousand parameters."""
 import json
-import multiprocessing
-import os
 import pickle
 import runpy
-import signal
 import sys
 from unittest import mock
 
 import numpy as np
 import pytest
-import torch
-from mmengine.utils import ManagerMixin
 
 import stratified3d.plugin  # noqa: F401  (before anything is forked)
 
@@ -80,58 +75,13 @@ def command(root, tiny_config):
     return make
 
 
-def _forget_runs(kind):
-    """mmengine hands the visualizer and message hub of an earlier run in the process to the next one."""
-    for inheriting in kind.__subclasses__():
-        inheriting._instance_dict.clear()
-        _forget_runs(inheriting)
-
-
-class Tool:
-    """A command line in a process of its own; forked, so that it need not import everything again.
-
-    Its output goes to `log`; `before` is called in it first.
-    """
-
-    def __init__(self, words, log, environ=(), before=lambda: None):
-        self.log = log
-        log.parent.mkdir(exist_ok=True)
-
-        def main():
-            os.setsid()
-            os.environ.update(environ)
-            torch.set_num_threads(1)
-            with log.open('w') as out:
-                os.dup2(out.fileno(), 1)
-                os.dup2(out.fileno(), 2)
-            sys.stdout, sys.stderr, sys.argv = os.fdopen(1, 'w'), os.fdopen(2, 'w'), words
-            _forget_runs(ManagerMixin)
-            before()
-            runpy.run_path(words[0], run_name='__main__')
-
-        self.process = multiprocessing.get_context('fork').Process(target=main)
-        self.process.start()
-
-    def wait(self):
-        """(exit status, what it printed)."""
-        self.process.join(500)
-        status = self.process.exitcode
-        if status is None:
-            self.kill()
-        return status, self.log.read_text()
-
-    def kill(self):
-        """SIGKILL to it and to its workers."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.join()
-
-
 @pytest.fixture(scope='session')
-def start(command):
-    """Start a tool; see Tool."""
+def start(command, tool_process):
+    """Start a tool; see ToolProcess."""
 
     def call(tool, work_dir, *arguments, options=(), name='output', **settings):
-        return Tool(command(tool, work_dir, *arguments, options=options), work_dir / f'{name}.txt', **settings)
+        words = command(tool, work_dir, *arguments, options=options)
+        return tool_process(words, work_dir / f'{name}.txt', **settings)
 
     return call
 

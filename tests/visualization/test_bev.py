@@ -1,37 +1,52 @@
 import numpy as np
-from matplotlib.image import imread
+import pytest
 
-from stratified3d.visualization.bev import box_corners, draw_bev
-
-
-def test_corners_front_edge_first():
-    boxes = np.array([[1.0, 2, 0, 4, 2, 1, np.pi / 2]])
-    np.testing.assert_allclose(box_corners(boxes)[0], [[0, 4], [2, 4], [2, 0], [0, 0]], atol=1e-9)
+from stratified3d.visualization.bev import draw_bev
+from stratified3d.visualization.scene import TRUTH, Scene, class_colour, rgb
 
 
-def colours(path):
-    return {tuple(pixel) for row in (imread(path)[..., :3] * 255).round().astype(int) for pixel in row.tolist()}
+def has(picture, colour):
+    """Lines are partly transparent and smoothed, so their very colour need not occur."""
+    return bool((np.abs(picture - 255 * rgb(colour)) < 30).all(-1).any())
 
 
-def test_boxes_are_drawn_in_their_colours(tmp_path):
-    points, boxes = np.random.default_rng(0).normal(0, 20, (500, 5)), np.array([[5.0, 5, 0, 9, 4, 2, 0.5]])
-    green, orange = (0x38, 0xe0, 0x7b), (0xff, 0x9e, 0x00)
-    found = {}
-    for name, arguments in dict(points={}, truth=dict(truth=boxes), boxes=dict(
-            boxes=boxes, scores=np.array([0.9]), names=['car']), nameless=dict(boxes=boxes)).items():
-        draw_bev(tmp_path / f'{name}.png', points, title='the same', **arguments)
-        found[name] = colours(tmp_path / f'{name}.png')
-    assert imread(tmp_path / 'points.png').shape == (1200, 1200, 4)
-    assert not any(near(found['points'], c) for c in (green, orange))
-    assert near(found['truth'], green) and near(found['boxes'], orange)
-    assert len(found['nameless'] - found['points']) > 5
+@pytest.fixture
+def points():
+    return np.random.default_rng(0).normal(0, 20, (500, 5)).astype(np.float32)
 
 
-def near(pixels, colour):
-    """Lines are drawn partly transparent and smoothed, so their very colour need not occur."""
-    return any(max(abs(a - b) for a, b in zip(pixel, colour)) < 30 for pixel in pixels)
+def test_boxes_are_drawn_in_their_colours(points):
+    boxes = np.array([[5.0, 5, 0, 9, 4, 2, 0.5]])
+    bare = draw_bev(Scene(points))
+    assert bare.shape == (1200, 1480, 3)
+    assert not has(bare, TRUTH) and not has(bare, class_colour('car'))
+    found = draw_bev(Scene(points, boxes, np.array([0.9]), ['car']))
+    assert has(found, class_colour('car')) and not has(found, TRUTH)
+    both = draw_bev(Scene(points, boxes, np.array([0.9]), ['car'], truth=boxes + [8.0, 0, 0, 0, 0, 0, 0]))
+    assert has(both, class_colour('car')) and has(both, TRUTH)
 
 
-def test_an_empty_cloud_is_drawn(tmp_path):
-    draw_bev(tmp_path / 'empty.png', np.zeros((0, 5)), boxes=np.zeros((0, 9)), scores=np.zeros(0))
-    assert (tmp_path / 'empty.png').stat().st_size > 1000
+def test_what_lies_outside_of_the_area_is_left_out(points):
+    far = Scene(points, np.array([[500.0, 5, 0, 9, 4, 2, 0.5]]), np.array([0.9]), ['car'])
+    near = draw_bev(far, area=(490.0, 0.0, 510.0, 20.0))[60:1140, 80:1160]
+    assert has(near, class_colour('car'))
+    assert not has(draw_bev(far)[60:1140, 80:1160], class_colour('car'))
+
+
+def test_scores_and_arrows_are_drawn(points):
+    still = Scene(points, np.array([[5.0, 5, 0, 4, 2, 2, 0, 0, 0]]), np.array([0.9]), ['car'])
+    moving = Scene(points, np.array([[5.0, 5, 0, 4, 2, 2, 0, 0, 9]]), np.array([0.9]), ['car'])
+    plain = draw_bev(still)
+    assert (plain != draw_bev(moving)).any() and (plain != draw_bev(still, show_scores=False)).any()
+
+
+def test_colouring(points):
+    assert (draw_bev(Scene(points)) != draw_bev(Scene(points), colouring='intensity')).any()
+    with pytest.raises(ValueError, match="coloured by height or intensity, not 'time'"):
+        draw_bev(Scene(points), colouring='time')
+    with pytest.raises(ValueError, match='3 columns, none of them intensity'):
+        draw_bev(Scene(points[:, :3]), colouring='intensity')
+
+
+def test_an_empty_cloud_is_drawn():
+    assert draw_bev(Scene(np.zeros((0, 5)), scores=np.zeros(0))).std() > 1

@@ -1,0 +1,73 @@
+import pytest
+import torch
+
+from stratified3d.layers.attention import StratifiedAttention, arrange_windows
+from stratified3d.layers.strata_record import record_strata
+from stratified3d.ops.stratified_attention import BACKENDS
+from stratified3d.testing import random_coords
+
+
+@pytest.fixture
+def grid():
+    coords = random_coords([60], (4, 16, 16), seed=0)
+    positions = coords[:, 1:].flip(1).float()
+    return arrange_windows(coords, positions, (4, 8, 8), (0, 0, 0), batch_size=1, spatial_shape=(4, 16, 16), head_dim=8)
+
+
+@pytest.mark.parametrize('fusion', ['joint', 'gated'])
+@pytest.mark.parametrize('num_strata', [5, 70])
+def test_weights_are_those_of_the_equation(grid, fusion, num_strata):
+    """Collected and read weights, put to the values, give what the mixer's own reference gives."""
+    torch.manual_seed(0)
+    mixer = StratifiedAttention(16, 2, num_strata, fusion=fusion, strata_offset=0.0).eval()
+    x = torch.randn(60, 16)
+    with torch.no_grad(), record_strata(mixer) as records:
+        inside, _ = mixer(x, grid)
+        outside, strata = _plain(mixer, x, grid)
+    record, = records[:1]
+    torch.testing.assert_close(inside, outside)
+    present = min(num_strata, 60)
+    assert record.voxels.shape == (60, 3) and record.tokens.shape == (present, 3)
+    torch.testing.assert_close(record.collected.sum(1), torch.ones(present))
+    torch.testing.assert_close(record.tokens, strata.positions[0][strata.present[0]])
+    mass = record.read.sum(1)
+    if fusion == 'gated':
+        torch.testing.assert_close(mass, torch.ones(60))
+    else:
+        assert (mass > 0).all() and (mass < 1).all()
+
+
+def _plain(mixer, x, grid):
+    backend, mixer.backend = mixer.backend, 'reference'
+    result = mixer(x, grid)
+    mixer.backend = backend
+    return result
+
+
+def test_joint_weights_follow_from_the_logits(grid):
+    """One voxel's reading weights, from its logits written out by hand."""
+    torch.manual_seed(1)
+    mixer = StratifiedAttention(16, 2, 4, use_rotary=False, strata_offset=-1.0).eval()
+    x = torch.randn(60, 16)
+    with torch.no_grad(), record_strata(mixer) as records:
+        _, strata = mixer(x, grid)
+        q, k, _ = mixer.qkv(x[grid.plan.order]).view(60, 3, 2, 8).unbind(1)
+        strata_k = mixer.strata_kv(strata.feats).chunk(2, -1)[0].reshape(4, 2, 8)
+        start, end = int(grid.plan.window_start[20]), int(grid.plan.window_end[20])
+        near = torch.einsum('hd,jhd->jh', q[20], k[start:end]) * 8**-0.5
+        far = torch.einsum('hd,mhd->mh', q[20], strata_k) * 8**-0.5 - 1.0 - torch.log(torch.tensor(4.0))
+        expected = torch.cat([near, far]).softmax(0)[-4:].mean(1)
+    torch.testing.assert_close(records[0].read[20], expected)
+
+
+def test_the_mixer_is_left_as_it_was(grid):
+    mixer = StratifiedAttention(16, 2, 4, backend='sdpa')
+    before = dict(BACKENDS)
+    with pytest.raises(RuntimeError, match='stop'), record_strata(mixer):
+        raise RuntimeError('stop')
+    assert before == BACKENDS and mixer.backend == 'sdpa' and not mixer._forward_hooks
+
+
+def test_what_has_no_strata_is_named():
+    with pytest.raises(ValueError, match='has no strata tokens'), record_strata(StratifiedAttention(16, 2, 0)):
+        pass

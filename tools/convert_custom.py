@@ -1,0 +1,70 @@
+#!/usr/bin/env python
+"""Convert a LiDAR data set of one's own, point files and a table of boxes, to what mmdet3d's scripts train with."""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from stratified3d.datasets.box_files import read_boxes
+from stratified3d.datasets.custom_infos import Conversion, create_custom_infos, list_frames
+
+EXAMPLES = """examples:
+  python tools/convert_custom.py raw/points --boxes raw/boxes.csv --out data/custom --split train --frames train.txt
+  python tools/convert_custom.py raw/points --boxes raw/boxes.csv --out data/custom --split val --frames val.txt
+  python tools/convert_custom.py new/points --out data/custom --split test          without annotations
+
+docs/own_data.md describes the files. Interrupted, it goes on where it stopped when the command is given again.
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('points', help='folder of .bin, .npy, .pcd or .ply files, one a frame')
+    parser.add_argument('--boxes', type=Path, help='.csv or .json file of the boxes of all frames')
+    parser.add_argument('--out', type=Path, required=True, help="the new data set's folder")
+    parser.add_argument('--split', required=True, help='name of the info file: train, val, test')
+    parser.add_argument('--frames', type=Path, help='text file, one frame a line; default: all')
+    parser.add_argument('--classes', nargs='+', help='boxes of others are left out; default: all')
+    parser.add_argument('--origin', choices=('centre', 'bottom'), default='centre', help='what z is of (default: '
+                        'centre of the box)')
+    parser.add_argument('--degrees', action='store_true', help='yaw is in degrees, not radians')
+    parser.add_argument('--intensity-max', type=float, default=255.0, help='full scale of the intensity (default: '
+                        '255; KITTI has 1)')
+    parser.add_argument('--load-dim', type=int, help='columns of .bin files (default: 4; 5 for .pcd.bin)')
+    args = parser.parse_args()
+    if args.intensity_max <= 0:
+        parser.error(f'--intensity-max is above 0, not {args.intensity_max:g}')
+    return args
+
+
+def report(done: Conversion) -> None:
+    """What there is, so that mistakes of units and axes are seen."""
+    total = sum(done.boxes.values())
+    print(f'{done.path}: {done.frames} frames, {total} boxes')
+    for name, count in done.boxes.items():
+        size = ' x '.join(f'{side:.2f}' for side in done.sizes[name]) if count else '-'
+        print(f'  {name:<24}{count:>7}   mean size {size} m (dx, dy, dz)')
+    x, y, z = zip(done.extent[:3], done.extent[3:])
+    print('  points lie in ' + ', '.join(f'{axis} {low:.1f} to {high:.1f}' for axis, (low, high)
+                                         in zip('xyz', (x, y, z))) + ' m: choose point_cloud_range so')
+    if 2 * done.empty > total:
+        print(f'  CAUTION: {done.empty} of {total} boxes hold no point: are boxes and points in one frame? See '
+              '--origin and --degrees')
+
+
+def main() -> int:
+    args = parse_args()
+    try:
+        boxes = None if args.boxes is None else read_boxes(args.boxes, args.origin, args.degrees)
+        chosen = None if args.frames is None else args.frames.read_text().split()
+        report(create_custom_infos(list_frames(args.points), boxes, args.out, args.split, chosen=chosen,
+                                   classes=args.classes, intensity_max=args.intensity_max, load_dim=args.load_dim))
+    except (OSError, ValueError) as error:
+        sys.exit(f'convert_custom.py: {error}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

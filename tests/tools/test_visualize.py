@@ -1,11 +1,18 @@
-"""The tool on a prepared simulated set, with a small model of random weights."""
+"""The tool, and the hook in mmdet3d's scripts, on a prepared simulated set, with a small model of random weights."""
+import json
+import re
 import runpy
+import shlex
 import sys
+from ctypes.util import find_library
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from stratified3d.apis import init_detector, inspect_strata
+from stratified3d.visualization.scene import TRUTH, rgb
 
 
 @pytest.fixture
@@ -25,23 +32,51 @@ def visualize(root, small_detector, monkeypatch, capfd):
     return run
 
 
-def test_frames_of_the_data_set(visualize, small_detector):
-    code, out, err = visualize('--dataset', '--index', '0-1', '--out', 'set', '--strata', '0', '--token', '3',
-                               '--video', 'gif', '--no-perspective')
-    assert code == 0, err
-    for kind in ('bev', 'strata'):
-        names = sorted(path.name for path in (small_detector / 'set' / kind).iterdir())
-        assert names == ['frame_0000.png', 'frame_0001.png']
-        assert (small_detector / f'set/{kind}.gif').stat().st_size > 10000
-    assert not (small_detector / 'set/perspective').exists() and 'bev: 2 pictures' in out
+def test_every_command_of_the_page(root, small_detector, prepared_set, tool_process, monkeypatch, tmp_path):
+    """docs/visualization.md without a display: the small detector stands for the quickstart's."""
+    for name in ('DISPLAY', 'WAYLAND_DISPLAY'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    for path in small_detector.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / 'sweep.pcd.bin').symlink_to(next((prepared_set / 'samples/LIDAR_TOP').glob('*.bin')))
+    stands_for = {'projects/quickstart/configs/quickstart.py': 'config.py',
+                  'work_dirs/quickstart/epoch_7.pth': 'model.pth', 'tools/': f'{root}/tools/',
+                  '--score-thr 0.3': '--score-thr 0.05 --cfg-options default_hooks.visualization.interval=2',
+                  '--dataset': '--dataset --score 0.05'}
+    page = (root / 'docs/visualization.md').read_text()
+    commands = [line for block in re.findall(r'```bash\n(.*?)```', page, re.DOTALL) for line in block.splitlines()]
+    assert len(commands) == 6
+    said = {}
+    for line in commands:
+        for old, new in stands_for.items():
+            assert old in page
+            line = line.replace(old, new)
+        status, said[line] = tool_process(shlex.split(line)[1:], tmp_path / 'log/output.txt').wait()
+        assert status == 0, line + said[line][-3000:]
+    work, frames = tmp_path / 'work_dirs', [f'frame_{i:04d}.png' for i in range(3)]
+    draws = not any('Open3D cannot draw here' in text for text in said.values())
+    assert draws == (find_library('vulkan') is not None)
+    for kind in ('bev', 'perspective') if draws else ('bev', ):
+        assert sorted(path.name for path in (work / 'pictures' / kind).iterdir()) == frames
+        assert len(list((work / 'sweep' / kind).iterdir())) == 1
+        assert (work / f'video/{kind}.mp4').stat().st_size > 10000
+        assert len(list((work / 'config').glob(f'*/pictures/{kind}/*.png'))) == 2  # of three frames
+    assert (work / 'strata/strata/frame_0001.png').is_file() and not (work / 'strata/perspective').exists()
+    for path in work.glob('config/*/pictures/bev/*.png'):
+        assert (np.abs(np.asarray(Image.open(path)) - 255 * rgb(TRUTH)) < 30).all(-1).any()
+    check_tensorboard(next(work.glob('config/*/vis_data/events*')).parent)
 
 
-def test_point_files(visualize, small_detector, prepared_set):
-    sweep = next((prepared_set / 'samples/LIDAR_TOP').glob('*.bin'))
-    code, out, err = visualize('--out', 'files', '--colour', 'intensity', sweep, '--camera', '0', '50')
-    assert code == 0, err
-    assert (small_detector / 'files/bev').is_dir() and len(list((small_detector / 'files/bev').iterdir())) == 1
-    assert 'perspective: 1 pictures' in out or 'Open3D cannot draw here' in err
+def check_tensorboard(folder):
+    accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    events = accumulator.EventAccumulator(str(folder), size_guidance=dict(images=0))
+    events.Reload()
+    lines = [json.loads(line) for line in (folder / 'scalars.json').read_text().splitlines()]
+    losses = [line['loss'] for line in lines if 'loss' in line]
+    np.testing.assert_allclose([event.value for event in events.Scalars('loss')], losses, rtol=1e-5)
+    assert events.Tags()['images'] == [f'val_frame_{i}' for i in range(3)]
+    assert events.Images('val_frame_0')[0].width == 1480
 
 
 @pytest.mark.parametrize('arguments, message', [

@@ -21,10 +21,10 @@ model = dict(
     backbone=dict(channels=(16, 16), depths=(1, 1), strides=(2, 2), out_channels=16),
     head=dict(shared_channels=16))
 train_pipeline = list(_base_.train_pipeline)
-train_pipeline.insert(3, dict(type='ObjectSample', db_sampler=dict(
+train_pipeline[3] = dict(type='ObjectSample', db_sampler=dict(
     type='GroundTruthSampler', data_root='{data}/', info_path='{data}/database.pkl', rate=1.0,
     classes=_base_.class_names, prepare=dict(), sample_groups=dict(car=2, pedestrian=2),
-    points_loader=_base_.db_sampler.points_loader)))
+    points_loader=_base_.db_sampler.points_loader))
 train_dataloader = dict(batch_size=1, dataset=dict(pipeline=train_pipeline))
 log_processor = dict(window_size=1)
 default_hooks = dict(logger=dict(interval=1))

@@ -65,8 +65,8 @@ class _ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.norm1(self.conv1(x)), inplace=True)
-        # strided by a slice: torch 2.13's CPU backward of a strided 1x1 convolution of 8 channels, channels-last, writes
-        # beyond its memory
+        # strided by a slice: torch 2.13's CPU backward of a strided 1x1 convolution, channels-last, may write
+        # beyond its memory (seen with 8 channels)
         return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x[:, :, ::self.stride, ::self.stride]), inplace=True)
 
 

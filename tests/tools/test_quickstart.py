@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+SAMPLER = 'train_dataloader.dataset.pipeline.3.db_sampler'
+
 
 def quickstart(root, folder, *arguments):
     command = [sys.executable, '-W', 'ignore', str(root / 'tools/quickstart.py'), '--data', str(folder / 'data'),
@@ -67,7 +69,8 @@ def test_training_resumes(root, done):
                '--cfg-options', f'train_dataloader.dataset.data_root={folder}/data/', 'train_cfg.max_epochs=1',
                'train_cfg.val_interval=9', f'val_dataloader.dataset.data_root={folder}/data/',
                f'test_dataloader.dataset.data_root={folder}/data/', f'val_evaluator.data_root={folder}/data/',
-               f'val_evaluator.ann_file={folder}/data/nuscenes_infos_val.pkl']
+               f'val_evaluator.ann_file={folder}/data/nuscenes_infos_val.pkl',
+               f'{SAMPLER}.data_root={folder}/data/', f'{SAMPLER}.info_path={folder}/data/nuscenes_dbinfos_train.pkl']
     result = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr[-3000:]
     assert 'resumed epoch: 1, iter: 3' in result.stdout + result.stderr

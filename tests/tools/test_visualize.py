@@ -41,7 +41,7 @@ def test_every_command_of_the_page(root, small_detector, prepared_set, tool_proc
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / 'sweep.pcd.bin').symlink_to(next((prepared_set / 'samples/LIDAR_TOP').glob('*.bin')))
     stands_for = {'projects/quickstart/configs/quickstart.py': 'config.py',
-                  'work_dirs/quickstart/epoch_7.pth': 'model.pth', 'tools/': f'{root}/tools/',
+                  'work_dirs/quickstart/epoch_5.pth': 'model.pth', 'tools/': f'{root}/tools/',
                   '--score-thr 0.3': '--score-thr 0.05 --cfg-options default_hooks.visualization.interval=2',
                   '--dataset': '--dataset --score 0.05'}
     page = (root / 'docs/visualization.md').read_text()

@@ -94,7 +94,7 @@ def small_detector(root, prepared_set, tmp_path_factory):
     model = dict(voxel_size=(1.2, 1.2, 1.0), voxel_encoder=dict(hidden_channels=8, out_channels=16),
                  encoder=dict(channels=16, num_strata=8),
                  backbone=dict(channels=(16, 16), depths=(1, 1), strides=(2, 2), out_channels=16),
-                 head=dict(shared_channels=16, score_threshold=0.0))
+                 head=dict(shared_channels=16, score_threshold=0.0, post_max_size=20))
     config.merge_from_dict(dict(model=model, param_scheduler=[dict(
         type='OneCycleLR', eta_max=1e-3, total_steps=1, convert_to_iter_based=True)]))
     pipeline = config.train_dataloader.dataset.pipeline

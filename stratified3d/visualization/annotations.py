@@ -44,14 +44,19 @@ def write_scores(figure: Figure, scene: Scene, anchors: np.ndarray, limits: tupl
     """Write every prediction's score at its anchor ([J, 2] pixels, NaN for one out of sight), the best first."""
     if scene.scores is None or not len(scene.boxes):
         return
-    from matplotlib.patheffects import withStroke
     order = np.argsort(-scene.scores, kind='stable')
     order = order[np.isfinite(anchors[order]).all(1)]
     size = figure.get_size_inches() * figure.dpi
     for i, centre in place_labels(anchors, order, limits).items():
         figure.text(*(np.array(centre) / size), f'{scene.scores[i]:.2f}', color=class_colour(scene.names[i]),
-                    fontsize=8 * 100 / figure.dpi * 1.2, ha='center', va='center',
-                    path_effects=[withStroke(linewidth=2, foreground=BACKGROUND)])
+                    fontsize=9.6, ha='center', va='center',
+                    path_effects=halo())
+
+
+def halo() -> list:
+    """Path effects that keep words readable on top of points and lines."""
+    from matplotlib.patheffects import withStroke
+    return [withStroke(linewidth=2.5, foreground=BACKGROUND)]
 
 
 def add_legend(figure: Figure, scene: Scene, place: tuple[float, float], has_arrows: bool) -> None:
@@ -75,13 +80,13 @@ def add_scale(figure: Figure, place: tuple[float, float, float, float], title: s
     axes = figure.add_axes(place)
     axes.imshow(ramp(np.linspace(0, 1, 256))[None], aspect='auto', extent=(*ends, 0, 1))
     axes.set(yticks=[], xticks=ends)
-    axes.set_xticklabels([f'{end:g}' for end in np.round(ends, 2)], color=FAINT, fontsize=9)
+    axes.set_xticklabels([f'{end:g}' for end in np.round(ends, 2)], color=FAINT, fontsize=9, path_effects=halo())
     for label, side in zip(axes.get_xticklabels(), ('left', 'right')):
         label.set_ha(side)
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    axes.set_title(title, color=FAINT, fontsize=9, loc='left', pad=4)
+    axes.set_title(title, color=FAINT, fontsize=9, loc='left', pad=4, path_effects=halo())
 
 
 def picture(figure: Figure) -> np.ndarray:

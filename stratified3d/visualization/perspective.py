@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stratified3d.visualization.annotations import FAINT, INK, add_legend, add_scale, picture, write_scores
+from stratified3d.visualization.annotations import FAINT, INK, add_legend, add_scale, halo, picture, write_scores
 from stratified3d.visualization.offscreen import OffscreenRenderer
 from stratified3d.visualization.scene import (
     BACKGROUND,
@@ -99,7 +99,7 @@ def draw_perspective(renderer: OffscreenRenderer, scene: Scene, camera: Camera |
         anchors = np.stack([corners[..., 0].mean(1), corners[..., 1].max(1)], 1)  # above what is seen of the box
         write_scores(figure, scene, anchors, (0, 0, width - 240, height - 50))
     _name_rings(figure, (camera or Camera()).azimuth, ground, intrinsics, extrinsics)
-    figure.text(24 / width, 1 - 34 / height, scene.title, color=INK, fontsize=13)
+    figure.text(24 / width, 1 - 34 / height, scene.title, color=INK, fontsize=13, path_effects=halo())
     add_legend(figure, scene, (1 - 235 / width, 1 - 20 / height), len(arrows) > 0)
     add_scale(figure, (24 / width, 36 / height, 200 / width, 12 / height), title, ends)
     return picture(figure)
@@ -116,4 +116,4 @@ def _name_rings(figure, azimuth: float, ground: float, intrinsics: np.ndarray, e
     places = np.array([[r * np.cos(side), r * np.sin(side), ground] for r in _RINGS])
     for radius, place in zip(_RINGS, project(places, intrinsics, extrinsics)):
         if np.isfinite(place).all():
-            figure.text(*(place / SIZE), f' {radius} m', color=FAINT, fontsize=9, va='center')
+            figure.text(*(place / SIZE), f' {radius} m', color=FAINT, fontsize=9, va='center', path_effects=halo())

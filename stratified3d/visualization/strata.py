@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stratified3d.visualization.annotations import FAINT, INK, picture
+from stratified3d.visualization.annotations import FAINT, INK, halo, picture
 from stratified3d.visualization.scene import BACKGROUND, StrataWeights
 
 _SIZE, _DPI = (1860, 720), 100
@@ -86,7 +86,6 @@ def _map(figure, axes, weights: StrataWeights, values: np.ndarray, unit: str, in
 
 def _tokens(axes, weights: StrataWeights) -> None:
     """Every token as a dot whose area says how much is read of it, with its number where there is room."""
-    from matplotlib.patheffects import withStroke
     share = weights.read.mean(0)
     axes.scatter(*weights.tokens[:, :2].T, s=12 + 80 * share / max(share.max(), 1e-9), c=_TOKEN, alpha=0.85,
                  edgecolors=BACKGROUND, linewidths=0.8)
@@ -97,4 +96,4 @@ def _tokens(axes, weights: StrataWeights) -> None:
         if all(np.abs(place - other).max() > reach for other in named):
             named.append(place)
             axes.annotate(str(i), place, (5, 4), textcoords='offset points', color=INK, fontsize=8,
-                          path_effects=[withStroke(linewidth=2, foreground=BACKGROUND)], annotation_clip=True)
+                          path_effects=halo(), annotation_clip=True)

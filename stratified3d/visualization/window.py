@@ -69,6 +69,7 @@ class Viewer:
             self.window.register_key_callback(code, _callback(action))
         options = self.window.get_render_option()
         options.background_color, options.point_size = rgb(BACKGROUND), 2.0
+        options.mesh_show_back_face = True  # Open3D's letters face inwards
         self.draw()
         self._look()
 
@@ -129,8 +130,11 @@ class Viewer:
         points = scene.points[np.isfinite(scene.points).all(1)]
         cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(points[:, :3]))
         cloud.colors = o3d.utility.Vector3dVector(ramp(point_values(points, self.colouring)[0]))
-        shown = [cloud, self._lines(velocity_arrows(scene.boxes).reshape(-1, 2, 3), np.ones(3))]
-        if self.shown['truth'] and scene.truth is not None:
+        shown = [cloud]
+        arrows = velocity_arrows(scene.boxes)
+        if len(arrows):
+            shown.append(self._lines(arrows.reshape(-1, 2, 3), np.ones(3)))
+        if self.shown['truth'] and scene.truth is not None and len(scene.truth):
             shown.append(self._lines(box_lines(scene.truth).reshape(-1, 2, 3), rgb(TRUTH)))
         if self.shown['predictions']:
             for name, segments in zip(scene.names, box_lines(scene.boxes)):
@@ -152,10 +156,10 @@ class Viewer:
         """The score as a flat sign over its box, leaning towards the first camera."""
         scene, angle = self.scene, np.radians(self._camera.azimuth - 90)
         text = self._o3d.t.geometry.TriangleMesh.create_text(f'{scene.scores[i]:.2f}', depth=0.1).to_legacy()
-        text.scale(0.06, (0, 0, 0))
-        text.translate((-1.0, 0, 0))
+        text.translate(-text.get_axis_aligned_bounding_box().get_center() * [1, 0, 1])
+        text.scale(0.1, (0, 0, 0))
         text.rotate(self._o3d.geometry.get_rotation_matrix_from_zyx((angle, 0, np.radians(60))), (0, 0, 0))
-        text.translate(scene.boxes[i, :3] + [0, 0, scene.boxes[i, 5] + 0.3])
+        text.translate(scene.boxes[i, :3] + [0, 0, scene.boxes[i, 5] + 0.5])
         text.paint_uniform_color(rgb(class_colour(scene.names[i])))
         return text
 

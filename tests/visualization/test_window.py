@@ -69,5 +69,12 @@ def test_it_is_drawn_and_coloured_anew(viewer):
     assert before.std() > 0.02 and (before != after).any()
 
 
+def test_scores_are_seen(viewer):
+    with_scores = np.asarray(viewer.window.capture_screen_float_buffer(True))
+    viewer.toggle('scores')
+    without = np.asarray(viewer.window.capture_screen_float_buffer(True))
+    assert (np.abs(with_scores - without).max(-1) > 0.2).sum() > 50
+
+
 def test_every_key_has_a_meaning():
     assert set(KEYS) == set('NBTSPCAKVQ')

@@ -94,7 +94,9 @@ def main() -> int:
     steps.run('simulate', lambda: call('simulate.py', data, '--scenes', args.scenes, '--keyframes', args.keyframes))
     steps.run('prepare', lambda: call('create_data.py', data, '--sweeps', 4, '--workers', os.cpu_count()))
     resume = ['--resume'] if (out / 'last_checkpoint').is_file() else []
-    steps.run('train', lambda: call('train.py', CONFIG, '--work-dir', out, *resume, *options))
+    # the next step scores: no need to do so after the last epoch as well
+    steps.run('train', lambda: call('train.py', CONFIG, '--work-dir', out, *resume, *options,
+                                    'train_cfg.val_interval=1000000'))
     checkpoint = (out / 'last_checkpoint').read_text().strip()
     steps.run('test', lambda: call('test.py', CONFIG, checkpoint, '--work-dir', out, *options))
     pictures = out / 'pictures'

@@ -50,7 +50,8 @@ class ResidualBEVBackbone(nn.Module):
 
 
 class _ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut (He et al. 2016)."""
+    """Two 3x3 convolutions and a shortcut (He et al. 2016), which a strided block averages first (He et al. 2019,
+    "Bag of tricks for image classification", ResNet-D): every cell counts, and all gradients stay channels-last."""
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1):
         super().__init__()
@@ -58,16 +59,15 @@ class _ResidualBlock(nn.Module):
         self.norm1 = _norm(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.norm2 = _norm(channels)
-        self.shortcut = nn.Identity()
+        self.shortcut = nn.Sequential()
+        if stride != 1:
+            self.shortcut.append(nn.AvgPool2d(stride, ceil_mode=True))
         if stride != 1 or in_channels != channels:
-            self.shortcut = nn.Sequential(nn.Conv2d(in_channels, channels, 1, bias=False), _norm(channels))
-        self.stride = stride
+            self.shortcut.extend([nn.Conv2d(in_channels, channels, 1, bias=False), _norm(channels)])
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.norm1(self.conv1(x)), inplace=True)
-        # strided by a slice: torch 2.13's CPU backward of a strided 1x1 convolution, channels-last, may write
-        # beyond its memory (seen with 8 channels)
-        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x[:, :, ::self.stride, ::self.stride]), inplace=True)
+        return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x), inplace=True)
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:

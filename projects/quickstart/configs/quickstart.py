@@ -46,7 +46,7 @@ model = dict(
     encoder=dict(stages=[dict(depth=2, window_shape=(8, 12, 12), stride=(8, 1, 1))]),
     backbone=dict(channels=(128, 128, 256), depths=(1, 2, 2), strides=(2, 2, 2), out_channels=64),
     head=dict(shared_channels=64, box_radius=1, score_threshold=0.02, nms=dict(type='rotated', iou=0.1)))
-epochs = 5
+epochs = 7
 lr = 3e-3
 optim_wrapper = dict(optimizer=dict(lr=lr))
 param_scheduler = [

@@ -126,13 +126,12 @@ class ToolProcess:
     Its output goes to `log`; `before` is called in it first.
     """
 
-    def __init__(self, words, log, environ=(), before=lambda: None):
+    def __init__(self, words, log, before=lambda: None):
         self.log = log
         log.parent.mkdir(exist_ok=True)
 
         def main():
             os.setsid()
-            os.environ.update(environ)
             torch.set_num_threads(1)
             with log.open('w') as out:
                 os.dup2(out.fileno(), 1)

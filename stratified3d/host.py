@@ -1,7 +1,6 @@
 """Running the scripts that mmdet3d installs with its package, so that users need no clone of it."""
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import re
@@ -9,8 +8,6 @@ import runpy
 import sys
 from pathlib import Path
 
-# of glibc's malloc.h
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _PACKAGE = str(Path(__file__).parent) + os.sep
 _DISK = {errno.ENOSPC: 'the disk is full', errno.EDQUOT: 'the quota is used up', errno.EFBIG: 'file size limit'}
 
@@ -24,7 +21,9 @@ def run_host_tool(name: str) -> None:
     Raises:
         FileNotFoundError: the installed mmdet3d ships no such script.
     """
-    tune_process()
+    # threads that spin at a barrier starve the one that they wait for as soon as anything else runs, and loader
+    # processes always do; read when torch is imported
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     import mmdet3d
 
     script = Path(mmdet3d.__file__).parent / '.mim' / 'tools' / name
@@ -39,20 +38,6 @@ def run_host_tool(name: str) -> None:
         if message is None or os.environ.get('STRATIFIED3D_TRACEBACK') == '1':
             raise
         sys.exit(f'{name}: {message}')
-
-
-def tune_process() -> None:
-    """Settings for training on a CPU, made before torch is imported; the environment's own ones win."""
-    # threads that spin at a barrier starve the one that they wait for as soon as anything else runs, and loader
-    # processes always do
-    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
-    # glibc maps every large tensor anew and has the kernel fill it with zeros page by page, half of a training step;
-    # kept in the heap, the pages of the step before are used again
-    if sys.platform == 'linux' and not any(name.startswith('MALLOC_') for name in os.environ):
-        mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)  # other C libraries have none
-        if mallopt is not None:
-            mallopt(_M_MMAP_MAX, 0)
-            mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def explain(error: BaseException) -> str | None:

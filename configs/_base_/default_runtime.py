@@ -7,5 +7,6 @@ runner_type = 'StratifiedRunner'
 default_hooks = dict(
     checkpoint=dict(interval=1, max_keep_ckpts=3),
     epoch_seed=dict(type='EpochSeedHook'),
+    host_memory=dict(type='HostMemoryHook'),
     # mmdet3d's own needs a display
     visualization=dict(type='DetectionPictureHook'))

@@ -12,6 +12,7 @@ from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from stratified3d.models.center_iou import overlap, rescore
 from stratified3d.models.center_targets import CenterTargets, assign_targets, widen_targets
 from stratified3d.ops import circle_nms, grid_shape, rotated_nms
 
@@ -29,6 +30,10 @@ class StratifiedCenterHead(CenterHead):
         shared_channels: width of the shared convolution and of the branches.
         max_objs, min_overlap, min_radius: see `assign_targets`.
         box_radius: cells around an object's own that learn its box too, see `widen_targets`; 0 is CenterPoint.
+        iou_weight: of the loss of an IoU branch, which learns 2 IoU - 1 of the predicted box with the true one; 0 is no
+            such branch.
+        iou_power: of the IoU in the score, one number or one a class, see `rescore`; needs the branch.
+        iou_loss_weight: of 1 - IoU + distance of the predicted boxes, see `overlap`; 0 is no such loss.
         code_weights: weight of each regressed number, 8 or 10; default 1, velocity 0.2.
         bbox_weight: of the regression loss.
         score_threshold: predictions below are dropped.
@@ -45,7 +50,8 @@ class StratifiedCenterHead(CenterHead):
     def __init__(self, in_channels: int, tasks: Sequence[Sequence[str]], voxel_size: Sequence[float],
                  point_cloud_range: Sequence[float], stride: int, use_velocity: bool = True, shared_channels: int = 64,
                  max_objs: int = 500, min_overlap: float = 0.1, min_radius: int = 2,
-                 box_radius: int = 0, code_weights: Sequence[float] | None = None, bbox_weight: float = 0.25,
+                 box_radius: int = 0, iou_weight: float = 0.0, iou_power: float | Sequence[float] = 0.5,
+                 iou_loss_weight: float = 0.0, code_weights: Sequence[float] | None = None, bbox_weight: float = 0.25,
                  score_threshold: float = 0.1, max_num: int = 500, nms: dict | None = None, post_max_size: int = 83,
                  post_center_range: Sequence[float] | None = None, sync_avg_factor: bool = False):
         nms = dict(nms or dict(type='rotated', iou=0.2))
@@ -59,12 +65,17 @@ class StratifiedCenterHead(CenterHead):
         code_weights = list(code_weights or [1.0] * 8 + [0.2] * (code_size - 8))
         if len(code_weights) != code_size:
             raise ValueError(f'code_weights has {len(code_weights)} entries, the code has {code_size}')
+        classes = sum(map(len, tasks))
+        powers = [float(iou_power)] * classes if isinstance(iou_power, (int, float)) else list(map(float, iou_power))
+        if len(powers) != classes or not all(0 <= p <= 1 for p in powers):
+            raise ValueError(f'iou_power is a number from 0 to 1 or one a class ({classes}), not {iou_power}')
         _, rows, columns = grid_shape(voxel_size, point_cloud_range)
         margin = (-10.0, ) * 3 + (10.0, ) * 3
         post_center_range = list(post_center_range or [a + b for a, b in zip(point_cloud_range, margin)])
         branches = dict(reg=(2, 2), height=(1, 2), dim=(3, 2), rot=(2, 2))
         if use_velocity:
             branches['vel'] = (2, 2)
+        extra = dict(iou=(1, 2)) if iou_weight else {}
         self.map_shape = (-(-rows // stride), -(-columns // stride))
         super().__init__(
             in_channels=in_channels,
@@ -75,7 +86,7 @@ class StratifiedCenterHead(CenterHead):
                 # the coder takes the best cells of each class before it takes the best of all classes
                 max_num=min(max_num, self.map_shape[0] * self.map_shape[1]), code_size=code_size - 1,
                 post_center_range=post_center_range),
-            common_heads=branches,
+            common_heads=branches | extra,
             loss_cls=dict(type='mmdet.GaussianFocalLoss', reduction='mean'),
             loss_bbox=dict(type='mmdet.L1Loss', reduction='mean', loss_weight=bbox_weight),
             separate_head=dict(type='SeparateHead', head_conv=shared_channels, init_bias=-2.19, final_kernel=3),
@@ -87,6 +98,8 @@ class StratifiedCenterHead(CenterHead):
         self.branches, self.code_weights, self.box_radius = tuple(branches), code_weights, box_radius
         self.nms, self.post_max_size, self.post_center_range = nms, post_max_size, post_center_range
         self.sync_avg_factor = sync_avg_factor
+        self.cell = [size * stride for size in voxel_size[:2]]
+        self.iou_weight, self.iou_loss_weight, self.iou_power = iou_weight, iou_loss_weight, powers
 
     def init_weights(self) -> None:
         """Start every heatmap at a score of 0.1; mmdet3d 1.4 means to, but its initialisation never gets there."""
@@ -126,10 +139,21 @@ class StratifiedCenterHead(CenterHead):
             code = torch.cat([pred[name] for name in self.branches], 1).float()  # [B, code, Y, X]
             index = target.index.unsqueeze(1).expand(-1, code.shape[1], -1)
             code = code.flatten(2).gather(2, index).transpose(1, 2)  # [B, max_objs, code]
+            total = counts[t, 1] + 1e-4
             # an unknown number (NaN velocity) is learned nowhere
             weight = target.mask.unsqueeze(2) * target.boxes.isfinite() * code.new_tensor(self.code_weights)
             losses[f'task{t}.loss_bbox'] = self.loss_bbox(
-                code, target.boxes.nan_to_num(0, 0, 0), weight, avg_factor=counts[t, 1] + 1e-4)
+                code, target.boxes.nan_to_num(0, 0, 0), weight, avg_factor=total)
+            if self.iou_weight or self.iou_loss_weight:
+                iou, distance = overlap(code, target.boxes.nan_to_num(0, 0, 0), self.cell)
+                mask = target.mask.to(iou.dtype)
+            if self.iou_weight:
+                guess = pred['iou'].float().flatten(1).gather(1, target.index)
+                gap = (guess - (2 * iou.detach() - 1)).abs() * mask
+                losses[f'task{t}.loss_iou_branch'] = (self.iou_weight * gap.sum() / total).float()
+            if self.iou_loss_weight:
+                gap = (1 - iou + distance) * mask
+                losses[f'task{t}.loss_iou'] = (self.iou_loss_weight * gap.sum() / total).float()
         return losses
 
     def predict_by_feat(self, preds_dicts: tuple[list[dict]], batch_input_metas: list[dict], *args,
@@ -141,8 +165,11 @@ class StratifiedCenterHead(CenterHead):
             pred = {name: value.float() for name, value in pred.items()}
             # the coder replaces its own setting by a tensor, and would warn of copying it in the next call
             self.bbox_coder.post_center_range = self.post_center_range
+            heatmap = pred['heatmap'].sigmoid()
+            if 'iou' in pred:
+                heatmap = rescore(heatmap, pred['iou'], self.iou_power[first_class:first_class + self.num_classes[t]])
             decoded = self.bbox_coder.decode(
-                pred['heatmap'].sigmoid(), pred['rot'][:, 0:1], pred['rot'][:, 1:2], pred['height'],
+                heatmap, pred['rot'][:, 0:1], pred['rot'][:, 1:2], pred['height'],
                 pred['dim'].exp(), pred.get('vel'), reg=pred['reg'], task_id=t)
             for found, sample in zip(samples, decoded):
                 keep = self._suppress(sample['bboxes'], sample['scores'], t)

@@ -118,3 +118,42 @@ def test_tiny_maps_decode():
     head = make_head(stride=16)
     found = head.predict_by_feat(head([torch.randn(1, 8, 4, 4)]), [{}])
     assert len(found) == 1
+
+
+def test_the_iou_branch_and_loss_know_a_perfect_box():
+    head = make_head(iou_weight=1.0, iou_loss_weight=0.5)
+    instances = [truth()]
+    maps = perfect_predictions(head, instances)
+    for (pred, ) in maps:
+        pred['iou'] = torch.ones_like(pred['heatmap'][:, :1])
+    losses = head.loss_by_feat(maps, instances)
+    assert all(float(losses[f'task{t}.{name}']) < 1e-4 for t in range(3) for name in ('loss_iou', 'loss_iou_branch'))
+    for (pred, ) in maps:
+        pred['height'] = pred['height'] + 5  # no overlap: the branch is wrong by 2 now
+    losses = head.loss_by_feat(maps, instances)
+    for t in range(3):
+        assert float(losses[f'task{t}.loss_iou_branch']) == pytest.approx(2, rel=1e-3)
+        assert 0.5 < float(losses[f'task{t}.loss_iou']) < 1.0
+
+
+def test_boxes_that_fit_badly_score_less():
+    head = make_head(iou_weight=1.0, iou_power=[0.5, 0.5, 0.5, 0.0])
+    maps = perfect_predictions(head, [truth()])
+    for (pred, ) in maps:
+        pred['iou'] = torch.full_like(pred['heatmap'][:, :1], -0.5)  # an IoU of 0.25
+    result, = head.predict_by_feat(maps, [{}])
+    best = {label: float(result.scores_3d[result.labels_3d == label].max()) for label in (0, 2, 3)}
+    assert best == pytest.approx({0: 0.5, 2: 0.5, 3: 1.0}, abs=1e-3)
+
+
+def test_the_head_with_iou_learns_from_its_own_maps():
+    head = make_head(iou_weight=1.0, iou_loss_weight=1.0)
+    maps = head((torch.randn(1, 8, 32, 32), ))
+    sum(head.loss_by_feat(maps, [truth()]).values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
+
+
+@pytest.mark.parametrize('power', [[0.5] * 3, 1.5, [0.1, 0.2, 0.3, -1]])
+def test_iou_powers_that_do_not_fit_are_refused(power):
+    with pytest.raises(ValueError, match='iou_power'):
+        make_head(iou_power=power)

@@ -1,6 +1,7 @@
 """How training and testing run: a runner that is safe to kill and says what is wrong, and the seeds of each epoch."""
+from stratified3d.engine.fading import FadeObjectSampleHook
 from stratified3d.engine.host_memory import HostMemoryHook
 from stratified3d.engine.runner import StratifiedRunner
 from stratified3d.engine.seeding import EpochSeedHook
 
-__all__ = ['EpochSeedHook', 'HostMemoryHook', 'StratifiedRunner']
+__all__ = ['EpochSeedHook', 'FadeObjectSampleHook', 'HostMemoryHook', 'StratifiedRunner']

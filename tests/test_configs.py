@@ -7,8 +7,9 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
-CONFIGS = ['stratified-centerpoint_voxel03_8xb4-cyclic-20e_nus-3d',
-           'stratified-centerpoint_tiny_1xb2-cyclic-20e_nus-3d']
+CONFIGS = [f'stratified-centerpoint_{name}_{schedule}_nus-3d' for name, schedule in (
+    ('voxel03', '8xb4-cyclic-20e'), ('voxel03-large', '8xb4-cyclic-20e'), ('voxel03-two-scale', '8xb4-cyclic-20e'),
+    ('pillar03', '8xb4-cyclic-20e'), ('tiny', '1xb2-cyclic-20e'))]
 
 
 @pytest.fixture
@@ -29,6 +30,7 @@ def test_no_config_is_forgotten(root):
 @all_configs
 def test_it_builds_learns_and_predicts(config):
     torch.manual_seed(0)
+    config.model.point_cloud_range = [-27, -27, -5, 27, 27, 3]  # a quarter of the map
     model = MODELS.build(config.model)
     model.init_weights()
     rng = np.random.default_rng(0)

@@ -96,7 +96,7 @@ def main() -> int:
     resume = ['--resume'] if (out / 'last_checkpoint').is_file() else []
     # the next step scores: no need to do so after the last epoch as well
     steps.run('train', lambda: call('train.py', CONFIG, '--work-dir', out, *resume, *options,
-                                    'train_cfg.val_interval=1000000'))
+                                    'train_cfg.val_begin=1000000'))
     checkpoint = (out / 'last_checkpoint').read_text().strip()
     steps.run('test', lambda: call('test.py', CONFIG, checkpoint, '--work-dir', out, *options))
     pictures = out / 'pictures'

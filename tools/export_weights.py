@@ -6,7 +6,7 @@ import sys
 from stratified3d.checkpoints import load_checkpoint_file, save_weights
 
 EXAMPLES = """examples:
-  python tools/export_weights.py work_dirs/quickstart/epoch_7.pth quickstart.safetensors
+  python tools/export_weights.py work_dirs/quickstart/epoch_8.pth quickstart.safetensors
 
 The classes go along, and loading compares them with the config's. tools/test.py, load_from and init_detector take the
 file; --resume needs the checkpoint itself."""

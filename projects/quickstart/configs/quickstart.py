@@ -24,6 +24,8 @@ train_pipeline = [
          translation_std=[0, 0, 0]),
     *[t for t in _base_.train_pipeline if t['type'] in (
         'RandomFlip3D', 'PointsRangeFilter', 'ObjectRangeFilter', 'ObjectNameFilter')],
+    # half of the points within 20 m, where there are more than enough: a step takes a quarter less time
+    dict(type='PointSample', num_points=70000, sample_range=20.0),
     dict(type='Pack3DDetInputs', keys=['points', 'gt_bboxes_3d', 'gt_labels_3d']),
 ]
 test_pipeline = [*load_points, in_range, dict(type='Pack3DDetInputs', keys=['points'])]
@@ -46,7 +48,7 @@ model = dict(
     encoder=dict(stages=[dict(depth=2, window_shape=(8, 12, 12), stride=(8, 1, 1))]),
     backbone=dict(channels=(128, 128, 256), depths=(1, 2, 2), strides=(2, 2, 2), out_channels=64),
     head=dict(shared_channels=64, box_radius=1, score_threshold=0.02, nms=dict(type='rotated', iou=0.1)))
-epochs = 7
+epochs = 8
 lr = 3e-3
 optim_wrapper = dict(optimizer=dict(lr=lr))
 param_scheduler = [

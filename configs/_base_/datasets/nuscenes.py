@@ -63,3 +63,5 @@ val_dataloader = dict(dataset=dict(pipeline=test_pipeline, metainfo=metainfo))
 test_dataloader = val_dataloader
 val_evaluator = dict(type='NuScenesDevkitMetric', classes=class_names)
 test_evaluator = val_evaluator
+# the last epochs see frames as they are
+custom_hooks = [dict(type='FadeObjectSampleHook', epochs=4)]

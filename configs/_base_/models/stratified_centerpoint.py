@@ -19,4 +19,6 @@ model = dict(
         ]),
     backbone=dict(
         type='ResidualBEVBackbone', channels=(128, 128, 256), depths=(1, 2, 2), strides=(2, 2, 2), out_channels=128),
-    head=dict(type='StratifiedCenterHead', shared_channels=64, nms=dict(type='rotated', iou=0.2)))
+    # IoU branch, IoU-aware scores and IoU loss, as the LiDAR transformers train
+    head=dict(type='StratifiedCenterHead', shared_channels=64, iou_weight=0.5, iou_power=0.5, iou_loss_weight=0.5,
+              nms=dict(type='rotated', iou=0.2)))

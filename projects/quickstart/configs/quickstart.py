@@ -47,7 +47,9 @@ model = dict(
     map_precision='auto',
     encoder=dict(stages=[dict(depth=2, window_shape=(8, 12, 12), stride=(8, 1, 1))]),
     backbone=dict(channels=(128, 128, 256), depths=(1, 2, 2), strides=(2, 2, 2), out_channels=64),
-    head=dict(shared_channels=64, box_radius=1, score_threshold=0.02, nms=dict(type='rotated', iou=0.1)))
+    head=dict(
+        shared_channels=64, box_radius=1, iou_weight=0, iou_loss_weight=0, score_threshold=0.02,
+        nms=dict(type='rotated', iou=0.1)))
 epochs = 8
 lr = 3e-3
 optim_wrapper = dict(optimizer=dict(lr=lr))
@@ -56,3 +58,4 @@ param_scheduler = [
 train_cfg = dict(max_epochs=epochs, val_interval=epochs)
 randomness = dict(seed=0)
 default_hooks = dict(logger=dict(interval=20))
+custom_hooks = []

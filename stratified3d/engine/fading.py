@@ -13,8 +13,8 @@ from stratified3d.engine.seeding import pipelines
 class FadeObjectSampleHook(Hook):
     """Switch ground-truth sampling off in the last epochs ("fade", Wang et al. 2021, PointAugmenting).
 
-    mmdet3d's DisableObjectSampleHook acts at the start of a single epoch: a run that is resumed later samples again, and
-    a data set in two wrappers is not reached.
+    mmdet3d's DisableObjectSampleHook acts at the start of a single epoch: a run that is resumed later samples again,
+    and a data set in two wrappers is not reached.
 
     Args:
         epochs: how many, at the end.

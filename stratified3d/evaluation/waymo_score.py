@@ -173,8 +173,8 @@ def mean_scores(scores: dict[str, dict[str, float]]) -> dict[str, dict[str, floa
 
 def format_table(scores: dict[str, dict[str, float]], truths: np.ndarray) -> str:
     """Scores as text: a line for each breakdown that has a truth, and the means; truths: [2, B], see Counts."""
-    lines = [f'{"":<20}{"truths":>8}{"AP":>8}{"APH":>8}{"truths":>11}{"AP":>8}{"APH":>8}',
-             f'{"":<20}{"LEVEL_1":>24}{"LEVEL_2":>27}']
+    lines = [f'{"":<20}{"LEVEL_1":>24}{"LEVEL_2":>27}',
+             f'{"":<20}{"truths":>8}{"AP":>8}{"APH":>8}{"truths":>11}{"AP":>8}{"APH":>8}']
     for row, name in sorted(enumerate(BREAKDOWNS), key=lambda item: item[1].split('_')[0] != item[1]):
         if truths[1, row]:
             lines.append(_line(name, [(truths[i, row], scores[f'{name}_LEVEL_{level}'])

@@ -25,8 +25,7 @@ ALLOWED = {
     'visualization': {'visualization'},
 }
 # third parties that a part may import at its top
-BARE = {'ops': {'torch'}, 'evaluation': {'numpy', 'numba', 'scipy', 'google', 'tqdm', 'torch', 'mmengine',
-                                           'mmdet3d'},
+BARE = {'ops': {'torch'}, 'evaluation': {'numpy', 'numba', 'scipy', 'google', 'tqdm', 'mmengine', 'mmdet3d'},
         'simulation': {'numpy', 'numba', 'tqdm'}}
 LAZY = {'open3d', 'matplotlib'}
 

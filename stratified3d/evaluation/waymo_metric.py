@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from mmdet3d.datasets import WaymoDataset
 from mmdet3d.registry import METRICS
 from mmengine.dist import is_main_process
@@ -78,7 +77,7 @@ class WaymoLevelMetric(BaseMetric):
         for sample in data_samples:
             found = sample['pred_instances_3d']
             boxes = found['bboxes_3d']
-            boxes = torch.cat([boxes.gravity_center, boxes.tensor[:, 3:7]], 1).cpu().numpy()
+            boxes = np.concatenate([boxes.gravity_center.cpu().numpy(), boxes.tensor[:, 3:7].cpu().numpy()], 1)
             self.results.append((self._frame(sample), boxes, self._types[found['labels_3d'].cpu().numpy()],
                                  found['scores_3d'].cpu().numpy()))
 

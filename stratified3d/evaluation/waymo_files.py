@@ -71,6 +71,8 @@ class ObjectsFile:
             message = self._parse(Object, self._data[start:stop], start)
             if not message.object.HasField('box'):
                 raise self._damage(start, 'an object without a box')
+            if isinstance(message.context_name, bytes):  # what protobuf makes of a string that is none
+                raise self._damage(start, 'an object of a segment whose name is no text')
             yield message
 
     def _add(self, number: int, kind: int, begin: int, start: int, stop: int) -> None:
@@ -131,7 +133,8 @@ def read_boxes(path: str | Path | ObjectsFile, progress: Callable[[Iterable], It
     """Read what the score needs of an Objects file.
 
     Args:
-        path: predictions, ground truths or a submission; or the ObjectsFile. progress: wraps the loop, for a progress bar.
+        path: predictions, ground truths or a submission; or the ObjectsFile.
+        progress: wraps the loop, for a progress bar.
     Raises:
         FileNotFoundError, ValueError: see ObjectsFile; also numbers that are not finite.
     """

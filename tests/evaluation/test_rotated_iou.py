@@ -1,5 +1,10 @@
-"""Rotated overlap against shapely; STRATIFIED3D_IOU_PAIRS=1000000 lets the comparison run on a million pairs."""
+"""Rotated overlap against shapely; STRATIFIED3D_IOU_PAIRS=1000000 lets the comparison run on a million pairs.
+
+shapely 2.0.7 (GEOS 3.11) finds nothing in common in about one of 30,000 pairs with coincident edges: where the two
+disagree, rational arithmetic decides.
+"""
 import os
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -69,20 +74,57 @@ def outlines(boxes, origin):
     return shapely.polygons(np.stack([x + u * cos - v * sin, y + u * sin + v * cos], -1))
 
 
+def exactly_shared(a, b):
+    """Shared area of two outlines, without rounding but of the sines and cosines."""
+    def corners(box):
+        cos, sin = Fraction(np.cos(box[6])), Fraction(np.sin(box[6]))
+        x, y, dx, dy = (Fraction(box[i]) for i in (0, 1, 3, 4))
+        return [(x + i * dx / 2 * cos - j * dy / 2 * sin, y + i * dx / 2 * sin + j * dy / 2 * cos)
+                for i, j in ((1, 1), (-1, 1), (-1, -1), (1, -1))]
+
+    def edges(polygon):
+        return list(zip(polygon, polygon[1:] + polygon[:1]))
+
+    polygon = corners(a)
+    for p, q in edges(corners(b)):
+        clipped = []
+        for start, end in edges(polygon):
+            left, right = ((q[0] - p[0]) * (r[1] - p[1]) - (q[1] - p[1]) * (r[0] - p[0]) for r in (start, end))
+            clipped += [start] if left >= 0 else []
+            if (left < 0) != (right < 0):
+                clipped.append(tuple(s + left / (left - right) * (e - s) for s, e in zip(start, end)))
+        polygon = clipped
+    return float(sum(p[0] * q[1] - p[1] * q[0] for p, q in edges(polygon)) / 2)
+
+
 @pytest.mark.parametrize('kind', range(len(KINDS)), ids=lambda i: f'{i}-{KINDS[i].__name__}')
 def test_equals_shapely(kind):
-    rng = np.random.default_rng(kind)
+    rng, disputed = np.random.default_rng(kind), 0
     for start in range(0, PAIRS // len(KINDS), 10_000):
         a = boxes_at_random(rng, min(10_000, PAIRS // len(KINDS) - start))
         b = KINDS[kind](rng, a)
         shared = shapely.area(shapely.intersection(outlines(a, a), outlines(b, a)))
-        area = np.maximum(a[:, 3] * a[:, 4] + b[:, 3] * b[:, 4] - shared, 1e-300)
-        np.testing.assert_allclose(rotated_iou_bev(a, b), shared / area, rtol=0, atol=1e-9)
+        found, area = rotated_iou_bev(a, b), a[:, 3] * a[:, 4] + b[:, 3] * b[:, 4]
+        for i in np.flatnonzero(np.abs(found * (area - shared) - shared) > 1e-9 * area):
+            shared[i] = exactly_shared(a[i], b[i])
+            disputed += 1
+        np.testing.assert_allclose(found, shared / (area - shared).clip(1e-300), rtol=0, atol=1e-9)
         height = np.minimum(a[:, 2] + a[:, 5] / 2, b[:, 2] + b[:, 5] / 2) - np.maximum(
             a[:, 2] - a[:, 5] / 2, b[:, 2] - b[:, 5] / 2)
         shared = shared * height.clip(0)
         volume = np.maximum(a[:, 3:6].prod(1) + b[:, 3:6].prod(1) - shared, 1e-300)
         np.testing.assert_allclose(rotated_iou_3d(a, b), shared / volume, rtol=0, atol=1e-9)
+    assert disputed <= (PAIRS // 50_000 if KINDS[kind] in (turned, nested, barely_turned) else 0) + (PAIRS < 50_000)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_equals_rational_arithmetic(kind):
+    rng = np.random.default_rng(0)
+    a = boxes_at_random(rng, 30)
+    b = kind(rng, a)
+    shared = np.array([exactly_shared(*pair) for pair in zip(a, b)])
+    area = a[:, 3] * a[:, 4] + b[:, 3] * b[:, 4] - shared
+    np.testing.assert_allclose(rotated_iou_bev(a, b), shared / area, rtol=0, atol=1e-12)
 
 
 def test_bounds_and_symmetry():

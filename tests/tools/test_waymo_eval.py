@@ -6,7 +6,7 @@ import re
 import pytest
 
 from stratified3d.evaluation.random_boxes import random_frames
-from stratified3d.evaluation.waymo_files import make_messages, write_objects
+from stratified3d.evaluation.waymo_files import ObjectsFile, make_messages, write_objects
 from stratified3d.evaluation.waymo_messages import Submission
 from stratified3d.evaluation.waymo_score import BREAKDOWNS, mean_scores, score_waymo
 
@@ -79,3 +79,24 @@ def test_the_real_file(run, real_data):
     path = str(real_data / 'waymo/gt.bin')
     status, printed = run(path, path)
     assert status == 0 and re.search(r'VEHICLE_\[50,inf\) +1  1\.0000  1\.0000', printed), printed
+
+
+def test_the_page(root, run, folder, tool_process, tmp_path, monkeypatch):
+    """The blocks of docs/waymo_evaluation.md, on small files."""
+    page = (root / 'docs/waymo_evaluation.md').read_text()
+    score, benchmark = re.findall(r'```bash\npython (.*)\n', page)
+    for name in ('found', 'true'):
+        (tmp_path / dict(found='predictions.bin', true='ground_truths.bin')[name]).symlink_to(folder / f'{name}.bin')
+    monkeypatch.chdir(tmp_path)
+    for line in (score, benchmark.replace('2000', '3')):
+        tool, *words = line.split()
+        status, printed = tool_process([str(root / tool), *words], tmp_path / 'log').wait()
+        assert status == 0, printed
+    assert re.search(r'3 frames of 100 predictions and 40 truths: [\d.]+ s \([\d.]+ s of CPU time\), 0\.\d+ GB', printed)
+    assert len(json.loads((tmp_path / 'scores.json').read_text())) == 32
+    config, script = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+    known = {}
+    exec(config + script, known)
+    assert known['val_evaluator']['type'] == 'WaymoLevelMetric'
+    assert mean_scores(score_waymo(known['found'], known['truth']))['LEVEL_2']['APH'] == pytest.approx(1)
+    assert ObjectsFile('submission.bin').submission == known['head']

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from mmdet3d.registry import METRICS
-from mmdet3d.structures import LiDARInstance3DBoxes
+from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
+from mmengine.evaluator import Evaluator
+from mmengine.structures import InstanceData
 from torch import distributed, multiprocessing
 
 from stratified3d.evaluation.random_boxes import random_frames
@@ -100,6 +102,19 @@ def test_equals_the_score_of_the_arrays(boxes, files, tmp_path):
     assert_scores(evaluate(both, nameless), expected)
     written = score_waymo(read_boxes(tmp_path / 'new/found.bin'), boxes[1])
     assert_scores(evaluate(from_infos, results(boxes[0])), written)
+
+
+def test_in_an_evaluator(boxes, files):
+    """With the samples that a detector hands over, two to a batch."""
+    evaluator = Evaluator([build(ann_file=files / 'infos.pkl')])
+    evaluator.dataset_meta = META
+    samples = []
+    for result in results(boxes[0]):
+        found = InstanceData(**result.pop('pred_instances_3d'))
+        samples.append(Det3DDataSample(metainfo=result, pred_instances_3d=found))
+    for i in range(0, FRAMES, 2):
+        evaluator.process(samples[i:i + 2])
+    assert_scores(evaluator.evaluate(FRAMES), score_waymo(*boxes))
 
 
 def test_two_processes_score_as_one(boxes, files, tmp_path):

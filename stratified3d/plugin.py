@@ -6,6 +6,7 @@ import stratified3d.datasets.sweeps
 import stratified3d.engine
 import stratified3d.evaluation.centre_metric
 import stratified3d.evaluation.nuscenes_metric
+import stratified3d.evaluation.waymo_metric
 import stratified3d.models
 import stratified3d.visualization.hook  # noqa: F401
 from stratified3d.checkpoints import register_loader

@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from stratified3d.simulation.jit import compiled
+from stratified3d.jit import compiled
 from stratified3d.simulation.primitives import BOX, FRUSTUM, TAPERED
 
 MISS = np.inf

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stratified3d.simulation.jit import compiled
+from stratified3d.jit import compiled
 from stratified3d.simulation.materials import GLASS, PAINT, TABLE
 from stratified3d.simulation.primitives import Primitives, Shape
 from stratified3d.simulation.raycast import GROUND, NOTHING, cast_rays

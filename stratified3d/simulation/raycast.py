@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 
+from stratified3d.jit import compiled
 from stratified3d.simulation.intersect import (
     MISS,
     half_lengths,
@@ -21,7 +22,6 @@ from stratified3d.simulation.intersect import (
     hit_tapered,
     incidence_cosine,
 )
-from stratified3d.simulation.jit import compiled
 from stratified3d.simulation.primitives import BOX, FRUSTUM, TAPERED, Primitives
 
 N_BINS = 720

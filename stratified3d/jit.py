@@ -1,4 +1,4 @@
-"""One decorator for every compiled kernel of the simulator."""
+"""One decorator for every kernel that numba compiles."""
 
 from __future__ import annotations
 

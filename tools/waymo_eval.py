@@ -1,0 +1,67 @@
+#!/usr/bin/env python
+"""Score detections by the Waymo Open Dataset's 3D metric: AP and APH by type, range and level, without TensorFlow."""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from stratified3d.evaluation.waymo_boxes import WaymoBoxes
+from stratified3d.evaluation.waymo_files import ObjectsFile, read_boxes
+from stratified3d.evaluation.waymo_score import average_precisions, count_boxes, format_table
+
+EXAMPLES = """examples:
+  python tools/waymo_eval.py predictions.bin ground_truths.bin
+  python tools/waymo_eval.py submission.bin ground_truths.bin --json scores.json
+
+Both are Objects files, such as validation ground truths that Waymo publishes and predictions that mmdet3d writes; the
+predictions may be a Submission too. docs/waymo_evaluation.md has the definition of the score.
+"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('predictions', type=Path)
+    parser.add_argument('ground_truths', type=Path)
+    parser.add_argument('--json', type=Path, metavar='OUT', help='write the scores there as well: {"VEHICLE_LEVEL_1": '
+                        '{"AP": 0.5, "APH": 0.4}, "VEHICLE_[0,30)_LEVEL_1": ...}')
+    return parser.parse_args()
+
+
+def read(path: Path) -> WaymoBoxes:
+    """Boxes of a file; prints what of it does not count."""
+    file = ObjectsFile(path)
+    boxes = read_boxes(file, partial(tqdm, desc=f'reading {path.name}', unit='box', total=len(file)))
+    unknown = int((boxes.types == 0).sum())
+    if unknown:
+        print(f'{path}: {unknown} of {len(boxes)} objects are of no type that is scored and are left out')
+    for number, count in file.other_fields.items():
+        what = 'no-label zones: predictions say by overlap_with_nlz whether they lie in one' if number == 2 else (
+            f'fields with the number {number}, which Objects files do not have')
+        print(f'{path}: does not use its {count} {what}')
+    return boxes
+
+
+def main() -> int:
+    args = parse_args()
+    try:
+        truth = read(args.ground_truths)
+        if not len(truth):
+            raise ValueError(f'{args.ground_truths}: holds no object to compare with')
+        counts = count_boxes(read(args.predictions), truth, partial(tqdm, desc='matching', unit='block'))
+        scores = average_precisions(counts)
+        print(format_table(scores, counts.truths))
+        if args.json is not None:
+            args.json.write_text(json.dumps(scores, indent=2) + '\n')
+    except (OSError, ValueError) as error:
+        sys.exit(f'waymo_eval.py: {error}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -10,6 +10,7 @@ VERSION = (ROOT / 'stratified3d' / '__init__.py').read_text().split("__version__
 DETECTION = [
     'mmengine>=0.10.7,<1', 'mmdet>=3.3.0,<3.4', 'mmdet3d>=1.4.0,<1.5', 'nuscenes-devkit>=1.2.0',
     'numba>=0.60', 'open3d>=0.19', 'matplotlib', 'tensorboard', 'safetensors', 'tqdm',
+    'protobuf>=4.22', 'scipy',
     # mmengine resolves `mmdet3d::` config bases through pkg_resources, which newer setuptools no longer ships
     'setuptools<81',
 ]
@@ -28,7 +29,7 @@ setup(
         'detection': DETECTION,
         'cpu': ['spconv==2.3.8', 'triton==3.6.0'],
         'gpu': ['spconv-cu126==2.3.8', 'nvidia-cuda-runtime-cu12', 'nvidia-cuda-nvrtc-cu12'],
-        'dev': ['pytest', 'hypothesis', 'ruff', 'pre-commit'],
+        'dev': ['pytest', 'hypothesis', 'shapely', 'ruff', 'pre-commit'],
     },
     classifiers=[
         'License :: OSI Approved :: Apache Software License',

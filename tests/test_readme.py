@@ -148,6 +148,6 @@ def test_python_block(root, folder, monkeypatch):
 
 def test_links_lead_somewhere(root):
     for page in ('README.md', 'ARCHITECTURE.md', 'CHANGELOG.md', 'projects/quickstart/README.md', 'docs/simulation.md',
-                 'docs/nuscenes.md', 'docs/robustness.md', 'docs/visualization.md', 'docs/own_data.md'):
+                 'docs/nuscenes.md', 'docs/robustness.md', 'docs/visualization.md', 'docs/own_data.md', 'docs/waymo_evaluation.md'):
         for target in re.findall(r'\]\((?!http)([^)#]+)', (root / page).read_text()):
             assert ((root / page).parent / target).exists(), f'{page}: {target}'

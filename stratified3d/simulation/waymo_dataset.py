@@ -20,7 +20,7 @@ from stratified3d.simulation.waymo_lidar import TOP, TURN_SECONDS, WaymoLidar, t
 from stratified3d.simulation.waymo_writer import COMPONENTS, SegmentWriter, write_segment
 from stratified3d.simulation.work import PARTIAL, check_room, claim_folder, explaining, run_batches
 
-VEHICLE, PEDESTRIAN, CYCLIST = 1, 2, 4  # Waymo's types; it labels traffic signs (3) as well, which stand here unlabelled
+VEHICLE, PEDESTRIAN, CYCLIST = 1, 2, 4  # Waymo's types; traffic signs (3) stand here unlabelled
 FRAME_BYTES = 8_000_000
 _ANNOTATED_RANGE = 75.0  # m
 _ZONE_RADIUS = 10.0  # m

@@ -122,7 +122,8 @@ class WaymoLidar(MountedLidar):
             image[:, self.columns] = np.swapaxes(columns, 0, 1)
             images.append(image)
             seen.append(np.swapaxes(spots, 0, 1)[(measured > 0).T])
-        return RangeImages(*images, self._pixel_poses(vehicle, origin) if self.laser == TOP else None, np.concatenate(seen))
+        pose = self._pixel_poses(vehicle, origin) if self.laser == TOP else None
+        return RangeImages(*images, pose, np.concatenate(seen))
 
     def _pixel_poses(self, vehicle: Pose, origin: np.ndarray) -> np.ndarray:
         r = vehicle.rotation

@@ -36,23 +36,23 @@ def image_points(image: np.ndarray, inclinations: np.ndarray, extrinsic: np.ndar
     Returns:
         points [N, 3] float64 m, pixel [N] = row * W + column of each.
     Raises:
-        ValueError: a point that is not finite.
+        ValueError: ranges or poses that are not finite.
     """
     width = image.shape[1]
     ranges = image[..., 0].ravel()
     pixel = np.flatnonzero(ranges > 0)
+    distance = ranges[pixel].astype(np.float64)
+    if not np.isfinite(distance).all() or pose is not None and not np.isfinite(pose).all():
+        raise ValueError('a range image holds ranges or poses that are not finite')
     row, column = np.divmod(pixel, width)
     yaw = np.arctan2(extrinsic[1, 0], extrinsic[0, 0])
     azimuth = ((width - np.arange(width) - 0.5) / width * 2 - 1) * np.pi - yaw
-    distance = ranges[pixel].astype(np.float64)
     level = distance * np.cos(inclinations)[row]
     points = np.stack([level * np.cos(azimuth)[column], level * np.sin(azimuth)[column],
                        distance * np.sin(inclinations)[row]], 1)
     points = points @ extrinsic[:3, :3].T + extrinsic[:3, 3]
     if pose is not None:
         points = _compensate(points, pose.reshape(-1, 6)[pixel], vehicle_pose)
-    if not np.isfinite(points).all():
-        raise ValueError(f'{(~np.isfinite(points).all(1)).sum()} points of a range image are not finite')
     return points, pixel
 
 

@@ -105,7 +105,8 @@ def _points(image: _Image, number: int, laser: _Laser, pose: np.ndarray | None, 
     rows, columns = values.shape[:2]
     inclinations = beam_inclinations(*laser.inclinations, rows)
     if pose is not None and pose.shape[:2] != (rows, columns):
-        raise ValueError(f'a range image of {rows} x {columns} pixels has poses of {pose.shape[0]} x {pose.shape[1]}')
+        raise ValueError(f'a range image of {rows} x {columns} pixels has {pose.shape[0]} x {pose.shape[1]} poses in '
+                         'lidar_pose')
     points, pixel = image_points(values, inclinations, laser.extrinsic, pose, vehicle_pose)
     found = np.empty((len(points), 7), np.float32)
     found[:, :3] = points
@@ -210,9 +211,10 @@ def _table(path: Path, name: str, fields: dict[str, str], keys: list[str]) -> li
     """Rows of a small component; fields {short name: that in the component}."""
     with _naming_damage(path):
         wanted = {short: f'[{name}].{field}' for short, field in fields.items()}
-        rows = pq.read_table(path, columns=[*keys, *wanted.values()], use_threads=False).to_pylist()
-        if missing := [column for column in [*keys, *wanted.values()] if rows and column not in rows[0]]:
-            raise ValueError(f'there is no column {", ".join(missing)}')
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            if missing := {*keys, *wanted.values()} - set(map(str, file.schema_arrow.names)):
+                raise ValueError(f'there is no column {", ".join(sorted(missing))}')
+            rows = file.read([*keys, *wanted.values()], use_threads=False).to_pylist()
         return [{**{key: row[key] for key in keys}, **{short: row[column] for short, column in wanted.items()}}
                 for row in rows]
 
@@ -271,5 +273,5 @@ def _expected(path: Path, lasers: set[int], stamps: set[int]) -> set[int]:
             raise ValueError(f'{path}: frame {stamp} has rows of the lasers {sorted(names)}, the calibration knows '
                              f'{sorted(lasers)}')
     if lost := found.keys() - stamps:
-        raise ValueError(f'{path}: {len(lost)} of its frames have no vehicle pose, {min(lost)} first')
+        raise ValueError(f'{path}: {len(lost)} of its frames are not in vehicle_pose, {min(lost)} first')
     return set(found)

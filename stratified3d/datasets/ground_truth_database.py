@@ -6,17 +6,16 @@ import functools
 import itertools
 import json
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from mmcv.ops import points_in_boxes_cpu
 from mmdet3d.datasets import NuScenesDataset
-from torch import Tensor
 from tqdm import tqdm
 
 from stratified3d.datasets.disk import naming, write_whole
 from stratified3d.datasets.info_files import read_info_file
+from stratified3d.datasets.object_points import cut_objects
 from stratified3d.datasets.processes import worker_pool
 from stratified3d.datasets.sweeps import LoadAlignedSweeps, LoadKeyframe
 
@@ -131,29 +130,3 @@ def _cut_frame(root: Path, sweeps: int, frame: dict) -> str:
     entries = cut_objects(root, f'{FOLDER}/{frame["sample_idx"]}', results['points'].tensor,
                           truth['gt_bboxes_3d'].tensor, names)
     return json.dumps([dict(entry, image_idx=frame['sample_idx']) for entry in entries])
-
-
-def cut_objects(root: Path, stem: str, points: Tensor, boxes: Tensor, names: Sequence[str | None]) -> list[dict]:
-    """Write the points of every box that has a name and points to <root>/<stem>_<name>_<box>.bin.
-
-    Args:
-        points: [P, C] float32 x, y, z and more. boxes: [K, >= 7] bottom centre x, y, z, dx, dy, dz, yaw, ...
-        names: K classes; None leaves a box out.
-    Returns:
-        The entries of a ground-truth database, without image_idx, difficulty and group_id; see `create_database`.
-    Raises:
-        OSError: a full disk; it names the file.
-    """
-    # [P, K]; of no box, the operator makes an error
-    inside = points_in_boxes_cpu(points[None, :, :3], boxes[None, :, :7])[0].bool() if len(boxes) else []
-    entries = []
-    for i, name in enumerate(names):
-        if name is None or not inside[:, i].any():
-            continue
-        path = f'{stem}_{name}_{i}.bin'
-        cut = points[inside[:, i]]
-        cut[:, :3] -= boxes[i, :3]
-        with naming(root / path):
-            (root / path).write_bytes(cut.numpy().tobytes())
-        entries.append(dict(name=name, path=path, gt_idx=i, box3d_lidar=boxes[i].tolist(), num_points_in_gt=len(cut)))
-    return entries

@@ -15,16 +15,15 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from mmdet3d.datasets import WaymoDataset
 from tqdm import tqdm
 
 from stratified3d.datasets.disk import claim_folder, naming, write_whole
-from stratified3d.datasets.ground_truth_database import cut_objects
+from stratified3d.datasets.object_points import cut_objects
 from stratified3d.datasets.processes import Rank, worker_pool
 from stratified3d.datasets.waymo_segments import Frame, read_segment
 
 SPLITS = {'training': 'train', 'validation': 'val', 'testing': 'test'}  # Waymo's folder: name of the info file
-CLASSES = WaymoDataset.METAINFO['classes']
+CLASSES = ('Car', 'Pedestrian', 'Cyclist')  # mmdet3d's; asking its WaymoDataset would cost each worker seconds
 FOLDER = 'waymo_gt_database'
 _NAMES = {1: 'Car', 2: 'Pedestrian', 4: 'Cyclist'}  # of Waymo's types; signs are not detected
 _RECORDS = '.conversion'  # what is done, per segment

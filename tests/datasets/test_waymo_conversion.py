@@ -84,6 +84,7 @@ def test_infos_are_like_a_real_one(converted_set, real_data):
 
 
 def test_mmdet3ds_data_set_reads_them(converted_set):
+    assert WaymoDataset.METAINFO['classes'] == waymo_conversion.CLASSES
     for split, name in (('training', 'train'), ('validation', 'val')):
         dataset = WaymoDataset(
             str(converted_set), f'waymo_infos_{name}.pkl', data_prefix=dict(pts=split, sweeps=split),

@@ -6,10 +6,11 @@ import shlex
 import pytest
 from mmdet3d.registry import METRICS
 
-MODEL = ['model.voxel_size=(1.44,1.44,1.5)', 'model.encoder.channels=16', 'model.encoder.num_strata=8',
-         'model.encoder.stem_depth=1', 'model.voxel_encoder.hidden_channels=8', 'model.voxel_encoder.out_channels=16',
-         'model.backbone.channels=(8,8,8)', 'model.backbone.depths=(1,1,1)', 'model.backbone.out_channels=8',
-         'model.head.shared_channels=8', 'model.head.post_max_size=50', 'model.head.score_threshold=0.0']
+MODEL = ['model.voxel_size=(1.44,1.44,0.1875)', 'model.voxel_encoder.hidden_channels=8',
+         'model.voxel_encoder.out_channels=16', 'model.encoder.channels=16', 'model.encoder.num_heads=2',
+         'model.encoder.num_strata=8', 'model.encoder.stem_depth=1', 'model.backbone.channels=(8,8,8)',
+         'model.backbone.depths=(1,1,1)', 'model.backbone.out_channels=8', 'model.head.shared_channels=8',
+         'model.head.post_max_size=50', 'model.head.score_threshold=0.0']
 LOADERS = [f'{name}_dataloader.{option}' for name in ('train', 'val', 'test')
            for option in ('num_workers=0', 'persistent_workers=False')]
 SHORT = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'default_hooks.logger.interval=1']

@@ -123,7 +123,9 @@ def convert_waymo(source: str | Path, out: str | Path, splits: Sequence[str] | N
     rank.wait()
     pending = sum(not (_record(out, *segment).is_file() or _failure(out, *segment).is_file()) for segment in segments)
     is_writer = rank.index == 0 or rank.launcher != 'pytorch'  # who else may do so at the same time writes the same
-    files = _write_files(out, segments, settings) if is_writer and not pending else []
+    files, written = [], None
+    while is_writer and not pending and written != (written := _done(out, segments)):  # others may add to it meanwhile
+        files = _write_files(out, segments, settings)
     rank.wait()
     return Outcome(files, failed, pending)
 
@@ -255,6 +257,10 @@ def _write_files(out: Path, segments: list[tuple[str, str]], settings: Settings)
             write_whole(out / file, pickle.dumps(value), _writer())
             files.append(out / file)
     return files
+
+
+def _done(out: Path, segments: list[tuple[str, str]]) -> list[bool]:
+    return [_record(out, *segment).is_file() for segment in segments]
 
 
 def _record(out: Path, split: str, name: str) -> Path:

@@ -10,7 +10,7 @@ VERSION = (ROOT / 'stratified3d' / '__init__.py').read_text().split("__version__
 DETECTION = [
     'mmengine>=0.10.7,<1', 'mmdet>=3.3.0,<3.4', 'mmdet3d>=1.4.0,<1.5', 'nuscenes-devkit>=1.2.0',
     'numba>=0.60', 'open3d>=0.19', 'matplotlib', 'tensorboard', 'safetensors', 'tqdm',
-    'protobuf>=4.22', 'scipy',
+    'protobuf>=4.22', 'scipy', 'pyarrow>=16,<26',
     # mmengine resolves `mmdet3d::` config bases through pkg_resources, which newer setuptools no longer ships
     'setuptools<81',
 ]

@@ -51,6 +51,24 @@ def prepared_set(tiny_set, tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope='session')
+def waymo_set(tmp_path_factory):
+    """A simulated Waymo: two training segments and one for validation, of two frames."""
+    from stratified3d.simulation.waymo_dataset import WaymoSettings, simulate_waymo
+    root = tmp_path_factory.mktemp('waymo') / 'v2'
+    simulate_waymo(root, WaymoSettings(train=2, val=1, frames=2), workers=1)
+    return root
+
+
+@pytest.fixture(scope='session')
+def converted_set(waymo_set, tmp_path_factory):
+    """The simulated Waymo after tools/waymo_convert.py; objects of every frame are in its database."""
+    from stratified3d.datasets.waymo_conversion import Settings, convert_waymo
+    out = tmp_path_factory.mktemp('waymo') / 'converted'
+    convert_waymo(waymo_set, out, settings=Settings(database_every=1))
+    return out
+
+
 def _released_as(source, root, version, scenes, annotated=True):
     """Give a set's scenes other names under another version."""
     for part in ('samples', 'sweeps', 'maps'):

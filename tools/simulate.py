@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Simulate a LiDAR data set in nuScenes format; `--help` tells how."""
+"""Simulate a LiDAR data set in nuScenes' or Waymo's format; `--help` tells how."""
 
 import argparse
 import sys
@@ -7,12 +7,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from stratified3d.simulation import Settings, simulate_dataset
+from stratified3d.simulation import Settings, WaymoSettings, simulate_dataset, simulate_waymo
 
 EXAMPLES = """examples:
   python tools/simulate.py data/simulated                          8 + 2 scenes, 1.4 GB
   python tools/simulate.py data/tiny --scenes 1+1 --keyframes 4    a set for trying things out
   python tools/simulate.py data/large --version v1.0-trainval --scenes 160+40 --keyframes 40 --workers 16
+  python tools/simulate.py data/waymo_v2 --format waymo --scenes 6+2 --keyframes 20     parquet, as Waymo's v2
 
 Interrupted, it goes on where it stopped when the same command is given again; a finished set is left as it is.
 The same options give the same bytes for any --workers."""
@@ -34,12 +35,13 @@ def _scenes(text: str) -> tuple[int, int]:
 def main() -> int:
     """Parse, simulate, report."""
     parser = argparse.ArgumentParser(
-        description='Simulate a LiDAR data set in nuScenes format.',
+        description='Simulate a LiDAR data set in the format of nuScenes, or of Waymo (perception v2).',
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     default = Settings()
     parser.add_argument('out', help='folder of the data set: new, empty, or begun with the same options')
+    parser.add_argument('--format', choices=('nuscenes', 'waymo'), default='nuscenes', help='default %(default)s')
     parser.add_argument(
         '--scenes',
         type=_scenes,
@@ -48,7 +50,10 @@ def main() -> int:
         help='training + validation scenes, or their sum (then a fifth is validation); default 8+2',
     )
     parser.add_argument(
-        '--keyframes', type=int, default=default.keyframes, help='per scene, 2 Hz (default %(default)s)'
+        '--keyframes',
+        type=int,
+        default=default.keyframes,
+        help='per scene, 2 Hz; of Waymo frames, 10 Hz (default %(default)s)',
     )
     parser.add_argument(
         '--sweeps',
@@ -60,16 +65,20 @@ def main() -> int:
     parser.add_argument('--seed', type=int, default=default.seed, help='of every random number (default %(default)s)')
     parser.add_argument('--version', default=default.version, help='v1.0-mini or v1.0-trainval (default %(default)s)')
     args = parser.parse_args()
-    settings = Settings(args.version, *args.scenes, args.keyframes, args.sweeps, args.seed)
+    simulate, settings = simulate_dataset, Settings(args.version, *args.scenes, args.keyframes, args.sweeps, args.seed)
+    if args.format == 'waymo':
+        if (args.version, args.sweeps) != (default.version, default.sweeps):
+            parser.error("--version and --sweeps are nuScenes'; Waymo has neither")
+        simulate, settings = simulate_waymo, WaymoSettings(*args.scenes, args.keyframes, args.seed)
     try:
         from tqdm import tqdm
     except ImportError:  # a bare training machine has numpy and numba only
         tqdm = None
-    bar = tqdm(unit='keyframe', dynamic_ncols=True) if tqdm else None
+    bar = tqdm(unit='frame', dynamic_ncols=True) if tqdm else None
 
     def progress(done: int, total: int) -> None:
         if bar is None:
-            print(f'\r{done}/{total} keyframes', end='', file=sys.stderr, flush=True)
+            print(f'\r{done}/{total} frames', end='', file=sys.stderr, flush=True)
             return
         bar.total = total
         if not bar.n:
@@ -77,8 +86,8 @@ def main() -> int:
         bar.update(done - bar.n)
 
     try:
-        fresh = simulate_dataset(args.out, settings, workers=args.workers, progress=progress)
-    except (ValueError, OSError) as error:
+        fresh = simulate(args.out, settings, workers=args.workers, progress=progress)
+    except (ValueError, OSError, ImportError) as error:
         print(
             f'\nsimulate.py: {error.strerror if isinstance(error, OSError) and not error.filename else error}',
             file=sys.stderr,
@@ -88,8 +97,8 @@ def main() -> int:
         if bar is not None:
             bar.close()
     print(
-        f'{args.out}: {"complete" if fresh else "was complete already"} ({settings.version}, {settings.train} + '
-        f'{settings.val} scenes of {settings.keyframes} keyframes)'
+        f'{args.out}: {"complete" if fresh else "was complete already"} ({settings.train} + {settings.val} '
+        f'scenes of {args.keyframes} frames)'
     )
     return 0
 

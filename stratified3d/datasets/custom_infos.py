@@ -1,7 +1,6 @@
 """A LiDAR-only data set of one's own, brought to points and info files that mmdet3d's scripts train and test with."""
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from mmdet3d.structures.ops.box_np_ops import points_in_rbbox
 from tqdm import tqdm
 
 from stratified3d.datasets.box_files import NamedBox
-from stratified3d.datasets.disk import write_whole
+from stratified3d.datasets.disk import claim_folder, write_whole
 from stratified3d.datasets.point_files import SUFFIXES, read_points
 
 
@@ -83,7 +82,8 @@ def create_custom_infos(frames: dict[str, Path], boxes: dict[str, list[NamedBox]
     if boxes is not None and (missing := sorted(set(classes or ()) - found)):
         raise ValueError(f'no box is named {", ".join(missing)}; there are {", ".join(sorted(found))}')
     classes = sorted(found) if classes is None else list(classes)
-    _claim(out, dict(intensity_max=intensity_max, load_dim=load_dim))
+    claim_folder(out, dict(intensity_max=intensity_max, load_dim=load_dim))
+    (out / 'points').mkdir(exist_ok=True)
     infos, extents = [], []
     for i, frame in enumerate(tqdm(chosen, f'infos_{split}.pkl', unit='frame')):
         points = _convert_points(frames[frame], out / 'points' / f'{frame}.bin', intensity_max, load_dim)
@@ -104,20 +104,6 @@ def create_custom_infos(frames: dict[str, Path], boxes: dict[str, list[NamedBox]
         sum(row['num_lidar_pts'] == 0 for row in rows),
         {name: np.mean([row['bbox_3d'][3:6] for row in mine], 0) for name, mine in by_class.items() if mine},
         np.concatenate([extents[:, :3].min(0), extents[:, 3:].max(0)]) if len(extents) else np.zeros(6))
-
-
-def _claim(out: Path, settings: dict) -> None:
-    """Points are kept when a conversion is repeated, so it has to be the same conversion."""
-    path = out / 'conversion.json'
-    if path.is_file():
-        before = json.loads(path.read_text())
-        if before != settings:
-            raise ValueError(f'{out} was converted with {before}, not {settings}: take another --out or delete it')
-        return
-    if out.is_dir() and any(out.iterdir()):
-        raise ValueError(f'{out} is not empty and no conversion made it (it has no conversion.json)')
-    (out / 'points').mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(settings).encode())
 
 
 def _convert_points(source: Path, target: Path, intensity_max: float, load_dim: int | None) -> np.ndarray:

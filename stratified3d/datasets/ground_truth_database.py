@@ -5,23 +5,18 @@ import copy
 import functools
 import itertools
 import json
-import multiprocessing
-import os
 import pickle
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
-import torch
-from mmcv.ops import points_in_boxes_cpu
 from mmdet3d.datasets import NuScenesDataset
 from tqdm import tqdm
 
 from stratified3d.datasets.disk import naming, write_whole
 from stratified3d.datasets.info_files import read_info_file
+from stratified3d.datasets.object_points import cut_objects
+from stratified3d.datasets.processes import worker_pool
 from stratified3d.datasets.sweeps import LoadAlignedSweeps, LoadKeyframe
 
 FOLDER = 'nuscenes_gt_database'
@@ -117,25 +112,8 @@ def _cut_frames(root: Path, sweeps: int, workers: int, frames: list[dict]) -> It
     if workers == 1 or len(frames) < 2:
         yield from map(cut, frames)
         return
-    # spawned, not forked: torch's threads do not survive a fork
-    context = multiprocessing.get_context('spawn')
-    try:
-        with ProcessPoolExecutor(min(workers, len(frames)), context, _begin_worker) as pool:
-            yield from pool.map(cut, frames)
-    except BrokenProcessPool as error:
-        raise OSError('a worker process was killed, most likely for want of memory: fewer workers need less; what is '
-                      'done is kept') from error
-
-
-def _begin_worker() -> None:
-    """One thread a worker, which ends with its parent however that ends."""
-    torch.set_num_threads(1)
-
-    def watch() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    with worker_pool(min(workers, len(frames))) as pool:
+        yield from pool.map(cut, frames)
 
 
 def _cut_frame(root: Path, sweeps: int, frame: dict) -> str:
@@ -147,20 +125,8 @@ def _cut_frame(root: Path, sweeps: int, frame: dict) -> str:
     for transform in (LoadKeyframe(coord_type='LIDAR', load_dim=5, use_dim=5),
                       LoadAlignedSweeps(sweeps_num=sweeps, use_dim=[0, 1, 2, 3, 4], remove_close=True)):
         results = transform.transform(results)
-    points, boxes = results['points'].tensor, results['ann_info']['gt_bboxes_3d'].tensor
-    labels = results['ann_info']['gt_labels_3d']
-    # [P, K]; of no box, the operator makes an error
-    inside = points_in_boxes_cpu(points[None, :, :3], boxes[None, :, :7])[0].bool() if len(boxes) else []
-    entries = []
-    for i, label in enumerate(labels.tolist()):
-        if label < 0 or not inside[:, i].any():
-            continue
-        name = NuScenesDataset.METAINFO['classes'][label]
-        path = f'{FOLDER}/{frame["sample_idx"]}_{name}_{i}.bin'
-        cut = points[inside[:, i]]
-        cut[:, :3] -= boxes[i, :3]
-        with naming(root / path):
-            (root / path).write_bytes(cut.numpy().tobytes())
-        entries.append(dict(name=name, path=path, image_idx=frame['sample_idx'], gt_idx=i,
-                            box3d_lidar=boxes[i].tolist(), num_points_in_gt=len(cut)))
-    return json.dumps(entries)
+    truth = results['ann_info']
+    names = [NuScenesDataset.METAINFO['classes'][label] if label >= 0 else None for label in truth['gt_labels_3d']]
+    entries = cut_objects(root, f'{FOLDER}/{frame["sample_idx"]}', results['points'].tensor,
+                          truth['gt_bboxes_3d'].tensor, names)
+    return json.dumps([dict(entry, image_idx=frame['sample_idx']) for entry in entries])

@@ -10,6 +10,8 @@ from mmdet3d.datasets.transforms.dbsampler import DataBaseSampler
 from mmdet3d.registry import TRANSFORMS
 from mmengine.logging import print_log
 
+from stratified3d.datasets.info_files import remedy
+
 
 @TRANSFORMS.register_module()
 class GroundTruthSampler(DataBaseSampler):
@@ -25,10 +27,8 @@ class GroundTruthSampler(DataBaseSampler):
 
     def __init__(self, info_path: str, *args, **kwargs):
         if '://' not in info_path and not Path(info_path).is_file():
-            folder = Path(info_path).parent
-            raise FileNotFoundError(
-                f'there is no ground-truth database {info_path}: `python tools/create_data.py {folder} --version '
-                'VERSION` writes that of nuScenes; without one, take ObjectSample out of the pipeline')
+            raise FileNotFoundError(f'there is no ground-truth database {info_path}: {remedy(Path(info_path))}; '
+                                    'without one, take ObjectSample out of the pipeline')
         super().__init__(info_path, *args, **kwargs)
         absent = [name for name in self.sample_classes if not self.db_infos.get(name)]
         if absent:

@@ -20,7 +20,7 @@ def read_info_file(path: str | Path) -> dict:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f'there is no info file {path}: {_remedy(path)}')
+        raise FileNotFoundError(f'there is no info file {path}: {remedy(path)}')
     try:
         content = pickle.loads(path.read_bytes())
         for frame in content['data_list']:
@@ -28,7 +28,7 @@ def read_info_file(path: str | Path) -> dict:
         content['metainfo'].get('categories')
     except _DAMAGED as error:
         raise ValueError(f'{path}: no mmdet3d info file of version 2 with metainfo and data_list, or damaged '
-                         f'({type(error).__name__}: {error}); delete it and {_remedy(path)}') from error
+                         f'({type(error).__name__}: {error}); delete it and {remedy(path)}') from error
     if not content['data_list']:
         raise ValueError(f'{path}: holds no frame')
     return content
@@ -42,14 +42,14 @@ def check_files(settings: dict) -> None:
     """
     for path in info_paths(settings):
         if not path.is_file():
-            raise FileNotFoundError(f'there is no info file {path}: {_remedy(path)}')
+            raise FileNotFoundError(f'there is no info file {path}: {remedy(path)}')
     for part in _parts(settings):
         for transform in part.get('pipeline', []):
             database = transform.get('db_sampler', {}).get('info_path')
             if database and not os.path.isfile(database):
                 raise FileNotFoundError(
-                    f'there is no ground-truth database {database}: `python tools/create_data.py --help` says how it '
-                    'is made; a train_pipeline without ObjectSample needs none')
+                    f'there is no ground-truth database {database}: {remedy(Path(database))}; a train_pipeline '
+                    'without ObjectSample needs none')
 
 
 def info_paths(settings: dict) -> list[Path]:
@@ -115,7 +115,10 @@ def _parts(settings: dict) -> Iterator[dict]:
         yield settings
 
 
-def _remedy(path: Path) -> str:
+def remedy(path: Path) -> str:
+    """Which command writes an info file or a ground-truth database of this name."""
+    if path.name.startswith('waymo_'):
+        return f'`python tools/waymo_convert.py SRC {path.parent}` writes it from perception v2'
     if path.name.startswith('infos_'):
         return f'`python tools/convert_custom.py --out {path.parent} ...` writes it from points and boxes of your own'
     return (f'`python tools/create_data.py {path.parent}` writes it from nuScenes tables (`python tools/simulate.py '

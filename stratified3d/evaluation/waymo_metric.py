@@ -83,16 +83,14 @@ class WaymoLevelMetric(BaseMetric):
 
     def _frame(self, sample: dict) -> tuple[str, int]:
         """Segment and timestamp of a sample."""
-        number, frame = sample.get('sample_idx'), (sample.get('context_name'), sample.get('timestamp'))
-        if self.frames is not None:
-            known = self.frames.get(number)
-            if known is None or None not in frame and frame != known:
-                raise ValueError(f'a result of frame {number} {frame} is none of the {len(self.frames)} frames of '
-                                 f'{self.ann_file}: the evaluator and the data set take different info files')
-            return known
+        frame = sample.get('context_name'), sample.get('timestamp')
         if None in frame:
-            raise ValueError('a result does not say of which frame it is: give the metric an ann_file, or let '
-                             "Pack3DDetInputs pass on the meta_keys 'context_name' and 'timestamp' as well")
+            # a number would not do: mmengine's data sets number their samples anew
+            raise ValueError("a result does not say of which frame it is: let Pack3DDetInputs pass on the meta_keys "
+                             "'context_name' and 'timestamp' as well")
+        if self.frames is not None and frame not in self.frames:
+            raise ValueError(f'a result of frame {frame} is none of the {len(self.frames)} frames of {self.ann_file}: '
+                             'the evaluator and the data set take different info files')
         return frame
 
     def compute_metrics(self, results: list[tuple]) -> dict[str, float]:
@@ -132,10 +130,10 @@ def _type_of(name: str) -> int:
     return _TYPES[name.lower()]
 
 
-def _read_frames(infos: dict, path: str) -> dict[int, tuple[str, int]]:
-    """Segment and timestamp of each frame by its sample_idx."""
+def _read_frames(infos: dict, path: str) -> set[tuple[str, int]]:
+    """Segment and timestamp of each frame."""
     try:
-        return {frame['sample_idx']: (frame['context_name'], int(frame['timestamp'])) for frame in infos['data_list']}
+        return {(frame['context_name'], int(frame['timestamp'])) for frame in infos['data_list']}
     except KeyError as error:
         raise ValueError(f'{path}: a frame has no {error}; is it an info file of Waymo?') from error
 

@@ -13,8 +13,6 @@ from stratified3d.ops import Voxels, segment_broadcast, segment_reduce, voxel_ce
 
 # a coordinate, reflectance or age beyond this is as broken as NaN, and would become it
 _LARGEST = 1e6
-# reflectance is 0 to 255 on nuScenes: brought to the scale of the other columns
-_INTENSITY_SCALE = 1 / 255
 
 
 @MODELS.register_module()
@@ -28,17 +26,18 @@ class DynamicVoxelEncoder(nn.Module):
     Args:
         voxel_size: (x, y, z) metres.
         point_cloud_range: (x_min, y_min, z_min, x_max, y_max, z_max) metres.
-        in_channels: columns read from the points: x, y, z, intensity, and dt (s) where there are 5.
+        in_channels: columns read from the points: x, y, z, intensity, and dt (s) or elongation where there are 5.
         hidden_channels, out_channels: widths of the two layers.
+        intensity_max: full scale of the intensity, which is brought to the order of the other columns; 255 on nuScenes.
     """
 
     def __init__(self, voxel_size: Sequence[float], point_cloud_range: Sequence[float], in_channels: int = 5,
-                 hidden_channels: int = 64, out_channels: int = 64):
+                 hidden_channels: int = 64, out_channels: int = 64, intensity_max: float = 255.0):
         super().__init__()
         if in_channels < 3:
             raise ValueError(f'in_channels counts x, y, z at least, not {in_channels}')
         self.voxel_size, self.point_cloud_range = tuple(voxel_size), tuple(point_cloud_range)
-        self.in_channels = in_channels
+        self.in_channels, self.intensity_scale = in_channels, 1 / intensity_max
         self.point_layer = _layer(in_channels + 6, hidden_channels)
         self.voxel_layer = _layer(2 * hidden_channels, hidden_channels)
         self.out = nn.Linear(2 * hidden_channels, out_channels)
@@ -85,7 +84,7 @@ class DynamicVoxelEncoder(nn.Module):
         mean = segment_reduce(xyz.contiguous(), voxels.offsets, 'mean')  # [N, 3]
         columns = [(xyz - (low + high) / 2) / ((high - low) / 2)]
         if self.in_channels > 3:
-            columns += [points[:, 3:4] * _INTENSITY_SCALE, points[:, 4:]]
+            columns += [points[:, 3:4] * self.intensity_scale, points[:, 4:]]
         return torch.cat([*columns, xyz - _spread(mean, voxels, points), xyz - _spread(centre, voxels, points)], 1)
 
     def _count_dropped(self, count: int) -> None:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import json
-import multiprocessing
 import os
 import shutil
-import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,12 +18,11 @@ from stratified3d.simulation.lidar import N_COLUMNS, N_RINGS, SWEEP_SECONDS, Noi
 from stratified3d.simulation.nuscenes_writer import Tables, blank_png, quaternion
 from stratified3d.simulation.scene import Scene
 from stratified3d.simulation.splits import SPLITS, scene_name
+from stratified3d.simulation.work import PARTIAL, check_room, claim_folder, explaining, run_batches, write_file
 
 SWEEPS_PER_KEYFRAME = 10  # 20 Hz sweeps, 2 Hz keyframes
 SWEEP_BYTES = N_COLUMNS * N_RINGS * 5 * 4
-_STATE = 'simulation.json'
 _RECORDS = '.simulation'
-_PARTIAL = '.partial'
 _MAP = 'maps/blank.png'
 
 
@@ -84,17 +78,6 @@ def _scene(layout: str, seed: int, number: int, duration: float) -> Scene:
     return build_scene(layout, (seed, number), duration)
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Write a file that is either whole or absent."""
-    partial = path.with_name(f'{path.name}.{os.getpid()}{_PARTIAL}')
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    except OSError as error:  # an error of write() does not say where
-        partial.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
 def _record_path(root: Path, number: int, k: int) -> Path:
     return root / _RECORDS / scene_name(number) / f'{k:04d}.json'
 
@@ -117,7 +100,7 @@ def _simulate_keyframe(root: Path, settings: Settings, number: int, layout: str,
         stamp = epoch + index * round(SWEEP_SECONDS * 1e6)
         folder = 'samples' if is_key else 'sweeps'
         filename = f'{folder}/LIDAR_TOP/sim-{name}__LIDAR_TOP__{stamp}.pcd.bin'
-        _write(root / filename, points.tobytes())
+        write_file(root / filename, points.tobytes())
         ego = scene.ego_pose(np.array([now]))
         record['sweeps'].append(
             {
@@ -147,7 +130,7 @@ def _simulate_keyframe(root: Path, settings: Settings, number: int, layout: str,
     mount = scene.sensor.mount
     record['mount'] = [[float(v) for v in mount.translation], quaternion(mount.rotation)]
     record['location'] = 'boston-seaport' if scene.drive > 0 else 'singapore-onenorth'
-    _write(_record_path(root, number, k), json.dumps(record).encode())
+    write_file(_record_path(root, number, k), json.dumps(record).encode())
 
 
 def _simulate_batch(root: Path, settings: Settings, number: int, layout: str, keyframes: list[int]) -> int:
@@ -157,52 +140,22 @@ def _simulate_batch(root: Path, settings: Settings, number: int, layout: str, ke
     return len(keyframes)
 
 
-def _end_with_parent(parent: int) -> None:
-    """Let a worker end when its parent was killed; it would wait for work for ever."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _open_root(root: Path, settings: Settings) -> None:
     """Make the folder ours, or say why it cannot be."""
-    wanted = asdict(settings)
-    state = root / _STATE
-    if root.exists() and not root.is_dir():
-        raise FileExistsError(errno.EEXIST, f"'{root}' is a file; name a folder for the data set")
-    if state.exists():
-        try:
-            found = json.loads(state.read_text())
-        except ValueError:
-            found = {}
-        if found != wanted:
-            differ = ', '.join(
-                f'{key} {found.get(key)} instead of {wanted[key]}' for key in wanted if found.get(key) != wanted[key]
-            )
-            raise ValueError(
-                f"'{root}' holds a simulated data set of other settings ({differ}); name another folder, or "
-                'delete this one'
-            )
-    elif root.exists() and any(root.iterdir()):
-        raise ValueError(f"'{root}' is not empty and holds no simulated data set; name another folder")
+    claim_folder(root, asdict(settings))
     for folder in ('samples/LIDAR_TOP', 'sweeps/LIDAR_TOP', 'maps', _RECORDS):
         (root / folder).mkdir(parents=True, exist_ok=True)
     for number, _ in settings.scenes():
         (root / _RECORDS / scene_name(number)).mkdir(exist_ok=True)
-    _write(state, json.dumps(wanted, indent=1).encode())
-    _write(root / _MAP, blank_png())
+    write_file(root / _MAP, blank_png())
     for folder in ('samples/LIDAR_TOP', 'sweeps/LIDAR_TOP', _RECORDS):
-        for stale in (root / folder).rglob(f'*{_PARTIAL}'):
+        for stale in (root / folder).rglob(f'*{PARTIAL}'):
             stale.unlink(missing_ok=True)
 
 
 def _write_tables(root: Path, settings: Settings) -> None:
     """All tables at once: their folder appears when they are whole."""
-    partial = root / f'{settings.version}{_PARTIAL}'
+    partial = root / f'{settings.version}{PARTIAL}'
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     tables = Tables(partial, settings.seed)
@@ -241,19 +194,13 @@ def simulate_dataset(
         raise ValueError(f'{workers} workers: at least 1')
     if 'samples' in str(root):
         raise ValueError(f"'{root}': mmdet3d takes a path with 'samples' in it for a keyframe's; name another folder")
-    try:
+    with explaining():
         _open_root(root, settings)
         if (root / settings.version).is_dir():
             shutil.rmtree(root / _RECORDS, ignore_errors=True)
             return False
         _simulate_missing(root, settings, workers, progress or (lambda done, total: None))
         _write_tables(root, settings)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        raise OSError(
-            error.errno, f'{error.strerror}; mend that, then run the same command again to go on', error.filename
-        ) from error
     shutil.rmtree(root / _RECORDS, ignore_errors=True)
     return True
 
@@ -268,30 +215,13 @@ def _simulate_missing(root: Path, settings: Settings, workers: int, progress: Ca
         todo = [k for k in range(settings.keyframes) if not _record_path(root, number, k).exists()]
         batches += [(number, layout, todo[i : i + size]) for i in range(0, len(todo), size)]
     missing = sum(len(batch[2]) for batch in batches)
-    need, free = missing / total * settings.bytes(), shutil.disk_usage(root).free
-    if free < need:
-        raise OSError(
-            errno.ENOSPC,
-            f"'{root}' has {free / 1e9:.2f} GB free, the data set needs {need / 1e9:.2f} GB: free some, or ask for "
-            'fewer scenes, keyframes or sweeps',
-        )
-    done = total - missing
-    progress(done, total)
-    if workers == 1 or not batches:
-        for batch in batches:
-            done += _simulate_batch(root, settings, *batch)
-            progress(done, total)
-        return
-    simulate_frame(0)  # compiles the kernels, so that forked workers have them
-    method = 'fork' if 'fork' in multiprocessing.get_all_start_methods() else 'spawn'
-    with ProcessPoolExecutor(
-        workers, multiprocessing.get_context(method), initializer=_end_with_parent, initargs=(os.getpid(),)
-    ) as pool:
-        futures = [pool.submit(_simulate_batch, root, settings, *batch) for batch in batches]
-        try:
-            for future in as_completed(futures):
-                done += future.result()
-                progress(done, total)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    check_room(root, missing / total * settings.bytes(), 'scenes, keyframes or sweeps')
+    run_batches(
+        functools.partial(_simulate_batch, root, settings),
+        batches,
+        workers=workers,
+        warm=functools.partial(simulate_frame, 0),
+        done=total - missing,
+        total=total,
+        progress=progress,
+    )

@@ -83,37 +83,52 @@ def _ego_car() -> Primitives:
     return car.primitives()
 
 
-class Sensor:
-    """One mounted sensor: its calibration, and the rays that its own car blocks.
+class MountedLidar:
+    """One mounted sensor: its rays, when they are fired, and which of them its own car blocks.
 
     Args:
-        tilt: (roll, pitch) of the mount, rad; nuScenes' cars have up to 0.025.
+        mount: the sensor in the ego frame.
+        directions: [C, B, 3] unit vectors of C columns of B rays in the sensor frame.
+        delays: [C] s relative to the timestamp, ascending.
+        key: of the random gain of each laser; the same sensor in every scene.
     """
 
-    def __init__(self, tilt: tuple[float, float] = (0.0, 0.0)):
-        roll, pitch = tilt
-        yaw = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])  # x right, y forward
-        cr, sr, cp, sp = math.cos(roll), math.sin(roll), math.cos(pitch), math.sin(pitch)
-        tip = np.array([[cp, sp * sr, sp * cr], [0.0, cr, -sr], [-sp, cp * sr, cp * cr]])
-        self.mount = Pose(tip @ yaw, MOUNT)  # LIDAR_TOP to ego
-        # lasers and receivers differ; the same sensor in every scene
-        self.gain = np.exp(0.2 * np.random.Generator(np.random.Philox(key=32)).standard_normal(N_RINGS))
-        self.directions = firing_directions()
-        self.delays = firing_delays()
+    def __init__(self, mount: Pose, directions: np.ndarray, delays: np.ndarray, key: int):
+        self.mount, self.directions, self.delays = mount, directions, delays
+        columns, beams = directions.shape[:2]
+        # lasers and receivers differ
+        self.gain = np.exp(0.2 * np.random.Generator(np.random.Philox(key=key)).standard_normal(beams))
         no_ground = np.array([-1e6, 0.0, 0.0, 0.0, 0.0, 0.0])
         car = _ego_car()
-        still = np.broadcast_to(self.mount.translation, (N_COLUMNS, 3))
         self.own_distance, self.own_hit, self.own_cosine = cast_rays(
-            still,
-            np.broadcast_to(self.mount.rotation, (N_COLUMNS, 3, 3)),
-            np.zeros(N_COLUMNS),
-            self.directions,
+            np.broadcast_to(mount.translation, (columns, 3)),
+            np.broadcast_to(mount.rotation, (columns, 3, 3)),
+            np.zeros(columns),
+            directions,
             car,
             no_ground,
             max_range=10.0,
         )
         self.own_material = car.material[np.maximum(self.own_hit, 0)]
         self.own_shade = car.shade[np.maximum(self.own_hit, 0)]
+
+
+class Sensor(MountedLidar):
+    """The HDL-32E of nuScenes' cars.
+
+    Args:
+        tilt: (roll, pitch) of the mount, rad; nuScenes' cars have up to 0.025.
+    """
+
+    def __init__(self, tilt: tuple[float, float] = (0.0, 0.0)):
+        yaw = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])  # x right, y forward
+        super().__init__(Pose(tip(*tilt) @ yaw, MOUNT), firing_directions(), firing_delays(), N_RINGS)
+
+
+def tip(roll: float, pitch: float) -> np.ndarray:
+    """[3, 3] rotation of a mount that leans by roll and pitch, rad."""
+    cr, sr, cp, sp = math.cos(roll), math.sin(roll), math.cos(pitch), math.sin(pitch)
+    return np.array([[cp, sp * sr, sp * cr], [0.0, cr, -sr], [-sp, cp * sr, cp * cr]])
 
 
 class Surface(NamedTuple):
@@ -124,15 +139,18 @@ class Surface(NamedTuple):
     corner: tuple[float, float]
 
 
-def fire(sensor: Sensor, poses: Pose, primitives: Primitives, ground: np.ndarray):
+def fire(
+    sensor: MountedLidar, poses: Pose, primitives: Primitives, ground: np.ndarray, max_range: float = MAX_RANGE
+):
     """Cast one sweep along the sensor's moving pose.
 
     Args:
-        poses: [N_COLUMNS] LIDAR_TOP to world at each firing.
+        poses: [C] sensor to world at each firing.
         primitives: in the world at the sweep's timestamp.
         ground: [6], see `intersect.hit_ground`.
+        max_range: m.
     Returns:
-        distance, hit, cosine [N_COLUMNS, N_RINGS], see `raycast.cast_rays`; what the ego car blocks is NOTHING.
+        distance, hit, cosine [C, B], see `raycast.cast_rays`; what the ego car blocks is NOTHING.
     """
     return cast_rays(
         poses.translation,
@@ -141,7 +159,7 @@ def fire(sensor: Sensor, poses: Pose, primitives: Primitives, ground: np.ndarray
         sensor.directions,
         primitives,
         ground,
-        max_range=MAX_RANGE,
+        max_range=max_range,
         limits=sensor.own_distance,
     )
 
@@ -192,26 +210,23 @@ def _measure(
             intensity[c, b] = min(max(math.floor(value + 0.5), 0.0), 255.0)
 
 
-def measure(
-    sensor: Sensor,
+def receive(
+    sensor: MountedLidar,
     poses: Pose,
     primitives: Primitives,
     surface: Surface,
     cast: tuple,
     noise: Noise,
     rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Turn a cast sweep into the points of a file: noise, intensity, motion compensation.
-
-    A ray without a return stays as a point at the sensor's origin at its firing time. Everything is given in the
-    LIDAR_TOP frame at the sweep's timestamp, the last firing.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the receiver makes of a cast sweep: which echoes it notices, how far and how bright.
 
     Args:
         cast: what `fire` returned.
         rng: a generator that belongs to this sweep alone.
     Returns:
-        points [N_COLUMNS * N_RINGS, 5] float32 (x, y, z m, intensity 0-255, ring), column by column;
-        owner [N_COLUMNS * N_RINGS] int64 of the object hit, -1 for none.
+        measured [C, B] m, 0 where there is no return; intensity [C, B] 0 to 255; world [C, 3, B] unit vectors of the
+        rays in the world.
     """
     distance, hit, cosine = cast
     world = poses.rotation @ np.swapaxes(sensor.directions, 1, 2)  # [C, 3, B]
@@ -244,6 +259,31 @@ def measure(
         measured,
         intensity,
     )
+    return measured, intensity, world
+
+
+def measure(
+    sensor: Sensor,
+    poses: Pose,
+    primitives: Primitives,
+    surface: Surface,
+    cast: tuple,
+    noise: Noise,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Turn a cast sweep into the points of a file: noise, intensity, motion compensation.
+
+    A ray without a return stays as a point at the sensor's origin at its firing time. Everything is given in the
+    LIDAR_TOP frame at the sweep's timestamp, the last firing.
+
+    Args:
+        as in `receive`.
+    Returns:
+        points [N_COLUMNS * N_RINGS, 5] float32 (x, y, z m, intensity 0-255, ring), column by column;
+        owner [N_COLUMNS * N_RINGS] int64 of the object hit, -1 for none.
+    """
+    hit = cast[1]
+    measured, intensity, world = receive(sensor, poses, primitives, surface, cast, noise, rng)
     end = Pose(poses.rotation[-1], poses.translation[-1]).inverse()
     seen = poses.translation[:, :, None] + world * measured[:, None]  # [C, 3, B]
     points = np.empty((N_COLUMNS, N_RINGS, 5), np.float32)

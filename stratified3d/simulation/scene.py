@@ -152,15 +152,23 @@ class Scene:
             points: [N, 5] the keyframe, LIDAR_TOP frame. primitives: the world at `time`, as `sweep` returned it.
         """
         lidar = self.lidar_pose(np.array([time]))
-        sensor = lidar.translation[0]
+        world = points[:, :3] @ lidar.rotation[0].T + lidar.translation[0]
+        seen = world[np.linalg.norm(points[:, :3], axis=1) > 1.0]
+        return self.annotate_world(time, lidar.translation[0], seen, primitives)
+
+    def annotate_world(self, time: float, sensor: np.ndarray, world: np.ndarray, primitives: Primitives) -> Boxes:
+        """Boxes of all categorised actors within ANNOTATED_RANGE of a sensor [3] at `time`.
+
+        Args:
+            world: [N, 3] points in the world. primitives: the world at `time`, see `primitives_at`.
+        """
         position, rotation, yaw = self._annotated_fleet.pose(time, self.ground)
         velocity = (position - self._annotated_fleet.pose(time - SWEEP_SECONDS, self.ground)[0])[:, :2] / SWEEP_SECONDS
         near = np.hypot(*(position - sensor)[:, :2].T) < ANNOTATED_RANGE
         actor, yaw, velocity = self._annotated[near], yaw[near], velocity[near]
         size = np.array([self.actors[i].shape.size for i in actor]).reshape(-1, 3)
         centre = position[near] + rotation[near, :, 2] * size[:, 2:] / 2
-        world = points[:, :3] @ lidar.rotation[0].T + sensor
-        num_points = count_points(world[np.linalg.norm(points[:, :3], axis=1) > 1.0], centre, size, yaw)
+        num_points = count_points(world, centre, size, yaw)
         visibility = self._visibility(sensor, actor, centre, size, yaw, primitives)
         return Boxes(actor, centre, size, yaw, velocity, num_points, visibility)
 

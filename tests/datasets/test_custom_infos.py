@@ -116,7 +116,7 @@ def test_folders_of_others_are_left_alone(frames, tmp_path):
     with pytest.raises(ValueError, match='is not empty and no conversion made it'):
         create_custom_infos(frames, {}, frames['a'].parent, 'train')
     create_custom_infos(frames, {}, tmp_path / 'out', 'train', intensity_max=1)
-    with pytest.raises(ValueError, match="was converted with .*'intensity_max': 1.*take another --out"):
+    with pytest.raises(ValueError, match="was converted with .*'intensity_max': 1.*take another folder"):
         create_custom_infos(frames, {}, tmp_path / 'out', 'train', intensity_max=2)
     with pytest.raises(FileNotFoundError, match='holds no .bin'):
         list_frames(tmp_path)

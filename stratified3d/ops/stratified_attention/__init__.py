@@ -11,11 +11,11 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from stratified3d.ops.stratified_attention import reference, sdpa
+from stratified3d.ops.stratified_attention import reference, sdpa, triton
 from stratified3d.ops.windows import WindowPlan, checks_values
 
 # fastest first: `None` takes the first that can run
-BACKENDS: dict[str, ModuleType] = {'sdpa': sdpa, 'reference': reference}
+BACKENDS: dict[str, ModuleType] = {'triton': triton, 'sdpa': sdpa, 'reference': reference}
 
 
 def unsupported_reason(backend: str, q: Tensor) -> str | None:
@@ -29,7 +29,7 @@ def unsupported_reason(backend: str, q: Tensor) -> str | None:
         return f'there is no backend {backend!r}; known are {", ".join(BACKENDS)}'
     if q.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         return f'dtype {q.dtype} is none of fp64, fp32, fp16 and bf16'
-    return None
+    return triton.unsupported_reason(q) if backend == 'triton' else None
 
 
 def choose_backend(backend: str | None, q: Tensor) -> str:

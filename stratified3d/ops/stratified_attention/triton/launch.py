@@ -15,13 +15,19 @@ _MOST_SPLITS = 64
 
 
 class _Tiles(NamedTuple):
-    """Rows of a tile, rows read at a time, tokens at a time, D padded, B padded."""
+    """Sizes of the pieces that a program works on.
 
-    m: int
-    n: int
-    s: int
-    d: int
-    b: int
+    rows of its own, rows and tokens that these read at a time; tokens of its own (kernels over tokens); D and B padded;
+    warps of a program.
+    """
+
+    rows: int
+    row_step: int
+    token_step: int
+    tokens: int
+    width: int
+    batch: int
+    warps: int
 
 
 def attend(q: Tensor, k: Tensor | None, v: Tensor | None, window_start: Tensor | None, window_end: Tensor | None,
@@ -35,11 +41,11 @@ def attend(q: Tensor, k: Tensor | None, v: Tensor | None, window_start: Tensor |
     q, k, v, strata_k, strata_v = (_packed(x) for x in (q, k, v, strata_k, strata_v))
     num_strata, batch = _strata_shape(strata_k, batch_offsets)
     tiles = _tiles(q, num_strata, batch)
-    _run(rows.attend_kernel, (triton.cdiv(n, tiles.m) * heads, ), q, k, v, window_start, window_end, batch_offsets,
+    _run(rows.attend_kernel, (triton.cdiv(n, tiles.rows) * heads, ), q, k, v, window_start, window_end, batch_offsets,
          strata_k, strata_v, _contiguous(strata_bias), out, lse, n, heads, batch, num_strata, *_strides(
              q, k, v, strata_k, strata_v), scale, HAS_WINDOW=k is not None, HAS_STRATA=strata_k is not None,
-         HAS_BIAS=strata_bias is not None, WIDTH=width, BLOCK_D=tiles.d, BLOCK_M=tiles.m, BLOCK_N=tiles.n,
-         BLOCK_S=tiles.s, BLOCK_B=tiles.b)
+         HAS_BIAS=strata_bias is not None, WIDTH=width, BLOCK_D=tiles.width, BLOCK_M=tiles.rows,
+         BLOCK_N=tiles.row_step, BLOCK_S=tiles.token_step, BLOCK_B=tiles.batch, num_warps=tiles.warps)
     return out, lse
 
 
@@ -55,16 +61,17 @@ def attend_backward(grad: Tensor, q: Tensor, k: Tensor | None, v: Tensor | None,
     tiles = _tiles(q, num_strata, batch)
     grad_q, delta = q.new_empty(out.shape), torch.empty_like(lse)
     grad_k, grad_v = (None, None) if k is None else (q.new_empty(out.shape), q.new_empty(out.shape))
-    sizes = dict(WIDTH=width, BLOCK_D=tiles.d, BLOCK_N=tiles.n)
-    grid = (triton.cdiv(n, tiles.m) * heads, )
+    sizes = dict(WIDTH=width, BLOCK_D=tiles.width, BLOCK_N=tiles.row_step, num_warps=tiles.warps)
+    grid = (triton.cdiv(n, tiles.rows) * heads, )
     if n:
         _run(rows.attend_backward_rows_kernel, grid, q, k, v, window_start, window_end, batch_offsets, strata_k,
              strata_v, strata_bias, out, lse, grad, grad_q, delta, n, heads, batch, num_strata, *_strides(
                  q, k, v, strata_k, strata_v, grad), scale, HAS_WINDOW=k is not None, HAS_STRATA=strata_k is not None,
-             HAS_BIAS=strata_bias is not None, BLOCK_M=tiles.m, BLOCK_S=tiles.s, BLOCK_B=tiles.b, **sizes)
+             HAS_BIAS=strata_bias is not None, BLOCK_M=tiles.rows, BLOCK_S=tiles.token_step, BLOCK_B=tiles.batch,
+             **sizes)
     if n and k is not None:
         _run(rows.attend_backward_keys_kernel, grid, q, k, v, window_start, window_end, lse, delta, grad, grad_k,
-             grad_v, n, heads, *_strides(q, k, v, grad), scale, BLOCK_M=tiles.m, **sizes)
+             grad_v, n, heads, *_strides(q, k, v, grad), scale, BLOCK_M=tiles.rows, **sizes)
     if strata_k is None:
         return [grad_q, grad_k, grad_v, None, None, None]
     grid, splits = _token_grid(batch, heads, num_strata, n, tiles)
@@ -73,7 +80,7 @@ def attend_backward(grad: Tensor, q: Tensor, k: Tensor | None, v: Tensor | None,
     partial_bias = None if strata_bias is None else q.new_empty(shape[:-1], dtype=torch.float32)
     _run(strata.strata_gradient_kernel, grid, q, batch_offsets, strata_k, strata_v, strata_bias, lse, delta, grad,
          partial_k, partial_v, partial_bias, heads, batch, num_strata, *_strides(q, strata_k, strata_v, grad), scale,
-         HAS_BIAS=strata_bias is not None, SPLITS=splits, BLOCK_S=tiles.s, **sizes)
+         HAS_BIAS=strata_bias is not None, SPLITS=splits, BLOCK_S=tiles.tokens, **sizes)
     return [grad_q, grad_k, grad_v, _sum_splits(partial_k, q.dtype), _sum_splits(partial_v, q.dtype),
             None if partial_bias is None else _sum_splits(partial_bias, torch.float32)]
 
@@ -89,9 +96,9 @@ def collect(q: Tensor, k: Tensor, v: Tensor, batch_offsets: Tensor, scale: float
     grid, splits = _token_grid(batch, heads, num_strata, len(k), tiles)
     partial_out = q.new_empty((splits, *out.shape), dtype=torch.float32)
     partial_lse = q.new_empty((splits, *lse.shape), dtype=torch.float32)
-    sizes = dict(SPLITS=splits, WIDTH=width, BLOCK_D=tiles.d)
+    sizes = dict(SPLITS=splits, WIDTH=width, BLOCK_D=tiles.width)
     _run(strata.collect_kernel, grid, q, k, v, batch_offsets, partial_out, partial_lse, heads, batch, num_strata,
-         *_strides(q, k, v), scale, BLOCK_N=tiles.n, BLOCK_S=tiles.s, **sizes)
+         *_strides(q, k, v), scale, BLOCK_N=tiles.row_step, BLOCK_S=tiles.tokens, num_warps=tiles.warps, **sizes)
     _run(strata.combine_kernel, (lse.numel(), ), partial_out, partial_lse, out, lse, lse.numel(), **sizes)
     return out, lse
 
@@ -108,14 +115,14 @@ def collect_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, batch_offset
     grid, splits = _token_grid(batch, heads, num_strata, n, tiles)
     partial = q.new_empty((splits, *out.shape), dtype=torch.float32)
     grad_k, grad_v = q.new_empty((n, heads, width)), q.new_empty((n, heads, width))
-    sizes = dict(WIDTH=width, BLOCK_D=tiles.d, BLOCK_S=tiles.s)
+    sizes = dict(WIDTH=width, BLOCK_D=tiles.width, num_warps=tiles.warps)
     strides = _strides(q, k, v, grad)
     _run(strata.collect_backward_tokens_kernel, grid, q, k, v, batch_offsets, out, lse, grad, partial, heads, batch,
-         num_strata, *strides, scale, SPLITS=splits, BLOCK_N=tiles.n, **sizes)
+         num_strata, *strides, scale, SPLITS=splits, BLOCK_N=tiles.row_step, BLOCK_S=tiles.tokens, **sizes)
     if n:
-        _run(strata.collect_backward_rows_kernel, (triton.cdiv(n, tiles.m) * heads, ), q, k, v, batch_offsets, out, lse,
-             grad, grad_k, grad_v, n, heads, batch, num_strata, *strides, scale, BLOCK_M=tiles.m, BLOCK_B=tiles.b,
-             **sizes)
+        _run(strata.collect_backward_rows_kernel, (triton.cdiv(n, tiles.rows) * heads, ), q, k, v, batch_offsets, out,
+             lse, grad, grad_k, grad_v, n, heads, batch, num_strata, *strides, scale, BLOCK_M=tiles.rows,
+             BLOCK_S=tiles.token_step, BLOCK_B=tiles.batch, **sizes)
     return _sum_splits(partial, q.dtype), grad_k, grad_v
 
 
@@ -151,16 +158,19 @@ def _strata_shape(strata_k: Tensor | None, batch_offsets: Tensor) -> tuple[int, 
 
 
 def _tiles(q: Tensor, num_strata: int, batch: int) -> _Tiles:
-    d = max(16, triton.next_power_of_2(q.shape[-1]))
-    rows_at_a_time = 64 if q.element_size() == 2 else 32
-    return _Tiles(m=64, n=rows_at_a_time, s=min(64, max(16, triton.next_power_of_2(num_strata))), d=d,
-                  b=triton.next_power_of_2(batch))
+    """Chosen so that hardly anything is spilled: `compile.py` prints what each kernel uses."""
+    width = max(16, triton.next_power_of_2(q.shape[-1]))
+    # an fp32 product takes three operands' room on the tensor cores
+    numbers = width * (3 if q.dtype == torch.float32 else 1)
+    rows, step, warps = (64, 32, 4) if numbers <= 96 else (64, 32, 8) if numbers == 128 else (32, 16, 4)
+    tokens = max(16, triton.next_power_of_2(num_strata))
+    return _Tiles(rows, step, min(step, tokens), min(rows, tokens), width, triton.next_power_of_2(batch), warps)
 
 
 def _token_grid(batch: int, heads: int, num_strata: int, n: int, tiles: _Tiles) -> tuple[tuple[int, int], int]:
     """Grid of the kernels over tokens, and the number of splits of each sample's rows: a power of two."""
-    programs = batch * triton.cdiv(num_strata, tiles.s) * heads
-    room = min(_MOST_SPLITS, max(1, _PROGRAMS // programs), triton.next_power_of_2(max(1, triton.cdiv(n, tiles.n))))
+    programs = batch * triton.cdiv(num_strata, tiles.tokens) * heads
+    room = min(_MOST_SPLITS, max(1, _PROGRAMS // programs), max(1, triton.cdiv(n, tiles.rows)))
     splits = 1 << room.bit_length() - 1
     return (programs, splits), splits
 

@@ -46,7 +46,7 @@ def _attend_windows(queries, start, end, low, high, k, v, k_stride, v_stride, he
     return acc, peak, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['n'])
 def attend_kernel(q, k, v, window_start, window_end, batch_offsets, strata_k, strata_v, strata_bias, out, lse,
                   n, heads, batch, num_strata, q_stride, k_stride, v_stride, sk_stride, sv_stride, scale,
                   HAS_WINDOW: tl.constexpr, HAS_STRATA: tl.constexpr, HAS_BIAS: tl.constexpr, WIDTH: tl.constexpr,
@@ -115,7 +115,7 @@ def _query_gradient(queries, grad, lse, delta, start, end, low, high, k, v, k_st
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['n'])
 def attend_backward_rows_kernel(q, k, v, window_start, window_end, batch_offsets, strata_k, strata_v, strata_bias, out,
                                 lse, grad_out, grad_q, delta, n, heads, batch, num_strata, q_stride, k_stride,
                                 v_stride, sk_stride, sv_stride, grad_stride, scale, HAS_WINDOW: tl.constexpr,
@@ -193,7 +193,7 @@ def _key_gradients(keys, values, start, end, low, high, q, grad_out, lse, delta,
     return acc_k, acc_v
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['n'])
 def attend_backward_keys_kernel(q, k, v, window_start, window_end, lse, delta, grad_out, grad_k, grad_v, n, heads,
                                 q_stride, k_stride, v_stride, grad_stride, scale, WIDTH: tl.constexpr,
                                 BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):

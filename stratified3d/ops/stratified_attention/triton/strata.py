@@ -99,7 +99,7 @@ def collect_backward_tokens_kernel(q, k, v, batch_offsets, out, lse, grad_out, p
     store_rows(partial, split * batch * num_strata + token, heads, head, there, acc * scale, WIDTH, BLOCK_D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['n'])
 def collect_backward_rows_kernel(q, k, v, batch_offsets, out, lse, grad_out, grad_k, grad_v, n, heads, batch,
                                  num_strata, q_stride, k_stride, v_stride, grad_stride, scale, WIDTH: tl.constexpr,
                                  BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_S: tl.constexpr,

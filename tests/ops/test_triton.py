@@ -17,8 +17,8 @@ def test_the_backend_under_the_interpreter(root):
     # bf16 is refused there; fp16 differs from fp32 in the rounding of loads and stores only
     selected = 'triton and not (window_of_thousand and float16)'
     files = [str(root / 'tests/ops' / f'test_{name}.py') for name in ('stratified_attention', 'triton_operators')]
-    result = subprocess.run([sys.executable, '-W', 'ignore', '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-k', selected,
-                             *files], cwd=root, env=os.environ | dict(TRITON_INTERPRET='1', OMP_NUM_THREADS='1'),
+    command = [sys.executable, '-W', 'ignore', '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-k', selected, *files]
+    result = subprocess.run(command, cwd=root, env=os.environ | dict(TRITON_INTERPRET='1', OMP_NUM_THREADS='1'),
                             capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
     passed = int(re.search(r'(\d+) passed', result.stdout)[1])

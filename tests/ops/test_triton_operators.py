@@ -106,7 +106,8 @@ def test_rows_after_the_last_sample_attend_to_their_windows_alone():
     (q, k, v), plan, (sq, sk, sv), bias = inputs_of((60, 40, 30))
     short = plan._replace(batch_offsets=plan.batch_offsets[:3])  # the last sample is no longer one
     op = torch.ops.stratified3d
-    out = op.attend(q, k, v, short.window_start, short.window_end, short.batch_offsets, sk[:2], sv[:2], bias[:2], .25)[0]
+    strata = (sk[:2], sv[:2], bias[:2])
+    out = op.attend(q, k, v, short.window_start, short.window_end, short.batch_offsets, *strata, .25)[0]
     inside = ops.stratified_attention(q, k, v, plan, sk, sv, strata_bias=bias, scale=.25, backend='triton')
     alone = ops.stratified_attention(q, k, v, plan, scale=.25, backend='triton')
     assert relative_error(out[:100], inside[:100]) < 1e-6 and relative_error(out[100:], alone[100:]) < 1e-6

@@ -1,7 +1,7 @@
-"""`python -m stratified3d.ops.stratified_attention.triton.compile`: build every kernel for a GPU that need not be there.
+"""`python -m stratified3d.ops.stratified_attention.triton.compile`: build all kernels for a GPU that need not be there.
 
-The host code runs on meta tensors; what it would launch is compiled instead, for sm_90, and the shared memory, registers
-and spilled bytes that the assembler reports are printed.
+The host code runs on meta tensors; what it would launch is compiled instead, for sm_90, and the shared memory,
+registers and spilled bytes that the assembler reports are printed.
 """
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ EXAMPLES = """examples:
 
 
 class Launch(NamedTuple):
-    """kernel: the jit function; signature, constants, alignments: as triton.compile takes them; options: warps, stages."""
+    """kernel: the jit function; signature, constants, alignments: what triton.compile takes; options: warps, stages."""
 
     kernel: triton.JITFunction
     signature: dict[str, str]

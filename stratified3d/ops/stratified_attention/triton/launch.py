@@ -1,4 +1,4 @@
-"""Host side of the kernels: allocate, choose tiles and splits from shapes alone, launch; nothing waits for the device."""
+"""Host side of the kernels: allocate, choose tiles and splits from shapes, launch; nothing waits for the device."""
 from __future__ import annotations
 
 from typing import NamedTuple

@@ -96,7 +96,7 @@ def work(plan: ops.WindowPlan, heads: int, width: int, strata: int, itemsize: in
         'attention': (12 * row + 6 * tokens, 14 * heads * width * (in_windows + n * strata)),
         'windows': (12 * row, 14 * heads * width * in_windows),
         'collect': (6 * row + 6 * tokens, 14 * heads * width * n * strata),
-        'read': (7 * row + 6 * tokens, 14 * heads * width * n * strata),
+        'read': (6 * row + 6 * tokens, 14 * heads * width * n * strata),
     }
 
 

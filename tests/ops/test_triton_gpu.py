@@ -1,4 +1,4 @@
-"""What only a GPU can show: nothing waits for it, few kernels, capture in a CUDA graph, rows beyond 32-bit addresses."""
+"""What only a GPU can show: nothing waits for it, few kernels, CUDA graphs, rows beyond 32-bit addresses."""
 import contextlib
 
 import pytest

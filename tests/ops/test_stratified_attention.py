@@ -178,6 +178,20 @@ def test_infinite_queries_of_an_empty_sample_give_zeros():
         assert not out[1].any()
 
 
+@pytest.mark.parametrize('backend', runnable(torch.bfloat16))
+def test_autocast_lowers_all_but_the_bias(backend):
+    inputs, plan = make('plain', torch.float32)
+    lowered = {name: x if name == 'strata_bias' else x.detach().bfloat16() for name, x in inputs.items()}
+    for op in ('attention', 'collect', 'read'):
+        with torch.autocast(DEVICE, torch.bfloat16):
+            # as a layer's mixed inputs may come: some lowered by a linear layer, some not
+            mixed = inputs | {name: lowered[name].requires_grad_() for name in ('k', 'strata_v')}
+            out, grads = run(op, mixed, plan, backend)
+        assert out.dtype == torch.bfloat16 and grads[{'collect': 'strata_q'}.get(op, 'q')].dtype == torch.float32
+        expected = run(op, {name: x.detach().requires_grad_() for name, x in lowered.items()}, plan, backend)[0]
+        assert torch.equal(out, expected)
+
+
 def test_windows_of_very_different_length_are_not_padded_to_the_longest():
     from stratified3d.ops.stratified_attention.sdpa import _window_chunks
     lengths = torch.tensor([1, 5, 520, 530, 3000, 700])

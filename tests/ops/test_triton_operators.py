@@ -44,7 +44,7 @@ def results(backend, sizes, **shape):
     return found
 
 
-@settings(deadline=None, max_examples=6, derandomize=True)
+@settings(deadline=None, max_examples=5, derandomize=True)
 @given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=4), heads=st.integers(1, 2), width=st.integers(1, 40),
        strata=st.integers(1, 40), window=st.tuples(st.integers(1, 4), st.integers(1, 20), st.integers(1, 20)))
 def test_any_shape_equals_the_reference(sizes, heads, width, strata, window):
@@ -56,25 +56,26 @@ def test_any_shape_equals_the_reference(sizes, heads, width, strata, window):
 
 
 def test_many_samples_in_one_tile():
-    sizes = [3, 0, 1, 0, 0, 7, 2, 0, 5, 1, 1, 0, 9, 4, 0, 0, 2, 30, 1, 0]
-    for value, truth in zip(results('triton', sizes), results('reference', sizes)):
+    sizes = [3, 0, 1, 0, 0, 7, 2, 0, 5, 1, 1, 0, 30, 0]
+    shape = dict(heads=1, strata=2)
+    for value, truth in zip(results('triton', sizes, **shape), results('reference', sizes, **shape)):
         assert relative_error(value, truth) <= TOLERANCES[torch.float32]
 
 
 def test_results_repeat_bit_by_bit():
-    first, second = (results('triton', (70, 0, 40), strata=20) for _ in range(2))
+    first, second = (results('triton', (70, 0, 40), strata=6) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second))
 
 
 @pytest.mark.parametrize('value', [torch.nan, torch.inf])
 @pytest.mark.parametrize('tensor', ['q', 'k', 'v', 'grad'])
 def test_what_is_not_finite_stays_in_its_window_in_both_directions(tensor, value):
-    (q, k, v), plan, _, _ = inputs_of((150, 90))
+    (q, k, v), plan, _, _ = inputs_of((70, 40), heads=1, width=8)
     tensors = dict(q=q.clone(), k=k.clone(), v=v.clone(), grad=torch.randn_like(q))
-    for row in (37, 160):
+    for row in (37, 90):
         tensors[tensor][row, :, 3] = value
     hurt = torch.zeros(len(q), dtype=torch.bool, device=DEVICE)
-    for row in (37, 160):
+    for row in (37, 90):
         hurt[plan.window_start[row]:plan.window_end[row]] = True
     results = {}
     for backend in ('triton', 'reference'):
@@ -181,5 +182,5 @@ def test_a_gradient_of_a_gradient_is_refused():
     q = q.detach().requires_grad_()
     grad, = torch.autograd.grad(ops.stratified_attention(q, k, v, plan, backend='triton').square().sum(), q,
                                 create_graph=True)
-    with pytest.raises(RuntimeError, match='stratified3d::attend_backward'):
+    with pytest.raises(RuntimeError, match='stratified3d.attend_backward'):
         grad.sum().backward()

@@ -110,6 +110,7 @@ def _query_gradient(queries, grad, lse, delta, start, end, low, high, k, v, k_st
         slopes = weights * (product(grad, tl.trans(values)) - delta[:, None])
         seen = (j[None, :] >= start[:, None]) & (j[None, :] < end[:, None])
         if CAREFUL:
+            slopes += tl.sum((keys - keys).to(tl.float32), 1)[None, :]
             keys = finite_only(keys)
         acc += product(tl.where(seen, slopes, 0.0), keys)
     return acc
@@ -181,7 +182,8 @@ def _key_gradients(keys, values, start, end, low, high, q, grad_out, lse, delta,
         row_lse = load_scalars(lse, i, heads, head, i < high, float('inf'))
         row_delta = load_scalars(delta, i, heads, head, i < high, 0.0)
         if CAREFUL:
-            row_lse += row_delta - row_delta  # NaN where the incoming gradient is not finite
+            # NaN where the incoming gradient or the query is not finite
+            row_lse += row_delta - row_delta + tl.sum((queries - queries).to(tl.float32), 1)
         weights = tl.exp2(product(keys, tl.trans(queries)) * scale - row_lse[None, :])
         slopes = weights * (product(values, tl.trans(grad)) - row_delta[None, :])
         if CAREFUL:

@@ -14,15 +14,16 @@ pytestmark = pytest.mark.skipif(os.environ.get('TRITON_INTERPRET') == '1', reaso
 
 def test_the_backend_under_the_interpreter(root):
     """A process of its own: Triton is an interpreter or a compiler from its import on."""
-    # bf16 is refused there; fp16 differs from fp32 in the rounding of loads and stores only
-    selected = 'triton and (not float16 or plain or empty_between)'
+    # a selection that takes a minute; all of it: TRITON_INTERPRET=1 pytest -k triton tests/ops
+    cases = 'equal_the_reference and (empty_between or fewer_rows or window_over_grid) and not float16'
+    selected = f'test_triton_operators or triton and ({cases} or nan or absent)'
     files = [str(root / 'tests/ops' / f'test_{name}.py') for name in ('stratified_attention', 'triton_operators')]
     command = [sys.executable, '-W', 'ignore', '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-k', selected, *files]
     result = subprocess.run(command, cwd=root, env=os.environ | dict(TRITON_INTERPRET='1', OMP_NUM_THREADS='1'),
                             capture_output=True, text=True, timeout=1200)
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
     passed = int(re.search(r'(\d+) passed', result.stdout)[1])
-    assert passed > 90 and 'skipped' not in result.stdout.splitlines()[-1]
+    assert passed >= 30 and 'skipped' not in result.stdout.splitlines()[-1]
 
 
 def test_kernels_compile_for_a_gpu_that_is_not_here():

@@ -1,7 +1,7 @@
 """The Triton backend as torch sees it, on a GPU or under Triton's interpreter (`test_triton.py` runs the latter)."""
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
@@ -45,6 +45,7 @@ def results(backend, sizes, **shape):
 
 
 @settings(deadline=None, max_examples=5, derandomize=True)
+@example(sizes=[100], heads=1, width=8, strata=3, window=(4, 20, 20))  # a window longer than a tile
 @given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=4), heads=st.integers(1, 2), width=st.integers(1, 40),
        strata=st.integers(1, 40), window=st.tuples(st.integers(1, 4), st.integers(1, 20), st.integers(1, 20)))
 def test_any_shape_equals_the_reference(sizes, heads, width, strata, window):

@@ -41,9 +41,14 @@ class StratifiedBlock(nn.Module):
         if self.conv is not None:
             encoded = self.conv(x)
             feats, x = feats + self.conv_norm(encoded.features), encoded
+        feats, strata = self.mix(feats, grid, strata)
+        return x.replace_feature(feats), strata
+
+    def mix(self, feats: Tensor, grid: WindowGrid, strata: Strata | None = None) -> tuple[Tensor, Strata | None]:
+        """What follows the convolution: [N, C] -> [N, C]; torch.compile and torch.export trace it in one graph."""
         mixed, strata = self.mixer(self.mixer_norm(feats), grid, strata)
         feats = feats + mixed
-        return x.replace_feature(feats + self.ffn(feats)), strata
+        return feats + self.ffn(feats), strata
 
 
 class StratifiedStage(nn.Module):

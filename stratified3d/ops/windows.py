@@ -26,8 +26,9 @@ class WindowPlan(NamedTuple):
 
 
 def checks_values(tensor: Tensor) -> bool:
-    """Whether values may be inspected: always on the CPU, on a GPU only under STRATIFIED3D_CHECK=1 (it would wait)."""
-    return not tensor.is_cuda or os.environ.get('STRATIFIED3D_CHECK') == '1'
+    """Whether values may be inspected: always on the CPU, on a GPU only under STRATIFIED3D_CHECK=1 (it would wait);
+    never while a graph is traced, which has no values."""
+    return not torch.compiler.is_compiling() and (not tensor.is_cuda or os.environ.get('STRATIFIED3D_CHECK') == '1')
 
 
 def plan_windows(coords: Tensor, window_shape: Sequence[int], shift: Sequence[int] = (0, 0, 0), *, batch_size: int,

@@ -7,13 +7,24 @@ from stratified3d import ops
 from stratified3d.ops.stratified_attention import BACKENDS
 from stratified3d.testing import SHAPE_CASES, TOLERANCES, poisoned_memory, random_coords, relative_error
 
-FAST = [name for name in BACKENDS if name != 'reference']
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+def runnable(dtype):
+    """Backends that run here: on a GPU, or with TRITON_INTERPRET=1 (`test_triton.py` sets it), Triton's too."""
+    return [name for name in BACKENDS if not ops.unsupported_reason(name, torch.empty(1, 1, 8, dtype=dtype,
+                                                                                      device=DEVICE))]
+
+
+COMPARISONS = [pytest.param(backend, op, dtype, id=f'{backend}-{op}-{str(dtype)[6:]}')
+               for op, dtype in itertools.product(['attention', 'window', 'collect', 'read'], TOLERANCES)
+               for backend in runnable(dtype) if backend != 'reference']
 
 
 def make(case, dtype, seed=0, bias='some_absent'):
     """Inputs of the three ops for a case, rounded to dtype, and the plan."""
     sizes, spatial_shape, window_shape, heads, width, strata = SHAPE_CASES[case]
-    plan = ops.plan_windows(random_coords(sizes, spatial_shape, seed), window_shape, batch_size=len(sizes))
+    plan = ops.plan_windows(random_coords(sizes, spatial_shape, seed).to(DEVICE), window_shape, batch_size=len(sizes))
     generator = torch.Generator().manual_seed(seed)
     n, b = sum(sizes), len(sizes)
     shapes = dict(q=(n, heads, width), k=(n, heads, width), v=(n, heads, width), strata_q=(b, strata, heads, width),
@@ -22,7 +33,7 @@ def make(case, dtype, seed=0, bias='some_absent'):
     inputs = {}
     for name, shape in shapes.items():
         # every second column of a wider tensor's rows: strides that are not those of a fresh tensor
-        wide = torch.randn(*shape[:-1], 2 * shape[-1], generator=generator, dtype=torch.float64).to(dtype)
+        wide = torch.randn(*shape[:-1], 2 * shape[-1], generator=generator, dtype=torch.float64).to(DEVICE, dtype)
         inputs[name] = wide[..., :shape[-1]].detach().requires_grad_()
     bias_value = inputs['strata_bias'].detach().to(torch.promote_types(dtype, torch.float32))
     if bias == 'some_absent':
@@ -52,15 +63,14 @@ def run(op, inputs, plan, backend, wide=None):
         out = ops.read_strata(x['q'], x['strata_k'], x['strata_v'], plan.batch_offsets, strata_bias=x['strata_bias'],
                               backend=backend)
     generator = torch.Generator().manual_seed(1)
-    weight = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype)
+    weight = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)
     if not out.requires_grad:  # no strata at all: nothing depends on anything
         return out, {}
     grads = torch.autograd.grad(out, [x[name] for name in names], weight, allow_unused=True)
     return out, {name: torch.zeros_like(x[name]) if grad is None else grad for name, grad in zip(names, grads)}
 
 
-@pytest.mark.parametrize('backend, op, dtype', itertools.product(
-    FAST, ['attention', 'window', 'collect', 'read'], TOLERANCES))
+@pytest.mark.parametrize('backend, op, dtype', COMPARISONS)
 @pytest.mark.parametrize('case', SHAPE_CASES)
 def test_fast_backends_equal_the_reference_in_output_and_every_gradient(backend, op, dtype, case):
     inputs, plan = make(case, dtype)
@@ -75,16 +85,16 @@ def test_fast_backends_equal_the_reference_in_output_and_every_gradient(backend,
         assert relative_error(grad, truth_grads[name]) <= TOLERANCES[dtype], name
 
 
-@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('backend', runnable(torch.float64))
 @pytest.mark.parametrize('case', ['plain', 'empty_between', 'fewer_rows_than_strata'])
 def test_every_backend_equals_one_dense_masked_softmax(backend, case):
     inputs, plan = make(case, torch.float64)
     q, k, v, sk, sv, bias = (inputs[n].detach() for n in ('q', 'k', 'v', 'strata_k', 'strata_v', 'strata_bias'))
-    rows = torch.arange(len(q))
+    rows = torch.arange(len(q), device=DEVICE)
     window = (plan.window_start[:, None] <= rows) & (rows < plan.window_end[:, None])
     keys = torch.cat([k, sk.flatten(0, 1)])
     values = torch.cat([v, sv.flatten(0, 1)])
-    owner = torch.arange(len(sk)).repeat_interleave(sk.shape[1])
+    owner = torch.arange(len(sk), device=DEVICE).repeat_interleave(sk.shape[1])
     seen = torch.cat([window, plan.sample[:, None] == owner], 1)
     logits = torch.einsum('ihd,jhd->ijh', q, keys) * q.shape[-1]**-0.5
     logits[:, len(q):] += bias.flatten(0, 1)
@@ -93,10 +103,10 @@ def test_every_backend_equals_one_dense_masked_softmax(backend, case):
     assert relative_error(out, truth) < 1e-12
 
 
-@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('backend', runnable(torch.float64))
 @pytest.mark.parametrize('op', ['attention', 'collect', 'read'])
 def test_gradcheck(backend, op):
-    plan = ops.plan_windows(random_coords((7, 0, 4), (1, 4, 4)), (1, 2, 2), batch_size=3)
+    plan = ops.plan_windows(random_coords((7, 0, 4), (1, 4, 4)).to(DEVICE), (1, 2, 2), batch_size=3)
     generator = torch.Generator().manual_seed(3)
     q, k, v = torch.randn(3, 11, 2, 6, generator=generator, dtype=torch.float64).unbind(0)
     sq, sk, sv = torch.randn(3, 3, 3, 2, 6, generator=generator, dtype=torch.float64).unbind(0)
@@ -108,10 +118,10 @@ def test_gradcheck(backend, op):
         read=(lambda q, sk, sv, b: ops.read_strata(
             q, sk, sv, plan.batch_offsets, strata_bias=b, backend=backend), (q, sk, sv, bias)))
     function, tensors = functions[op]
-    assert torch.autograd.gradcheck(function, [t.clone().requires_grad_() for t in tensors])
+    assert torch.autograd.gradcheck(function, [t.to(DEVICE, copy=True).requires_grad_() for t in tensors])
 
 
-@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('backend', runnable(torch.float32))
 def test_absent_strata_change_nothing_and_get_no_gradient(backend):
     inputs, plan = make('plain', torch.float32, bias='all_absent')
     out, grads = run('attention', inputs, plan, backend)
@@ -123,14 +133,14 @@ def test_absent_strata_change_nothing_and_get_no_gradient(backend):
     assert not out.any() and all(g.isfinite().all() for g in grads.values())
 
 
-@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('backend', runnable(torch.float32))
 @pytest.mark.parametrize('tensor', ['q', 'k', 'v'])
 def test_nan_stays_in_its_window(backend, tensor):
     inputs, plan = make('plain', torch.float32, bias='none')
     row = 37
     with torch.no_grad():
         inputs[tensor][row] = torch.nan
-    hurt = torch.zeros(len(plan.sample), dtype=torch.bool)
+    hurt = torch.zeros(len(plan.sample), dtype=torch.bool, device=DEVICE)
     hurt[plan.window_start[row]:plan.window_end[row]] = True
     out = ops.stratified_attention(inputs['q'], inputs['k'], inputs['v'], plan, inputs['strata_k'], inputs['strata_v'],
                                    strata_bias=inputs['strata_bias'], backend=backend)
@@ -139,7 +149,7 @@ def test_nan_stays_in_its_window(backend, tensor):
     assert all(g[~hurt].isfinite().all() for g in grads)
 
 
-@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('backend', runnable(torch.float32))
 def test_nan_in_one_sample_stays_there(backend):
     inputs, plan = make('plain', torch.float32)
     with torch.no_grad():
@@ -156,16 +166,30 @@ def test_a_large_bias_keeps_its_precision_in_bf16():
     with torch.no_grad():
         inputs['strata_bias'] -= 800
     truth, _ = run('read', inputs, plan, 'reference', torch.float32)
-    for backend in BACKENDS:
+    for backend in runnable(torch.bfloat16):
         assert relative_error(run('read', inputs, plan, backend)[0], truth) <= TOLERANCES[torch.bfloat16]
 
 
 def test_infinite_queries_of_an_empty_sample_give_zeros():
     inputs, plan = make('empty_between', torch.float32)
-    for backend in BACKENDS:
+    for backend in runnable(torch.float32):
         out = ops.collect_strata(inputs['strata_q'].detach() * torch.inf, inputs['k'], inputs['v'],
                                  plan.batch_offsets, backend=backend)
         assert not out[1].any()
+
+
+@pytest.mark.parametrize('backend', runnable(torch.bfloat16))
+def test_autocast_lowers_all_but_the_bias(backend):
+    inputs, plan = make('plain', torch.float32)
+    lowered = {name: x if name == 'strata_bias' else x.detach().bfloat16() for name, x in inputs.items()}
+    for op in ('attention', 'collect', 'read'):
+        with torch.autocast(DEVICE, torch.bfloat16):
+            # as a layer's mixed inputs may come: some lowered by a linear layer, some not
+            mixed = inputs | {name: lowered[name].requires_grad_() for name in ('k', 'strata_v')}
+            out, grads = run(op, mixed, plan, backend)
+        assert out.dtype == torch.bfloat16 and grads[{'collect': 'strata_q'}.get(op, 'q')].dtype == torch.float32
+        expected = run(op, {name: x.detach().requires_grad_() for name, x in lowered.items()}, plan, backend)[0]
+        assert torch.equal(out, expected)
 
 
 def test_windows_of_very_different_length_are_not_padded_to_the_longest():
@@ -180,15 +204,15 @@ def test_windows_of_very_different_length_are_not_padded_to_the_longest():
 
 def test_large_logits_do_not_overflow():
     inputs, plan = make('plain', torch.float32, bias='none')
-    for backend in BACKENDS:
+    for backend in runnable(torch.float32):
         out = ops.stratified_attention(inputs['q'] * 1e3, inputs['k'] * 1e3, inputs['v'], plan, inputs['strata_k'],
                                        inputs['strata_v'], strata_bias=inputs['strata_bias'], backend=backend)
         assert out.isfinite().all() and out.abs().max() <= max(inputs['v'].abs().max(), inputs['strata_v'].abs().max())
 
 
 def test_backend_choice(monkeypatch):
-    q = torch.zeros(2, 1, 8)
-    assert ops.choose_backend(None, q) == next(iter(BACKENDS))
+    q = torch.zeros(2, 1, 8, device=DEVICE)
+    assert ops.choose_backend(None, q) == runnable(q.dtype)[0]
     monkeypatch.setenv('STRATIFIED3D_BACKEND', 'reference')
     assert ops.choose_backend(None, q) == 'reference' and ops.choose_backend('sdpa', q) == 'sdpa'
     assert ops.unsupported_reason('sdpa', q) is None

@@ -2,6 +2,7 @@
 
 The equations and their cost are derived in README.md beside this file. Every backend module has the same three
 functions with the same positional arguments; the functions here check the arguments, choose the backend and call it.
+Under autocast they take its dtype for all but the bias, as torch's own attention does.
 """
 from __future__ import annotations
 
@@ -11,11 +12,11 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from stratified3d.ops.stratified_attention import reference, sdpa
+from stratified3d.ops.stratified_attention import reference, sdpa, triton
 from stratified3d.ops.windows import WindowPlan, checks_values
 
 # fastest first: `None` takes the first that can run
-BACKENDS: dict[str, ModuleType] = {'sdpa': sdpa, 'reference': reference}
+BACKENDS: dict[str, ModuleType] = {'triton': triton, 'sdpa': sdpa, 'reference': reference}
 
 
 def unsupported_reason(backend: str, q: Tensor) -> str | None:
@@ -29,7 +30,7 @@ def unsupported_reason(backend: str, q: Tensor) -> str | None:
         return f'there is no backend {backend!r}; known are {", ".join(BACKENDS)}'
     if q.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         return f'dtype {q.dtype} is none of fp64, fp32, fp16 and bf16'
-    return None
+    return triton.unsupported_reason(q) if backend == 'triton' else None
 
 
 def choose_backend(backend: str | None, q: Tensor) -> str:
@@ -68,6 +69,7 @@ def stratified_attention(q: Tensor, k: Tensor, v: Tensor, plan: WindowPlan, stra
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, strata keys without values, a plan of other rows.
     """
+    q, k, v, strata_k, strata_v = _cast_for_autocast(q, k, v, strata_k, strata_v)
     _check_rows(q=q, k=k, v=v)
     n, heads, width = q.shape
     if plan.window_start.shape != (n, ) or plan.sample.shape != (n, ):
@@ -107,6 +109,7 @@ def collect_strata(q: Tensor, k: Tensor, v: Tensor, batch_offsets: Tensor, *, sc
     Raises:
         ValueError: shapes, dtypes or devices that do not fit; batch_offsets that do not run from 0 to N.
     """
+    q, k, v = _cast_for_autocast(q, k, v)
     _check_rows(k=k, v=v)
     if q.dim() != 4 or q.shape[2:] != k.shape[1:] or q.dtype != k.dtype or q.device != k.device:
         raise ValueError(f'q is [B, M, H, D] matching k: {_describe(q=q, k=k)}')
@@ -136,6 +139,7 @@ def read_strata(q: Tensor, strata_k: Tensor, strata_v: Tensor, batch_offsets: Te
     Raises:
         ValueError: shapes, dtypes or devices that do not fit; batch_offsets that do not run from 0 to N.
     """
+    q, strata_k, strata_v = _cast_for_autocast(q, strata_k, strata_v)
     _check_rows(q=q)
     _check_strata(q, strata_k, strata_v, strata_bias, len(batch_offsets) - 1)
     _check_offsets(batch_offsets, q)
@@ -145,10 +149,20 @@ def read_strata(q: Tensor, strata_k: Tensor, strata_v: Tensor, batch_offsets: Te
 
 
 def _run(op: str, backend: str | None, q: Tensor, *arguments) -> Tensor:
-    """Call an op of the chosen backend; autocast is off inside, where every backend keeps its own precision."""
+    """Call an op of the chosen backend; autocast is off inside, where every backend accumulates in fp32 or wider."""
     function = getattr(BACKENDS[choose_backend(backend, q)], op)
     with torch.autocast(q.device.type, enabled=False):
         return function(q, *arguments)
+
+
+def _cast_for_autocast(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Under autocast the inputs take its dtype, as those of torch's own attention; a bias and fp64 stay."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [x.to(dtype) if x is not None and x.dtype in (torch.float32, torch.float16, torch.bfloat16) else x
+            for x in tensors]
 
 
 def _scale(scale: float | None, width: int) -> float:
@@ -174,16 +188,17 @@ def _check_strides(**tensors: Tensor) -> None:
 
 
 def _check_strata(q: Tensor, strata_k: Tensor, strata_v: Tensor, strata_bias: Tensor | None, batch: int) -> None:
-    shown = _describe(q=q, strata_k=strata_k, strata_v=strata_v, strata_bias=strata_bias)
     if strata_k.dim() != 4 or strata_k.shape != strata_v.shape or strata_k.shape[0] != batch \
             or strata_k.shape[2:] != q.shape[1:]:
-        raise ValueError(f'strata_k and strata_v are [B, M, H, D] with B = {batch}: {shown}')
-    if not q.dtype == strata_k.dtype == strata_v.dtype or not q.device == strata_k.device == strata_v.device:
-        raise ValueError(f'strata and q share dtype and device: {shown}')
-    _check_strides(strata_k=strata_k, strata_v=strata_v)
-    if strata_bias is not None and (strata_bias.shape != strata_k.shape[:3] or strata_bias.device != q.device
-                                    or not strata_bias.is_floating_point()):
-        raise ValueError(f'strata_bias is [B, M, H] floating point: {shown}')
+        problem = f'strata_k and strata_v are [B, M, H, D] with B = {batch}'
+    elif not q.dtype == strata_k.dtype == strata_v.dtype or not q.device == strata_k.device == strata_v.device:
+        problem = 'strata and q share dtype and device'
+    elif strata_bias is not None and (strata_bias.shape != strata_k.shape[:3] or strata_bias.device != q.device
+                                      or not strata_bias.is_floating_point()):
+        problem = 'strata_bias is [B, M, H] floating point'
+    else:
+        return _check_strides(strata_k=strata_k, strata_v=strata_v)
+    raise ValueError(f'{problem}: {_describe(q=q, strata_k=strata_k, strata_v=strata_v, strata_bias=strata_bias)}')
 
 
 def _check_offsets(batch_offsets: Tensor, rows: Tensor) -> None:

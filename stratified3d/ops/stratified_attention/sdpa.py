@@ -127,6 +127,12 @@ class _JointAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
+        # whoever calls backward inside autocast means the forward pass
+        with torch.autocast(grad.device.type, enabled=False):
+            return _JointAttention._gradients(ctx, grad)
+
+    @staticmethod
+    def _gradients(ctx, grad):
         q, k, v, strata_k, strata_v, strata_bias, window_start, window_end, batch_offsets, out, lse = ctx.saved_tensors
         scale, wide = ctx.scale, lse.dtype
         heads, width = q.shape[1:]

@@ -115,7 +115,7 @@ def attend_groups(q: Tensor, k: Tensor, v: Tensor, groups: Groups, strata_k: Ten
     """
     width, scale = q.shape[-1], q.shape[-1]**-0.5
     if strata_k is not None:
-        q, k, v, strata_k, strata_v, present = fold_bias(q, k, v, strata_k, strata_v, strata_bias)
+        q, k, v, strata_k, strata_v = fold_bias(q, k, v, strata_k, strata_v, strata_bias)
     outs = []
     for bucket in groups.buckets:
         keys, values = gather(k, bucket.keys), gather(v, bucket.keys)
@@ -123,37 +123,29 @@ def attend_groups(q: Tensor, k: Tensor, v: Tensor, groups: Groups, strata_k: Ten
         if strata_k is not None:
             keys, values = (torch.cat([near, far.transpose(1, 2)[bucket.sample]], 2)
                             for near, far in ((keys, strata_k), (values, strata_v)))
-            if mask is not None or present is not None:
-                mask = _joint_mask(bucket, present, strata_k)
+            if mask is not None:
+                mask = F.pad(mask, (0, strata_k.shape[1]), value=True)
         outs.append(F.scaled_dot_product_attention(gather(q, bucket.queries), keys, values, attn_mask=mask,
                                                    scale=scale))
     return scatter(outs, groups, q)[..., :width]
 
 
-def _joint_mask(bucket: Bucket, present: Tensor | None, strata_k: Tensor) -> Tensor:
-    """[G, 1 or H, 1, K + M] bool: which of a group's keys and of its sample's strata are there."""
-    near = bucket.keys.new_ones(bucket.keys.shape, dtype=torch.bool) if bucket.key_real is None else bucket.key_real
-    near, far = near[:, None, None], near.new_ones(len(near), 1, 1, strata_k.shape[1])
-    if present is not None:
-        far = present.transpose(1, 2)[bucket.sample].unsqueeze(2)  # [G, H, 1, M]
-    return torch.cat([near.expand(-1, far.shape[1], -1, -1), far], -1)
-
-
-def fold_bias(q: Tensor, k: Tensor, v: Tensor, strata_k: Tensor, strata_v: Tensor,
-              strata_bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+def fold_bias(q: Tensor, k: Tensor, v: Tensor, strata_k: Tensor, strata_v: Tensor, strata_bias: Tensor | None,
+              multiple: int = 8) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Carry the strata's bias in a column of their keys that meets a one in the queries.
 
-    A mask with a gradient would keep torch from its fused kernels. Widths grow to the next multiple of 8.
+    A mask with a gradient would keep torch from its fused kernels. The logit of an absent token is so low that its
+    weight is exactly zero beside any window's.
 
     Returns:
-        q, k, v, strata_k, strata_v, widened; present [B, M, H] bool, or None where no token is absent.
+        q, k, v, strata_k, strata_v, as wide as the next multiple.
     """
     if strata_bias is None:
-        return q, k, v, strata_k, strata_v, None
-    width, wider = q.shape[-1], 8 - q.shape[-1] % 8
-    present = strata_bias > -torch.inf
-    column = (strata_bias.masked_fill(~present, 0) * width**0.5).to(q.dtype).unsqueeze(-1)
+        return q, k, v, strata_k, strata_v
+    width, wider = q.shape[-1], multiple - q.shape[-1] % multiple
+    absent = strata_bias == -torch.inf
+    column = (strata_bias.masked_fill(absent, 0) * width**0.5).to(q.dtype)
+    column = column.masked_fill(absent, -6e4 if q.dtype == torch.float16 else -1e30).unsqueeze(-1)
     q = torch.cat([q, q.new_ones(*q.shape[:2], 1), q.new_zeros(*q.shape[:2], wider - 1)], -1)
     strata_k = F.pad(torch.cat([strata_k, column], -1), (0, wider - 1))
-    k, v, strata_v = (F.pad(x, (0, wider)) for x in (k, v, strata_v))
-    return q, k, v, strata_k, strata_v, None if bool(present.all()) else present
+    return q, *(F.pad(x, (0, wider)) for x in (k, v)), strata_k, F.pad(strata_v, (0, wider))

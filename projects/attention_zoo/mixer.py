@@ -30,17 +30,22 @@ class Tunable(nn.Module):
         for name, value in self.settings.items():
             setattr(self, name, value)
 
-    def arranged(self, grid: WindowGrid) -> Any:
-        """What `arrange` makes of the grid: made once and shared by all blocks that arrange alike."""
-        key = (type(self).arrange, *(f'{name}={value}' for name, value in self.settings.items()), self.variant)
-        return grid.once(key, lambda: self.arrange(grid))
+    def arranged(self, grid: WindowGrid, *details: Any) -> Any:
+        """What `arrange` makes of the grid and further details: made once and shared by all blocks that arrange
+        alike."""
+        key = (type(self), *(f'{name}={value}' for name, value in self.settings.items()), self.variant, *details)
+        return grid.once(key, lambda: self.arrange(grid, *details))
 
     # what makes two blocks of the same settings arrange differently
     variant: Any = None
 
-    def arrange(self, grid: WindowGrid) -> Any:
+    def arrange(self, grid: WindowGrid, *details: Any) -> Any:
         """Index tensors that depend on the voxels' places only."""
         raise NotImplementedError
+
+    def unsupported_reason(self, q: Tensor) -> str | None:
+        """Why such queries [N, H, D] cannot be served, or None."""
+        return None
 
     def extra_repr(self) -> str:
         return ', '.join(f'{name}={value!r}' for name, value in self.settings.items())

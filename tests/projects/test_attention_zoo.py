@@ -3,16 +3,18 @@ import pytest
 import torch
 
 import stratified3d.plugin  # noqa: F401  (makes projects importable)
-from projects.attention_zoo import OTHER, SAME
+from projects.attention_zoo import OTHER, SAME, varlen
 from projects.attention_zoo import sampled as sampled_module
+from projects.attention_zoo.flex import FlexAttention
+from projects.attention_zoo.varlen import VarlenAttention
 from stratified3d.layers.attention import StratifiedAttention, arrange_windows
 from stratified3d.ops import apply_rotary, rotary_angles
-from stratified3d.testing import random_coords, relative_error
+from stratified3d.testing import TOLERANCES, random_coords, relative_error
 
 SHAPE = (6, 11, 13)
 WINDOW = (4, 5, 6)
-CLOUDS = {'plain': (150, 90), 'no_voxel': (0, ), 'one_voxel': (1, ), 'empty_between': (60, 0, 33),
-          'empty_ends': (0, 57, 0), 'dense': (330, )}
+CLOUDS = {'plain': (90, 60), 'no_voxel': (0, ), 'one_voxel': (1, ), 'empty_between': (60, 0, 33),
+          'empty_ends': (0, 57, 0), 'dense': (220, )}
 HEADS, WIDTH = 3, 12
 OTHER_BY_NAME = {kind.__name__: kind for kind in OTHER}
 
@@ -20,7 +22,7 @@ OTHER_BY_NAME = {kind.__name__: kind for kind in OTHER}
 def setting(cloud, shift=(0, 0, 0), rotary=True):
     sizes = CLOUDS[cloud]
     coords = random_coords(sizes, SHAPE)
-    grid = arrange_windows(coords, coords[:, [3, 2, 1]].double() * 0.3, WINDOW, shift, batch_size=len(sizes),
+    grid = arrange_windows(coords, coords[:, [3, 2, 1]].double() / 4, WINDOW, shift, batch_size=len(sizes),
                            spatial_shape=SHAPE, head_dim=WIDTH if rotary else None)
     generator = torch.Generator().manual_seed(1)
     q, k, v = (torch.randn(len(coords), HEADS, WIDTH, generator=generator, dtype=torch.float64).requires_grad_()
@@ -44,14 +46,16 @@ def windows(grid):
     return torch.cat([grid.coords[:, :1], (grid.coords[:, 1:] + shift) // shape], 1).long()
 
 
-def compare(out, truth, inputs):
+def compare(out, truth, inputs, tolerance=1e-11):
     """Outputs and the gradient of every input."""
-    assert out.shape == truth.shape and relative_error(out, truth) < 1e-11
+    assert out.shape == truth.shape and relative_error(out, truth) < tolerance
+    if not out.requires_grad:  # FlexAttention, on a CPU
+        return
     weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
-    grads = [torch.autograd.grad(o, inputs, weight, allow_unused=True) for o in (out, truth)]
+    grads = [torch.autograd.grad(o, inputs, weight, allow_unused=True, retain_graph=True) for o in (out, truth)]
     for a, b, x in zip(*grads, inputs):
         a, b = (torch.zeros_like(x) if g is None else g for g in (a, b))
-        assert relative_error(a, b) < 1e-11
+        assert relative_error(a, b) < tolerance
 
 
 def settings_of(kinds):
@@ -61,15 +65,52 @@ def settings_of(kinds):
 
 def make(kind, block=0, rotary=True, **settings):
     torch.manual_seed(0)
+    if kind is FlexAttention:
+        settings['compiled'] = False  # eagerly: compiling takes longer than all other tests together
     if issubclass(kind, StratifiedAttention):
         return kind(HEADS * WIDTH, HEADS, num_strata=5, use_rotary=rotary, **settings).double()
     return kind(HEADS * WIDTH, HEADS, rotary, block, WINDOW, **settings).double()
 
 
+@pytest.fixture
+def varlen_on_a_cpu(monkeypatch):
+    """torch's kernel runs on a GPU only: here the same two functions by the equation, sequence after sequence."""
+
+    def parts(where, lse=None):
+        for a, b, c, d in zip(*(x.tolist() for o in where[:2] for x in (o[:-1], o[1:]))):
+            if a < b:
+                yield slice(a, b), slice(c, d)
+
+    def forward(q, k, v, where, scale):
+        out, lse = torch.empty_like(q), q.new_empty(q.shape[:2]).T.contiguous()
+        for rows, keys in parts(where):
+            logits = torch.einsum('ihd,jhd->hij', q[rows], k[keys]) * scale
+            lse[:, rows] = logits.logsumexp(-1)
+            out[rows] = torch.einsum('hij,jhd->ihd', logits.softmax(-1), v[keys])
+        return out, lse
+
+    def backward(grad, q, k, v, out, lse, where, scale):
+        grads = [torch.zeros_like(x) for x in (q, k, v)]
+        for rows, keys in parts(where):
+            p = (torch.einsum('ihd,jhd->hij', q[rows], k[keys]) * scale - lse[:, rows].unsqueeze(-1)).exp()
+            ds = p * (torch.einsum('ihd,jhd->hij', grad[rows], v[keys])
+                      - (grad[rows] * out[rows]).sum(-1).T.unsqueeze(-1)) * scale
+            for total, at, part in zip(grads, (rows, keys, keys), (
+                    torch.einsum('hij,jhd->ihd', ds, k[keys]), torch.einsum('hij,ihd->jhd', ds, q[rows]),
+                    torch.einsum('hij,ihd->jhd', p, grad[rows]))):
+                total[at] += part
+        return tuple(grads)
+
+    monkeypatch.setattr(varlen, '_forward', forward)
+    monkeypatch.setattr(varlen, '_backward', backward)
+    monkeypatch.setattr(VarlenAttention, 'unsupported_reason', lambda self, q: None)
+
+
 @pytest.mark.parametrize('cloud', CLOUDS)
 @pytest.mark.parametrize('kind, settings', settings_of(SAME))
 @pytest.mark.parametrize('absent', [False, True])
-def test_joint_rivals_equal_one_dense_softmax_over_window_and_strata(kind, settings, cloud, absent):
+def test_joint_rivals_equal_one_dense_softmax_over_window_and_strata(kind, settings, cloud, absent,
+                                                                             varlen_on_a_cpu):
     grid, q, k, v = setting(cloud, shift=(0, 2, 3))
     batch = len(grid.plan.batch_offsets) - 1
     generator = torch.Generator().manual_seed(2)
@@ -78,6 +119,8 @@ def test_joint_rivals_equal_one_dense_softmax_over_window_and_strata(kind, setti
     if absent:
         bias[0, 2:] = -torch.inf
     strata = [x.requires_grad_() for x in (*strata, bias)]
+    if kind is FlexAttention:  # it has no backward pass on a CPU
+        q, k, v, *strata = (x.detach() for x in (q, k, v, *strata))
     rival = make(kind, **settings)
     near = same(windows(grid))
     far = grid.plan.sample[:, None] == torch.arange(batch).repeat_interleave(5)
@@ -187,16 +230,18 @@ def test_spatial_reduction_equals_attention_to_the_cells(cloud, rotary):
     grid, q, k, v = setting(cloud, rotary=rotary)
     rival = make(OTHER_BY_NAME['SpatialReductionAttention'], rotary=rotary, reduction=3)
     cells, member = torch.cat([grid.coords[:, :1], grid.coords[:, 1:] // 3], 1).unique(dim=0, return_inverse=True)
-    mean = torch.nn.functional.one_hot(member, len(cells)).T.double()
+    mean = (member == torch.arange(len(cells))[:, None]).double()
     mean = mean / mean.sum(1, keepdim=True)
-    keys, values = (reduce((mean @ x.flatten(1))).view(-1, HEADS, WIDTH)
+    keys, values = (reduce(mean @ x.flatten(1)).view(-1, HEADS, WIDTH)
                     for reduce, x in ((rival.reduce_k, k), (rival.reduce_v, v)))
     queries = q
     if rotary:
         queries = apply_rotary(q, *grid.rotary)
         keys = apply_rotary(keys, *rotary_angles((mean @ grid.positions).float(), WIDTH))
     truth = dense(queries, keys, values, grid.coords[:, :1] == cells[:, 0])
-    compare(rival.attend(q, k, v, grid), truth, [q, k, v, *rival.reduce_k.parameters(), *rival.reduce_v.parameters()])
+    # the angles are computed in fp32
+    compare(rival.attend(q, k, v, grid), truth, [q, k, v, *rival.reduce_k.parameters(), *rival.reduce_v.parameters()],
+            1e-6 if rotary else 1e-11)
 
 
 @pytest.mark.parametrize('cloud', CLOUDS)
@@ -230,7 +275,8 @@ def sampled(grid, rival):
         else:
             chosen = [0]
             while len(chosen) < count:
-                distance = torch.cdist(grid.positions[rows], grid.positions[rows][chosen]).amin(1)
+                apart = grid.positions[rows, None] - grid.positions[rows][chosen]
+                distance = apart.square().sum(-1).amin(1)  # exact: positions are quarters
                 chosen.append(int(distance.argmax()))
             assert len(set(chosen)) == count
         part[rows[chosen]] = True
@@ -265,9 +311,10 @@ def test_long_logits_are_taken_in_pieces(monkeypatch):
 
 
 @pytest.mark.parametrize('kind', SAME + OTHER)
-def test_samples_do_not_see_each_other(kind):
+def test_samples_do_not_see_each_other(kind, varlen_on_a_cpu):
     grid, q, k, v = setting('plain')
     rival = make(kind)
+    q, k, v = (x.detach() for x in (q, k, v))
     first = grid.plan.sample == 0
     out = rival.attend(q, k, v, grid)
     assert torch.equal(rival.attend(q, *(x.masked_fill(first[:, None, None], 7.0) for x in (k, v)), grid)[~first],
@@ -292,3 +339,41 @@ def test_padding_is_counted():
         assert 0 < make(OTHER_BY_NAME[kind]).arranged(grid).padding < 1
     sets = make(OTHER_BY_NAME['SetAttention'], set_size=1).arranged(grid)
     assert sets.padding == 0
+
+
+@pytest.mark.parametrize('cloud', [c for c in CLOUDS if c != 'no_voxel'])
+@pytest.mark.parametrize('size', [8, 32])
+def test_the_block_mask_holds_exactly_the_blocks_with_a_pair(cloud, size):
+    grid, *_ = setting(cloud, shift=(0, 2, 3))
+    mask = make(FlexAttention, block_size=size).arranged(grid, 5)
+    n, batch = len(grid.coords), len(grid.plan.batch_offsets) - 1
+    far = grid.plan.sample[:, None] == torch.arange(batch).repeat_interleave(5)
+    seen = torch.cat([same(windows(grid)), far], 1)
+    blocks = torch.nn.functional.pad(seen, (0, -seen.shape[1] % size, 0, -n % size))
+    blocks = blocks.unflatten(1, (-1, size)).unflatten(0, (-1, size)).any(3).any(1)
+    kept = mask.to_dense()[0, 0].bool()
+    assert kept.shape == blocks.shape and (kept | ~blocks).all()  # none is left out
+    # windows of a row of blocks are one run: a block in between may hold no pair of its own
+    assert kept.sum() <= 1.3 * blocks.sum()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU: these two libraries compute gradients on CUDA only')
+@pytest.mark.parametrize('kind', [VarlenAttention, FlexAttention])
+def test_libraries_of_the_gpu_equal_the_reference_there(kind):
+    coords = random_coords((700, 0, 300), (6, 40, 40)).cuda()
+    grid = arrange_windows(coords, coords[:, [3, 2, 1]].float(), (6, 8, 8), (0, 4, 4), batch_size=3,
+                           spatial_shape=(6, 40, 40), head_dim=32)
+    torch.manual_seed(0)
+    dtype = torch.float16 if kind is VarlenAttention else torch.float32
+    inputs = [torch.randn(1000, 2, 32, device='cuda', dtype=dtype).requires_grad_() for _ in range(3)]
+    inputs += [torch.randn(3, 64, 2, 32, device='cuda', dtype=dtype).requires_grad_() for _ in range(2)]
+    inputs.append(torch.randn(3, 64, 2, device='cuda').requires_grad_())
+    for settings in ({}, *kind.tried):
+        results = []
+        for module, wide in ((kind(64, 2, num_strata=64, **settings), dtype),
+                             (StratifiedAttention(64, 2, 64, backend='reference'), torch.float32)):
+            x = [t.detach().to(wide).requires_grad_() for t in inputs[:5]] + inputs[5:]
+            out = module.attend(*x[:3], grid, *x[3:])
+            results.append([out, *torch.autograd.grad(out, x, torch.ones_like(out) / 7)])
+        for a, b in zip(*results):
+            assert relative_error(a, b) < TOLERANCES[dtype] + 1e-3

@@ -6,7 +6,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 import stratified3d.plugin  # noqa: F401  (makes projects importable)
-from projects.attention_zoo import OTHER, SAME
+from projects.attention_zoo import OTHER, SAME, FlexAttention, VarlenAttention
 from stratified3d.models.stratified_encoder import build_mixer
 from stratified3d.testing import random_coords, relative_error
 
@@ -29,7 +29,13 @@ def run(model, sizes=(120, 0, 70)):
     return out.detach(), feats.grad
 
 
-@pytest.mark.parametrize('kind', SAME + OTHER)
+# what torch computes on a GPU only
+ON_A_GPU = {VarlenAttention: 'runs on CUDA in fp16 and bf16 only, not on cpu in float32',
+            FlexAttention: 'FlexAttention has no backward pass on a CPU'}
+ANYWHERE = [kind for kind in SAME + OTHER if kind not in ON_A_GPU]
+
+
+@pytest.mark.parametrize('kind', ANYWHERE)
 def test_a_rival_mixes_and_learns(kind):
     model = encoder(mixer=dict(type=kind.__name__))
     assert all(type(block.mixer) is kind for stage in model.stages for block in stage.blocks)
@@ -41,7 +47,14 @@ def test_a_rival_mixes_and_learns(kind):
     run(model, (0, 0))
 
 
-@pytest.mark.parametrize('kind', SAME)
+@pytest.mark.parametrize('kind', ON_A_GPU)
+def test_what_needs_a_gpu_says_so(kind):
+    model = encoder(mixer=dict(type=kind.__name__))
+    with pytest.raises(ValueError, match=ON_A_GPU[kind]):
+        run(model)
+
+
+@pytest.mark.parametrize('kind', [kind for kind in SAME if kind in ANYWHERE])
 @pytest.mark.parametrize('fusion', ['joint', 'gated'])
 def test_same_function_same_weights_same_map(kind, fusion):
     ours, rival = (encoder(mixer=mixer, fusion=fusion) for mixer in (None, dict(type=kind.__name__)))

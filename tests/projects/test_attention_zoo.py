@@ -3,12 +3,14 @@ import pytest
 import torch
 
 import stratified3d.plugin  # noqa: F401  (makes projects importable)
+
+# isort: split
 from projects.attention_zoo import OTHER, SAME, varlen
 from projects.attention_zoo import sampled as sampled_module
+from projects.attention_zoo.equations import equation, same, windows
 from projects.attention_zoo.flex import FlexAttention
 from projects.attention_zoo.varlen import VarlenAttention
 from stratified3d.layers.attention import StratifiedAttention, arrange_windows
-from stratified3d.ops import apply_rotary, rotary_angles
 from stratified3d.testing import TOLERANCES, random_coords, relative_error
 
 SHAPE = (6, 11, 13)
@@ -30,22 +32,6 @@ def setting(cloud, shift=(0, 0, 0), rotary=True):
     return grid, q, k, v
 
 
-def dense(q, k, v, seen):
-    """softmax over the keys that are seen: seen [N, K] or [H, N, K]."""
-    logits = torch.einsum('ihd,jhd->hij', q, k) * q.shape[-1]**-0.5
-    return torch.einsum('hij,jhd->ihd', logits.masked_fill(~seen, -torch.inf).softmax(-1), v)
-
-
-def same(values):
-    return values[:, None] == values[None, :] if values.dim() == 1 else (values[:, None] == values[None]).all(-1)
-
-
-def windows(grid):
-    """[N, 4] (batch, z, y, x) of the window of every row, by the definition."""
-    shape, shift = torch.tensor(grid.window_shape), torch.tensor(grid.shift)
-    return torch.cat([grid.coords[:, :1], (grid.coords[:, 1:] + shift) // shape], 1).long()
-
-
 def compare(out, truth, inputs, tolerance=1e-11):
     """Outputs and the gradient of every input."""
     assert out.shape == truth.shape and relative_error(out, truth) < tolerance
@@ -58,9 +44,16 @@ def compare(out, truth, inputs, tolerance=1e-11):
         assert relative_error(a, b) < tolerance
 
 
-def settings_of(kinds):
+# beside what the benchmarks try: settings that bring out borders on clouds of a hundred voxels
+SMALL = dict(FullAttention=[dict(queries_at_once=7)], SetAttention=[dict(set_size=1), dict(set_size=5)],
+             EqualGroupAttention=[dict(group_size=1), dict(group_size=7)], PerformerAttention=[dict(num_features=30)],
+             SpatialReductionAttention=[dict(reduction=1), dict(reduction=3)],
+             LinformerAttention=[dict(rank=5, length=length) for length in (7, 60, 400)])
+
+
+def settings_of(kinds, more=None):
     return [pytest.param(kind, settings, id=f'{kind.__name__}-{i}') for kind in kinds
-            for i, settings in enumerate([{}, *kind.tried])]
+            for i, settings in enumerate([{}, *kind.tried, *(more or {}).get(kind.__name__, [])])]
 
 
 def make(kind, block=0, rotary=True, **settings):
@@ -109,8 +102,7 @@ def varlen_on_a_cpu(monkeypatch):
 @pytest.mark.parametrize('cloud', CLOUDS)
 @pytest.mark.parametrize('kind, settings', settings_of(SAME))
 @pytest.mark.parametrize('absent', [False, True])
-def test_joint_rivals_equal_one_dense_softmax_over_window_and_strata(kind, settings, cloud, absent,
-                                                                             varlen_on_a_cpu):
+def test_joint_rivals_equal_one_softmax_over_window_and_strata(kind, settings, cloud, absent, varlen_on_a_cpu):
     grid, q, k, v = setting(cloud, shift=(0, 2, 3))
     batch = len(grid.plan.batch_offsets) - 1
     generator = torch.Generator().manual_seed(2)
@@ -118,98 +110,27 @@ def test_joint_rivals_equal_one_dense_softmax_over_window_and_strata(kind, setti
     bias = torch.randn(batch, 5, HEADS, generator=generator, dtype=torch.float64)
     if absent:
         bias[0, 2:] = -torch.inf
-    strata = [x.requires_grad_() for x in (*strata, bias)]
+    inputs = [q, k, v, *(x.requires_grad_() for x in (*strata, bias))]
     if kind is FlexAttention:  # it has no backward pass on a CPU
-        q, k, v, *strata = (x.detach() for x in (q, k, v, *strata))
+        inputs = [x.detach() for x in inputs]
     rival = make(kind, **settings)
-    near = same(windows(grid))
-    far = grid.plan.sample[:, None] == torch.arange(batch).repeat_interleave(5)
-    keys, values = (torch.cat([x, s.flatten(0, 1)]) for x, s in ((k, strata[0]), (v, strata[1])))
-    logits = torch.einsum('ihd,jhd->ijh', q, keys) * WIDTH**-0.5
-    logits = logits + torch.cat([bias.new_zeros(len(q), HEADS), strata[2].flatten(0, 1)])
-    weights = logits.masked_fill(~torch.cat([near, far], 1)[..., None], -torch.inf).softmax(1)
-    compare(rival.attend(q, k, v, grid, *strata), torch.einsum('ijh,jhd->ihd', weights, values), [q, k, v, *strata])
-    compare(rival.attend(q, k, v, grid), dense(q, k, v, near), [q, k, v])
-
-
-def full(grid, rival):
-    return same(grid.coords[:, 0])
-
-
-def sets(grid, rival):
-    """Set of every row by DSVT's equation, window by window."""
-    number, count = torch.full((len(grid.coords), ), -1), 0
-    for window in windows(grid).unique(dim=0):
-        rows = (windows(grid) == window).all(1).nonzero().squeeze(1)
-        z, y, x = grid.coords[rows, 1:].long().unbind(1)
-        key = (x * 100 + y) * 100 + z if rival.block % 2 == 0 else (y * 100 + x) * 100 + z
-        rows = rows[key.argsort()]
-        n, size = len(rows), rival.set_size
-        s = -(-n // size)
-        for j in range(s):
-            for place in range(size):
-                number[rows[(j * size + place) * n // (s * size)]] = count
-            count += 1
-    assert (number >= 0).all()
-    return same(number)
-
-
-def equal_groups(grid, rival):
-    seen = torch.zeros(len(grid.coords), len(grid.coords), dtype=torch.bool)
-    size = rival.group_size
-    for b in grid.coords[:, 0].unique():
-        rows = (grid.coords[:, 0] == b).nonzero().squeeze(1)  # by window
-        z, y, x = grid.coords[rows, 1:].long().unbind(1)
-        key = (x * 100 + y) * 100 + z if rival.block % 2 == 0 else (y * 100 + x) * 100 + z
-        rows = rows[(grid.plan.window_start[rows].long() * 1000000 + key).argsort()]
-        for start in range(0, len(rows), size):
-            keys = rows[max(0, min(start, len(rows) - size)):start + size]
-            seen[rows[start:start + size, None], keys] = True
-    return seen
-
-
-def planes(grid, rival):
-    place = (grid.coords[:, 1:] + torch.tensor(grid.shift)) % torch.tensor(grid.window_shape)
-    third = [same(windows(grid)) & same(place[:, axis] // rival.thickness) for axis in range(3)]
-    return torch.stack(third)  # one head each
+    for x in (inputs, inputs[:3]):
+        args = (*x[:3], grid, *x[3:])
+        compare(rival.attend(*args), equation(rival, *args), x)
 
 
 @pytest.mark.parametrize('cloud', CLOUDS)
-@pytest.mark.parametrize('name, seen', [('FullAttention', full), ('SetAttention', sets),
-                                        ('EqualGroupAttention', equal_groups), ('PlaneAttention', planes)])
-def test_masked_rivals_equal_one_dense_softmax(name, seen, cloud):
-    kind = OTHER_BY_NAME[name]
-    small = dict(FullAttention=[dict(queries_at_once=7)], SetAttention=[dict(set_size=1), dict(set_size=5)],
-                 EqualGroupAttention=[dict(group_size=1), dict(group_size=7)], PlaneAttention=[])[name]
-    for settings in [{}, *kind.tried, *small]:
-        for block, shift in enumerate([(0, 0, 0), (1, 2, 3)]):
-            grid, q, k, v = setting(cloud, shift)
-            rival = make(kind, block, **settings)
-            compare(rival.attend(q, k, v, grid), dense(q, k, v, seen(grid, rival)), [q, k, v])
-
-
-@pytest.mark.parametrize('cloud', CLOUDS)
-def test_linear_window_attention_equals_its_dense_weights(cloud):
-    grid, q, k, v = setting(cloud, shift=(0, 2, 3))
-    weights = torch.einsum('ihd,jhd->hij', q.relu(), k.relu()).masked_fill(~same(windows(grid)), 0)
-    total = weights.sum(-1, keepdim=True)
-    truth = torch.einsum('hij,jhd->ihd', weights / total.masked_fill(total == 0, 1), v)
-    for settings in [{}, *OTHER_BY_NAME['LinearWindowAttention'].tried]:
-        compare(make(OTHER_BY_NAME['LinearWindowAttention'], **settings).attend(q, k, v, grid), truth, [q, k, v])
-
-
-@pytest.mark.parametrize('cloud', CLOUDS)
-def test_performer_equals_its_dense_weights(cloud):
-    grid, q, k, v = setting(cloud)
-    rival = make(OTHER_BY_NAME['PerformerAttention'], num_features=30)
-
-    def features(x):
-        x = x * WIDTH**-0.25
-        return (torch.einsum('nhd,fd->nhf', x, rival.features) - x.square().sum(-1, keepdim=True) / 2).exp()
-
-    weights = torch.einsum('ihf,jhf->hij', features(q), features(k)).masked_fill(~full(grid, rival), 0)
-    truth = torch.einsum('hij,jhd->ihd', weights / weights.sum(-1, keepdim=True), v)
-    compare(rival.attend(q, k, v, grid), truth, [q, k, v])
+@pytest.mark.parametrize('kind, settings', settings_of(OTHER, SMALL))
+def test_the_other_rivals_equal_their_equation(kind, settings, cloud):
+    for block, shift in enumerate([(0, 0, 0), (1, 2, 3)]):
+        grid, q, k, v = setting(cloud, shift, rotary=block == 1)
+        rival = make(kind, block, rotary=block == 1, **settings)
+        for table in getattr(rival, 'tables', []):
+            table.data.mul_(20)
+        inputs = [q, k, v, *(p for name, p in rival.named_parameters() if name.split('.')[0] not in ('qkv', 'out'))]
+        # angles are computed in fp32
+        compare(rival.attend(q, k, v, grid), equation(rival, q, k, v, grid), inputs,
+                1e-11 if rival.takes_rotated else 1e-6)
 
 
 def test_performer_features_are_orthogonal_and_approach_softmax():
@@ -218,88 +139,10 @@ def test_performer_features_are_orthogonal_and_approach_softmax():
     assert relative_error(block @ block.T, torch.eye(WIDTH, dtype=block.dtype)) < 1e-6
     grid, q, k, v = setting('plain')
     q, k = q * 0.5, k * 0.5
-    truth, errors = dense(q, k, v, full(grid, rival)), []
+    truth, errors = equation(make(OTHER_BY_NAME['FullAttention']), q, k, v, grid), []
     for count in (24, 2400):
         errors.append(float((make(type(rival), num_features=count).attend(q, k, v, grid) - truth).square().mean()))
     assert errors[1] < 0.1 * errors[0] and errors[1] < 0.02 * float(truth.square().mean())
-
-
-@pytest.mark.parametrize('cloud', CLOUDS)
-@pytest.mark.parametrize('rotary', [True, False])
-def test_spatial_reduction_equals_attention_to_the_cells(cloud, rotary):
-    grid, q, k, v = setting(cloud, rotary=rotary)
-    rival = make(OTHER_BY_NAME['SpatialReductionAttention'], rotary=rotary, reduction=3)
-    cells, member = torch.cat([grid.coords[:, :1], grid.coords[:, 1:] // 3], 1).unique(dim=0, return_inverse=True)
-    mean = (member == torch.arange(len(cells))[:, None]).double()
-    mean = mean / mean.sum(1, keepdim=True)
-    keys, values = (reduce(mean @ x.flatten(1)).view(-1, HEADS, WIDTH)
-                    for reduce, x in ((rival.reduce_k, k), (rival.reduce_v, v)))
-    queries = q
-    if rotary:
-        queries = apply_rotary(q, *grid.rotary)
-        keys = apply_rotary(keys, *rotary_angles((mean @ grid.positions).float(), WIDTH))
-    truth = dense(queries, keys, values, grid.coords[:, :1] == cells[:, 0])
-    # the angles are computed in fp32
-    compare(rival.attend(q, k, v, grid), truth, [q, k, v, *rival.reduce_k.parameters(), *rival.reduce_v.parameters()],
-            1e-6 if rotary else 1e-11)
-
-
-@pytest.mark.parametrize('cloud', CLOUDS)
-@pytest.mark.parametrize('length', [7, 60, 400])
-def test_linformer_equals_attention_to_projected_rows(cloud, length):
-    grid, q, k, v = setting(cloud)
-    rival = make(OTHER_BY_NAME['LinformerAttention'], rank=5, length=length)
-    keys, values = [], []
-    for start, end in zip(grid.plan.batch_offsets.tolist(), grid.plan.batch_offsets.tolist()[1:]):
-        n = end - start
-        # rows of column c are those from floor(c n / length) on: nothing but the mean over them
-        columns = [range(start + c * n // length, start + (c + 1) * n // length) for c in range(length)]
-        for out, x in ((keys, k), (values, v)):
-            means = torch.stack([x[list(c)].mean(0) if len(c) else x.new_zeros(HEADS, WIDTH) for c in columns])
-            out.append(torch.einsum('rc,chd->rhd', rival.projection, means))
-    owner = torch.arange(len(keys)).repeat_interleave(5)
-    truth = dense(q, torch.cat(keys), torch.cat(values), grid.plan.sample[:, None] == owner)
-    compare(rival.attend(q, k, v, grid), truth, [q, k, v, rival.projection])
-
-
-def sampled(grid, rival):
-    """Own window, and rows of the sampled part in the doubled window."""
-    doubled = torch.cat([grid.coords[:, :1], (grid.coords[:, 1:] + torch.tensor(grid.shift)) // (
-        2 * torch.tensor(grid.window_shape))], 1)
-    part = torch.zeros(len(grid.coords), dtype=torch.bool)
-    for b in grid.coords[:, 0].unique():
-        rows = (grid.coords[:, 0] == b).nonzero().squeeze(1)
-        count = -(-len(rows) // round(1 / rival.part))
-        if rival.sampling == 'stride':
-            chosen = [i * len(rows) // count for i in range(count)]
-        else:
-            chosen = [0]
-            while len(chosen) < count:
-                apart = grid.positions[rows, None] - grid.positions[rows][chosen]
-                distance = apart.square().sum(-1).amin(1)  # exact: positions are quarters
-                chosen.append(int(distance.argmax()))
-            assert len(set(chosen)) == count
-        part[rows[chosen]] = True
-    return same(windows(grid)) | (same(doubled) & part)
-
-
-@pytest.mark.parametrize('cloud', CLOUDS)
-@pytest.mark.parametrize('settings', [dict(), *OTHER_BY_NAME['SampledWindowAttention'].tried])
-def test_sampled_windows_equal_one_dense_softmax_with_relative_positions(cloud, settings):
-    grid, q, k, v = setting(cloud, shift=(0, 2, 3))
-    rival = make(OTHER_BY_NAME['SampledWindowAttention'], **settings)
-    tables = list(rival.tables) if rival.contextual else []
-    query, value = q * WIDTH**-0.5, v[None].expand(len(q), -1, -1, -1)
-    logits = torch.einsum('ihd,jhd->hij', query, k)
-    for axis, table in enumerate(tables):
-        table.data.mul_(20)
-        offset = grid.coords[:, None, 1 + axis] - grid.coords[None, :, 1 + axis] + 2 * WINDOW[axis] - 1
-        at = table[:, offset.long().clamp(0, 4 * WINDOW[axis] - 2)]  # [3, N, N, H, D]
-        logits = logits + torch.einsum('ihd,ijhd->hij', query, at[0]) + torch.einsum('jhd,ijhd->hij', k, at[1])
-        value = value + at[2]
-    weights = logits.masked_fill(~sampled(grid, rival), -torch.inf).softmax(-1)
-    truth = torch.einsum('hij,ijhd->ihd', weights, value)
-    compare(rival.attend(q, k, v, grid), truth, [q, k, v, *tables])
 
 
 def test_long_logits_are_taken_in_pieces(monkeypatch):

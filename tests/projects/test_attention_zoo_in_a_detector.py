@@ -6,6 +6,8 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 import stratified3d.plugin  # noqa: F401  (makes projects importable)
+
+# isort: split
 from projects.attention_zoo import OTHER, SAME, FlexAttention, VarlenAttention
 from stratified3d.models.stratified_encoder import build_mixer
 from stratified3d.testing import random_coords, relative_error

@@ -8,12 +8,14 @@ import platform
 import sys
 from pathlib import Path
 
+os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # torch's profiler, which counts memory, is talkative
+
 import torch
 
 import stratified3d.plugin  # noqa: F401  (makes projects importable)
 
 # isort: split
-from projects.attention_zoo.benchmarks import clouds, complexity, encoder, growth, ops, report
+from projects.attention_zoo.benchmarks import clouds, complexity, encoder, growth, ops, report, roofline
 from stratified3d.apis import init_detector
 from stratified3d.datasets.point_files import read_points
 
@@ -42,7 +44,8 @@ def run_encoder(args: argparse.Namespace) -> None:
 def run_ops(args: argparse.Namespace) -> None:
     found = clouds.clouds_for_ops(args.points, args.quick)
     result = ops.run(found, args.device, args.dtype, args.runs, args.only, args.limit)
-    finish(args, result, ops.render(result))
+    place = finish(args, result, ops.render(result))
+    roofline.draw(result, place / 'roofline.png')
 
 
 def run_growth(args: argparse.Namespace) -> None:

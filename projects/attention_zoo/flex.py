@@ -13,8 +13,9 @@ from stratified3d.layers.attention import WindowGrid
 
 
 @functools.cache
-def _compiled():
-    return torch.compile(flex_attention, dynamic=True)
+def _compiled(device: str):
+    # for a CPU, torch 2.13 writes C++ that does not compile where sizes are symbols; fullgraph: never eagerly instead
+    return torch.compile(flex_attention, dynamic=device != 'cpu', fullgraph=True)
 
 
 @MODELS.register_module()
@@ -71,7 +72,7 @@ class FlexAttention(JointRival):
                 def modify(score: Tensor, b: Tensor, h: Tensor, row: Tensor, key: Tensor) -> Tensor:
                     return torch.where(key >= n, score + bias[(key - n).clamp(min=0), h].to(score.dtype), score)
 
-        run = _compiled() if self.compiled else flex_attention
+        run = _compiled(q.device.type) if self.compiled else flex_attention
         heads = [x.transpose(0, 1).unsqueeze(0) for x in (q, k, v)]
         return run(*heads, score_mod=modify, block_mask=mask)[0].transpose(0, 1)
 

@@ -2,10 +2,10 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -33,9 +33,8 @@ def timed(function: Callable[[], Any], device: torch.device, runs: int, warmup: 
     return Timing(statistics.median(spent), low, high)
 
 
-def peak_memory(function: Callable[[], Any], device: torch.device) -> float | None:
-    """MiB that one run needs on top of what is there: on a GPU by torch's allocator, on a CPU by the process's resident
-    set (Linux); None where it cannot be told."""
+def peak_memory(function: Callable[[], Any], device: torch.device) -> float:
+    """MiB that one run holds at most on top of what is there, by torch's own count of what it hands out."""
     gc.collect()
     _wait(device)
     if device.type == 'cuda':
@@ -43,21 +42,11 @@ def peak_memory(function: Callable[[], Any], device: torch.device) -> float | No
         before = torch.cuda.memory_allocated(device)
         function()
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    try:
-        Path('/proc/self/clear_refs').write_text('5')  # the high-water mark starts anew
-        before = _resident('VmRSS')
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         function()
-        return (_resident('VmHWM') - before) / 2**10
-    except OSError:
-        return None
-
-
-def _resident(field: str) -> float:
-    """KiB."""
-    for line in Path('/proc/self/status').read_text().splitlines():
-        if line.startswith(field):
-            return float(line.split()[1])
-    raise OSError(f'/proc/self/status has no {field}')
+    events = sorted((event.start_ns(), event.nbytes()) for event in profile.profiler.kineto_results.events()
+                    if event.name() == '[memory]')
+    return max(itertools.accumulate((size for _, size in events), initial=0)) / 2**20
 
 
 def _wait(device: torch.device) -> None:

@@ -32,6 +32,7 @@ def time_contender(contender: Contender, cloud: Cloud, device: torch.device, dty
     """
     row: dict[str, Any] = dict(name=contender.name, group=contender.group, settings=contender.settings,
                                default=contender.default, cloud=cloud.name, rows=len(cloud.coords))
+    torch.compiler.reset()  # what was compiled for others counts towards a limit
     grid = cloud.arrange(WIDTH, device)
     inputs = make_inputs(grid, device, dtype)
     gradients = contender.reason(inputs[0]) is None
@@ -44,10 +45,6 @@ def time_contender(contender: Contender, cloud: Cloud, device: torch.device, dty
     if wrong:
         return row | dict(refused=f'wrong, so not timed: {wrong}')
     try:
-        if hasattr(contender.mixer, 'arranged'):
-            plan = _time_plan(contender, inputs, grid, device, runs)
-            row['plan_ms'], row['padding'] = plan
-
         def forward() -> None:
             with torch.no_grad():
                 contender.attend(inputs, grid)
@@ -57,6 +54,7 @@ def time_contender(contender: Contender, cloud: Cloud, device: torch.device, dty
             torch.autograd.grad(out, inputs[:3 if contender.group == 'other' else None], torch.ones_like(out))
 
         first = timed(forward, device, 1, 0)
+        row['plan_ms'], row['padding'] = _time_plan(contender, grid, device, runs)
         short = first.median > 1e3 * limit
         row['forward_ms'] = first if short else timed(forward, device, runs)
         if gradients and not short:
@@ -72,14 +70,13 @@ def time_contender(contender: Contender, cloud: Cloud, device: torch.device, dty
     return row
 
 
-def _time_plan(contender: Contender, inputs: list, grid: WindowGrid, device: torch.device,
+def _time_plan(contender: Contender, grid: WindowGrid, device: torch.device,
                runs: int) -> tuple[Any, float | None]:
-    """Milliseconds to arrange the grid (taken once a stage, apart from attention), and what of it is padding."""
-    with torch.no_grad():
-        contender.attend([x.detach() for x in inputs], grid)  # finds out with which details it arranges
-    (key, plan), = grid.derived.items() if grid.derived else ((None, None), )
-    if key is None:
+    """Milliseconds to arrange the grid anew (taken once a stage, apart from attention), and what of it is padding;
+    None for those that arrange nothing."""
+    if not grid.derived:
         return None, None
+    (key, plan), = grid.derived.items()
     details = key[2 + len(contender.mixer.settings):]
     parts = plan if isinstance(plan, tuple) and not hasattr(plan, 'padding') else (plan, )
     padding = next((p.padding for p in parts if hasattr(p, 'padding')), None)

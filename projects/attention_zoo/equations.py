@@ -152,11 +152,12 @@ def _reduced(rival: SpatialReductionAttention, q: Tensor, k: Tensor, v: Tensor, 
 def _linformer(rival: LinformerAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
     mixed, length = ([], []), rival.length
     for rows in _sample_rows(grid):
-        n = len(rows)
-        columns = [rows[c * n // length:(c + 1) * n // length] for c in range(length)]
+        bounds = torch.arange(length + 1) * len(rows) // length
+        filled = (bounds.diff() > 0).nonzero().squeeze(1).tolist()
         for out, x in zip(mixed, (k, v)):
-            means = torch.stack([x[c].mean(0) if len(c) else x.new_zeros(x.shape[1:]) for c in columns])
-            out.append(torch.einsum('rc,chd->rhd', rival.projection, means))
+            means = [x[rows[bounds[c]:bounds[c + 1]]].mean(0) for c in filled]
+            columns = rival.projection[:, filled]
+            out.append(torch.einsum('rc,chd->rhd', columns, torch.stack(means) if means else x[:0]))
     owner = torch.arange(len(mixed[0]), device=q.device).repeat_interleave(rival.rank)
     return _attend(q, torch.cat(mixed[0]), torch.cat(mixed[1]), grid.coords[:, :1] == owner)
 

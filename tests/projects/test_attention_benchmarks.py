@@ -13,7 +13,6 @@ from projects.attention_zoo.benchmarks.clouds import take, voxelized
 from projects.attention_zoo.benchmarks.contenders import WIDTH, check, contenders
 from projects.attention_zoo.benchmarks.measure import Timing, peak_memory
 from stratified3d.ops.stratified_attention import BACKENDS
-from stratified3d.testing import TOLERANCES
 
 CPU, FP32 = torch.device('cpu'), torch.float32
 
@@ -28,7 +27,8 @@ def cloud():
 def test_everyone_is_there_with_three_settings():
     field = contenders(CPU, FP32, (32, 12, 12))
     names = [c.name for c in field]
-    assert set(names) == {f'stratified3d {b}' for b in BACKENDS if b != 'reference'} | {k.__name__ for k in SAME + OTHER}
+    ours = {f'stratified3d {backend}' for backend in BACKENDS if backend != 'reference'}
+    assert set(names) == ours | {kind.__name__ for kind in SAME + OTHER}
     for kind in SAME + OTHER:
         mine = [c for c in field if c.name == kind.__name__]
         assert len({str(c.settings) for c in mine}) == len(mine) >= 3
@@ -67,7 +67,7 @@ def test_rows_and_tables(cloud):
     text = ops.render(dict(ceilings=dict(copy_gb_s=10.0, matmul_gflop_s=100.0), rows=rows, limits={cloud.name: limits}))
     same, other = text.index('the same function'), text.index('another function')
     assert same < text.index('SSTAttention (lengths (') < other < text.index('FullAttention (')
-    assert text.count('its authors') == 6  # three rivals: among the best and in the full table
+    assert text[text.index('every setting'):].count('its authors') == 3  # one setting of each rival
 
 
 def test_a_slow_one_runs_once(cloud):
@@ -136,4 +136,3 @@ def test_the_readme_lists_everyone(root):
     for kind in SAME + OTHER:
         assert text.count(f'| `{kind.__name__}` |') == 1
         assert kind.__doc__ and set(kind.authors)
-    assert TOLERANCES

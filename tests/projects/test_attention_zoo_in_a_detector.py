@@ -1,4 +1,7 @@
 """One line of a config puts any rival into the detector."""
+import subprocess
+import sys
+
 import pytest
 import torch
 from mmdet3d.registry import MODELS
@@ -86,6 +89,26 @@ def test_what_a_rival_refuses_is_named(mixer, message):
 
 def test_the_example_config_builds(root):
     config = Config.fromfile(root / 'projects/attention_zoo/configs/attention_zoo.py')
-    with DefaultScope.overwrite_default_scope('mmdet3d'):
-        model = MODELS.build(config.model)
-    assert type(model.encoder.stages[0].blocks[0].mixer).__name__ == 'SetAttention'
+    for name in ('SetAttention', 'SSTAttention'):
+        config.merge_from_dict({'model.encoder.mixer.type': name})  # as --cfg-options does
+        with DefaultScope.overwrite_default_scope('mmdet3d'):
+            model = MODELS.build(config.model)
+        assert type(model.encoder.stages[0].blocks[0].mixer).__name__ == name
+
+
+def test_projects_are_found_without_their_folder_on_the_path(root, tmp_path):
+    """As where only the package is installed, and a command is started anywhere."""
+    code = f"""import sys
+sys.path[:] = [path for path in sys.path if path not in ('', {str(root)!r})]
+import importlib.util
+spec = importlib.util.spec_from_file_location('stratified3d', {str(root / 'stratified3d/__init__.py')!r})
+module = importlib.util.module_from_spec(spec)
+sys.modules['stratified3d'] = module
+spec.loader.exec_module(module)
+from mmengine.config import Config
+Config.fromfile({str(root / 'projects/attention_zoo/configs/attention_zoo.py')!r})
+from mmdet3d.registry import MODELS
+assert MODELS.get('SetAttention').__module__ == 'projects.attention_zoo.sets'
+"""
+    result = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]

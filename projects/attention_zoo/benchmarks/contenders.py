@@ -90,14 +90,11 @@ def check(contender: Contender, device: torch.device, dtype: torch.dtype, gradie
     results = []
     for wide in (False, True):
         x = [t.detach().float().requires_grad_(gradients) if wide else t for t in given]
-        if wide:
-            contender.mixer.float()
-            out = equation(contender.mixer, *x[:3], grid, *x[3:])
-            contender.mixer.to(dtype)
-        else:
-            out = contender.attend(x, grid)
+        contender.mixer.to(torch.float32 if wide else dtype)
+        out = equation(contender.mixer, *x[:3], grid, *x[3:]) if wide else contender.attend(x, grid)
         weight = torch.linspace(-1, 1, out.numel(), device=device).view(out.shape).to(out.dtype)
         results.append([out, *(torch.autograd.grad(out, x, weight) if gradients else ())])
+    contender.mixer.to(dtype)
     names = ('output', 'q', 'k', 'v', 'strata_k', 'strata_v', 'strata_bias')
     for name, value, truth in zip(names, *results):
         error = relative_error(value, truth)

@@ -46,10 +46,11 @@ class FlexAttention(JointRival):
             touched |= between(n + plan.sample[first] * strata, n + (plan.sample[last] + 1) * strata)
         order = touched.to(torch.int8).argsort(dim=1, descending=True, stable=True).int()
         start, end, sample = plan.window_start, plan.window_end, plan.sample
+        rows = torch.full((), n, device=start.device)  # a tensor: a number would be compiled in, for each cloud anew
 
         def seen(b: Tensor, h: Tensor, row: Tensor, key: Tensor) -> Tensor:
             near = (key >= start[row]) & (key < end[row])
-            return near | ((key >= n) & ((key - n) // strata == sample[row])) if strata else near
+            return near | ((key >= rows) & ((key - rows) // strata == sample[row])) if strata else near
 
         return BlockMask.from_kv_blocks(touched.sum(1, dtype=torch.int32)[None, None], order[None, None],
                                         BLOCK_SIZE=size, mask_mod=seen, seq_lengths=(n, total))
@@ -68,9 +69,10 @@ class FlexAttention(JointRival):
             if strata_bias is not None:
                 # finite: the gradient of a minus infinity that is stored would be NaN
                 bias = strata_bias.flatten(0, 1).clamp(min=-1e4)  # [B M, H]
+                rows = torch.full((), n, device=q.device)
 
                 def modify(score: Tensor, b: Tensor, h: Tensor, row: Tensor, key: Tensor) -> Tensor:
-                    return torch.where(key >= n, score + bias[(key - n).clamp(min=0), h].to(score.dtype), score)
+                    return torch.where(key >= rows, score + bias[(key - rows).clamp(min=0), h].to(score.dtype), score)
 
         run = _compiled(q.device.type) if self.compiled else flex_attention
         heads = [x.transpose(0, 1).unsqueeze(0) for x in (q, k, v)]

@@ -1,85 +1,118 @@
 #!/usr/bin/env python
-"""Time a detector's parts on one point cloud, forward only, on this machine."""
+"""Time and count: the encoder's parts, attention operators against their rivals, growth, arithmetic."""
 from __future__ import annotations
 
 import argparse
+import os
 import platform
-import statistics
 import sys
-import time
-from collections import defaultdict
 from pathlib import Path
 
-import torch
-from torch import nn
-from tqdm import trange
+os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # torch's profiler, which counts memory, is talkative
 
+import torch
+
+import stratified3d.plugin  # noqa: F401  (makes projects importable)
+
+# isort: split
+from projects.attention_zoo.benchmarks import clouds, complexity, encoder, growth, ops, report, roofline
 from stratified3d.apis import init_detector
 from stratified3d.datasets.point_files import read_points
-from stratified3d.layers.attention import StratifiedAttention
-from stratified3d.layers.sparse_conv import SparseConv
 
-CONFIG = Path(__file__).parents[1] / 'configs/stratified/stratified-centerpoint_voxel03_8xb4-cyclic-20e_nus-3d.py'
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / 'configs/stratified/stratified-centerpoint_voxel03_8xb4-cyclic-20e_nus-3d.py'
+DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 EXAMPLES = """examples:
   python tools/benchmark.py encoder sweep.pcd.bin
-  python tools/benchmark.py encoder sweep.pcd.bin --config my_config.py --runs 20
+  python tools/benchmark.py ops --quick
+  python tools/benchmark.py ops --points sweep.pcd.bin --only SSTAttention VarlenAttention
+  python tools/benchmark.py growth --device cuda --dtype bf16
+  python tools/benchmark.py complexity
 """
-# an innermost part takes its time out of the one around it
-PARTS = {'attention and strata': StratifiedAttention, 'sparse convolutions': SparseConv}
 
 
-def time_encoder(model: nn.Module, points: torch.Tensor, runs: int) -> tuple[dict[str, list[float]], int]:
-    """Seconds of each part in every run, and the number of voxels."""
-    seconds, started = defaultdict(list), {}
+def run_encoder(args: argparse.Namespace) -> None:
+    points = torch.from_numpy(read_points(args.points))
+    model = init_detector(args.config, device='cpu')
+    points = torch.cat([points, points.new_zeros(len(points), 1)], 1)
+    seconds, voxels = encoder.time_encoder(model, points, max(1, args.runs))
+    machine = (f'{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, '
+               f'torch {torch.__version__}')
+    print('\n' + encoder.render(seconds, len(points), voxels, machine))
 
-    def begin(module: nn.Module, _) -> None:
-        started[module] = time.perf_counter()
 
-    for name, kind in PARTS.items():
-        def end(module: nn.Module, *_, name: str = name) -> None:
-            seconds[name][-1] += time.perf_counter() - started[module]
+def run_ops(args: argparse.Namespace) -> None:
+    found = clouds.clouds_for_ops(args.points, args.quick)
+    result = ops.run(found, args.device, args.dtype, args.runs, args.only, args.limit)
+    place = finish(args, result, ops.render(result))
+    roofline.draw(result, place / 'roofline.png')
 
-        for module in model.encoder.modules():
-            if isinstance(module, kind):
-                module.register_forward_pre_hook(begin)
-                module.register_forward_hook(end)
-    with torch.no_grad():
-        for _ in trange(runs + 2, desc='timing'):
-            for name in PARTS:
-                seconds[name].append(0.0)
-            start = time.perf_counter()
-            feats, coords = model.voxel_encoder([points])
-            middle = time.perf_counter()
-            model.encoder(feats, coords, 1)
-            seconds['voxel encoder'].append(middle - start)
-            seconds['encoder'].append(time.perf_counter() - middle)
-    # the first two runs warm up
-    return {name: values[2:] for name, values in seconds.items()}, len(coords)
+
+def run_growth(args: argparse.Namespace) -> None:
+    sizes = args.rows or ([1000, 2000, 4000] if args.quick else list(growth.ROWS))
+    result = growth.run(sorted(sizes), args.points, args.device, args.dtype, args.runs, args.only, args.limit,
+                        args.quick)
+    place = finish(args, result, growth.render(result))
+    growth.draw(result, place / 'growth.png')
+
+
+def run_complexity(args: argparse.Namespace) -> None:
+    sizes = list(complexity.GRIDS)
+    result = complexity.run(sizes[:1] if args.quick else sizes)
+    finish(args, result, complexity.render(result))
+
+
+def finish(args: argparse.Namespace, result: dict, text: str) -> Path:
+    """Print the table; keep it and the JSON."""
+    made = report.environment(args.device, args.dtype)
+    content = dict(environment=made, command=' '.join(sys.argv[1:]), **result)
+    place = report.save(args.out, args.what, content, text)
+    print(f'\n{text}\n\nwritten to {place}')
+    return place
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest='what', required=True)
+    command = commands.add_parser('encoder', help='voxel encoder and stratified encoder of a config, by part')
+    command.add_argument('points', help='.bin, .npy, .pcd or .ply file of one sweep')
+    command.add_argument('--config', default=CONFIG, help='default: the nuScenes config')
+    command.add_argument('--runs', type=int, default=10, help='counted runs, after two that warm up')
+    command.set_defaults(function=run_encoder)
+    for name, function, words in (
+            ('ops', run_ops, 'attention operators and their rivals on the same tensors'),
+            ('growth', run_growth, 'time and memory from 10,000 to a million rows'),
+            ('complexity', run_complexity, 'floating-point operations, and what articles claim of them')):
+        command = commands.add_parser(name, help=words, description=words)
+        command.add_argument('--quick', action='store_true', help='small sizes, in a minute or two: does it work')
+        command.add_argument('--out', type=Path, default=ROOT / 'benchmarks', help='default: benchmarks/')
+        command.add_argument('--device', type=torch.device, help='default: the GPU where there is one')
+        command.add_argument('--dtype', choices=DTYPES, help='default: bf16 on a GPU, fp32 on a CPU')
+        if name != 'complexity':
+            real = os.environ.get('STRATIFIED3D_REAL_DATA', '')
+            real = next(iter(sorted(Path(real).glob('nuscenes_keyframe/*.bin'))), None) if real else None
+            command.add_argument('--points', type=Path, default=real, help='file of a real sweep, measured as well')
+            command.add_argument('--runs', type=int, default=7, help='counted runs of each')
+            command.add_argument('--only', nargs='+', default=[], metavar='NAME', help='contenders; default all')
+            command.add_argument('--limit', type=float, default=30.0,
+                                 help='seconds; what takes longer runs once and goes no further')
+        if name == 'growth':
+            command.add_argument('--rows', type=int, nargs='+', help='default: 10,000 to 1,000,000')
+        command.set_defaults(function=function)
+    args = parser.parse_args()
+    if args.what != 'encoder':
+        args.device = args.device or torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+        args.dtype = DTYPES[args.dtype or ('bf16' if args.device.type == 'cuda' else 'fp32')]
+    return args
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', choices=['encoder'], help='encoder: voxel encoder and stratified encoder, by part')
-    parser.add_argument('points', help='.bin, .npy, .pcd or .ply file of one sweep')
-    parser.add_argument('--config', default=CONFIG, help='default: the nuScenes config')
-    parser.add_argument('--runs', type=int, default=10, help='counted runs, after two that warm up')
-    args = parser.parse_args()
+    args = parse()
     try:
-        points = torch.from_numpy(read_points(args.points))
-        model = init_detector(args.config, device='cpu')
+        args.function(args)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f'benchmark.py: {error}')
-    points = torch.cat([points, points.new_zeros(len(points), 1)], 1)
-    seconds, voxels = time_encoder(model, points, max(1, args.runs))
-    median = {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
-    rest = median['encoder'] - sum(median[name] for name in PARTS)
-    print(f'\n{len(points)} points, {voxels} voxels; {platform.processor() or platform.machine()}, '
-          f'{torch.get_num_threads()} threads, torch {torch.__version__}; median of {max(1, args.runs)} runs')
-    print(f'{"voxel encoder":<36}{median["voxel encoder"]:>8.1f} ms')
-    print(f'{"stratified encoder":<36}{median["encoder"]:>8.1f} ms')
-    for name, value in [*((n, median[n]) for n in PARTS), ('norms, feed-forward, windows, map', rest)]:
-        print(f'  {name:<34}{value:>8.1f} ms {value / median["encoder"]:>6.0%}')
     return 0
 
 

@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +25,24 @@ FUSIONS = ('joint', 'gated')
 class WindowGrid(NamedTuple):
     """One arrangement of a stage's voxels into windows, made once and shared by the stage's blocks.
 
-    plan: WindowPlan; positions [N, 3] metres in window order; rotary: (cos, sin) of the rows, or None without it.
+    plan: WindowPlan; positions [N, 3] metres and coords [N, 4] int32 (batch, z, y, x), both in window order; rotary:
+    (cos, sin) of the rows, or None without it; window_shape, shift (z, y, x) in voxels: voxel c lies in window
+    floor((c + shift) / window_shape); derived: what mixers worked out from it, see `once`.
     """
 
     plan: WindowPlan
     positions: Tensor
+    coords: Tensor
     rotary: tuple[Tensor, Tensor] | None
+    window_shape: tuple[int, int, int]
+    shift: tuple[int, int, int]
+    derived: dict[Hashable, Any]
+
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """make(), called by the first block that asks under this key and kept for the others."""
+        if key not in self.derived:
+            self.derived[key] = make()
+        return self.derived[key]
 
 
 def arrange_windows(coords: Tensor, positions: Tensor, window_shape: tuple[int, int, int], shift: tuple[int, int, int],
@@ -43,9 +56,12 @@ def arrange_windows(coords: Tensor, positions: Tensor, window_shape: tuple[int, 
         batch_size: B.
         head_dim: D of the rotary tables; None for no rotary embedding.
     """
+    if window_shape[0] >= spatial_shape[0]:
+        shift = (0, *shift[1:])
     plan = plan_windows(coords, window_shape, shift, batch_size=batch_size, spatial_shape=spatial_shape)
     positions = positions[plan.order]
-    return WindowGrid(plan, positions, None if head_dim is None else rotary_angles(positions, head_dim))
+    rotary = None if head_dim is None else rotary_angles(positions, head_dim)
+    return WindowGrid(plan, positions, coords[plan.order], rotary, tuple(window_shape), tuple(shift), {})
 
 
 class StratifiedAttention(nn.Module):
@@ -107,7 +123,7 @@ class StratifiedAttention(nn.Module):
         if self.use_rotary:
             q, k = apply_rotary(q, *grid.rotary), apply_rotary(k, *grid.rotary)
         if not self.num_strata:
-            mixed = stratified_attention(q, k, v, plan, backend=self.backend)
+            mixed = self.attend(q, k, v, grid)
             return self.out(mixed.flatten(1).index_select(0, plan.inverse)), None
 
         if strata is None:
@@ -117,13 +133,19 @@ class StratifiedAttention(nn.Module):
         bias = x.new_zeros(*strata_k.shape[:3], dtype=torch.float32)
         if self.fusion == 'joint':
             bias = (bias + (self.strata_offset - math.log(self.num_strata))).masked_fill(absent, -torch.inf)
-            mixed = stratified_attention(q, k, v, plan, strata_k, strata_v, strata_bias=bias, backend=self.backend)
+            mixed = self.attend(q, k, v, grid, strata_k, strata_v, bias)
         else:
-            local = stratified_attention(q, k, v, plan, backend=self.backend)
+            local = self.attend(q, k, v, grid)
             far = read_strata(q, strata_k, strata_v, plan.batch_offsets, strata_bias=bias.masked_fill(
                 absent, -torch.inf), backend=self.backend)
             mixed = local + self.gate.to(far.dtype) * far
         return self.out(mixed.flatten(1).index_select(0, plan.inverse)), strata
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid, strata_k: Tensor | None = None,
+               strata_v: Tensor | None = None, strata_bias: Tensor | None = None) -> Tensor:
+        """`stratified_attention` over the grid's windows; what a mixer with a kernel of its own overrides."""
+        return stratified_attention(q, k, v, grid.plan, strata_k, strata_v, strata_bias=strata_bias,
+                                    backend=self.backend)
 
     def _refine(self, strata: Strata, k: Tensor, v: Tensor,
                 batch_offsets: Tensor) -> tuple[Strata, Tensor, Tensor]:

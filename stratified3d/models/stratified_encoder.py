@@ -1,7 +1,9 @@
 """The sparse 3D backbone: stem, stratified stages with downsampling after each, bird's-eye view."""
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmdet3d.registry import MODELS
@@ -27,6 +29,8 @@ class StratifiedEncoder(nn.Module):
             downsampling that follows it; (1, 1, 1) is none.
         num_heads: H, divides C.
         num_strata, selection, fusion, strata_offset, use_rotary: see `StratifiedAttention`.
+        mixer: None for `StratifiedAttention`, or a dict with the type of another one and settings of its own; see
+            `build_mixer`.
         persist: strata tokens go on from block to block of a stage.
         shifted: every second block shifts its windows.
         use_conv: submanifold convolution at the start of each block.
@@ -35,14 +39,15 @@ class StratifiedEncoder(nn.Module):
         precision: of sparse convolutions on CUDA, 'fp32' or 'fp16'.
         with_cp: activation checkpointing of the blocks.
     Raises:
-        ValueError: a stride that does not divide the grid, or what the parts refuse.
+        ValueError: a stride that does not divide the grid, a mixer that is not there, or what the parts refuse.
     """
 
     def __init__(self, voxel_size: Sequence[float], point_cloud_range: Sequence[float], in_channels: int = 64,
                  channels: int = 128, stem_depth: int = 2, stages: Sequence[dict] = (), num_heads: int = 4,
                  num_strata: int = 64, selection: str = 'pool', fusion: str = 'joint', persist: bool = True,
                  strata_offset: float = -4.0, shifted: bool = True, use_rotary: bool = True, use_conv: bool = True,
-                 ffn_ratio: float = 2.0, backend: str | None = None, precision: str = 'fp32', with_cp: bool = False):
+                 ffn_ratio: float = 2.0, backend: str | None = None, precision: str = 'fp32', with_cp: bool = False,
+                 mixer: dict | None = None):
         super().__init__()
         if not stages:
             raise ValueError('stages is empty: give at least one dict(depth=..., window_shape=..., stride=...)')
@@ -60,10 +65,11 @@ class StratifiedEncoder(nn.Module):
                 raise ValueError(f'stage {i}: stride {stride} does not divide the grid {shape} (z, y, x); the last '
                                  'slices would be lost')
 
-            def make_mixer(block: int) -> nn.Module:
-                return StratifiedAttention(channels, num_heads, num_strata, selection, fusion,
-                                           selects_strata=block == 0 or not persist, strata_offset=strata_offset,
-                                           use_rotary=use_rotary, backend=backend)
+            def make_mixer(block: int, window_shape: Sequence[int] = stage['window_shape']) -> nn.Module:
+                return build_mixer(mixer, channels=channels, num_heads=num_heads, num_strata=num_strata,
+                                   selection=selection, fusion=fusion, selects_strata=block == 0 or not persist,
+                                   strata_offset=strata_offset, use_rotary=use_rotary, backend=backend, block=block,
+                                   window_shape=window_shape)
 
             self.stages.append(StratifiedStage(
                 channels, stage['depth'], make_mixer, stage['window_shape'], shifted=shifted, persist=persist,
@@ -93,6 +99,24 @@ class StratifiedEncoder(nn.Module):
                                                       x.spatial_shape[::-1])]
         with torch.no_grad():
             return voxel_centres(x.indices, size, self.point_cloud_range)
+
+
+def build_mixer(mixer: dict | None, **offered: Any) -> nn.Module:
+    """Build what mixes the voxels of a block.
+
+    Args:
+        mixer: None for `StratifiedAttention`; else its type, in mmdet3d's MODELS or importable under that name, and
+            settings of its own. It is called as mixer(x [N, C], grid, strata) -> ([N, C], strata).
+        offered: settings of the encoder, `block`, the block's index in its stage, and the stage's `window_shape`; the
+            type is handed those that its constructor names.
+    """
+    mixer = dict(mixer or dict(type=StratifiedAttention))
+    kind = MODELS.get(mixer['type']) if isinstance(mixer['type'], str) else mixer['type']
+    if kind is None:
+        raise ValueError(f'mixer: there is no {mixer["type"]!r} in the registry, nor under that name to import')
+    named = inspect.signature(kind).parameters
+    return kind(**{name: value for name, value in offered.items() if name in named}
+                | {name: value for name, value in mixer.items() if name != 'type'})
 
 
 def _sorted(x: SparseConvTensor) -> SparseConvTensor:

@@ -1,3 +1,4 @@
+import json
 import re
 import subprocess
 import sys
@@ -18,3 +19,24 @@ def test_a_missing_file_is_named(root):
     result = subprocess.run([sys.executable, '-W', 'ignore', str(root / 'tools/benchmark.py'), 'encoder', 'none.bin'],
                             capture_output=True, text=True, timeout=100)
     assert result.returncode != 0 and 'benchmark.py: there is no point file none.bin' in result.stderr
+
+
+def test_attention_benchmarks_keep_what_they_found(root, tmp_path):
+    for words, files in ((['complexity', '--quick'], ['complexity.json', 'complexity.md']),
+                         (['ops', '--quick', '--runs', '1', '--only', 'stratified3d sdpa', 'SSTAttention'],
+                          ['ops.json', 'ops.md', 'roofline.png']),
+                         (['growth', '--rows', '500', '1000', '2000', '--quick', '--runs', '1', '--only',
+                           'stratified3d sdpa'], ['growth.json', 'growth.md', 'growth.png'])):
+        result = subprocess.run([sys.executable, '-W', 'ignore', str(root / 'tools/benchmark.py'), *words, '--out',
+                                 str(tmp_path)], capture_output=True, text=True, timeout=250)
+        assert result.returncode == 0, result.stderr[-2000:]
+        place, = tmp_path.iterdir()
+        assert all((place / name).stat().st_size > 100 for name in files)
+        kept = json.loads((place / files[0]).read_text())
+        assert kept['command'].startswith(words[0]) and kept['environment']['torch']
+
+
+def test_an_unknown_contender_is_named(root):
+    result = subprocess.run([sys.executable, '-W', 'ignore', str(root / 'tools/benchmark.py'), 'ops', '--quick',
+                             '--only', 'DSVT'], capture_output=True, text=True, timeout=100)
+    assert result.returncode != 0 and "benchmark.py: there is no 'DSVT' to benchmark" in result.stderr

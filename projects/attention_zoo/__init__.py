@@ -1,0 +1,20 @@
+"""The attentions of other LiDAR detectors and of the libraries, as mixers of the stratified encoder; see README.md."""
+from projects.attention_zoo.equal_groups import EqualGroupAttention
+from projects.attention_zoo.flex import FlexAttention
+from projects.attention_zoo.full import FullAttention
+from projects.attention_zoo.linear import LinearWindowAttention, PerformerAttention
+from projects.attention_zoo.mixer import JointRival, Rival
+from projects.attention_zoo.nested import NestedAttention
+from projects.attention_zoo.padded import SSTAttention, SwinAttention
+from projects.attention_zoo.planes import PlaneAttention
+from projects.attention_zoo.reduced import LinformerAttention, SpatialReductionAttention
+from projects.attention_zoo.sampled import SampledWindowAttention
+from projects.attention_zoo.sets import SetAttention
+from projects.attention_zoo.varlen import VarlenAttention
+
+# those that compute the same function as StratifiedAttention, and those that compute another
+SAME = (SwinAttention, SSTAttention, VarlenAttention, FlexAttention, NestedAttention)
+OTHER = (FullAttention, SetAttention, EqualGroupAttention, LinearWindowAttention, PlaneAttention,
+         SampledWindowAttention, SpatialReductionAttention, PerformerAttention, LinformerAttention)
+
+__all__ = ['OTHER', 'SAME', 'JointRival', 'Rival', *(kind.__name__ for kind in SAME + OTHER)]

@@ -148,7 +148,7 @@ def test_python_block(root, folder, monkeypatch):
 
 def test_links_lead_somewhere(root):
     pages = ['README.md', 'ARCHITECTURE.md', 'CHANGELOG.md', 'projects/quickstart/README.md',
-             *(str(path.relative_to(root)) for path in root.glob('docs/*.md'))]
+             'projects/attention_zoo/README.md', *(str(path.relative_to(root)) for path in root.glob('docs/*.md'))]
     for page in pages:
         for target in re.findall(r'\]\((?!http)([^)#]+)', (root / page).read_text()):
             assert ((root / page).parent / target).exists(), f'{page}: {target}'

@@ -160,7 +160,8 @@ def test_a_block_is_exported_for_any_number_of_voxels():
     block, (first, second) = block_and_clouds()
     count = torch.export.Dim('N', min=2)
     rows = len(first[0])
-    dynamic = pytree.tree_map(lambda t: {0: count} if len(t) == rows else None, first[1])
+    dynamic = pytree.tree_map(lambda t: (
+        {0: count} if isinstance(t, torch.Tensor) and len(t) == rows else None), first[1])
 
     class Mix(torch.nn.Module):
         def __init__(self):

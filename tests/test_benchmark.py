@@ -19,6 +19,20 @@ def test_it_verifies_before_it_times_and_notices_a_wrong_backend(monkeypatch):
     assert {check['function'] for check in checks if not check['right']} == {'attention', 'windows'}
 
 
+def test_a_gradient_that_was_never_written_is_wrong(monkeypatch):
+    right = benchmark.forward_backward
+    answers = iter([lambda parts: parts, lambda parts: [*parts[:-1], parts[-1] * torch.nan]] * 4)
+    monkeypatch.setattr(benchmark, 'forward_backward', lambda *args: next(answers)(right(*args)))
+    checks = benchmark.verify('cpu', 'sdpa', ['plain'], [torch.float32])
+    assert len(checks) == 4 and not any(check['right'] for check in checks)
+    assert all(check['error'] != check['error'] for check in checks)
+
+
+def test_the_shapes_that_are_trained_are_verified():
+    checks = benchmark.verify('cpu', 'sdpa', ['default', 'wide', 'widest'], [torch.float32])
+    assert len(checks) == 3 * 4 and all(check['right'] for check in checks)
+
+
 def test_limits_count_what_must_move_and_be_done():
     plan = ops.plan_windows(random_coords([64], (1, 8, 8)), (1, 4, 4), batch_size=1)  # four windows of 16
     work = benchmark.work(plan, heads=2, width=8, strata=3, itemsize=2)

@@ -85,7 +85,7 @@ class StratifiedStage(nn.Module):
         shifts = [(0, 0, 0), tuple(0 if w >= s else w // 2 for w, s in zip(self.window_shape, shape))]
         grids = [arrange_windows(x.indices, positions, self.window_shape, shift, batch_size=x.batch_size,
                                  spatial_shape=shape, head_dim=self.head_dim)
-                 for shift in shifts[:1 + (self.shifted and len(self.blocks) > 1)]]
+                 for shift in dict.fromkeys(shifts[:1 + (self.shifted and len(self.blocks) > 1)])]
         strata = None
         for i, block in enumerate(self.blocks):
             run = block if not self.with_cp else _checkpointed(block)

@@ -109,11 +109,16 @@ def build_mixer(mixer: dict | None, **offered: Any) -> nn.Module:
             settings of its own. It is called as mixer(x [N, C], grid, strata) -> ([N, C], strata).
         offered: settings of the encoder, `block`, the block's index in its stage, and the stage's `window_shape`; the
             type is handed those that its constructor names.
+    Raises:
+        ValueError: an unknown type, or settings that the whole encoder shares.
     """
     mixer = dict(mixer or dict(type=StratifiedAttention))
     kind = MODELS.get(mixer['type']) if isinstance(mixer['type'], str) else mixer['type']
     if kind is None:
         raise ValueError(f'mixer: there is no {mixer["type"]!r} in the registry, nor under that name to import')
+    fixed = {'channels', 'num_heads', 'use_rotary'} & mixer.keys()
+    if fixed:  # the stage tabulates rotary angles by them
+        raise ValueError(f'mixer: {", ".join(sorted(fixed))} belong to the whole encoder: set them there')
     named = inspect.signature(kind).parameters
     return kind(**{name: value for name, value in offered.items() if name in named}
                 | {name: value for name, value in mixer.items() if name != 'type'})

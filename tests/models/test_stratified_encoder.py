@@ -97,3 +97,9 @@ def test_checkpointing_changes_nothing(encoder):
         model(feats, coords, batch_size).square().sum().backward()
         grads.append([feats.grad, *(p.grad for p in model.parameters())])
     assert all(relative_error(b, a) < 1e-6 for a, b in zip(*grads))
+
+
+@pytest.mark.parametrize('name', ['num_heads', 'channels', 'use_rotary'])
+def test_a_mixer_cannot_differ_from_the_encoder_in_what_the_stage_shares(encoder, name):
+    with pytest.raises(ValueError, match=f'mixer: {name} belong'):
+        encoder(mixer=dict(type='stratified3d.layers.attention.StratifiedAttention', **{name: 1}))

@@ -39,6 +39,7 @@ def attend(q: Tensor, k: Tensor | None, v: Tensor | None, window_start: Tensor |
     if not n:
         return out, lse
     q, k, v, strata_k, strata_v = (_packed(x) for x in (q, k, v, strata_k, strata_v))
+    window_start, window_end, batch_offsets = map(_contiguous, (window_start, window_end, batch_offsets))
     num_strata, batch = _strata_shape(strata_k, batch_offsets)
     tiles = _tiles(q, num_strata, batch)
     _run(rows.attend_kernel, (triton.cdiv(n, tiles.rows) * heads, ), q, k, v, window_start, window_end, batch_offsets,
@@ -56,7 +57,8 @@ def attend_backward(grad: Tensor, q: Tensor, k: Tensor | None, v: Tensor | None,
     """Gradients of q, k, v, strata_k, strata_v, strata_bias; None for what is not there."""
     n, heads, width = q.shape
     grad, q, k, v, strata_k, strata_v = (_packed(x) for x in (grad, q, k, v, strata_k, strata_v))
-    strata_bias = _contiguous(strata_bias)
+    window_start, window_end, batch_offsets, strata_bias = map(_contiguous, (window_start, window_end, batch_offsets,
+                                                                              strata_bias))
     num_strata, batch = _strata_shape(strata_k, batch_offsets)
     tiles = _tiles(q, num_strata, batch)
     grad_q, delta = q.new_empty(out.shape), torch.empty_like(lse)
@@ -91,7 +93,7 @@ def collect(q: Tensor, k: Tensor, v: Tensor, batch_offsets: Tensor, scale: float
     out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
     if not num_strata:
         return out, lse
-    q, k, v = (_packed(x) for x in (q, k, v))
+    q, k, v, batch_offsets = *map(_packed, (q, k, v)), _contiguous(batch_offsets)
     tiles = _tiles(q, num_strata, batch)
     grid, splits = _token_grid(batch, heads, num_strata, len(k), tiles)
     partial_out = q.new_empty((splits, *out.shape), dtype=torch.float32)
@@ -110,7 +112,7 @@ def collect_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, batch_offset
     batch, num_strata = out.shape[:2]
     if not num_strata:
         return q.new_empty(out.shape), k.new_zeros(k.shape), v.new_zeros(v.shape)
-    grad, q, k, v = (_packed(x) for x in (grad, q, k, v))
+    grad, q, k, v, batch_offsets = *map(_packed, (grad, q, k, v)), _contiguous(batch_offsets)
     tiles = _tiles(q, num_strata, batch)
     grid, splits = _token_grid(batch, heads, num_strata, n, tiles)
     partial = q.new_empty((splits, *out.shape), dtype=torch.float32)

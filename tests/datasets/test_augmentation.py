@@ -19,7 +19,7 @@ CONFIGS = ['configs/stratified/stratified-centerpoint_voxel03_8xb4-cyclic-20e_nu
            'projects/quickstart/configs/quickstart.py']
 LOADING = {'LoadKeyframe', 'LoadAlignedSweeps', 'LoadAnnotations3D'}
 CHECKED = {'ObjectSample', 'GlobalRotScaleTrans', 'RandomFlip3D', 'PointsRangeFilter', 'ObjectRangeFilter',
-           'ObjectNameFilter', 'PointShuffle', 'Pack3DDetInputs'}
+           'ObjectNameFilter', 'PointShuffle', 'ThinNearPoints', 'Pack3DDetInputs'}
 DT = 0.25
 PROBES = 5
 
@@ -128,6 +128,18 @@ def test_the_check_notices_what_is_wrong():
     spoil(lambda f: f['gt_bboxes_3d'].tensor[:, 6].add_(np.pi))
     spoil(lambda f: f['points'].flip('horizontal'))
     spoil(lambda f: f['gt_bboxes_3d'].tensor[:, 2].add_(0.1))
+
+
+@pytest.mark.parametrize('most, left', [(1000, 180), (170, 170), (10, 120)])
+def test_thinning_takes_near_points_only_and_adds_none(most, left):
+    frame = make_frame(make_boxes(36, 0))
+    before = frame['points'].tensor.clone()
+    near = before[:, :2].norm(dim=1) < 25
+    assert int((~near).sum()) == 120
+    after = build(dict(type='ThinNearPoints', max_points=most, radius=25.0)).transform(frame)['points'].tensor
+    assert len(after) == left and len(after[:, 3].unique()) == left
+    assert set(before[~near, 3].tolist()) <= set(after[:, 3].tolist())
+    assert torch.equal(after, before[torch.isin(before[:, 3], after[:, 3])])
 
 
 def test_range_filters():

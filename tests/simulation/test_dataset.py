@@ -161,7 +161,7 @@ def test_command_line_errors(tmp_path):
 def test_it_runs_where_nothing_can_be_cached(tmp_path):
     """No writable cache folder for numba: the kernels are compiled in the process."""
     code = (
-        'from stratified3d.simulation import jit\n'
+        'from stratified3d import jit\n'
         'import numba\n'
         'def njit(*args, cache=False, **options):\n'
         "    if cache: raise RuntimeError('cannot cache function: no locator available')\n"

@@ -25,7 +25,7 @@ train_pipeline = [
     *[t for t in _base_.train_pipeline if t['type'] in (
         'RandomFlip3D', 'PointsRangeFilter', 'ObjectRangeFilter', 'ObjectNameFilter')],
     # half of the points within 20 m, where there are more than enough: a step takes a quarter less time
-    dict(type='PointSample', num_points=70000, sample_range=20.0),
+    dict(type='ThinNearPoints', max_points=70000, radius=20.0),
     dict(type='Pack3DDetInputs', keys=['points', 'gt_bboxes_3d', 'gt_labels_3d']),
 ]
 test_pipeline = [*load_points, in_range, dict(type='Pack3DDetInputs', keys=['points'])]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from stratified3d.datasets.disk import write_whole
 from stratified3d.evaluation.waymo_boxes import WaymoBoxes
 from stratified3d.evaluation.waymo_files import ObjectsFile, read_boxes
 from stratified3d.evaluation.waymo_score import average_precisions, count_boxes, format_table
@@ -57,7 +58,7 @@ def main() -> int:
         scores = average_precisions(counts)
         print(format_table(scores, counts.truths))
         if args.json is not None:
-            args.json.write_text(json.dumps(scores, indent=2) + '\n')
+            write_whole(args.json, (json.dumps(scores, indent=2) + '\n').encode())
     except (OSError, ValueError) as error:
         sys.exit(f'waymo_eval.py: {error}')
     return 0

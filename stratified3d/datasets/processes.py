@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-_RANKS = {'pytorch': ('RANK', 'WORLD_SIZE'), 'slurm': ('SLURM_PROCID', 'SLURM_NTASKS')}
+# SLURM_NTASKS is also there in a batch script that no srun started, which is alone
+_RANKS = {'pytorch': ('RANK', 'WORLD_SIZE'), 'slurm': ('SLURM_PROCID', 'SLURM_STEP_NUM_TASKS')}
 
 
 class Rank(NamedTuple):

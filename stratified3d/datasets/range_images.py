@@ -42,7 +42,8 @@ def image_points(image: np.ndarray, inclinations: np.ndarray, extrinsic: np.ndar
     ranges = image[..., 0].ravel()
     pixel = np.flatnonzero(ranges > 0)
     distance = ranges[pixel].astype(np.float64)
-    if not np.isfinite(distance).all() or pose is not None and not np.isfinite(pose).all():
+    pose = None if pose is None else pose.reshape(-1, 6)[pixel]
+    if np.isnan(ranges).any() or not np.isfinite(distance).all() or pose is not None and not np.isfinite(pose).all():
         raise ValueError('a range image holds ranges or poses that are not finite')
     row, column = np.divmod(pixel, width)
     yaw = np.arctan2(extrinsic[1, 0], extrinsic[0, 0])
@@ -52,7 +53,7 @@ def image_points(image: np.ndarray, inclinations: np.ndarray, extrinsic: np.ndar
                        distance * np.sin(inclinations)[row]], 1)
     points = points @ extrinsic[:3, :3].T + extrinsic[:3, 3]
     if pose is not None:
-        points = _compensate(points, pose.reshape(-1, 6)[pixel], vehicle_pose)
+        points = _compensate(points, pose, vehicle_pose)
     return points, pixel
 
 

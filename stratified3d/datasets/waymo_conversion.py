@@ -276,7 +276,11 @@ def _read_record(out: Path, split: str, name: str) -> dict | None:
     path = _record(out, split, name)
     if not path.is_file():
         return None
-    record = pickle.loads(path.read_bytes())
+    try:
+        record = pickle.loads(path.read_bytes())
+    except (EOFError, pickle.UnpicklingError):  # the machine died before it was on disk
+        path.unlink(missing_ok=True)
+        return None
     if not all((out / split / frame['lidar_points']['lidar_path']).is_file() for frame in record['frames']):
         path.unlink(missing_ok=True)
         return None

@@ -88,8 +88,9 @@ def read_segment(split: Path, context: str, spool: Path, is_annotated: bool = Tr
     for stamp, laser, *images in _rows(paths['lidar'], _IMAGES):
         pose = pixel_poses.take(stamp) if laser == TOP else None
         with _naming_damage(paths['lidar']):
-            for number, image in enumerate(images):
-                waiting.put(f'{stamp}_{number}_{laser}', _points(image, number, lasers[laser], pose, poses[stamp]))
+            returns = [_points(image, number, lasers[laser], pose, poses[stamp]) for number, image in enumerate(images)]
+        for number, points in enumerate(returns):
+            waiting.put(f'{stamp}_{number}_{laser}', points)
         missing[stamp] -= 1
         if not missing[stamp]:
             every = np.concatenate([waiting.take(f'{stamp}_{number}_{laser}') for number in (0, 1)
@@ -112,6 +113,8 @@ def _points(image: _Image, number: int, laser: _Laser, pose: np.ndarray | None, 
     found[:, :3] = points
     found[:, [3, 4, 6]] = values.reshape(-1, 4)[pixel, 1:]
     found[:, 5] = -1 if pose is None else number * rows * columns + pixel
+    if np.isnan(found).any():
+        raise ValueError('a range image holds an intensity, elongation or zone that is not a number')
     return found
 
 
@@ -196,9 +199,15 @@ def _rows(path: Path, images: list[str]) -> Iterator[tuple]:
                     return
                 if batch.num_rows == 0:
                     continue
-                keys = batch[_FRAME][0].as_py(), batch[_LASER][0].as_py()
+                keys = tuple(_whole(key, batch[key][0].as_py()) for key in (_FRAME, _LASER))
                 found = [_image(batch[f'{name}.values'][0], batch[f'{name}.shape'][0]) for name in images]
             yield (*keys, *found)
+
+
+def _whole(key: str, value: object) -> int:
+    if type(value) is not int:
+        raise ValueError(f'{key} is {value!r}, which is no whole number')
+    return value
 
 
 def _image(values: pa.ListScalar, shape: pa.ListScalar) -> _Image:
@@ -215,13 +224,18 @@ def _table(path: Path, name: str, fields: dict[str, str], keys: list[str]) -> li
             if missing := {*keys, *wanted.values()} - set(map(str, file.schema_arrow.names)):
                 raise ValueError(f'there is no column {", ".join(sorted(missing))}')
             rows = file.read([*keys, *wanted.values()], use_threads=False).to_pylist()
+        for key in {_FRAME, _LASER} & set(keys):
+            for row in rows:
+                _whole(key, row[key])
         return [{**{key: row[key] for key in keys}, **{short: row[column] for short, column in wanted.items()}}
                 for row in rows]
 
 
 def _matrix(numbers: list[float]) -> np.ndarray:
     matrix = np.array(numbers, np.float64).reshape(4, 4)
-    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix[:3, :3]) - 1) > 1e-3:
+    turn = matrix[:3, :3]
+    if not (np.isfinite(matrix).all() and np.allclose(turn @ turn.T, np.eye(3), atol=1e-3) and np.linalg.det(turn) > 0
+            and np.allclose(matrix[3], [0, 0, 0, 1])):
         raise ValueError(f'{numbers} is no rigid transform')
     return matrix
 

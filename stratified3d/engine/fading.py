@@ -34,6 +34,6 @@ class FadeObjectSampleHook(Hook):
                       if isinstance(transform, ObjectSample)]
         if any(transform.disabled != disabled for transform in transforms):
             runner.logger.info(f'ground-truth sampling {"off" if disabled else "on"} from epoch {runner.epoch + 1}')
+            loader._iterator = None  # persistent workers would go on with their copies
         for transform in transforms:
             transform.disabled = disabled
-        loader._iterator = None  # persistent workers would go on with their copies

@@ -34,7 +34,7 @@ class HostMemoryHook(Hook):
         is_free = hasattr(library, 'mallopt') and not any(name.startswith('MALLOC_') for name in os.environ)
         self._library = library if is_free else None
 
-    def before_run(self, runner: Runner) -> None:
+    def before_train(self, runner: Runner) -> None:
         """Keep large blocks in the heap."""
         if self._library is not None:
             self._library.mallopt(_M_MMAP_MAX, 0)

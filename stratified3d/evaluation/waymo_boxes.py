@@ -53,8 +53,11 @@ def make_boxes(contexts: list[str], context: Sequence, timestamp: Sequence, boxe
                scores: Sequence | float = 1.0, in_no_label_zone: Sequence | bool = False,
                difficulty: Sequence | int = 0, num_points: Sequence | int = 0,
                camera: Sequence | int = 0) -> WaymoBoxes:
-    """WaymoBoxes of sequences of length N, or of one value for all."""
+    """WaymoBoxes of sequences of length N, or of one value for all; ValueError for another difficulty than
+    0, 1, 2."""
     count = len(context)
+    if not np.isin(difficulty, (0, 1, 2)).all():
+        raise ValueError(f'a difficulty is {np.unique(difficulty).tolist()}; 1, 2 or 0 (unknown) is meant')
     columns = [(context, np.int64), (timestamp, np.int64), (types, np.uint8), (scores, np.float32),
                (in_no_label_zone, np.bool_), (difficulty, np.uint8), (num_points, np.int64), (camera, np.int64)]
     context, timestamp, types, *rest = (

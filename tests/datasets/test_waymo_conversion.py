@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from mmdet3d.datasets import WaymoDataset
 
-from stratified3d.datasets import waymo_conversion
+from stratified3d.datasets import waymo_conversion, waymo_segments
 from stratified3d.datasets.info_files import read_info_file
 from stratified3d.datasets.processes import Rank, find_rank
 from stratified3d.datasets.waymo_conversion import Settings, convert_waymo
@@ -121,7 +121,7 @@ def test_ranks_workers_and_interruption_change_nothing(small_set, converted_set,
     """Two ranks of Slurm one after the other, the second one interrupted in its segment and with two processes when
     it goes on: the files of one process."""
     out, whole = tmp_path / 'out', fingerprint(converted_set)
-    monkeypatch.setenv('SLURM_NTASKS', '2')
+    monkeypatch.setenv('SLURM_STEP_NUM_TASKS', '2')
     monkeypatch.setenv('SLURM_PROCID', '0')
     first = convert_waymo(small_set, out, settings=EVERY, rank=find_rank())
     assert (first.files, first.failed, first.pending) == ([], {}, 1)
@@ -139,6 +139,9 @@ def test_ranks_workers_and_interruption_change_nothing(small_set, converted_set,
     times = {path: path.stat().st_mtime_ns for path in out.rglob('*.bin')}
     convert_waymo(small_set, out, settings=EVERY)
     assert times == {path: path.stat().st_mtime_ns for path in out.rglob('*.bin')}
+    next((out / '.conversion').glob('*/*.pkl')).write_bytes(b'')  # the machine died before it was on disk
+    convert_waymo(small_set, out, settings=EVERY)
+    assert fingerprint(out) == whole
     with pytest.raises(ValueError, match="was converted with .*'database_every': 1.* take another folder"):
         convert_waymo(small_set, out)
 
@@ -190,6 +193,11 @@ def test_a_full_disk_stops_it(small_set, tmp_path, monkeypatch):
     with pytest.raises(OSError, match='No space left'):
         convert_waymo(small_set, tmp_path / 'out', ['validation'])
     monkeypatch.undo()
+    monkeypatch.setattr(waymo_segments, '_HELD', 1)
+    monkeypatch.setattr(waymo_segments.np, 'save', full)
+    with pytest.raises(OSError, match='No space left'):  # not taken for damage of what is read
+        convert_waymo(small_set, tmp_path / 'out', ['validation'])
+    monkeypatch.undo()
     assert not list((tmp_path / 'out').rglob('*.failed')) and not list((tmp_path / 'out').rglob('*.spool'))
     assert convert_waymo(small_set, tmp_path / 'out', ['validation']).files
 
@@ -223,9 +231,9 @@ def test_a_real_tfrecord_is_refused(real_data, tmp_path):
 
 @pytest.mark.parametrize(('environment', 'rank'), [
     ({}, Rank()), (dict(RANK='1', WORLD_SIZE='3'), Rank(1, 3, 'pytorch')),
-    (dict(SLURM_PROCID='2', SLURM_NTASKS='4'), Rank(2, 4, 'slurm')), (dict(SLURM_PROCID='0'), Rank())])
+    (dict(SLURM_PROCID='2', SLURM_STEP_NUM_TASKS='4'), Rank(2, 4, 'slurm')), (dict(SLURM_PROCID='0'), Rank())])
 def test_ranks_come_from_the_environment(environment, rank, monkeypatch):
-    for name in ('RANK', 'WORLD_SIZE', 'SLURM_PROCID', 'SLURM_NTASKS'):
+    for name in ('RANK', 'WORLD_SIZE', 'SLURM_PROCID', 'SLURM_STEP_NUM_TASKS'):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

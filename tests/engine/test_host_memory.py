@@ -14,7 +14,7 @@ from stratified3d.engine import HostMemoryHook
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def resident(): return int(open('/proc/self/statm').read().split()[1]) * resource.getpagesize()
 hook, runner = HostMemoryHook(interval=4), SimpleNamespace(iter=0)
-hook.before_run(runner)
+hook.before_train(runner)
 torch.ones(1 << 24)  # 64 MiB
 before, most, last = faults(), resident(), 0
 for runner.iter in range(4):

@@ -78,13 +78,18 @@ def test_the_type_may_be_a_path_to_import():
     (dict(type='SlotAttention'), "mixer: there is no 'SlotAttention'"),
     (dict(type='SetAttention', size=5), "SetAttention has no setting 'size'; it has set_size"),
     (dict(type='SetAttention', set_size=0), 'set_size is at least 1, not 0'),
-    (dict(type='PlaneAttention', num_heads=2), 'num_heads is 3 or more, not 2'),
+    (dict(type='PlaneAttention', num_heads=2), 'num_heads belong to the whole encoder'),
     (dict(type='SampledWindowAttention', sampling='knn'), "sampling is 'fps' or 'stride', not 'knn'"),
     (dict(type='SampledWindowAttention', part=2), 'part lies in 0 to 1, not 2'),
 ])
 def test_what_a_rival_refuses_is_named(mixer, message):
     with pytest.raises(ValueError, match=message):
         encoder(mixer=mixer)
+
+
+def test_planes_share_three_heads_or_more():
+    with pytest.raises(ValueError, match='num_heads is 3 or more, not 2'):
+        build_mixer(dict(type='PlaneAttention'), channels=24, num_heads=2, num_strata=5, block=0)
 
 
 def test_the_example_config_builds(root):

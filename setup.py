@@ -29,7 +29,7 @@ setup(
         'detection': DETECTION,
         'cpu': ['spconv==2.3.8', 'triton==3.6.0'],
         'gpu': ['spconv-cu126==2.3.8', 'nvidia-cuda-runtime-cu12', 'nvidia-cuda-nvrtc-cu12'],
-        'dev': ['pytest', 'hypothesis', 'shapely', 'ruff', 'pre-commit'],
+        'dev': ['pytest', 'pytest-xdist', 'psutil', 'hypothesis', 'shapely', 'ruff', 'pre-commit'],
     },
     classifiers=[
         'License :: OSI Approved :: Apache Software License',

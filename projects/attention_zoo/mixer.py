@@ -112,7 +112,7 @@ class JointRival(Tunable, StratifiedAttention):
     """
 
     def __init__(self, channels: int, num_heads: int, num_strata: int = 64, selection: str = 'pool',
-                 fusion: str = 'joint', selects_strata: bool = True, strata_offset: float = -4.0,
+                 fusion: str = 'joint', selects_strata: bool = True, strata_offset: float | None = -4.0,
                  use_rotary: bool = True, **settings: Any):
         StratifiedAttention.__init__(self, channels, num_heads, num_strata, selection, fusion, selects_strata,
                                      strata_offset, use_rotary)

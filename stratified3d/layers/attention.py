@@ -78,7 +78,8 @@ class StratifiedAttention(nn.Module):
         selection: 'pool', 'random' or 'morton', see `StrataSelection`.
         fusion: 'joint', one softmax over window and strata; 'gated', window + gate * strata with the gate from 0.
         selects_strata: False where the tokens come from an earlier block and no selection of its own is needed.
-        strata_offset: first value of the learned per-head offset of the strata logits (joint only).
+        strata_offset: first value of the learned per-head offset of the strata logits (joint only); None for no bias
+            at all, so that a token weighs as much as a voxel from the start.
         use_rotary: rotary position embedding of q and k in metres.
         backend: of the attention ops; None takes the fastest.
     Raises:
@@ -86,7 +87,7 @@ class StratifiedAttention(nn.Module):
     """
 
     def __init__(self, channels: int, num_heads: int, num_strata: int = 64, selection: str = 'pool',
-                 fusion: str = 'joint', selects_strata: bool = True, strata_offset: float = -4.0,
+                 fusion: str = 'joint', selects_strata: bool = True, strata_offset: float | None = -4.0,
                  use_rotary: bool = True, backend: str | None = None):
         super().__init__()
         if num_heads < 1 or channels % num_heads:
@@ -110,10 +111,12 @@ class StratifiedAttention(nn.Module):
             self.strata_query = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, channels))
             self.strata_out = nn.Linear(channels, channels)
             self.strata_kv = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, 2 * channels))
-            if fusion == 'joint':
+            if fusion == 'gated':
+                self.gate = nn.Parameter(torch.zeros(num_heads, 1))
+            elif strata_offset is not None:
                 self.strata_offset = nn.Parameter(torch.full((num_heads, ), float(strata_offset)))
             else:
-                self.gate = nn.Parameter(torch.zeros(num_heads, 1))
+                self.strata_offset = None
 
     def forward(self, x: Tensor, grid: WindowGrid, strata: Strata | None = None) -> tuple[Tensor, Strata | None]:
         """x [N, C] in the order of the voxels -> mixed [N, C] in the same order, and the refined strata tokens."""
@@ -132,7 +135,9 @@ class StratifiedAttention(nn.Module):
         absent = ~strata.present.unsqueeze(-1)  # [B, M, 1]
         bias = x.new_zeros(*strata_k.shape[:3], dtype=torch.float32)
         if self.fusion == 'joint':
-            bias = (bias + (self.strata_offset - math.log(self.num_strata))).masked_fill(absent, -torch.inf)
+            if self.strata_offset is not None:
+                bias = bias + (self.strata_offset - math.log(self.num_strata))
+            bias = bias.masked_fill(absent, -torch.inf)
             mixed = self.attend(q, k, v, grid, strata_k, strata_v, bias)
         else:
             local = self.attend(q, k, v, grid)

@@ -45,9 +45,9 @@ class StratifiedEncoder(nn.Module):
     def __init__(self, voxel_size: Sequence[float], point_cloud_range: Sequence[float], in_channels: int = 64,
                  channels: int = 128, stem_depth: int = 2, stages: Sequence[dict] = (), num_heads: int = 4,
                  num_strata: int = 64, selection: str = 'pool', fusion: str = 'joint', persist: bool = True,
-                 strata_offset: float = -4.0, shifted: bool = True, use_rotary: bool = True, use_conv: bool = True,
-                 ffn_ratio: float = 2.0, backend: str | None = None, precision: str = 'fp32', with_cp: bool = False,
-                 mixer: dict | None = None):
+                 strata_offset: float | None = -4.0, shifted: bool = True, use_rotary: bool = True,
+                 use_conv: bool = True, ffn_ratio: float = 2.0, backend: str | None = None, precision: str = 'fp32',
+                 with_cp: bool = False, mixer: dict | None = None):
         super().__init__()
         if not stages:
             raise ValueError('stages is empty: give at least one dict(depth=..., window_shape=..., stride=...)')

@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import pytest
 import torch
@@ -60,6 +61,16 @@ def test_it_starts_as_window_attention(fusion):
         with torch.no_grad():
             module.strata_offset.fill_(3.0)
             assert float((module(x, grid)[0] - near).norm() / near.norm()) > 0.2
+
+
+def test_without_a_bias_a_token_weighs_as_a_voxel():
+    x, grid = setting()
+    module, free = StratifiedAttention(24, 2, 8), StratifiedAttention(24, 2, 8, strata_offset=None)
+    free.load_state_dict({k: v for k, v in module.state_dict().items() if k != 'strata_offset'})
+    with torch.no_grad():
+        module.strata_offset.fill_(math.log(8))
+        assert relative_error(free(x, grid)[0], module(x, grid)[0]) < 1e-6
+    assert 'strata_offset' not in dict(free.named_parameters())
 
 
 def test_a_voxel_far_away_is_felt_through_the_strata_only():

@@ -30,7 +30,7 @@ def configs(draw):
             selection=draw(st.sampled_from(['pool', 'random', 'morton'])), persist=draw(st.booleans()),
             shifted=draw(st.booleans()), use_rotary=draw(st.booleans()), use_conv=draw(st.booleans()),
             stem_depth=draw(st.integers(0, 2)), ffn_ratio=draw(st.sampled_from([0.5, 2.0])),
-            strata_offset=draw(st.sampled_from([-4.0, 0.0, 20.0])), with_cp=draw(st.booleans())),
+            strata_offset=draw(st.sampled_from([-4.0, 0.0, 20.0, None])), with_cp=draw(st.booleans())),
         backbone=dict(type='ResidualBEVBackbone', channels=(8, ) * levels, depths=(1, ) * levels, out_channels=8,
                       strides=(draw(st.sampled_from([1, 2])), *([2] * (levels - 1)))),
         head=dict(type='StratifiedCenterHead', tasks=tasks, shared_channels=8, nms=nms,

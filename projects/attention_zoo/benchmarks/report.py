@@ -42,14 +42,19 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return '\n'.join([lines[0], rule, *lines[1:]])
 
 
-def save(folder: Path, name: str, content: dict[str, Any], text: str) -> Path:
+def place_of(folder: Path, made: dict[str, Any]) -> Path:
+    """folder/<device> of such an environment."""
+    return folder / re.sub(r'[^a-z0-9]+', '-', made['device'].lower()).strip('-')
+
+
+def save(folder: Path, name: str, content: dict[str, Any], text: str, tool: str = 'benchmark.py') -> Path:
     """folder/<device>/<name>.json and .md."""
-    place = folder / re.sub(r'[^a-z0-9]+', '-', content['environment']['device'].lower()).strip('-')
+    place = place_of(folder, content['environment'])
     place.mkdir(parents=True, exist_ok=True)
     (place / f'{name}.json').write_text(json.dumps(content, indent=1, default=str) + '\n')
     made = content['environment']
     head = (f'{made["device"]}; torch {made["torch"]}, {made["dtype"]}, commit {made["commit"]}, {made["date"]}\n\n'
-            f'`python tools/benchmark.py {content["command"]}`\n\n')
+            f'`python tools/{tool} {content["command"]}`\n\n')
     (place / f'{name}.md').write_text(head + text + '\n')
     return place
 

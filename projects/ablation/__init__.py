@@ -1,0 +1,1 @@
+"""One setting changed at a time, trained briefly on the simulated nuScenes with paired seeds; see README.md."""

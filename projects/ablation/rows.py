@@ -1,0 +1,76 @@
+"""What is compared: each row names the settings in which it differs from the first."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from mmengine.config import Config
+
+from projects.ablation.rivals import centerpoint_pillar, centerpoint_pillar_coarse
+from projects.attention_zoo import OTHER, SAME
+
+LEARNING_RATES = (5e-4, 1e-3, 3e-3)
+# those that cannot learn on a CPU: torch has no gradient, or no kernel, for them there
+CUDA_ONLY = ('FlexAttention', 'VarlenAttention')
+
+
+class Row(NamedTuple):
+    """name; group: the question it answers; options: dotted settings of the config; change: what no option can say;
+    equal_time: it runs for as long as the first row, not for as many steps."""
+
+    name: str
+    group: str
+    options: dict[str, Any] = {}
+    change: Callable[[Config], None] | None = None
+    equal_time: bool = False
+
+    def apply(self, config: Config) -> None:
+        """Change config to this row's."""
+        if self.change is not None:
+            self.change(config)
+        config.merge_from_dict(self.options)
+
+
+def _encoder(name: str, group: str, **settings: Any) -> Row:
+    return Row(name, group, {f'model.encoder.{key}': value for key, value in settings.items()})
+
+
+def _windows(size: int) -> dict[str, Any]:
+    return {'stages': [dict(depth=2, window_shape=(8, size, size), stride=(8, 1, 1))]}
+
+
+def _mixers() -> list[Row]:
+    # those of the same function would repeat the first row, at another speed
+    return [_encoder(kind.__name__, 'mixer', mixer=dict(type=kind.__name__)) for kind in (*OTHER, *SAME)
+            if kind not in SAME and kind.__name__ not in CUDA_ONLY]
+
+
+def _rivals() -> list[Row]:
+    rows = []
+    for name, change in (('CenterPoint pillar 0.2', centerpoint_pillar),
+                         ('CenterPoint pillar 0.4', centerpoint_pillar_coarse)):
+        rows += [Row(f'{name}, rate {rate:g}', 'detector', {
+            'optim_wrapper.optimizer.lr': rate, 'param_scheduler.0.eta_max': rate}, change, True)
+            for rate in LEARNING_RATES]
+    return rows
+
+
+ROWS = [
+    Row('default', 'default'),
+    _encoder('m = 0', 'strata', num_strata=0),
+    _encoder('m = 16', 'strata', num_strata=16),
+    _encoder('m = 128', 'strata', num_strata=128),
+    _encoder('random', 'selection', selection='random'),
+    _encoder('morton', 'selection', selection='morton'),
+    _encoder('gated', 'fusion', fusion='gated'),
+    _encoder('no bias', 'bias', strata_offset=None),
+    _encoder('window 24', 'window', **_windows(24)),
+    # one block each: neither is shifted
+    _encoder('window 12, then 24', 'window', stages=[dict(depth=1, window_shape=(8, 12, 12), stride=(1, 1, 1)),
+                                                     dict(depth=1, window_shape=(8, 24, 24), stride=(8, 1, 1))]),
+    _encoder('not shifted', 'shift', shifted=False),
+    _encoder('no rotary', 'position', use_rotary=False),
+    _encoder('no convolution', 'position', use_conv=False),
+    *_mixers(),
+    *_rivals(),
+]

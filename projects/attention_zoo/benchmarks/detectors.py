@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import mmdet3d
 import torch
@@ -20,13 +21,15 @@ from projects.attention_zoo.benchmarks.planted import PlantedObjects
 from stratified3d.apis import init_detector
 from stratified3d.layers.attention import StratifiedAttention
 from stratified3d.layers.sparse_conv import SparseConv
+from stratified3d.models import voxel_encoder
+from stratified3d.ops.voxelize import Voxels, voxelize
 
 OURS = Path(__file__).parents[3] / 'configs/stratified'
 THEIRS = Path(mmdet3d.__file__).parent / '.mim/configs/centerpoint'
 PILLAR, VOXEL = 'CenterPoint pillar 0.2', 'CenterPoint voxel 0.1'
-# what a rival runs with by default, as mmdet3d has it; 'spconv' is wrong on a CPU with more threads than one
-PLAIN = dict(layout='contiguous')
+# of the maps; mmdet3d has the first
 LAYOUTS = ('contiguous', 'channels-last')
+# of sparse convolutions on a CPU, where spconv as it is sums wrongly with more than one thread
 ONE_THREAD, RULEBOOK = 'spconv on one thread', "spconv's pairs, torch's products"
 
 
@@ -188,6 +191,11 @@ class Detector:
         self.maps = [value for (task, ) in out for value in task.values()]
         return self.planted.maps(out, self.entry.cell, self.entry.origin)
 
+    def _voxelize(self, *args: Any) -> Voxels:
+        voxels = voxelize(*args)
+        self.mark('voxelise')
+        return voxels
+
     @property
     def cells(self) -> tuple[int, int]:
         """(y, x) of the head's map, of the last pass."""
@@ -201,7 +209,9 @@ class Detector:
     def detect(self, points: Tensor) -> InstanceData:
         """points [P, 5] on the device -> boxes, which are those planted."""
         sample = self.planted.sample()
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        # ours voxelises inside its voxel encoder
+        with mock.patch.object(voxel_encoder, 'voxelize', self._voxelize), \
+                torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             data = self.model.data_preprocessor(dict(inputs=dict(points=[points]), data_samples=[sample]), False)
             return self.model(**data, mode='predict')[0].pred_instances_3d
 

@@ -28,7 +28,7 @@ class PlantedObjects:
         generator = torch.Generator().manual_seed(0)
         side = int((reach - 3) // STEP)
         places = STEP * torch.cartesian_prod(*[torch.arange(-side, side + 1, dtype=torch.float32)] * 2)
-        self.classes, self.boxes = classes, []
+        self.reach, self.classes, self.boxes = reach, classes, []
         for _ in classes:
             xy = places[torch.randperm(len(places), generator=generator)[:most]]
             xy = xy + SHIFT * (2 * torch.rand(xy.shape, generator=generator) - 1)
@@ -78,8 +78,9 @@ class PlantedObjects:
                 raise ValueError(f'objects do not fit on a map of {size[0]} x {size[1]} cells of {cell:g} m')
             planted['heatmap'][0, label, y, x] = (score if i == 0 else score / 2 - 0.02 * i).logit()
             yaw = boxes[:, 6]
-            for name, value in (('reg', (xy - origin) / cell - at), ('height', boxes[:, 2:3]), ('dim', boxes[:, 3:6].log()),
-                                ('rot', torch.stack([yaw.sin(), yaw.cos()], 1)), ('vel', boxes[:, 7:])):
+            code = dict(reg=(xy - origin) / cell - at, height=boxes[:, 2:3], dim=boxes[:, 3:6].log(),
+                        rot=torch.stack([yaw.sin(), yaw.cos()], 1), vel=boxes[:, 7:])
+            for name, value in code.items():
                 planted[name][0, :, y, x] = value.T
         return {name: value.to(task[name].device) for name, value in planted.items()}
 

@@ -1,6 +1,4 @@
 """Whole detectors side by side: what is checked before they are timed, and what the time is made of."""
-import json
-
 import pytest
 import torch
 
@@ -88,7 +86,10 @@ def test_tables(result):
     assert text.index('voxelise') < text.index(f'| {OURS}') < text.index('Total over') < text.index('every setting')
     # parts; ratios, a column and a row; who it is; every setting
     assert text.count(f'| {VOXEL} ') == 4 + 5
-    json.dumps(result, default=str)
+    refused = dict(result['tried'][0], refused='wrong, so not timed: the head is off by 1.0e+00')
+    del refused['total_ms']
+    text = model.render(dict(result, rows=result['rows'][1:], tried=[refused, *result['tried'][1:]]))
+    assert text.count(f'| {OURS} ') == 2 and text.count(refused['refused']) == 1
 
 
 def test_the_parts_make_up_the_pass(ours, frame):
@@ -109,7 +110,7 @@ def test_a_wrong_detector_is_refused(ours, frame, monkeypatch):
         assert refused.startswith('wrong, so not timed: the head is off by')
     assert refused.endswith(' nan')
     monkeypatch.setattr(detector, 'detect', lambda points: (_ for _ in ()).throw(RuntimeError('no CUDA here\nmore')))
-    assert model.check(detector, frame.points, truth) == 'does not run: no CUDA here'
+    assert model.check(detector, frame.points, truth) == 'does not run: RuntimeError: no CUDA here'
 
 
 def test_wrong_suppression_and_decoding_are_noticed(frame, field, objects, monkeypatch):

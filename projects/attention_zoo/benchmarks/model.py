@@ -80,8 +80,8 @@ def check(detector: Detector, points: Tensor, truth: list[Tensor]) -> str | None
         turn = f'in pass {i + 1} ' if i else ''
         try:
             found = detector.detect(points)
-        except RuntimeError as error:  # mmcv without its CUDA operators, or no memory
-            return f'does not run: {str(error).strip().splitlines()[0][:120]}'
+        except (RuntimeError, AssertionError) as error:  # mmcv or spconv without CUDA operators, no memory
+            return f'does not run: {type(error).__name__}: {error}'.splitlines()[0][:150]
         got = torch.cat([m.float().cpu().flatten() for m in detector.maps])
         error = float((got - true).norm() / true.norm())
         if not error <= tolerance:
@@ -195,12 +195,16 @@ def render(result: dict[str, Any]) -> str:
                     [['detector', *rivals]] + [[row['name'], *(
                         f'{r.median:.2f} ({r.low:.2f} to {r.high:.2f})' for r in row['ratio'].values())]
                         for row in rows]))
-        first = {row['name']: row for row in reversed(tried)}
-        text.append(table([['detector', 'parameters', 'voxels', 'map', 'cell']] + [
-            [name, f'{first[name]["parameters"]:,}', f'{first[name]["voxels"]:,}',
-             '{} x {}'.format(*first[name]['cells']), f'{first[name]["cell"]:g} m']
+        who = {row['name']: row for row in (*reversed(tried), *rows)}
+        text.append(table([['detector', 'parameters', 'voxels', 'map', 'cell', 'runs with']] + [
+            [name, f'{who[name]["parameters"]:,}', f'{who[name]["voxels"]:,}', '{} x {}'.format(*who[name]['cells']),
+             f'{who[name]["cell"]:.2g} m', _setting(who[name]) if 'ms' in who[name] else 'refused']
             for name in dict.fromkeys(row['name'] for row in tried)]))
         text.append('### every setting\n\n' + table([['detector', 'setting', 'total', 'note']] + [
-            [row['name'], ', '.join(row['settings'].values()) or 'its config', number(
-                row['total_ms'].median if 'total_ms' in row else None), row.get('refused', '')] for row in tried]))
+            [row['name'], _setting(row), number(row['total_ms'].median if 'total_ms' in row else None),
+             row.get('refused', '')] for row in tried]))
     return '\n\n'.join(text)
+
+
+def _setting(row: dict[str, Any]) -> str:
+    return ', '.join(row['settings'].values()) or 'its config'

@@ -76,7 +76,7 @@ def test_rows(result):
         assert chosen['total_ms'].median == fastest
     assert result['rows'][1]['ratio'][PILLAR].median == 1
     settings = [row['settings'] for row in result['tried'] if row['name'] == VOXEL]
-    assert settings[0] == dict(layout='contiguous', convolution=SPCONV)
+    assert settings[0] == dict(layout='contiguous', convolution=SPCONV) and len(settings) == 5
     right = [row['settings']['convolution'] for row in result['tried'] if row['name'] == VOXEL and 'total_ms' in row]
     assert right.count(ONE_THREAD) == right.count(RULEBOOK) == 2
 
@@ -137,9 +137,11 @@ def test_frames(tiny_set):
     assert other.points.shape[1] == 5
 
 
-def test_an_unknown_name_and_a_far_frame_are_named(frame):
+def test_what_cannot_be_timed_is_named(frame):
     with pytest.raises(ValueError, match="there is no 'PointPillars' to benchmark; there are stratified pillar 0.3, "):
         model.run([frame], CPU, FP32, 1, ['PointPillars'], True)
+    with pytest.raises(ValueError, match='--runs is 1 or more, not 0'):
+        model.run([frame], CPU, FP32, 0, [], True)
     far = Frame('far', frame.points + 300)
     with pytest.raises(ValueError, match='far: none of its .* points lies within 14.4 m'):
         model.run([far], CPU, FP32, 1, [OURS], True)

@@ -125,8 +125,10 @@ def run(frames: Sequence[Frame], device: torch.device, dtype: torch.dtype, runs:
     """Everyone on every frame: first all settings of a rival a few times, then the fastest of each in turns.
 
     Raises:
-        ValueError: a name in `only` that is none, a frame without points in range.
+        ValueError: a name in `only` that is none, a frame without points in range, no rounds.
     """
+    if runs < 1:
+        raise ValueError(f'--runs is 1 or more, not {runs}')
     reach = QUICK_REACH if quick else REACH
     field = entries(reach if quick else None)
     names = [entry.name for entry in field]

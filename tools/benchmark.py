@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Time and count: the encoder's parts, attention operators against their rivals, growth, arithmetic."""
+"""Time and count: the encoder's parts, attention operators against their rivals, growth, detectors, arithmetic."""
 from __future__ import annotations
 
 import argparse
@@ -15,7 +15,7 @@ import torch
 import stratified3d.plugin  # noqa: F401  (makes projects importable)
 
 # isort: split
-from projects.attention_zoo.benchmarks import clouds, complexity, encoder, growth, ops, report, roofline
+from projects.attention_zoo.benchmarks import clouds, complexity, encoder, growth, model, ops, report, roofline
 from stratified3d.apis import init_detector
 from stratified3d.datasets.point_files import read_points
 
@@ -27,15 +27,16 @@ EXAMPLES = """examples:
   python tools/benchmark.py ops --quick
   python tools/benchmark.py ops --points sweep.pcd.bin --only SSTAttention VarlenAttention
   python tools/benchmark.py growth --device cuda --dtype bf16
+  python tools/benchmark.py model --points sweep.pcd.bin
   python tools/benchmark.py complexity
 """
 
 
 def run_encoder(args: argparse.Namespace) -> None:
     points = torch.from_numpy(read_points(args.points))
-    model = init_detector(args.config, device='cpu')
+    detector = init_detector(args.config, device='cpu')
     points = torch.cat([points, points.new_zeros(len(points), 1)], 1)
-    seconds, voxels = encoder.time_encoder(model, points, max(1, args.runs))
+    seconds, voxels = encoder.time_encoder(detector, points, max(1, args.runs))
     machine = (f'{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, '
                f'torch {torch.__version__}')
     print('\n' + encoder.render(seconds, len(points), voxels, machine))
@@ -54,6 +55,12 @@ def run_growth(args: argparse.Namespace) -> None:
                         args.quick)
     place = finish(args, result, growth.render(result))
     growth.draw(result, place / 'growth.png')
+
+
+def run_model(args: argparse.Namespace) -> None:
+    found = clouds.frames_for_model(args.points, args.quick)
+    result = model.run(found, args.device, args.dtype, args.runs, args.only, args.quick)
+    finish(args, result, model.render(result))
 
 
 def run_complexity(args: argparse.Namespace) -> None:
@@ -83,6 +90,7 @@ def parse() -> argparse.Namespace:
     for name, function, words in (
             ('ops', run_ops, 'attention operators and their rivals on the same tensors'),
             ('growth', run_growth, 'time and memory from 10,000 to a million rows'),
+            ('model', run_model, "our detectors and mmdet3d's CenterPoint, by part and end to end"),
             ('complexity', run_complexity, 'floating-point operations, and what articles claim of them')):
         command = commands.add_parser(name, help=words, description=words)
         command.add_argument('--quick', action='store_true', help='small sizes, in a minute or two: does it work')
@@ -95,6 +103,7 @@ def parse() -> argparse.Namespace:
             command.add_argument('--points', type=Path, default=real, help='file of a real sweep, measured as well')
             command.add_argument('--runs', type=int, default=7, help='counted runs of each')
             command.add_argument('--only', nargs='+', default=[], metavar='NAME', help='contenders; default all')
+        if name in ('ops', 'growth'):
             command.add_argument('--limit', type=float, default=30.0,
                                  help='seconds; what takes longer runs once and goes no further')
         if name == 'growth':

@@ -26,7 +26,9 @@ def test_attention_benchmarks_keep_what_they_found(root, tmp_path):
                          (['ops', '--quick', '--runs', '1', '--only', 'stratified3d sdpa', 'SSTAttention'],
                           ['ops.json', 'ops.md', 'roofline.png']),
                          (['growth', '--rows', '500', '1000', '2000', '--quick', '--runs', '1', '--only',
-                           'stratified3d sdpa'], ['growth.json', 'growth.md', 'growth.png'])):
+                           'stratified3d sdpa'], ['growth.json', 'growth.md', 'growth.png']),
+                         (['model', '--quick', '--runs', '1', '--only', 'stratified pillar 0.3',
+                           'CenterPoint pillar 0.2'], ['model.json', 'model.md'])):
         result = subprocess.run([sys.executable, '-W', 'ignore', str(root / 'tools/benchmark.py'), *words, '--out',
                                  str(tmp_path)], capture_output=True, text=True, timeout=250)
         assert result.returncode == 0, result.stderr[-2000:]

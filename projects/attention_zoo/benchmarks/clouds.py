@@ -48,6 +48,25 @@ def simulated(sweeps: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(simulate_frame(seed, sweeps=sweeps)['points'])
 
 
+class Frame(NamedTuple):
+    """points [P, 5]: x, y, z (m), intensity (0 to 255), dt (s)."""
+
+    name: str
+    points: Tensor
+
+
+def frames_for_model(points: Path | None, quick: bool) -> list[Frame]:
+    """A real sweep (where a file of one is given; sweeps before it are not), and a simulated frame of ten sweeps."""
+    frames = []
+    if points is not None:
+        sweep = torch.from_numpy(read_points(points))
+        sweep = torch.cat([sweep, sweep.new_zeros(len(sweep), 1)], 1)
+        frames.append(Frame(f'real, one sweep, {points.name[:40]}', sweep))
+    if quick:
+        return [*frames, Frame('simulated, one sweep', simulated(1))]
+    return [*frames, Frame('simulated, 10 sweeps', simulated(10))]
+
+
 def clouds_for_ops(points: Path | None, quick: bool) -> list[Cloud]:
     """A real sweep (where a file of one is given), simulated frames of ten sweeps, and 100,000 rows as on Waymo."""
     clouds = []

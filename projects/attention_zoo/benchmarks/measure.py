@@ -5,7 +5,7 @@ import gc
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,20 +23,24 @@ def timed(function: Callable[[], Any], device: torch.device, runs: int, warmup: 
     """Run it warmup + runs times, each after the device has finished the one before."""
     spent = []
     for _ in range(warmup + runs):
-        _wait(device)
+        wait(device)
         start = time.perf_counter()
         function()
-        _wait(device)
+        wait(device)
         spent.append(1e3 * (time.perf_counter() - start))
-    spent = spent[warmup:]
-    low, _, high = statistics.quantiles(spent, n=4) if len(spent) > 1 else spent * 3
-    return Timing(statistics.median(spent), low, high)
+    return spread(spent[warmup:])
+
+
+def spread(values: Sequence[float]) -> Timing:
+    """Median and quartiles."""
+    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else [*values] * 3
+    return Timing(statistics.median(values), low, high)
 
 
 def peak_memory(function: Callable[[], Any], device: torch.device) -> float:
     """MiB that one run holds at most on top of what is there, by torch's own count of what it hands out."""
     gc.collect()
-    _wait(device)
+    wait(device)
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -49,7 +53,8 @@ def peak_memory(function: Callable[[], Any], device: torch.device) -> float:
     return max(itertools.accumulate((size for _, size in events), initial=0)) / 2**20
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until the device has done all that it was told."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
 

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 from mmdet.utils import reduce_mean
-from mmdet3d.models.utils import clip_sigmoid
 from mmdet3d.registry import MODELS
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -166,6 +165,8 @@ class StratifiedTransFusionHead(nn.Module):
         counts = torch.stack([target.heatmap.eq(1).sum(), sample.new_tensor(len(sample))]).float()
         peaks, total = (reduce_mean(counts) if self.sync_avg_factor else counts).clamp(min=1)
 
+        # mmdet3d's clip_sigmoid would overwrite the predictions
+        heat = preds['heatmap'].float().sigmoid().clamp(1e-4, 1 - 1e-4)
         wanted = torch.zeros_like(logits)
         wanted[sample, query, true_label] = 1
         code = code[sample, query]  # [M, code]
@@ -173,7 +174,7 @@ class StratifiedTransFusionHead(nn.Module):
         weight = true_code.isfinite() * code.new_tensor(self.code_weights)
         true_code = true_code.nan_to_num(0, 0, 0)
         losses = dict(
-            loss_heatmap=self.loss_heatmap(clip_sigmoid(preds['heatmap'].float()), target.heatmap, avg_factor=peaks),
+            loss_heatmap=self.loss_heatmap(heat, target.heatmap, avg_factor=peaks),
             loss_cls=self.loss_class(logits.flatten(0, 1), wanted.flatten(0, 1), avg_factor=total),
             loss_bbox=self.loss_bbox(code, true_code, weight, avg_factor=total))
         if self.iou_weight or self.iou_loss_weight:

@@ -84,6 +84,10 @@ def test_loss_of_perfect_predictions_is_small_and_of_others_is_not():
     # a centre one cell off on both axes: 2 of the 10 numbers, times the loss' weight
     preds['code'][..., :2] += 1
     assert float(head.loss_by_feat(preds, instances)['loss_bbox']) == pytest.approx(0.25 * 2, rel=1e-4)
+    preds['code'][..., 2] += 9  # no overlap: the branch is wrong by 2 now
+    losses = head.loss_by_feat(preds, instances)
+    assert float(losses['loss_iou_branch']) == pytest.approx(0.5 * 2, rel=1e-4)
+    assert 0.5 < float(losses['loss_iou']) < 1.0
 
 
 def test_heatmap_is_the_centre_heads():
@@ -134,7 +138,20 @@ def test_queries_are_peaks_and_every_cell_of_small_classes():
     head = make_head(num_proposals=5, small_classes=[])
     logits = logits[:, :, 4:5, 7:10]
     peaks, labels, cell = head._propose(logits)
-    assert peaks[0].gt(0).sum() == 3 and set(zip(labels[0, 3:].tolist(), cell[0, 3:].tolist())) == {(0, 2), (0, 0)}
+    assert peaks[0].gt(0).sum() == 3 and not peaks[0, 3:].any() and set(zip(labels[0, 3:].tolist(), cell[0, 3:].tolist())) == {(0, 2), (0, 0)}
+
+
+def test_boxes_start_at_their_peaks():
+    head = make_head(num_proposals=2, small_classes=[])
+    seen = []
+    head.position.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    torch.nn.init.zeros_(head.box_branches['centre'][-1].weight)
+    torch.nn.init.zeros_(head.box_branches['centre'][-1].bias)
+    head._propose = lambda heatmap: (torch.ones(1, 2), torch.tensor([[0, 1]]), torch.tensor([[3 * 32 + 30, 0]]))
+    assert head(maps())['code'][0, :, :2].tolist() == [[30.5, 3.5], [0.5, 0.5]]
+    # places are coded from -1 to 1 along both axes
+    assert seen[0].amin(0).tolist() == pytest.approx([-1 + 1 / 32, -1 + 1 / 16])
+    assert seen[0].amax(0).tolist() == pytest.approx([1 - 1 / 32, 1 - 1 / 16])
 
 
 def test_a_fit_box_scores_more_and_weak_ones_are_dropped():
@@ -160,6 +177,9 @@ def test_unknown_velocity_and_boxes_off_the_map_are_learned_nowhere():
     sum(losses.values()).backward()
     assert all(p.grad.isfinite().all() for p in head.parameters())
     assert all(value.isfinite() for value in losses.values())
+    preds = perfect_predictions(head, [unknown])
+    preds['code'] = torch.where(preds['code'].isnan(), 7.0, preds['code'])
+    assert float(head.loss_by_feat(preds, [unknown])['loss_bbox']) < 1e-5
 
 
 def test_a_diverged_model_shows_in_its_loss():

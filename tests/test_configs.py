@@ -10,6 +10,7 @@ from mmengine.structures import InstanceData
 NUSCENES = [f'stratified-centerpoint_{name}_{schedule}_nus-3d' for name, schedule in (
     ('voxel03', '8xb4-cyclic-20e'), ('voxel03-large', '8xb4-cyclic-20e'), ('voxel03-two-scale', '8xb4-cyclic-20e'),
     ('pillar03', '8xb4-cyclic-20e'), ('tiny', '1xb2-cyclic-20e'))]
+NUSCENES.append('stratified-transfusion_voxel03_8xb4-cyclic-20e_nus-3d')
 WAYMO = 'stratified-centerpoint_voxel032_8xb2-cyclic-24e_waymo-3d'
 CONFIGS = [*NUSCENES, WAYMO]
 

@@ -8,11 +8,11 @@ from mmdet.utils import reduce_mean
 from mmdet3d.models.dense_heads import CenterHead
 from mmdet3d.models.utils import clip_sigmoid
 from mmdet3d.registry import MODELS
-from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from stratified3d.models.center_iou import overlap, rescore
+from stratified3d.models.box_instances import choose_code_weights, grow_range, pack_detections, unpack_truths
+from stratified3d.models.center_iou import class_powers, overlap, rescore
 from stratified3d.models.center_targets import CenterTargets, assign_targets, widen_targets
 from stratified3d.ops import circle_nms, grid_shape, rotated_nms
 
@@ -61,17 +61,10 @@ class StratifiedCenterHead(CenterHead):
             raise ValueError(f'nms radius has {len(nms.get("radius", ()))} entries for {len(tasks)} tasks')
         if nms['type'] == 'rotated' and 'iou' not in nms:
             raise ValueError("nms type 'rotated' needs its iou, e.g. dict(type='rotated', iou=0.2)")
-        code_size = 10 if use_velocity else 8
-        code_weights = list(code_weights or [1.0] * 8 + [0.2] * (code_size - 8))
-        if len(code_weights) != code_size:
-            raise ValueError(f'code_weights has {len(code_weights)} entries, the code has {code_size}')
-        classes = sum(map(len, tasks))
-        powers = [float(iou_power)] * classes if isinstance(iou_power, (int, float)) else list(map(float, iou_power))
-        if len(powers) != classes or not all(0 <= p <= 1 for p in powers):
-            raise ValueError(f'iou_power is a number from 0 to 1 or one a class ({classes}), not {iou_power}')
+        code_weights = choose_code_weights(code_weights, use_velocity)
+        powers = class_powers(iou_power, sum(map(len, tasks)))
         _, rows, columns = grid_shape(voxel_size, point_cloud_range)
-        margin = (-10.0, ) * 3 + (10.0, ) * 3
-        post_center_range = list(post_center_range or [a + b for a, b in zip(point_cloud_range, margin)])
+        post_center_range = list(post_center_range or grow_range(point_cloud_range))
         branches = dict(reg=(2, 2), height=(1, 2), dim=(3, 2), rot=(2, 2))
         if use_velocity:
             branches['vel'] = (2, 2)
@@ -84,7 +77,7 @@ class StratifiedCenterHead(CenterHead):
                 type='CenterPointBBoxCoder', pc_range=list(point_cloud_range[:2]), out_size_factor=stride,
                 voxel_size=list(voxel_size[:2]), score_threshold=score_threshold,
                 # the coder takes the best cells of each class before it takes the best of all classes
-                max_num=min(max_num, self.map_shape[0] * self.map_shape[1]), code_size=code_size - 1,
+                max_num=min(max_num, self.map_shape[0] * self.map_shape[1]), code_size=len(code_weights) - 1,
                 post_center_range=post_center_range),
             common_heads=branches | extra,
             loss_cls=dict(type='mmdet.GaussianFocalLoss', reduction='mean'),
@@ -109,16 +102,7 @@ class StratifiedCenterHead(CenterHead):
 
     def get_targets(self, batch_gt_instances_3d: list[InstanceData]) -> list[CenterTargets]:
         """Ground truths of the batch -> one CenterTargets a task."""
-        box_size = len(self.code_weights) - 1
-        boxes, labels = [], []
-        for instances in batch_gt_instances_3d:
-            box, label = instances.bboxes_3d, instances.labels_3d
-            box = torch.cat([box.gravity_center, box.tensor[:, 3:]], 1).to(label.device)
-            if box.shape[1] < box_size:
-                raise ValueError(f'boxes have {box.shape[1]} numbers, but the head learns velocity and needs 9: '
-                                 'set use_velocity=False')
-            boxes.append(box[:, :box_size])
-            labels.append(label)
+        boxes, labels = unpack_truths(batch_gt_instances_3d, len(self.code_weights) - 1)
         targets = assign_targets(boxes, labels, **self.target_settings)
         return [widen_targets(t, self.box_radius, self.map_shape) if self.box_radius else t for t in targets]
 
@@ -176,15 +160,10 @@ class StratifiedCenterHead(CenterHead):
                 found.append((sample['bboxes'][keep], sample['scores'][keep],
                               sample['labels'][keep].long() + first_class))
             first_class += self.num_classes[t]
-        return [self._instances(found, meta) for found, meta in zip(samples, batch_input_metas)]
+        return [pack_detections(*(torch.cat(parts) for parts in zip(*found)), meta)
+                for found, meta in zip(samples, batch_input_metas)]
 
     def _suppress(self, boxes: Tensor, scores: Tensor, task: int) -> Tensor:
         if self.nms['type'] == 'circle':
             return circle_nms(boxes[:, :2], scores, self.nms['radius'][task], self.post_max_size)
         return rotated_nms(boxes[:, [0, 1, 3, 4, 6]], scores, self.nms['iou'], self.post_max_size)
-
-    def _instances(self, found: list[tuple[Tensor, Tensor, Tensor]], meta: dict) -> InstanceData:
-        boxes, scores, labels = (torch.cat(parts) for parts in zip(*found))
-        boxes[:, 2] -= boxes[:, 5] / 2  # gravity centre to bottom centre
-        box_type = meta.get('box_type_3d', LiDARInstance3DBoxes)
-        return InstanceData(bboxes_3d=box_type(boxes, box_dim=boxes.shape[1]), scores_3d=scores, labels_3d=labels)

@@ -51,6 +51,18 @@ def rescore(heatmap: Tensor, iou: Tensor, power: Sequence[float]) -> Tensor:
     return heatmap**(1 - power) * ((iou + 1) / 2).clamp(0, 1)**power
 
 
+def class_powers(power: float | Sequence[float], num_classes: int) -> list[float]:
+    """Powers of `rescore`, one a class, from a number for all or one each.
+
+    Raises:
+        ValueError: powers beyond 0 to 1 or another number of them.
+    """
+    powers = [float(power)] * num_classes if isinstance(power, (int, float)) else list(map(float, power))
+    if len(powers) != num_classes or not all(0 <= p <= 1 for p in powers):
+        raise ValueError(f'iou_power is a number from 0 to 1 or one a class ({num_classes}), not {power}')
+    return powers
+
+
 def _yaw(code: Tensor) -> Tensor:
     sin, cos = code[..., 6:7], code[..., 7:8]
     # the angle of (0, 0) has no gradient

@@ -1,4 +1,4 @@
-"""The detector: points to boxes through the stratified encoder and a CenterPoint head."""
+"""The detector: points to boxes through the stratified encoder and a head."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @MODELS.register_module()
 class StratifiedCenterPoint(Base3DDetector):
-    """voxel encoder -> stratified encoder -> bird's-eye-view backbone -> centre head.
+    """voxel encoder -> stratified encoder -> bird's-eye-view backbone -> head (centre or TransFusion).
 
     Range and voxel size are given once, here, and handed to every part that needs them; so are widths and stride that
     follow from the part before.

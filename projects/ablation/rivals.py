@@ -8,9 +8,10 @@ from mmengine.hooks import Hook
 from mmengine.hub import get_config
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+from spconv.pytorch.conv import SparseConvolution
 from torch import nn
 
-PILLAR = 'mmdet3d::centerpoint/centerpoint_pillar02_second_secfpn_8xb4-cyclic-20e_nus-3d.py'
+from projects.attention_zoo.benchmarks.detectors import same_in_torch
 
 
 @HOOKS.register_module()
@@ -31,20 +32,42 @@ class HeatmapPrior(Hook):
                 nn.init.constant_(task.heatmap[-1].bias, task.init_bias)
 
 
-def centerpoint_pillar(config: Config) -> None:
-    """Put CenterPoint with pillars of 0.2 m, range +-51.2 m and six tasks in our model's place.
+@HOOKS.register_module()
+class RightSparseConvolutions(Hook):
+    """Let mmdet3d's sparse convolutions learn, and be right, on a CPU: spconv's pairs, torch's products, same weights.
 
-    As in mmdet3d but for the prior of its heatmap and the score that a detection needs, which is ours.
+    spconv's own sums are wrong there with more threads than one, and its backward needs CUDA.
     """
-    model = get_config(PILLAR).model
-    model.pts_bbox_head.bbox_coder.score_threshold = config.model.head.score_threshold
-    model.test_cfg.pts.score_threshold = config.model.head.score_threshold
+
+    def before_run(self, runner: Runner) -> None:
+        if any(p.is_cuda for p in runner.model.parameters()):
+            return
+        for module in runner.model.modules():
+            if isinstance(module, SparseConvolution):
+                module.forward = same_in_torch(module).forward
+
+
+def _take(config: Config, name: str, *hooks: str) -> None:
+    """Put mmdet3d's model in our model's place, as it is but for the score that a detection needs, which is ours."""
+    model = get_config(f'mmdet3d::centerpoint/centerpoint_{name}_second_secfpn_8xb4-cyclic-20e_nus-3d.py').model
+    for part in (model.pts_bbox_head.bbox_coder, model.test_cfg.pts):
+        part.score_threshold = config.model.head.score_threshold
     config.model = model
-    config.custom_hooks = [*config.custom_hooks, dict(type='HeatmapPrior')]
+    config.custom_hooks = [*config.custom_hooks, *(dict(type=hook) for hook in ('HeatmapPrior', *hooks))]
+
+
+def centerpoint_voxel(config: Config) -> None:
+    """CenterPoint with voxels of 0.1 m, range +-51.2 m, cells of 0.8 m and six tasks."""
+    _take(config, 'voxel01', 'RightSparseConvolutions')
+
+
+def centerpoint_pillar(config: Config) -> None:
+    """CenterPoint with pillars of 0.2 m, range +-51.2 m, cells of 0.8 m and six tasks."""
+    _take(config, 'pillar02')
 
 
 def centerpoint_pillar_coarse(config: Config) -> None:
-    """The same with pillars of 0.4 m and the map's stride halved: cells as large as before, a fifth of the time."""
+    """The same with pillars of 0.4 m, as large as our voxels, and half the stride: cells as large as before."""
     centerpoint_pillar(config)
     model = config.model
     size = 0.4

@@ -6,12 +6,10 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
-from projects.ablation.rivals import centerpoint_pillar, centerpoint_pillar_coarse
-from projects.attention_zoo import OTHER, SAME
+from projects.ablation.rivals import centerpoint_pillar, centerpoint_pillar_coarse, centerpoint_voxel
+from projects.attention_zoo import OTHER
 
 LEARNING_RATES = (5e-4, 1e-3, 3e-3)
-# those that cannot learn on a CPU: torch has no gradient, or no kernel, for them there
-CUDA_ONLY = ('FlexAttention', 'VarlenAttention')
 
 
 class Row(NamedTuple):
@@ -40,15 +38,15 @@ def _windows(size: int) -> dict[str, Any]:
 
 
 def _mixers() -> list[Row]:
-    # those of the same function would repeat the first row, at another speed
-    return [_encoder(kind.__name__, 'mixer', mixer=dict(type=kind.__name__)) for kind in (*OTHER, *SAME)
-            if kind not in SAME and kind.__name__ not in CUDA_ONLY]
+    # those that compute the same function would repeat the first row at another speed
+    return [_encoder(kind.__name__, 'mixer', mixer=dict(type=kind.__name__)) for kind in OTHER]
 
 
 def _rivals() -> list[Row]:
     rows = []
     for name, change in (('CenterPoint pillar 0.2', centerpoint_pillar),
-                         ('CenterPoint pillar 0.4', centerpoint_pillar_coarse)):
+                         ('CenterPoint pillar 0.4', centerpoint_pillar_coarse),
+                         ('CenterPoint voxel 0.1', centerpoint_voxel)):
         rows += [Row(f'{name}, rate {rate:g}', 'detector', {
             'optim_wrapper.optimizer.lr': rate, 'param_scheduler.0.eta_max': rate}, change, True)
             for rate in LEARNING_RATES]

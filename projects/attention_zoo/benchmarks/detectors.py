@@ -173,7 +173,7 @@ class Detector:
             if not self.entry.ours and isinstance(module, SparseConvolution):
                 way = RULEBOOK if settings is None else settings.get('convolution')
                 if way == RULEBOOK:
-                    module.forward = _same_in_torch(module).forward
+                    module.forward = same_in_torch(module).forward
                 elif way == ONE_THREAD:
                     module.forward = _on_one_thread(module.forward)
         if settings and settings.get('layout') == 'channels-last':
@@ -217,7 +217,7 @@ class Detector:
             return self.model(**data, mode='predict')[0].pred_instances_3d
 
 
-def _same_in_torch(conv: SparseConvolution) -> SparseConv:
+def same_in_torch(conv: SparseConvolution) -> SparseConv:
     """The same convolution with the same weights, right with any number of threads."""
     same = SparseConv(conv.in_channels, conv.out_channels, conv.kernel_size, stride=conv.stride, padding=conv.padding,
                       kind='submanifold' if conv.subm else 'strided', key=conv.indice_key, bias=conv.bias is not None)

@@ -48,11 +48,18 @@ def main() -> int:
         sys.exit(f'waymo_convert.py: {error}')
     print(*done.files, sep='\n', flush=True)
     if done.pending:
-        print(f'process {rank.index} of {rank.size} is done; {done.pending} segments are left to others. The last one '
-              'writes the info files')
+        print(f'process {rank.index} of {rank.size} is done; {done.pending} segments are left to others that are at '
+              'work. The last one writes the info files')
+    if done.earlier:
+        print(f'{done.earlier} of the segments in the info files were converted earlier and are not in {args.source}')
+    for segment, gaps in done.gaps.items():
+        print(f'waymo_convert.py: {segment} is incomplete, {gaps}', file=sys.stderr)
     for segment, problem in done.failed.items():
         print(f'waymo_convert.py: {segment} could not be converted and is left out: {problem}', file=sys.stderr)
-    return 1 if done.failed else 0
+    if done.abandoned:
+        print(f'waymo_convert.py: {", ".join(done.abandoned)}: not converted, and no process is at work on them, so no '
+              'info files were written; run the same command again to go on', file=sys.stderr)
+    return 1 if done.failed or done.abandoned else 0
 
 
 if __name__ == '__main__':

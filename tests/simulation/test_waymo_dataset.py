@@ -146,15 +146,15 @@ def test_impossible_settings_are_refused(tmp_path, numbers):
     assert not (tmp_path / 'none').exists()
 
 
-@pytest.mark.parametrize(('kind', 'module', 'name'), [('nuscenes', dataset, '_simulate_keyframe'),
-                                                      ('waymo', waymo_dataset, '_simulate_frame')])
-def test_a_killed_worker(root, tool_process, tmp_path, monkeypatch, kind, module, name):
+@pytest.mark.parametrize(('options', 'module', 'name'), [
+    (('--format', 'waymo'), waymo_dataset, '_simulate_frame'), (('--sweeps', '1'), dataset, '_simulate_keyframe')])
+def test_a_killed_worker(root, tool_process, tmp_path, monkeypatch, options, module, name):
     """As by the system when memory runs out: one line that says what to do, and the command goes on."""
     def kill(*_):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    words = [str(root / 'tools/simulate.py'), str(tmp_path / 'out'), '--format', kind, '--scenes', '1+1', '--keyframes',
-             '1', '--workers', '2']
+    words = [str(root / 'tools/simulate.py'), str(tmp_path / 'out'), *options, '--scenes', '1+1', '--keyframes', '2',
+             '--workers', '2']
     with monkeypatch.context() as patch:
         patch.setattr(module, name, kill)  # the tool is forked, and its workers from it
         status, said = tool_process(words, tmp_path / 'killed.log').wait()

@@ -16,7 +16,8 @@ EXAMPLES = """examples:
 
 SRC holds <split>/<component>/<segment>.parquet of the components lidar, lidar_pose, lidar_calibration, vehicle_pose and
 lidar_box. Interrupted, the same command goes on where it stopped. A damaged segment is named, the others are converted,
-and the exit status is 1. docs/waymo.md describes what is written.
+and the exit status is 1. Frames that lack some LiDARs' rows are reported and have the points of the others. OUT may be
+filled from several SRC, one after the other. docs/waymo.md describes what is written.
 """
 
 

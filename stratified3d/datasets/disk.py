@@ -94,7 +94,7 @@ def lock(path: Path, is_shared: bool = False, wait: bool = True, without: bool =
         OSError: the file cannot be written; it names it.
     """
     with naming(path):
-        file = path.open('ab')
+        file = path.open('a+b')  # on NFS a shared lock needs a file open for reading, another one for writing
     with file:
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))

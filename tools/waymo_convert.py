@@ -16,7 +16,8 @@ EXAMPLES = """examples:
 
 SRC holds <split>/<component>/<segment>.parquet of the components lidar, lidar_pose, lidar_calibration, vehicle_pose and
 lidar_box. Interrupted, the same command goes on where it stopped. A damaged segment is named, the others are converted,
-and the exit status is 1. docs/waymo.md describes what is written.
+and the exit status is 1. Frames that lack some LiDARs' rows are reported and have the points of the others. OUT may be
+filled from several SRC, one after the other. docs/waymo.md describes what is written.
 """
 
 
@@ -48,11 +49,18 @@ def main() -> int:
         sys.exit(f'waymo_convert.py: {error}')
     print(*done.files, sep='\n', flush=True)
     if done.pending:
-        print(f'process {rank.index} of {rank.size} is done; {done.pending} segments are left to others. The last one '
-              'writes the info files')
+        print(f'process {rank.index} of {rank.size} is done; {done.pending} segments are left to others that are at '
+              'work. The last one writes the info files')
+    if done.earlier:
+        print(f'{done.earlier} of the segments in the info files were converted earlier and are not in {args.source}')
+    for segment, gaps in done.gaps.items():
+        print(f'waymo_convert.py: {segment} is incomplete, {gaps}', file=sys.stderr)
     for segment, problem in done.failed.items():
         print(f'waymo_convert.py: {segment} could not be converted and is left out: {problem}', file=sys.stderr)
-    return 1 if done.failed else 0
+    if done.abandoned:
+        print(f'waymo_convert.py: {", ".join(done.abandoned)}: not converted, and no process is at work on them, so no '
+              'info files were written; run the same command again to go on', file=sys.stderr)
+    return 1 if done.failed or done.abandoned else 0
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 PARTIAL = '.partial'
@@ -103,6 +104,8 @@ def run_batches(
     Args:
         workers: processes; `warm` is called first, so that forked ones have compiled kernels.
         done, total: handed to `progress`, `done` growing.
+    Raises:
+        OSError: a worker was killed.
     """
     progress(done, total)
     if workers == 1 or not batches:
@@ -120,6 +123,12 @@ def run_batches(
             for future in as_completed(futures):
                 done += future.result()
                 progress(done, total)
+        except BrokenProcessPool as error:
+            raise OSError(
+                errno.ENOMEM,
+                f'one of the {workers} worker processes was killed, most likely for want of memory; what is done is '
+                'kept: run the same command with fewer --workers to go on',
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -6,15 +6,18 @@ import runpy
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 from mmdet3d.datasets import WaymoDataset
 
 from stratified3d.datasets import waymo_conversion, waymo_segments
+from stratified3d.datasets.disk import claim_folder
 from stratified3d.datasets.info_files import read_info_file
 from stratified3d.datasets.processes import Rank, find_rank
 from stratified3d.datasets.waymo_conversion import Settings, convert_waymo
+from stratified3d.datasets.waymo_records import Records
 from stratified3d.datasets.waymo_segments import read_segment
 
 EVERY = Settings(database_every=1)
@@ -123,7 +126,11 @@ def test_ranks_workers_and_interruption_change_nothing(small_set, converted_set,
     out, whole = tmp_path / 'out', fingerprint(converted_set)
     monkeypatch.setenv('SLURM_STEP_NUM_TASKS', '2')
     monkeypatch.setenv('SLURM_PROCID', '0')
-    first = convert_waymo(small_set, out, settings=EVERY, rank=find_rank())
+    claim_folder(out, asdict(EVERY))
+    others = Records(out)
+    others.begin()
+    with others.working():  # the second rank is there
+        first = convert_waymo(small_set, out, settings=EVERY, rank=find_rank())
     assert (first.files, first.failed, first.pending) == ([], {}, 1)
     monkeypatch.setenv('SLURM_PROCID', '1')
     monkeypatch.setattr(waymo_conversion, '_cut', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

@@ -14,7 +14,7 @@ from stratified3d.datasets import waymo_segments
 from stratified3d.datasets.range_images import beam_inclinations, image_points
 from stratified3d.datasets.waymo_segments import read_segment
 
-STAMP, LASER = 'key.frame_timestamp_micros', 'key.laser_name'
+SEGMENT, STAMP, LASER = 'key.segment_context_name', 'key.frame_timestamp_micros', 'key.laser_name'
 
 
 @pytest.fixture
@@ -141,8 +141,9 @@ def test_rows_may_be_in_any_order(split, name, read, monkeypatch, tmp_path):
 HELD = '''
 import sys
 import pyarrow as pa
-from stratified3d.datasets import waymo_segments
-for _ in waymo_segments._rows(sys.argv[1], waymo_segments._IMAGES):
+from pathlib import Path
+from stratified3d.datasets.waymo_components import IMAGES, read_rows
+for _ in read_rows(Path(sys.argv[1]), IMAGES):
     print(pa.total_allocated_bytes())
 '''
 
@@ -194,8 +195,12 @@ DAMAGE = {
     'null for a laser': ('lidar', with_column(LASER, None), 'laser_name is None'),
     'scaled pose': ('vehicle_pose', with_column('[VehiclePoseComponent].world_from_vehicle.transform', SCALED),
                     'no rigid transform'),
-    'no laser': ('lidar', without_row(LASER, 3), r'frame \d+ has rows of the lasers \[1, 2, 4, 5\]'),
-    'no TOP': ('lidar_calibration', without_row(LASER, 1), r'calibrates the lasers \[2, 3, 4, 5\], TOP'),
+    'not calibrated': ('lidar_calibration', without_row(LASER, 3), r'calibrates \[1, 2, 4, 5\]'),
+    'no TOP': ('lidar_calibration', without_row(LASER, 1), r'calibrates the lasers \[2, 3, 4, 5\]; they are .*TOP'),
+    'a sixth': ('lidar_calibration', with_column(LASER, 6), r'calibrates the lasers \[6\]; they are'),
+    'another name': ('lidar_pose', with_column(SEGMENT, '12_0'), "rows of the segment '12_0', its name says '[0-9_]+'"),
+    'another segment': ('vehicle_pose', with_column(SEGMENT, '12_0'), "rows of the segment '12_0', its name says"),
+    'no type': ('lidar_box', with_column('[LiDARBoxComponent].type', None), 'type is None'),
     'no row': ('lidar', lambda table: table.slice(0, 0), 'holds no row'),
     'twice': ('lidar', lambda table: pa.concat_tables([table, table]), r'\[1, 1, 2, 2'),
     'no pose': ('vehicle_pose', lambda table: table.slice(1), '1 of its frames are not in vehicle_pose'),
@@ -207,7 +212,7 @@ DAMAGE = {
                     'no rigid transform'),
     'box': ('lidar_box', with_column('[LiDARBoxComponent].box.size.x', -1.0), 'box actor-'),
     'column': ('lidar_box', lambda table: table.drop_columns(['[LiDARBoxComponent].type']), 'no column .*type'),
-    'stray boxes': ('lidar_box', with_column(STAMP, 77), 'boxes of 1 frames that .* does not have'),
+    'stray boxes': ('lidar_box', with_column(STAMP, 77), 'boxes of 1 frames that .* does not have, 77'),
     'cut': ('lidar', None, 'damaged'),
     'flipped': ('lidar_pose', None, 'damaged'),
     'absent': ('vehicle_pose', None, 'download the component vehicle_pose'),

@@ -2,12 +2,16 @@
 
 import errno
 import math
+import os
+import re
+import signal
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from stratified3d.datasets.range_images import beam_inclinations, image_points
+from stratified3d.simulation import dataset, waymo_dataset
 from stratified3d.simulation.layouts import build_scene
 from stratified3d.simulation.lidar import SILENT, fire
 from stratified3d.simulation.raycast import GROUND
@@ -140,3 +144,22 @@ def test_impossible_settings_are_refused(tmp_path, numbers):
     with pytest.raises(ValueError):
         simulate_waymo(tmp_path / 'none', WaymoSettings(*numbers))
     assert not (tmp_path / 'none').exists()
+
+
+@pytest.mark.parametrize(('options', 'module', 'name'), [
+    (('--format', 'waymo'), waymo_dataset, '_simulate_frame'), (('--sweeps', '1'), dataset, '_simulate_keyframe')])
+def test_a_killed_worker(root, tool_process, tmp_path, monkeypatch, options, module, name):
+    """As by the system when memory runs out: one line that says what to do, and the command goes on."""
+    def kill(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    words = [str(root / 'tools/simulate.py'), str(tmp_path / 'out'), *options, '--scenes', '1+1', '--keyframes', '2',
+             '--workers', '2']
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, kill)  # the tool is forked, and its workers from it
+        status, said = tool_process(words, tmp_path / 'killed.log').wait()
+    assert status == 1 and 'Traceback' not in said, said
+    assert re.search('^simulate.py: one of the 2 worker processes was killed, .* run the same command with fewer '
+                     '--workers to go on$', said, re.MULTILINE), said
+    status, said = tool_process([*words[:-1], '1'], tmp_path / 'again.log').wait()
+    assert status == 0 and 'complete' in said

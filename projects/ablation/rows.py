@@ -18,7 +18,7 @@ class Row(NamedTuple):
 
     name: str
     group: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any]
     change: Callable[[Config], None] | None = None
     equal_time: bool = False
 
@@ -54,7 +54,7 @@ def _rivals() -> list[Row]:
 
 
 ROWS = [
-    Row('default', 'default'),
+    Row('default', 'default', {}),
     _encoder('m = 0', 'strata', num_strata=0),
     _encoder('m = 16', 'strata', num_strata=16),
     _encoder('m = 128', 'strata', num_strata=128),

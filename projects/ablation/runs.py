@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from statistics import median
+from threading import Lock
 from typing import Any, NamedTuple
 
 import stratified3d.plugin  # noqa: F401  (makes projects importable)
@@ -22,6 +23,8 @@ ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'projects/ablation/configs/ablation.py'
 # steps that a training needs to find its pace, and those that are timed then
 WARM_UP, TIMED = 10, 20
+# reading a config is not for several threads at once: it changes sys.path meanwhile
+_READING = Lock()
 
 
 class Settings(NamedTuple):
@@ -37,8 +40,9 @@ class Settings(NamedTuple):
 
 def make_config(row: Row, seed: int, settings: Settings, iterations: int) -> Config:
     """The whole config of one training."""
-    config = Config.fromfile(CONFIG)
-    row.apply(config)
+    with _READING:
+        config = Config.fromfile(CONFIG)
+        row.apply(config)
     data = f'{settings.data.resolve()}/'
     folder = folder_of(row.name, seed, settings)
     loaders = [config[f'{name}_dataloader'].dataset for name in ('train', 'val', 'test')]
@@ -110,7 +114,7 @@ def measure(row: Row, seed: int, settings: Settings, pace: float | None) -> dict
         if pace is None:
             raise ValueError(f'{row.name} runs as long as the first row, which has no result yet; run that one first')
         own = train(row, seed, settings, WARM_UP + TIMED, score=False)['seconds_per_iteration']
-        iterations = max(20, round(settings.iterations * pace / own))
+        iterations = max(1, round(settings.iterations * pace / own))
     found = train(row, seed, settings, iterations)
     return dict(row=row.name, group=row.group, seed=seed, iterations=iterations,
                 options=repr(row.options), **found)

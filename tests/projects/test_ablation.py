@@ -1,0 +1,93 @@
+"""The ablation's rows, its verdicts, and one tiny run of its tool."""
+import json
+import runpy
+import sys
+
+import pytest
+from mmengine.config import Config
+
+import stratified3d.plugin  # noqa: F401
+
+# isort: split
+from projects.ablation.rows import ROWS
+from projects.ablation.runs import Settings, make_config
+from projects.ablation.tables import compare, render
+
+
+def result(row, seed, score):
+    return dict(row=row, group='strata', seed=seed, mAP=score, NDS=score, AP=dict(car=score), iterations=240,
+                seconds_per_iteration=1.0)
+
+
+def test_names_are_not_used_twice():
+    assert len({row.name for row in ROWS}) == len(ROWS)
+
+
+@pytest.mark.parametrize('row', {row.group: row for row in ROWS}.values(), ids=lambda row: row.name)
+def test_a_row_of_each_question_is_a_config_of_its_own(row, tmp_path):
+    settings = Settings(tmp_path / 'data', tmp_path / 'work', 50, 1)
+    config, first = make_config(row, 3, settings, 50), make_config(ROWS[0], 3, settings, 50)
+    config.dump(tmp_path / 'config.py')
+    again = Config.fromfile(tmp_path / 'config.py')
+    assert again.model == config.model
+    assert (config.model != first.model or config.optim_wrapper != first.optim_wrapper) == (row.name != 'default')
+    assert config.train_dataloader == first.train_dataloader, 'the same data in the same order'
+    assert config.randomness.seed == 3 and config.train_cfg.max_iters == config.param_scheduler[0].total_steps == 50
+    assert str(tmp_path / 'data') in config.train_dataloader.dataset.pipeline[3].db_sampler.info_path
+
+
+@pytest.mark.parametrize('scores, verdict', [
+    ((0.30, 0.32), 'no difference'),
+    ((0.35, 0.36), 'better'),
+    ((0.20, 0.21), 'worse'),
+    ((0.20, 0.40), 'no difference'),
+    ((0.35, ), 'too few seeds'),
+])
+def test_verdicts(scores, verdict):
+    results = [result('default', seed, score) for seed, score in enumerate((0.30, 0.31))]
+    results += [result('m = 0', seed, score) for seed, score in enumerate(scores)]
+    default, row = compare(results)
+    assert default['verdict'] == '' and row['verdict'] == verdict
+    assert row['difference'] == pytest.approx(
+        sum(a - b for a, b in zip(scores, (0.30, 0.31))) / len(scores))
+    assert verdict in render(results)
+
+
+def test_only_shared_seeds_are_compared():
+    results = [result('default', 0, 0.3), result('default', 1, 0.9), result('m = 0', 0, 0.31), result('m = 0', 2, 0.0)]
+    assert compare(results)[1]['difference'] == pytest.approx(0.01)
+
+
+@pytest.fixture
+def ablate(root, monkeypatch, capsys, tmp_path, prepared_set):
+    def run(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['ablate.py', *map(str, arguments), '--data', str(prepared_set), '--work',
+                                          str(tmp_path / 'work'), '--out', str(tmp_path / 'out')])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(root / 'tools/ablate.py'), run_name='__main__')
+        return end.value.code, capsys.readouterr()
+
+    return run
+
+
+def test_the_tool_trains_scores_and_keeps(ablate, tmp_path):
+    small = ['--iterations', 20, '--seeds', 0, '--cfg-options', 'model.voxel_size=(1.2,1.2,1.0)',
+             'model.encoder.channels=16', 'model.encoder.num_strata=4', 'model.backbone.channels=(16,16,16)',
+             'train_dataloader.batch_size=1', 'train_dataloader.num_workers=0',
+             'train_dataloader.persistent_workers=False', 'val_dataloader.num_workers=0',
+             'val_dataloader.persistent_workers=False']
+    status, said = ablate('--rows', 'CenterPoint pillar 0.4, rate 0.001', *small)
+    assert status == 1 and 'run that one first' in said.out
+    status, said = ablate('--rows', 'default', *small)
+    assert status == 0 and '| default' in said.out
+    kept, = (tmp_path / 'out').glob('*/ablation-20.json')
+    found = json.loads(kept.read_text())['results']
+    assert [r['row'] for r in found] == ['default'] and 0 <= found[0]['NDS'] <= 1 and found[0]['iterations'] == 20
+    before = kept.read_text()
+    status, said = ablate('--rows', 'default', *small)
+    assert status == 0 and '| default' in said.out and kept.read_text() == before
+
+
+def test_an_unknown_row_is_named(ablate):
+    status, said = ablate('--rows', 'm = 1')
+    assert status == 2 and "there is no row 'm = 1'; there are" in said.err

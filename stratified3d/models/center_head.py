@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import torch
 from mmdet.utils import reduce_mean
 from mmdet3d.models.dense_heads import CenterHead
-from mmdet3d.models.utils import clip_sigmoid
 from mmdet3d.registry import MODELS
 from mmengine.structures import InstanceData
 from torch import Tensor
@@ -118,8 +117,9 @@ class StratifiedCenterHead(CenterHead):
             if pred['heatmap'].shape[2:] != self.map_shape:
                 raise ValueError(f'the map has {tuple(pred["heatmap"].shape[2:])} cells, range, voxel size and stride '
                                  f'give {self.map_shape}: does the head\'s stride fit the backbone\'s?')
-            losses[f'task{t}.loss_heatmap'] = self.loss_cls(
-                clip_sigmoid(pred['heatmap'].float()), target.heatmap, avg_factor=counts[t, 0].clamp(min=1))
+            # mmdet3d's clip_sigmoid would overwrite the predictions
+            heat = pred['heatmap'].float().sigmoid().clamp(1e-4, 1 - 1e-4)
+            losses[f'task{t}.loss_heatmap'] = self.loss_cls(heat, target.heatmap, avg_factor=counts[t, 0].clamp(min=1))
             code = torch.cat([pred[name] for name in self.branches], 1).float()  # [B, code, Y, X]
             index = target.index.unsqueeze(1).expand(-1, code.shape[1], -1)
             code = code.flatten(2).gather(2, index).transpose(1, 2)  # [B, max_objs, code]

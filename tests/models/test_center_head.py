@@ -55,6 +55,7 @@ def test_loss_of_perfect_predictions_is_small_and_of_others_is_not():
     maps = perfect_predictions(head, instances)
     losses = head.loss_by_feat(maps, instances)
     assert all(float(losses[f'task{t}.loss_bbox']) < 1e-6 for t in range(3))
+    assert head.loss_by_feat(maps, instances) == losses, 'predictions are left as they are'
     worse = [[{k: v + 1 for k, v in pred.items()}] for pred, in perfect_predictions(head, instances)]
     assert all(float(v) > float(losses[k]) for k, v in head.loss_by_feat(worse, instances).items())
 

@@ -151,19 +151,29 @@ def _load_safetensors(filename: str, map_location: Any) -> dict:
     return dict(state_dict=state, meta=meta)
 
 
-def save_weights(filename: str | Path, state: Mapping[str, Tensor], classes: Sequence[str] | None = None) -> None:
+def save_weights(filename: str | Path, state: Mapping[str, Tensor], classes: Sequence[str] | None = None,
+                 half: bool = False) -> None:
     """Write weights alone as .safetensors, a format that holds nothing else; whole or not at all.
 
     Args:
         filename: ends in .safetensors.
         state: a model's state_dict.
         classes: what the labels count; loading checks it.
+        half: fp32 numbers as fp16, in half the room; a model that loads them holds them as fp32 again.
+    Raises:
+        ValueError: another suffix, or a number that fp16 cannot hold.
     """
     if not str(filename).endswith('.safetensors'):
         raise ValueError(f'{filename}: weights are released as .safetensors')
     notes = dict(format='pt', **({} if classes is None else dict(classes=json.dumps(list(classes)))))
+    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    if half:
+        full, state = state, {n: v.half() if v.dtype == torch.float32 else v for n, v in state.items()}
+        for name, value in state.items():
+            if not value.isfinite().all():
+                raise ValueError(f'{filename}: fp16 cannot hold {name}, up to {float(full[name].abs().max()):g}')
     partial = Path(f'{filename}.partial')
-    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, partial, notes)
+    save_file(state, partial, notes)
     os.replace(partial, filename)
 
 

@@ -183,8 +183,19 @@ def test_weights_are_exported(root, checkpoint):
     result = subprocess.run([*command, str(checkpoint), str(out)], capture_output=True, text=True)
     assert result.returncode == 0 and result.stdout == f'{out}: 1 tensors, 4 numbers, classes car\n'
     assert load_checkpoint_file(str(out))['meta']['dataset_meta']['classes'] == ['car']
+    result = subprocess.run([*command, str(checkpoint), str(out), '--half'], capture_output=True, text=True)
+    assert result.returncode == 0
+    state, = load_checkpoint_file(str(out))['state_dict'].values()
+    assert state.dtype == torch.float16
     result = subprocess.run([*command, 'none.pth', str(out)], capture_output=True, text=True)
     assert result.returncode == 1 and result.stderr == 'export_weights.py: there is no checkpoint none.pth\n'
+
+
+def test_weights_that_half_precision_cannot_hold_are_named(tmp_path):
+    state = dict(fine=torch.ones(2), large=torch.tensor([1.0, -7e4]))
+    with pytest.raises(ValueError, match='fp16 cannot hold large, up to 70000'):
+        save_weights(tmp_path / 'w.safetensors', state, half=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_latest_checkpoint_is_found(tmp_path):

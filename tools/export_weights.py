@@ -7,6 +7,7 @@ from stratified3d.checkpoints import load_checkpoint_file, save_weights
 
 EXAMPLES = """examples:
   python tools/export_weights.py work_dirs/quickstart/epoch_8.pth quickstart.safetensors
+  python tools/export_weights.py work_dirs/quickstart/epoch_8.pth quickstart.safetensors --half
 
 The classes go along, and loading compares them with the config's. tools/test.py, load_from and init_detector take the
 file; --resume needs the checkpoint itself."""
@@ -17,12 +18,13 @@ def main() -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', help='epoch_N.pth of a training')
     parser.add_argument('out', help='the .safetensors file')
+    parser.add_argument('--half', action='store_true', help='as fp16, in half the room')
     args = parser.parse_args()
     try:
         content = load_checkpoint_file(args.checkpoint, 'cpu')
         state = content.get('state_dict', content)
         classes = ((content.get('meta') or {}).get('dataset_meta') or {}).get('classes')
-        save_weights(args.out, state, classes)
+        save_weights(args.out, state, classes, args.half)
     except (ValueError, OSError) as error:
         sys.exit(f'export_weights.py: {error}')
     numbers = sum(value.numel() for value in state.values())

@@ -14,10 +14,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / 'projects/quickstart/configs/quickstart.py'
+WEIGHTS = ROOT / 'projects/quickstart/quickstart.safetensors'
 EXAMPLES = """examples:
   bash tools/quickstart.sh                 everything; interrupted, it goes on where it stopped
   bash tools/quickstart.sh --fresh         from the beginning
   bash tools/quickstart.sh --seed 1 --out work_dirs/quickstart_seed1
+  bash tools/quickstart.sh --pretrained --out work_dirs/quickstart_pretrained
 """
 
 
@@ -26,6 +28,7 @@ def parse_args() -> argparse.Namespace:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--fresh', action='store_true', help='delete the data and the results first')
     parser.add_argument('--seed', type=int, default=0, help='of weights, augmentation and order (not of the data)')
+    parser.add_argument('--pretrained', action='store_true', help=f'train on from {WEIGHTS.relative_to(ROOT)}')
     parser.add_argument('--data', type=Path, default=ROOT / 'data/simulated', help='where the data set goes')
     parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs/quickstart', help='where the results go')
     parser.add_argument('--scenes', default='8+2', help='training + validation scenes')
@@ -81,7 +84,7 @@ def main() -> int:
         remove(out, 'steps.json')
     out.mkdir(parents=True, exist_ok=True)
     steps = Steps(out / 'steps.json', dict(seed=args.seed, scenes=args.scenes, keyframes=args.keyframes,
-                                           data=str(data), options=args.cfg_options))
+                                           data=str(data), options=args.cfg_options, pretrained=args.pretrained))
     dataset = 'train_dataloader.dataset'
     sampler = f'{dataset}.pipeline.3.db_sampler'
     options = ['--cfg-options', f'data_root={data}/', f'{dataset}.data_root={data}/',
@@ -91,12 +94,13 @@ def main() -> int:
                    f'data_root={data}/', f'ann_file={data}/nuscenes_infos_val.pkl',
                    f'jsonfile_prefix={out}/results')),
                f'randomness.seed={args.seed}', *args.cfg_options]
+    start = [f'load_from={WEIGHTS}'] if args.pretrained else []
     steps.run('simulate', lambda: call('simulate.py', data, '--scenes', args.scenes, '--keyframes', args.keyframes))
     steps.run('prepare', lambda: call('create_data.py', data, '--sweeps', 4, '--workers', os.cpu_count()))
     resume = ['--resume'] if (out / 'last_checkpoint').is_file() else []
     # the next step scores: no need to do so after the last epoch as well
     steps.run('train', lambda: call('train.py', CONFIG, '--work-dir', out, *resume, *options,
-                                    'train_cfg.val_begin=1000000'))
+                                    'train_cfg.val_begin=1000000', *start))
     checkpoint = (out / 'last_checkpoint').read_text().strip()
     steps.run('test', lambda: call('test.py', CONFIG, checkpoint, '--work-dir', out, *options))
     pictures = out / 'pictures'

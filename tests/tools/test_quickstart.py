@@ -86,7 +86,7 @@ def test_a_failing_step_says_which(root, tmp_path):
 
 
 @pytest.mark.parametrize('script', ['train.py', 'test.py', 'simulate.py', 'create_data.py', 'visualize.py',
-                                    'overfit_frame.py', 'quickstart.py', 'benchmark.py', 'soak.py',
+                                    'overfit_frame.py', 'quickstart.py', 'benchmark.py', 'soak.py', 'ablate.py',
                                     'export_weights.py'])
 def test_every_tool_explains_itself(root, script):
     result = subprocess.run([sys.executable, '-W', 'ignore', str(root / 'tools' / script), '--help'],

@@ -88,7 +88,7 @@ def test_the_page(root, run, folder, tool_process, tmp_path, monkeypatch):
     for name in ('found', 'true'):
         (tmp_path / dict(found='predictions.bin', true='ground_truths.bin')[name]).symlink_to(folder / f'{name}.bin')
     monkeypatch.chdir(tmp_path)
-    for line in (score, benchmark.replace('10000', '3')):
+    for line in (score, benchmark.replace('40000', '3')):
         tool, *words = line.split()
         status, printed = tool_process([str(root / tool), *words], tmp_path / 'log').wait()
         assert status == 0, printed

@@ -33,3 +33,27 @@ class ThinNearPoints(BaseTransform):
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(max_points={self.max_points}, radius={self.radius})'
+
+
+@TRANSFORMS.register_module()
+class DropSweeps(BaseTransform):
+    """Leave some frames their keyframe's points alone, so that a detector also serves whoever has a single sweep.
+
+    Args:
+        prob: share of the frames.
+    """
+
+    def __init__(self, prob: float):
+        if not 0 <= prob <= 1:
+            raise ValueError(f'prob lies in 0 to 1, not {prob}')
+        self.prob = prob
+
+    def transform(self, results: dict) -> dict:
+        """Keep the points of age 0 (column 4, as `LoadAlignedSweeps` writes it), or all."""
+        if np.random.random() < self.prob:
+            points = results['points']
+            results['points'] = points[points.tensor[:, 4] == 0]
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(prob={self.prob})'

@@ -16,10 +16,11 @@ from mmengine.registry import init_default_scope
 import stratified3d.plugin  # noqa: F401
 
 CONFIGS = ['configs/stratified/stratified-centerpoint_voxel03_8xb4-cyclic-20e_nus-3d.py',
-           'projects/quickstart/configs/quickstart.py']
+           'projects/quickstart/configs/quickstart.py', 'projects/quickstart/configs/pretrain.py']
 LOADING = {'LoadKeyframe', 'LoadAlignedSweeps', 'LoadAnnotations3D'}
 CHECKED = {'ObjectSample', 'GlobalRotScaleTrans', 'RandomFlip3D', 'PointsRangeFilter', 'ObjectRangeFilter',
-           'ObjectNameFilter', 'PointShuffle', 'ThinNearPoints', 'Pack3DDetInputs'}
+           'ObjectNameFilter', 'PointShuffle', 'ThinNearPoints', 'DropSweeps',
+           'Pack3DDetInputs'}
 DT = 0.25
 PROBES = 5
 
@@ -140,6 +141,25 @@ def test_thinning_takes_near_points_only_and_adds_none(most, left):
     assert len(after) == left and len(after[:, 3].unique()) == left
     assert set(before[~near, 3].tolist()) <= set(after[:, 3].tolist())
     assert torch.equal(after, before[torch.isin(before[:, 3], after[:, 3])])
+
+
+@pytest.mark.parametrize('prob', [0.0, 0.5, 1.0])
+def test_sweeps_are_dropped_from_so_many_frames(prob):
+    np.random.seed(0)
+    transform, alone = build(dict(type='DropSweeps', prob=prob)), 0
+    for _ in range(200):
+        frame = make_frame(make_boxes(4, 0))
+        frame['points'].tensor[::3, 4] = DT
+        before = frame['points'].tensor.clone()
+        after = transform.transform(frame)['points'].tensor
+        alone += len(after) < len(before)
+        assert torch.equal(after, before[before[:, 4] == 0] if len(after) < len(before) else before)
+    assert alone == 200 * prob if prob in (0, 1) else 70 < alone < 130
+
+
+def test_a_share_of_frames_that_is_none_is_refused():
+    with pytest.raises(ValueError, match='prob lies in 0 to 1, not 2'):
+        build(dict(type='DropSweeps', prob=2))
 
 
 def test_range_filters():

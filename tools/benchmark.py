@@ -44,8 +44,8 @@ def run_encoder(args: argparse.Namespace) -> None:
 
 def run_ops(args: argparse.Namespace) -> None:
     found = clouds.clouds_for_ops(args.points, args.quick)
-    result = ops.run(found, args.device, args.dtype, args.runs, args.only, args.limit)
-    place = finish(args, result, ops.render(result))
+    for result in ops.run(found, args.device, args.dtype, args.runs, args.only, args.limit):  # kept cloud by cloud
+        place = finish(args, result, ops.render(result))
     roofline.draw(result, place / 'roofline.png')
 
 

@@ -1,6 +1,8 @@
 """What the benchmarks do before and after they take the time."""
 import math
+import resource
 
+import psutil
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from projects.attention_zoo import OTHER, SAME, SetAttention
 from projects.attention_zoo.benchmarks import complexity, growth, ops
 from projects.attention_zoo.benchmarks.clouds import take, voxelized
 from projects.attention_zoo.benchmarks.contenders import WIDTH, check, contenders
-from projects.attention_zoo.benchmarks.measure import Timing, peak_memory
+from projects.attention_zoo.benchmarks.measure import Timing, bounded_memory, peak_memory
 from stratified3d.ops.stratified_attention import BACKENDS
 
 CPU, FP32 = torch.device('cpu'), torch.float32
@@ -35,6 +37,29 @@ def test_everyone_is_there_with_three_settings():
         assert [c.default for c in mine] == [True] + [False] * (len(mine) - 1) and mine[0].settings == kind.authors
     with pytest.raises(ValueError, match="there is no 'DSVT' to benchmark; there are stratified3d"):
         contenders(CPU, FP32, (32, 12, 12), ['DSVT'])
+
+
+def test_who_needs_more_memory_than_there_is_is_refused_and_the_rest_goes_on(cloud, monkeypatch):
+    contender, = contenders(CPU, FP32, cloud.window_shape, ['stratified3d sdpa'])
+    attend = contender.mixer.attend
+
+    def greedy(*arguments):
+        if len(arguments[0]) == len(cloud.coords):  # not while it is checked
+            torch.empty(2 ** 40)
+        return attend(*arguments)
+
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    monkeypatch.setattr(contender.mixer, 'attend', greedy)
+    row = ops.time_contender(contender, cloud, CPU, FP32, 1, 30)
+    assert row['refused'].startswith('out of memory: ') and 'both_ms' not in row
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+def test_a_large_tensor_is_refused_under_the_bound_only():
+    size = int(0.95 * psutil.virtual_memory().available) // 4
+    with bounded_memory(CPU), pytest.raises(RuntimeError, match='memory'):
+        torch.empty(size)
+    assert len(torch.empty(size)) == size  # never touched
 
 
 @pytest.mark.parametrize('name', ['stratified3d sdpa', 'SSTAttention', 'SetAttention', 'SpatialReductionAttention'])

@@ -43,7 +43,7 @@ def run(tool, monkeypatch, capsys, *arguments):
     return end.value.code, capsys.readouterr().out
 
 
-@pytest.mark.parametrize('off, f1', [(1.9, '1.000'), (500.0, '0.000')])
+@pytest.mark.parametrize('off, f1', [(0.3, '1.000'), (500.0, '0.000')])
 def test_on_simulated_frames(tool, prepared_set, small_detector, monkeypatch, capsys, off, f1):
     info = prepared_set / 'nuscenes_infos_val.pkl'
     monkeypatch.setattr(apis, 'detect', Oracle(info, off))

@@ -3,11 +3,14 @@ from __future__ import annotations
 
 import gc
 import itertools
+import resource
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 
 
@@ -51,6 +54,20 @@ def peak_memory(function: Callable[[], Any], device: torch.device) -> float:
     events = sorted((event.start_ns(), event.nbytes()) for event in profile.profiler.kineto_results.events()
                     if event.name() == '[memory]')
     return max(itertools.accumulate((size for _, size in events), initial=0)) / 2**20
+
+
+@contextmanager
+def bounded_memory(device: torch.device, share: float = 0.9) -> Iterator[None]:
+    """On a CPU: who asks for more than this share of the memory that is free now is refused it, as on a GPU, where
+    otherwise the system would end the whole process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if device.type == 'cpu':
+        most = int(share * psutil.virtual_memory().available) + psutil.Process().memory_info().data
+        resource.setrlimit(resource.RLIMIT_DATA, (most if hard < 0 else min(most, hard), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def wait(device: torch.device) -> None:

@@ -1,6 +1,7 @@
 """`benchmark.py ops`: every attention on the same tensors."""
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from projects.attention_zoo.benchmarks.contenders import (
     contenders,
     make_inputs,
 )
-from projects.attention_zoo.benchmarks.measure import ceilings, peak_memory, timed
+from projects.attention_zoo.benchmarks.measure import bounded_memory, ceilings, peak_memory, timed
 from projects.attention_zoo.benchmarks.report import number, table
 from stratified3d.layers.attention import WindowGrid
 
@@ -30,6 +31,12 @@ def time_contender(contender: Contender, cloud: Cloud, device: torch.device, dty
 
     limit: seconds; where one forward pass takes longer, it is the only one.
     """
+    with bounded_memory(device):
+        return _time_contender(contender, cloud, device, dtype, runs, limit, memory)
+
+
+def _time_contender(contender: Contender, cloud: Cloud, device: torch.device, dtype: torch.dtype, runs: int,
+                    limit: float, memory: bool) -> dict[str, Any]:
     row: dict[str, Any] = dict(name=contender.name, group=contender.group, settings=contender.settings,
                                default=contender.default, cloud=cloud.name, rows=len(cloud.coords))
     torch.compiler.reset()  # what was compiled for others counts towards a limit
@@ -63,10 +70,10 @@ def time_contender(contender: Contender, cloud: Cloud, device: torch.device, dty
             row['refused'] = f'one forward pass takes over {limit:g} s'
         if memory and not short:
             row['peak_mib'] = peak_memory(both if gradients else forward, device)
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if 'memory' not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and 'memory' not in str(error):
             raise
-        row['refused'] = f'out of memory: {str(error).splitlines()[0][:100]}'
+        row['refused'] = f'out of memory: {" ".join(str(error).split())[:100]}'
     return row
 
 
@@ -95,15 +102,15 @@ def lower_limits(cloud: Cloud, device: torch.device, dtype: torch.dtype, ceiling
 
 
 def run(clouds: list[Cloud], device: torch.device, dtype: torch.dtype, runs: int, only: list[str],
-        limit: float) -> dict[str, Any]:
-    """All contenders in all settings on all clouds."""
+        limit: float) -> Iterator[dict[str, Any]]:
+    """All contenders in all settings; the results so far after each cloud."""
     ceiling, rows, limits = ceilings(device, dtype), [], {}
     for cloud in clouds:
         limits[cloud.name] = lower_limits(cloud, device, dtype, ceiling)
         field = contenders(device, dtype, cloud.window_shape, only)
         for contender in tqdm(field, desc=cloud.name):
             rows.append(time_contender(contender, cloud, device, dtype, runs, limit))
-    return dict(heads=HEADS, width=WIDTH, strata=STRATA, ceilings=ceiling, limits=limits, rows=rows)
+        yield dict(heads=HEADS, width=WIDTH, strata=STRATA, ceilings=ceiling, limits=limits, rows=rows)
 
 
 def render(result: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ bash tools/setup.sh
 # the whole suite takes every core, one process each (and a GiB each), so that one thread in each is best
 if [ $# -eq 0 ]; then
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-  set -- -n logical --maxprocesses 8 --dist worksteal
+  set -- -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 fi
 # tests start processes of their own, and threads that spin at a barrier would starve them
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}

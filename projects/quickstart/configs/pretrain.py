@@ -1,6 +1,6 @@
 _base_ = ['./quickstart.py']
 
-# the weights in this folder: other scenes, four times as many, and half of the frames as a single sweep
+# the weights in this folder: other scenes, three times as many, and half of the frames as a single sweep
 data_root = 'data/simulated_large/'
 db_sampler = dict(_base_.db_sampler, data_root=data_root, info_path=data_root + 'nuscenes_dbinfos_train.pkl')
 other = dict(ObjectSample=dict(type='ObjectSample', db_sampler=db_sampler))

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import torch
 
+from stratified3d.heap import keep_large_blocks
+
 # SLURM_NTASKS is also there in a batch script that no srun started, which is alone
 _RANKS = {'pytorch': ('RANK', 'WORLD_SIZE'), 'slurm': ('SLURM_PROCID', 'SLURM_STEP_NUM_TASKS')}
 
@@ -81,6 +83,7 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 def _begin_worker() -> None:
     torch.set_num_threads(1)
+    keep_large_blocks()
 
     def watch() -> None:
         multiprocessing.parent_process().join()

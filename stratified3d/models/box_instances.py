@@ -32,6 +32,27 @@ def unpack_truths(instances: Sequence[InstanceData], box_size: int) -> tuple[lis
     return boxes, labels
 
 
+def decode_boxes(code: Tensor, cell: Sequence[float], corner: Sequence[float]) -> Tensor:
+    """What heads regress to boxes.
+
+    Args:
+        code: [..., 8 or 10] x and y in cells of the map, gravity-centre z, log dx dy dz (metres), sin and cos of yaw,
+            and vx, vy.
+        cell, corner: (x, y) metres of a cell and of the map's corner.
+    Returns:
+        [..., 7 or 9] gravity centre x, y, z, dx, dy, dz (metres), yaw (rad), and vx, vy (m/s).
+    """
+    centre = code[..., :2] * code.new_tensor(cell) + code.new_tensor(corner)
+    yaw = torch.atan2(code[..., 6:7], code[..., 7:8])
+    return torch.cat([centre, code[..., 2:3], code[..., 3:6].exp(), yaw, code[..., 8:]], -1)
+
+
+def has_centre_in(boxes: Tensor, limits: Sequence[float]) -> Tensor:
+    """[...] bool: whether the gravity centre of each box [..., >= 7] lies within (x, y, z low, x, y, z high)."""
+    low, high = boxes.new_tensor(limits).chunk(2)
+    return ((boxes[..., :3] >= low) & (boxes[..., :3] <= high)).all(-1)
+
+
 def pack_detections(boxes: Tensor, scores: Tensor, labels: Tensor, meta: dict) -> InstanceData:
     """Boxes [K, 7 or 9] with gravity centres, scores [K] and labels [K] -> what mmdet3d calls predictions."""
     boxes = torch.cat([boxes[:, :2], boxes[:, 2:3] - boxes[:, 5:6] / 2, boxes[:, 3:]], 1)  # to the bottom centre

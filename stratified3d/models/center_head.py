@@ -1,4 +1,4 @@
-"""CenterPoint's head, without loops over objects and without compiled operators."""
+"""CenterPoint's head, without loops over objects, without compiled operators, and with boxes at the peaks only."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -7,11 +7,20 @@ import torch
 from mmdet.utils import reduce_mean
 from mmdet3d.models.dense_heads import CenterHead
 from mmdet3d.registry import MODELS
+from mmdet3d.structures import Det3DDataSample
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from stratified3d.models.box_instances import choose_code_weights, grow_range, pack_detections, unpack_truths
+from stratified3d.models.box_instances import (
+    choose_code_weights,
+    decode_boxes,
+    grow_range,
+    has_centre_in,
+    pack_detections,
+    unpack_truths,
+)
 from stratified3d.models.center_iou import class_powers, overlap, rescore
+from stratified3d.models.center_peaks import Peaks, choose_peaks, gather_at, run_at
 from stratified3d.models.center_targets import CenterTargets, assign_targets, widen_targets
 from stratified3d.ops import circle_nms, grid_shape, rotated_nms
 
@@ -36,7 +45,7 @@ class StratifiedCenterHead(CenterHead):
         code_weights: weight of each regressed number, 8 or 10; default 1, velocity 0.2.
         bbox_weight: of the regression loss.
         score_threshold: predictions below are dropped.
-        max_num: predictions decoded per task.
+        max_num: predictions decoded per task, those of the highest heat.
         nms: dict(type='circle', radius=[metres a task]) or dict(type='rotated', iou=0.2).
         post_max_size: predictions kept per task and sample.
         post_center_range: predictions with centres outside are dropped; default the range grown by 10 m.
@@ -72,12 +81,9 @@ class StratifiedCenterHead(CenterHead):
         super().__init__(
             in_channels=in_channels,
             tasks=[dict(num_class=len(names), class_names=list(names)) for names in tasks],
-            bbox_coder=dict(
-                type='CenterPointBBoxCoder', pc_range=list(point_cloud_range[:2]), out_size_factor=stride,
-                voxel_size=list(voxel_size[:2]), score_threshold=score_threshold,
-                # the coder takes the best cells of each class before it takes the best of all classes
-                max_num=min(max_num, self.map_shape[0] * self.map_shape[1]), code_size=len(code_weights) - 1,
-                post_center_range=post_center_range),
+            # mmdet3d's decoder, which is asked for and not used: it wants the boxes of all cells
+            bbox_coder=dict(type='CenterPointBBoxCoder', pc_range=list(point_cloud_range[:2]), out_size_factor=stride,
+                            voxel_size=list(voxel_size[:2]), code_size=len(code_weights) - 1),
             common_heads=branches | extra,
             loss_cls=dict(type='mmdet.GaussianFocalLoss', reduction='mean'),
             loss_bbox=dict(type='mmdet.L1Loss', reduction='mean', loss_weight=bbox_weight),
@@ -88,10 +94,13 @@ class StratifiedCenterHead(CenterHead):
             point_cloud_range=point_cloud_range, stride=stride, max_objs=max_objs, min_overlap=min_overlap,
             min_radius=min_radius)
         self.branches, self.code_weights, self.box_radius = tuple(branches), code_weights, box_radius
+        self.outputs = (*self.branches, *extra)
+        self.score_threshold, self.max_num = score_threshold, max_num
         self.nms, self.post_max_size, self.post_center_range = nms, post_max_size, post_center_range
         self.sync_avg_factor = sync_avg_factor
-        self.cell = [size * stride for size in voxel_size[:2]]
-        self.iou_weight, self.iou_loss_weight, self.iou_power = iou_weight, iou_loss_weight, powers
+        self.corner, self.cell = list(point_cloud_range[:2]), [size * stride for size in voxel_size[:2]]
+        self.iou_weight, self.iou_loss_weight = iou_weight, iou_loss_weight
+        self.iou_power = powers if iou_weight else [0.0] * len(powers)
 
     def init_weights(self) -> None:
         """Start every heatmap at a score of 0.1; mmdet3d 1.4 means to, but its initialisation never gets there."""
@@ -140,28 +149,63 @@ class StratifiedCenterHead(CenterHead):
                 losses[f'task{t}.loss_iou'] = (self.iou_loss_weight * gap.sum() / total).float()
         return losses
 
+    def predict(self, maps: Sequence[Tensor], batch_data_samples: list[Det3DDataSample]) -> list[InstanceData]:
+        """Maps of the backbone -> detections; as `predict_by_feat` of all outputs finds them, but boxes are computed at
+        the peaks of the heatmaps only."""
+        metas = [sample.metainfo for sample in batch_data_samples]
+        # batch norms that still learn want the whole map
+        found = self.look_up(self(maps)) if self.training else self.find(maps)
+        with torch.autocast(maps[0].device.type, enabled=False):
+            return self._detect(found, metas)
+
+    def find(self, maps: Sequence[Tensor]) -> list[tuple[Peaks, Tensor]]:
+        """Maps of the backbone -> peaks and what the branches say there, [K, 8 or 10 and 1 of the IoU], of each task;
+        in evaluation mode."""
+        x = self.shared_conv(maps[0])
+        found = []
+        for t, task in enumerate(self.task_heads):
+            peaks = self._choose(task.heatmap(x), t)
+            found.append((peaks, torch.cat(run_at([getattr(task, name) for name in self.outputs], x, peaks), 1)))
+        return found
+
     def predict_by_feat(self, preds_dicts: tuple[list[dict]], batch_input_metas: list[dict], *args,
                         **kwargs) -> list[InstanceData]:
         """Decode, suppress and join the tasks: one InstanceData (bboxes_3d, scores_3d, labels_3d) a sample."""
-        samples = [[] for _ in batch_input_metas]
-        first_class = 0
+        return self._detect(self.look_up(preds_dicts), batch_input_metas)
+
+    def look_up(self, preds_dicts: tuple[list[dict]]) -> list[tuple[Peaks, Tensor]]:
+        """What `find` gives, from the outputs of all cells."""
+        found = []
         for t, (pred, ) in enumerate(preds_dicts):
-            pred = {name: value.float() for name, value in pred.items()}
-            # the coder replaces its own setting by a tensor, and would warn of copying it in the next call
-            self.bbox_coder.post_center_range = self.post_center_range
-            heatmap = pred['heatmap'].sigmoid()
-            if 'iou' in pred:
-                heatmap = rescore(heatmap, pred['iou'], self.iou_power[first_class:first_class + self.num_classes[t]])
-            decoded = self.bbox_coder.decode(
-                heatmap, pred['rot'][:, 0:1], pred['rot'][:, 1:2], pred['height'],
-                pred['dim'].exp(), pred.get('vel'), reg=pred['reg'], task_id=t)
-            for found, sample in zip(samples, decoded):
-                keep = self._suppress(sample['bboxes'], sample['scores'], t)
-                found.append((sample['bboxes'][keep], sample['scores'][keep],
-                              sample['labels'][keep].long() + first_class))
-            first_class += self.num_classes[t]
+            peaks = self._choose(pred['heatmap'], t)
+            found.append((peaks, gather_at(torch.cat([pred[name] for name in self.outputs], 1), peaks)))
+        return found
+
+    def _choose(self, logits: Tensor, task: int) -> Peaks:
+        return choose_peaks(logits, self._powers(task), self.score_threshold, self.max_num)
+
+    def _powers(self, task: int) -> list[float]:
+        """Powers of the IoU in the score of a task's classes."""
+        first = sum(self.num_classes[:task])
+        return self.iou_power[first:first + self.num_classes[task]]
+
+    def _detect(self, found: list[tuple[Peaks, Tensor]], metas: list[dict]) -> list[InstanceData]:
+        samples = [[] for _ in metas]
+        for t, (peaks, code) in enumerate(found):
+            code, scores = code.float(), peaks.heat
+            if self.iou_weight:
+                code, iou = code[:, :-1], code[:, -1]
+                scores = rescore(scores, iou, scores.new_tensor(self._powers(t))[peaks.label])
+            cells = torch.stack([peaks.x, peaks.y], 1)
+            boxes = decode_boxes(torch.cat([code[:, :2] + cells, code[:, 2:]], 1), self.cell, self.corner)
+            good = (scores > self.score_threshold) & has_centre_in(boxes, self.post_center_range)
+            labels = peaks.label + sum(self.num_classes[:t])
+            for i, parts in enumerate(samples):
+                rows = (good & (peaks.sample == i)).nonzero().squeeze(1)
+                keep = rows[self._suppress(boxes[rows], scores[rows], t)]
+                parts.append((boxes[keep], scores[keep], labels[keep]))
         return [pack_detections(*(torch.cat(parts) for parts in zip(*found)), meta)
-                for found, meta in zip(samples, batch_input_metas)]
+                for found, meta in zip(samples, metas)]
 
     def _suppress(self, boxes: Tensor, scores: Tensor, task: int) -> Tensor:
         if self.nms['type'] == 'circle':

@@ -39,16 +39,13 @@ def overlap(code: Tensor, target: Tensor, cell: Sequence[float]) -> tuple[Tensor
     return iou, gap.square().sum(-1) / around.square().sum(-1)
 
 
-def rescore(heatmap: Tensor, iou: Tensor, power: Sequence[float]) -> Tensor:
-    """Scores that know how well the box fits: score^(1 - power) * IoU^power (Hu et al. 2022, AFDetV2).
+def rescore(heat: Tensor, iou: Tensor, power: Tensor) -> Tensor:
+    """Scores that know how well the box fits: heat^(1 - power) * IoU^power (Hu et al. 2022, AFDetV2).
 
     Args:
-        heatmap: [B, classes, Y, X] scores.
-        iou: [B, 1, Y, X] as the branch gives it, 2 IoU - 1.
-        power: of each class.
+        heat: [...] scores; iou: [...] as the branch gives it, 2 IoU - 1; power: [...] of the IoU.
     """
-    power = heatmap.new_tensor(power).view(1, -1, 1, 1)
-    return heatmap**(1 - power) * ((iou + 1) / 2).clamp(0, 1)**power
+    return heat**(1 - power) * ((iou + 1) / 2).clamp(0, 1)**power
 
 
 def class_powers(power: float | Sequence[float], num_classes: int) -> list[float]:

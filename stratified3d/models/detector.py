@@ -75,8 +75,8 @@ class StratifiedCenterPoint(Base3DDetector):
     def predict(self, batch_inputs_dict: dict, batch_data_samples: list[Det3DDataSample],
                 **kwargs) -> list[Det3DDataSample]:
         maps, coords = self.extract_feat(batch_inputs_dict)
-        metas = [sample.metainfo for sample in batch_data_samples]
-        results = self.head.predict_by_feat(self._head_outputs(maps), metas)
+        with self._map_autocast(maps[0].device):
+            results = self.head.predict(maps, batch_data_samples)
         # nothing was seen, so nothing is detected, whatever the head makes of an empty map
         voxels = torch.bincount(coords[:, 0], minlength=len(results)).tolist()
         results = [result if count else result[:0] for result, count in zip(results, voxels)]

@@ -7,11 +7,19 @@ from typing import NamedTuple
 import torch
 from mmdet.utils import reduce_mean
 from mmdet3d.registry import MODELS
+from mmdet3d.structures import Det3DDataSample
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stratified3d.models.box_instances import choose_code_weights, grow_range, pack_detections, unpack_truths
+from stratified3d.models.box_instances import (
+    choose_code_weights,
+    decode_boxes,
+    grow_range,
+    has_centre_in,
+    pack_detections,
+    unpack_truths,
+)
 from stratified3d.models.center_iou import class_powers, overlap, rescore
 from stratified3d.models.center_targets import assign_targets
 from stratified3d.models.query_matching import match_queries
@@ -186,28 +194,23 @@ class StratifiedTransFusionHead(nn.Module):
             losses['loss_iou'] = (self.iou_loss_weight * (1 - iou + distance).sum() / total).float()
         return losses
 
+    def predict(self, maps: Sequence[Tensor], batch_data_samples: list[Det3DDataSample]) -> list[InstanceData]:
+        """Maps of the backbone -> detections."""
+        preds = self(maps)
+        with torch.autocast(maps[0].device.type, enabled=False):
+            return self.predict_by_feat(preds, [sample.metainfo for sample in batch_data_samples])
+
     def predict_by_feat(self, preds: dict[str, Tensor], batch_input_metas: list[dict], *args,
                         **kwargs) -> list[InstanceData]:
         """One InstanceData (bboxes_3d, scores_3d, labels_3d) a sample, at most one box a query."""
         labels = preds['labels']
-        scores = preds['logits'].float().sigmoid() * preds['peaks'].unsqueeze(2)  # [B, N, classes]
-        scores = scores.transpose(1, 2).unsqueeze(2)  # as of a map with one row
+        scores = preds['logits'].float().sigmoid().gather(2, labels.unsqueeze(2)).squeeze(2) * preds['peaks']  # [B, N]
         if 'iou' in preds:
-            scores = rescore(scores, preds['iou'].float()[:, None, None], self.iou_power)
-        scores = scores.squeeze(2).gather(1, labels.unsqueeze(1)).squeeze(1)  # [B, N]
-        boxes = self.decode(preds['code'].float())
-        bounds = boxes.new_tensor(self.post_center_range)
-        keep = (boxes[..., :3] >= bounds[:3]).all(2) & (boxes[..., :3] <= bounds[3:]).all(2)
-        keep &= scores > self.score_threshold
+            scores = rescore(scores, preds['iou'].float(), scores.new_tensor(self.iou_power)[labels])
+        boxes = decode_boxes(preds['code'].float(), self.cell, self.low)
+        keep = has_centre_in(boxes, self.post_center_range) & (scores > self.score_threshold)
         return [pack_detections(b[k], s[k], c[k], meta)
                 for b, s, c, k, meta in zip(boxes, scores, labels, keep, batch_input_metas)]
-
-    def decode(self, code: Tensor) -> Tensor:
-        """[..., 8 or 10] as in `QueryTargets` -> [..., 7 or 9] gravity centre x, y, z, dx, dy, dz (metres), yaw (rad),
-        and vx, vy (m/s)."""
-        centre = code[..., :2] * code.new_tensor(self.cell) + code.new_tensor(self.low)
-        yaw = torch.atan2(code[..., 6:7], code[..., 7:8])
-        return torch.cat([centre, code[..., 2:3], code[..., 3:6].exp(), yaw, code[..., 8:]], -1)
 
     def _propose(self, heatmap: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits [B, classes, Y, X] -> scores, classes and cells y * X + x of the queries, each [B, N]."""

@@ -80,7 +80,5 @@ def test_codes_without_an_angle_or_of_absurd_size_have_finite_gradients():
 
 
 def test_scores_follow_the_overlap_as_told():
-    heatmap, iou = torch.full((1, 2, 1, 2), 0.64), torch.tensor([1.0, -0.5]).view(1, 1, 1, 2)
-    scores = rescore(heatmap, iou, [0.5, 0])
-    assert scores[0, 1, 0].tolist() == pytest.approx([0.64, 0.64])
-    assert scores[0, 0, 0].tolist() == pytest.approx([0.8, 0.4])
+    heat, iou, power = torch.full((4, ), 0.64), torch.tensor([1.0, -0.5, 1.0, -0.5]), torch.tensor([0.5, 0.5, 0, 0])
+    assert rescore(heat, iou, power).tolist() == pytest.approx([0.8, 0.4, 0.64, 0.64])

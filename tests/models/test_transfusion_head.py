@@ -5,6 +5,7 @@ from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 
 from stratified3d.models import transfusion_head
+from stratified3d.models.box_instances import decode_boxes
 from stratified3d.models.transfusion_head import local_maxima
 
 RANGE = (-12.8, -6.4, -2.0, 12.8, 6.4, 2.0)  # a map of 16 x 32 cells: not square on purpose
@@ -57,10 +58,9 @@ def perfect_predictions(head, instances):
 
 @pytest.mark.parametrize('use_velocity', [True, False])
 def test_decoding_undoes_the_targets(use_velocity):
-    head = make_head(use_velocity=use_velocity)
-    instances = [truth(use_velocity=use_velocity), truth(2, use_velocity), truth(0, use_velocity)]
+    head, instances = make_head(use_velocity=use_velocity), [truth(n, use_velocity) for n in (4, 2, 0)]
     for sample, code, label, expected in zip(range(3), *head.get_targets(instances)[1:], instances):
-        boxes = head.decode(code)
+        boxes = decode_boxes(code, head.cell, head.low)
         boxes[:, 2] -= boxes[:, 5] / 2
         assert torch.equal(label, expected.labels_3d), sample  # the truths are sorted by class
         torch.testing.assert_close(boxes, expected.bboxes_3d.tensor, atol=1e-5, rtol=1e-5)
@@ -159,7 +159,7 @@ def test_a_fit_box_scores_more_and_weak_ones_are_dropped():
     head = make_head(num_proposals=4, score_threshold=0.1, iou_power=[0.5, 0.5, 0.0])
     preds = perfect_predictions(head, [truth()])
     preds['iou'][:] = -0.5  # IoU 0.25
-    result = head.predict_by_feat(preds, [{}])[0]
+    result, = head.predict_by_feat(preds, [{}])
     assert dict(zip(result.labels_3d.tolist(), result.scores_3d.round(decimals=3).tolist())) == {0: 0.5, 1: 0.5, 2: 1.0}
     preds['peaks'][:] = 0.01  # 0.05 with the IoU, 0.01 without
     assert not len(head.predict_by_feat(preds, [{}])[0])

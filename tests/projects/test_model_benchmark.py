@@ -55,8 +55,9 @@ def test_everyone_has_the_same_head_and_the_map_that_its_config_says():
         widths |= {head.shared_conv.conv.out_channels, *(c for b in branches for c in (b.in_channels, b.out_channels))}
         classes.add(tuple(map(tuple, head.class_names)))
         coder = head.bbox_coder
-        assert coder.out_size_factor * coder.voxel_size[0] == pytest.approx(entry.cell)
-        assert coder.pc_range[0] == pytest.approx(entry.origin)
+        cell, origin = (head.cell[0], head.corner[0]) if entry.ours else (
+            coder.out_size_factor * coder.voxel_size[0], coder.pc_range[0])
+        assert (cell, origin) == pytest.approx((entry.cell, entry.origin))
         cells[entry.name] = round(entry.cell, 6), round(-entry.origin, 6)
     assert widths == {64} and len(classes) == 1
     assert cells == {OURS: (0.6, 54), 'stratified voxel 0.3': (0.6, 54), PILLAR: (0.8, 51.2),
@@ -120,7 +121,7 @@ def test_wrong_suppression_and_decoding_are_noticed(frame, field, objects, monke
     with monkeypatch.context() as patch:
         patch.setattr(center_head, 'rotated_nms', lambda boxes, scores, *_: torch.arange(len(scores)))
         assert objects.missed(detector.detect(frame.points)) == '270 boxes are found where 54 are planted'
-    detector.model.head.bbox_coder.voxel_size = [0.31, 0.31]
+    detector.model.head.cell = [0.62, 0.62]
     assert 'a planted box is found' in objects.missed(detector.detect(frame.points))
 
 

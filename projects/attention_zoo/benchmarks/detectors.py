@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -22,6 +22,8 @@ from stratified3d.apis import init_detector
 from stratified3d.layers.attention import StratifiedAttention
 from stratified3d.layers.sparse_conv import SparseConv
 from stratified3d.models import voxel_encoder
+from stratified3d.models.center_head import StratifiedCenterHead
+from stratified3d.models.center_peaks import Peaks, gather_at
 from stratified3d.ops.voxelize import Voxels, voxelize
 
 OURS = Path(__file__).parents[3] / 'configs/stratified'
@@ -136,8 +138,10 @@ def calibrate(model: nn.Module, forward: Callable[[], Any]) -> None:
 class Detector:
     """An entry's model in one setting on a device.
 
-    The head's maps are computed and kept in `maps`, and those of planted objects go on in their place: random weights
-    find thousands of boxes or none, and suppression would take as long as it happens to.
+    What the head makes is computed and kept in `maps`, and the maps of planted objects go on in their place: random
+    weights find thousands of boxes or none, and suppression would take as long as it happens to. Our head computes
+    boxes at the peaks of its heatmaps alone, so the planted heatmaps are put in before; with settings of None it
+    computes them everywhere.
 
     Args:
         entry: whose model it is.
@@ -154,13 +158,13 @@ class Detector:
         self.model = model = copy.deepcopy(model)
         self.planted, self.maps, self.voxels = planted, [], 0
         if entry.ours:
-            ends = {'voxel features': model.voxel_encoder, 'encoder': model.encoder, 'backbone, neck': model.backbone,
-                    'head': model.head}
+            ends = {'voxel features': model.voxel_encoder, 'encoder': model.encoder, 'backbone, neck': model.backbone}
+            self._plant_peaks(model.head, everywhere=settings is None)
         else:
             ends = {'voxelise': model.data_preprocessor, 'voxel features': model.pts_voxel_encoder,
                     'encoder': model.pts_middle_encoder, 'backbone, neck': model.pts_neck, 'head': model.pts_bbox_head}
+            ends['head'].register_forward_hook(self._plant)
         ends['encoder'].register_forward_pre_hook(self._count_voxels)
-        ends['head'].register_forward_hook(self._plant)
         for part, module in ends.items():
             module.register_forward_hook(lambda *_, part=part: self.mark(part))
         self._apply(settings)
@@ -191,6 +195,34 @@ class Detector:
     def _plant(self, module: nn.Module, args: tuple, out: tuple[list[dict[str, Tensor]]]) -> tuple:
         self.maps = [value for (task, ) in out for value in task.values()]
         return self.planted.maps(out, self.entry.cell, self.entry.origin)
+
+    def _plant_peaks(self, head: StratifiedCenterHead, everywhere: bool) -> None:
+        """The same for our head, which takes its boxes from where the planted heatmaps have their peaks."""
+        heat, look_up = [], head.look_up
+        find = (lambda maps: look_up(head(maps))) if everywhere else head.find
+
+        def planted(logits: Tensor) -> tuple[list[dict[str, Tensor]]]:
+            one = logits.new_empty(1, 1, 1, 1)  # shapes are all that is asked for
+            return self.planted.maps(tuple([{
+                name: one.expand(1, getattr(task, name)[-1].out_channels, *logits.shape[2:])
+                for name in ('heatmap', *head.outputs)}] for task in head.task_heads), self.entry.cell,
+                self.entry.origin)
+
+        def plant(t: int, logits: Tensor) -> Tensor:
+            heat.append(logits)
+            return planted(logits)[t][0]['heatmap']
+
+        def find_planted(maps: Sequence[Tensor]) -> list[tuple[Peaks, Tensor]]:
+            heat.clear()
+            found = find(maps)
+            self.mark('head')
+            self.maps = [*heat, *(code for _, code in found)]
+            return [(peaks, gather_at(torch.cat([task[name] for name in head.outputs], 1), peaks))
+                    for (peaks, _), (task, ) in zip(found, planted(heat[0]))]
+
+        for t, task in enumerate(head.task_heads):
+            task.heatmap.register_forward_hook(lambda module, args, out, t=t: plant(t, out))
+        head.find = find_planted
 
     def _voxelize(self, *args: Any) -> Voxels:
         voxels = voxelize(*args)

@@ -1,0 +1,35 @@
+"""Large blocks that keep their pages: glibc's malloc, told not to map every large array anew."""
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+# of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def _find_glibc() -> ctypes.CDLL | None:
+    library = ctypes.CDLL(None) if sys.platform == 'linux' else None
+    is_free = hasattr(library, 'mallopt') and not any(name.startswith('MALLOC_') for name in os.environ)
+    return library if is_free else None
+
+
+def keep_large_blocks() -> None:
+    """Let freed blocks of any size stay in this process's heap, to be used again.
+
+    glibc maps every large block anew and the kernel fills it with zeros page by page. Does nothing under other C
+    libraries or allocators, or where the environment has settings of its own (MALLOC_*).
+
+    """
+    library = _find_glibc()
+    if library is not None:
+        library.mallopt(_M_MMAP_MAX, 0)
+        library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def return_free_pages() -> None:
+    """Give what the heap's fragments hold back to the system, where `keep_large_blocks` can keep any."""
+    library = _find_glibc()
+    if library is not None:
+        library.malloc_trim(0)

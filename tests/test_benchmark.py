@@ -54,6 +54,18 @@ def test_growth_is_the_slope_on_logarithmic_axes():
     assert benchmark.growth(rows) == pytest.approx(1.1)
 
 
+@pytest.mark.parametrize(('milliseconds', 'calls'), [(0.01, 56), (5.0, 1)])
+def test_starting_the_clock_does_not_count(milliseconds, calls):
+    spans = []
+
+    def span(function, repeats):  # a clock that takes 8 microseconds to start
+        spans.append(repeats)
+        return 0.008 + repeats * milliseconds
+
+    assert benchmark.median_span(lambda: None, 3, span) == pytest.approx(milliseconds, rel=0.02)
+    assert spans == [1, calls, calls, calls]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason='here it runs')
 def test_without_a_gpu_it_says_so():
     result = subprocess.run([sys.executable, '-W', 'ignore', '-m', 'stratified3d.benchmark'], capture_output=True,

@@ -7,6 +7,7 @@ import stratified3d.datasets.ground_truth_sampler
 import stratified3d.datasets.lidar_frames
 import stratified3d.datasets.sweeps
 import stratified3d.datasets.thinning
+import stratified3d.datasets.tilting
 import stratified3d.engine
 import stratified3d.evaluation.centre_metric
 import stratified3d.evaluation.nuscenes_metric

@@ -19,8 +19,7 @@ CONFIGS = ['configs/stratified/stratified-centerpoint_voxel03_8xb4-cyclic-20e_nu
            'projects/quickstart/configs/quickstart.py', 'projects/quickstart/configs/pretrain.py']
 LOADING = {'LoadKeyframe', 'LoadAlignedSweeps', 'LoadAnnotations3D'}
 CHECKED = {'ObjectSample', 'GlobalRotScaleTrans', 'RandomFlip3D', 'PointsRangeFilter', 'ObjectRangeFilter',
-           'ObjectNameFilter', 'PointShuffle', 'ThinNearPoints', 'DropSweeps',
-           'Pack3DDetInputs'}
+           'ObjectNameFilter', 'PointShuffle', 'ThinNearPoints', 'DropSweeps', 'TiltGround', 'Pack3DDetInputs'}
 DT = 0.25
 PROBES = 5
 
@@ -162,6 +161,34 @@ def test_a_share_of_frames_that_is_none_is_refused():
         build(dict(type='DropSweeps', prob=2))
 
 
+def test_tilted_ground_carries_the_boxes():
+    boxes = make_boxes(36, 3)
+    transform, slopes = build(dict(type='TiltGround', degrees=2.0)), []
+    for seed in range(200):
+        np.random.seed(seed)
+        frame = make_frame(boxes)
+        centre = frame['gt_bboxes_3d'].gravity_center
+        frame['points'].tensor[::PROBES, :3] = centre
+        after = transform.transform(frame)
+        points, turned = after['points'].tensor, after['gt_bboxes_3d']
+        torch.testing.assert_close(points[::PROBES, :3], turned.gravity_center, atol=1e-5, rtol=0)
+        torch.testing.assert_close(turned.gravity_center.norm(dim=1), centre.norm(dim=1))
+        assert np.array_equal(turned.tensor[:, 3:].numpy(), boxes[:, 3:])
+        assert np.array_equal(points[:, 3:].numpy(), make_probes(boxes)[:, 3:])
+        plane = np.linalg.lstsq(centre.numpy(), turned.gravity_center[:, 2].numpy(), rcond=None)[0]
+        slopes.append(np.degrees(np.arcsin(plane[:2])))
+    assert np.abs(slopes).max() < 6.1
+    np.testing.assert_allclose(np.std(slopes, 0), 2.0, rtol=0.15)
+    np.testing.assert_allclose(np.mean(slopes, 0), 0.0, atol=0.4)
+
+
+def test_level_ground_and_cliffs():
+    frame = build(dict(type='TiltGround', degrees=0)).transform(make_frame(make_boxes(36, 3)))
+    assert check(frame) == list(range(36))
+    with pytest.raises(ValueError, match='degrees lie in 0 to 10, not 45'):
+        build(dict(type='TiltGround', degrees=45))
+
+
 def test_range_filters():
     boxes = make_boxes(36, 2)
     boxes[:, 6] *= 5  # several turns
@@ -233,7 +260,7 @@ def test_the_whole_pipeline_of_a_config(root, path, seed, sampler):
     frame, mirrored = make_frame(make_boxes(27, seed)), False
     np.random.seed(seed)
     for settings in pipeline(root, path):
-        if settings.type in LOADING | {'Pack3DDetInputs'}:
+        if settings.type in LOADING | {'Pack3DDetInputs', 'TiltGround'}:  # a tilted box no longer sits on its probes
             continue
         frame = build(sampler(pasted, 27, cars=36) if settings.type == 'ObjectSample' else settings).transform(frame)
         if settings.type == 'RandomFlip3D':

@@ -15,7 +15,7 @@ import torch
 import stratified3d.plugin  # noqa: F401  (makes projects importable)
 
 # isort: split
-from projects.attention_zoo.benchmarks import clouds, complexity, encoder, growth, model, ops, report, roofline
+from projects.attention_zoo.benchmarks import clouds, complexity, encoder, family, growth, model, ops, report, roofline
 from stratified3d.apis import init_detector
 from stratified3d.datasets.point_files import read_points
 
@@ -24,10 +24,10 @@ CONFIG = ROOT / 'configs/stratified/stratified-centerpoint_voxel03_8xb4-cyclic-2
 DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 EXAMPLES = """examples:
   python tools/benchmark.py encoder sweep.pcd.bin
-  python tools/benchmark.py ops --quick
   python tools/benchmark.py ops --points sweep.pcd.bin --only SSTAttention VarlenAttention
   python tools/benchmark.py growth --device cuda --dtype bf16
   python tools/benchmark.py model --points sweep.pcd.bin
+  python tools/benchmark.py family --only centerpoint_pillar03 centerpoint_voxel03
   python tools/benchmark.py complexity
 """
 
@@ -57,10 +57,11 @@ def run_growth(args: argparse.Namespace) -> None:
     growth.draw(result, place / 'growth.png')
 
 
-def run_model(args: argparse.Namespace) -> None:
+def run_detectors(args: argparse.Namespace) -> None:
+    part = dict(model=model, family=family)[args.what]
     found = clouds.frames_for_model(args.points, args.quick)
-    result = model.run(found, args.device, args.dtype, args.runs, args.only, args.quick)
-    finish(args, result, model.render(result))
+    result = part.run(found, args.device, args.dtype, args.runs, args.only, args.quick)
+    finish(args, result, part.render(result))
 
 
 def run_complexity(args: argparse.Namespace) -> None:
@@ -90,7 +91,8 @@ def parse() -> argparse.Namespace:
     for name, function, words in (
             ('ops', run_ops, 'attention operators and their rivals on the same tensors'),
             ('growth', run_growth, 'time and memory from 10,000 to a million rows'),
-            ('model', run_model, "our detectors and mmdet3d's CenterPoint, by part and end to end"),
+            ('model', run_detectors, "our detectors and mmdet3d's CenterPoint, by part and end to end"),
+            ('family', run_detectors, 'what each of our configs costs: operations, time, memory of training'),
             ('complexity', run_complexity, 'floating-point operations, and what articles claim of them')):
         command = commands.add_parser(name, help=words, description=words)
         command.add_argument('--quick', action='store_true', help='small sizes, in a minute or two: does it work')
@@ -104,8 +106,7 @@ def parse() -> argparse.Namespace:
             command.add_argument('--runs', type=int, default=7, help='counted runs of each')
             command.add_argument('--only', nargs='+', default=[], metavar='NAME', help='contenders; default all')
         if name in ('ops', 'growth'):
-            command.add_argument('--limit', type=float, default=30.0,
-                                 help='seconds; what takes longer runs once and goes no further')
+            command.add_argument('--limit', type=float, default=30.0, help='seconds; what takes longer runs once only')
         if name == 'growth':
             command.add_argument('--rows', type=int, nargs='+', help='default: 10,000 to 1,000,000')
         command.set_defaults(function=function)

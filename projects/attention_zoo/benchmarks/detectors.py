@@ -159,7 +159,8 @@ class Detector:
         self.planted, self.maps, self.voxels = planted, [], 0
         if entry.ours:
             ends = {'voxel features': model.voxel_encoder, 'encoder': model.encoder, 'backbone, neck': model.backbone}
-            self._plant_peaks(model.head, everywhere=settings is None)
+            if isinstance(model.head, StratifiedCenterHead):
+                self._plant_peaks(model.head, everywhere=settings is None)
         else:
             ends = {'voxelise': model.data_preprocessor, 'voxel features': model.pts_voxel_encoder,
                     'encoder': model.pts_middle_encoder, 'backbone, neck': model.pts_neck, 'head': model.pts_bbox_head}

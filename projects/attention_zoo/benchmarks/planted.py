@@ -81,7 +81,8 @@ class PlantedObjects:
             code = dict(reg=(xy - origin) / cell - at, height=boxes[:, 2:3], dim=boxes[:, 3:6].log(),
                         rot=torch.stack([yaw.sin(), yaw.cos()], 1), vel=boxes[:, 7:])
             for name, value in code.items():
-                planted[name][0, :, y, x] = value.T
+                if name in planted:
+                    planted[name][0, :, y, x] = value.T
         return {name: value.to(task[name].device) for name, value in planted.items()}
 
     def missed(self, found: InstanceData) -> str | None:

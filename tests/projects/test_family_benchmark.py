@@ -1,0 +1,50 @@
+"""What our configs cost, on a small frame."""
+import pytest
+import torch
+
+import stratified3d.plugin  # noqa: F401  (makes projects importable)
+
+# isort: split
+from projects.attention_zoo.benchmarks import family
+from projects.attention_zoo.benchmarks.clouds import Frame, simulated
+from stratified3d.apis import init_detector
+
+CPU = torch.device('cpu')
+
+
+@pytest.fixture(scope='module')
+def frame():
+    return Frame('simulated', simulated(1))
+
+
+def test_every_config_is_a_member():
+    assert {'centerpoint_voxel03', 'centerpoint_pillar03', 'centerpoint_tiny', 'transfusion_voxel03',
+            'centerpoint_voxel032'} <= family.members().keys()
+
+
+def test_costs(frame):
+    result = family.run([frame], CPU, torch.float32, 1, ['centerpoint_tiny'], False)
+    row, = result['rows']
+    model = init_detector(family.members()['centerpoint_tiny'], device='cpu')
+    assert row['parameters'] == sum(p.numel() for p in model.parameters())
+    counts = []
+
+    def count(conv, args, out):
+        counts.append(2 * out[0, 0].numel() * conv.weight.numel())
+
+    for conv in model.backbone.modules():
+        if isinstance(conv, torch.nn.Conv2d):
+            conv.register_forward_hook(count)
+    with torch.no_grad():
+        model.extract_feat(dict(points=[frame.points]))
+    assert 1 < row['gflop'] / (sum(counts) / 1e9) < 10
+    assert row['step_ms'].median > row['detect_ms'].median > 0 and row['step_mib'] > 100
+    text = family.render(result)
+    assert text.count('centerpoint_tiny') == 1 and f'{row["parameters"]:,}' in text
+
+
+def test_what_is_no_config_is_named(frame):
+    with pytest.raises(ValueError, match="there is no config 'huge'; there are centerpoint_pillar03, "):
+        family.run([frame], CPU, torch.float32, 1, ['huge'], False)
+    with pytest.raises(ValueError, match='--runs is 1 or more, not 0'):
+        family.run([frame], CPU, torch.float32, 0, [], False)

@@ -72,7 +72,8 @@ def train(row: Row, seed: int, settings: Settings, iterations: int, score: bool 
     Args:
         score: False stops after the last step, to learn how fast the steps are.
     Returns:
-        seconds_per_iteration (median), and with score: mAP, NDS, AP {class: value}, errors {name: value}.
+        seconds_per_iteration (median), and with score: mAP, NDS, AP {class: value}, errors {name: value}, ms_per_frame
+        (a detection, in the mean).
     Raises:
         RuntimeError: it failed; names its log.
     """
@@ -98,8 +99,9 @@ def train(row: Row, seed: int, settings: Settings, iterations: int, score: bool 
     result = dict(seconds_per_iteration=round(median(times), 3))
     if score:
         metrics = json.loads((folder / 'results/pred_instances_3d/metrics_summary.json').read_text())
+        last = lines[-1]  # of the evaluation
         result |= dict(mAP=metrics['mean_ap'], NDS=metrics['nd_score'], AP=metrics['mean_dist_aps'],
-                       errors=metrics['tp_errors'])
+                       errors=metrics['tp_errors'], ms_per_frame=round(1e3 * (last['time'] - last['data_time']), 1))
     return result
 
 

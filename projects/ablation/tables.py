@@ -39,16 +39,17 @@ def compare(results: Sequence[dict[str, Any]], score: str = 'NDS') -> list[dict[
             NDS=mean(r['NDS'] for r in seeds.values()), car=mean(r['AP']['car'] for r in seeds.values()),
             difference=difference, spread=spread, verdict=verdict,
             iterations=mean(r['iterations'] for r in seeds.values()),
-            seconds=mean(r['seconds_per_iteration'] for r in seeds.values())))
+            seconds=mean(r['seconds_per_iteration'] for r in seeds.values()),
+            ms_per_frame=mean(r['ms_per_frame'] for r in seeds.values())))
     return found
 
 
 def render(results: Sequence[dict[str, Any]]) -> str:
     """The markdown table."""
     head = ['row', 'question', 'seeds', 'mAP', 'NDS', 'car AP', 'NDS against default', 'spread', 'verdict', 'steps',
-            's a step']
+            's a step', 'ms a frame']
     lines = [[r['row'], r['group'], str(r['seeds']), f'{r["mAP"]:.3f}', f'{r["NDS"]:.3f}', f'{r["car"]:.3f}',
               '' if not r['verdict'] or r['difference'] is None else f'{r["difference"]:+.3f}',
               '' if r['spread'] is None else f'{r["spread"]:.3f}', r['verdict'], f'{r["iterations"]:.0f}',
-              f'{r["seconds"]:.2f}'] for r in compare(results)]
+              f'{r["seconds"]:.2f}', f'{r["ms_per_frame"]:.0f}'] for r in compare(results)]
     return table([head, *lines])

@@ -16,7 +16,7 @@ from projects.ablation.tables import compare, render
 
 def result(row, seed, score):
     return dict(row=row, group='strata', seed=seed, mAP=score, NDS=score, AP=dict(car=score), iterations=240,
-                seconds_per_iteration=1.0)
+                seconds_per_iteration=1.0, ms_per_frame=200.0)
 
 
 def test_names_are_not_used_twice():
@@ -83,6 +83,7 @@ def test_the_tool_trains_scores_and_keeps(ablate, tmp_path):
     kept, = (tmp_path / 'out').glob('*/ablation-20.json')
     found = json.loads(kept.read_text())['results']
     assert [r['row'] for r in found] == ['default'] and 0 <= found[0]['NDS'] <= 1 and found[0]['iterations'] == 20
+    assert 1 < found[0]['ms_per_frame'] < 1e4
     before = kept.read_text()
     status, said = ablate('--rows', 'default', *small)
     assert status == 0 and '| default' in said.out and kept.read_text() == before

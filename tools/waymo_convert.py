@@ -7,6 +7,7 @@ import sys
 
 from stratified3d.datasets.processes import find_rank
 from stratified3d.datasets.waymo_conversion import SPLITS, Settings, convert_waymo
+from stratified3d.heap import keep_large_blocks
 
 EXAMPLES = """examples:
   python tools/waymo_convert.py /datasets/waymo_v2 data/waymo --workers 8
@@ -41,6 +42,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
+    keep_large_blocks()
     try:
         rank = find_rank(args.launcher)
         done = convert_waymo(args.source, args.out, args.splits, Settings(

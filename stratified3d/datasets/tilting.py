@@ -25,14 +25,15 @@ class TiltGround(BaseTransform):
         self.degrees = degrees
 
     def transform(self, results: dict) -> dict:
-        """Tilt `points` and `gt_bboxes_3d`."""
+        """Tilt `points`, and `gt_bboxes_3d` where there are some."""
         a, b = np.radians(np.clip(np.random.normal(size=2), -3, 3) * self.degrees)
         about_x = torch.tensor([[1, 0, 0], [0, math.cos(a), -math.sin(a)], [0, math.sin(a), math.cos(a)]])
         about_y = torch.tensor([[math.cos(b), 0, math.sin(b)], [0, 1, 0], [-math.sin(b), 0, math.cos(b)]])
-        turn = (about_x @ about_y).T
-        results['points'].tensor[:, :3] @= turn
-        boxes = results['gt_bboxes_3d']
-        boxes.tensor[:, :3] += boxes.gravity_center @ turn - boxes.gravity_center
+        turn, points = (about_x @ about_y).T, results['points'].tensor
+        points[:, :3] @= turn.to(points.dtype)
+        if 'gt_bboxes_3d' in results:
+            boxes = results['gt_bboxes_3d']
+            boxes.tensor[:, :3] += boxes.gravity_center @ turn - boxes.gravity_center
         return results
 
     def __repr__(self) -> str:

@@ -149,12 +149,13 @@ class StratifiedCenterHead(CenterHead):
                 losses[f'task{t}.loss_iou'] = (self.iou_loss_weight * gap.sum() / total).float()
         return losses
 
-    def predict(self, maps: Sequence[Tensor], batch_data_samples: list[Det3DDataSample]) -> list[InstanceData]:
+    def predict(self, maps: Sequence[Tensor], batch_data_samples: list[Det3DDataSample],
+                **kwargs) -> list[InstanceData]:
         """Maps of the backbone -> detections; as `predict_by_feat` of all outputs finds them, but boxes are computed at
         the peaks of the heatmaps only."""
         metas = [sample.metainfo for sample in batch_data_samples]
-        # batch norms that still learn want the whole map
-        found = self.look_up(self(maps)) if self.training else self.find(maps)
+        is_learning = any(module.training for module in self.modules())  # batch norms then want the whole map
+        found = self.look_up(self(maps)) if is_learning else self.find(maps)
         with torch.autocast(maps[0].device.type, enabled=False):
             return self._detect(found, metas)
 

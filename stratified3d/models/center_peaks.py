@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
+_ROUND = 32  # peaks are rounded up to as many
+
 
 class Peaks(NamedTuple):
     """K cells of a batch that may become boxes: sample, label, y and x, each [K] int64, and heat [K], their score."""
@@ -51,15 +53,17 @@ def run_at(branches: Sequence[nn.Sequential], maps: Tensor, peaks: Peaks) -> lis
     Returns:
         One [K, width] a branch.
     """
-    depth = len(branches[0])
+    depth, count = len(branches[0]), len(peaks.x)
+    # libraries prepare a convolution for every new shape: few shapes, then
+    sample, y, x = (F.pad(index, (0, -count % _ROUND)) for index in (peaks.sample, peaks.y, peaks.x))
     reach = torch.arange(2 * depth + 1, device=maps.device)
-    y, x = (peaks.y[:, None] + reach)[:, :, None], (peaks.x[:, None] + reach)[:, None]  # [K, side, 1], [K, 1, side]
+    y, x = (y[:, None] + reach)[:, :, None], (x[:, None] + reach)[:, None]  # [K, side, 1], [K, 1, side]
     padded = F.pad(maps, [depth] * 4).permute(0, 2, 3, 1)
-    patches = padded[peaks.sample[:, None, None], y, x].permute(0, 3, 1, 2)  # [K, C, side, side], channels-last
+    patches = padded[sample[:, None, None], y, x].permute(0, 3, 1, 2)  # [K, C, side, side], channels-last
     height, width = maps.shape[2:]
     # a layer pads what the one before made of the map, not of what lies around it
     inside = ((y >= depth) & (y < height + depth) & (x >= depth) & (x < width + depth)).unsqueeze(1)
-    return [_run(branch, patches, inside).flatten(1) for branch in branches]
+    return [_run(branch, patches, inside).flatten(1)[:count] for branch in branches]
 
 
 def _run(branch: nn.Sequential, patches: Tensor, inside: Tensor) -> Tensor:
@@ -68,5 +72,5 @@ def _run(branch: nn.Sequential, patches: Tensor, inside: Tensor) -> Tensor:
         patches = F.conv2d(patches, conv.weight, conv.bias)  # without padding: one cell less on each side
         inside = inside[..., 1:-1, 1:-1]
         if isinstance(layer, ConvModule):
-            patches = layer.activate(layer.norm(patches)) * inside
+            patches = layer.activate(layer.norm(patches)).masked_fill(~inside, 0)
     return patches

@@ -194,7 +194,8 @@ class StratifiedTransFusionHead(nn.Module):
             losses['loss_iou'] = (self.iou_loss_weight * (1 - iou + distance).sum() / total).float()
         return losses
 
-    def predict(self, maps: Sequence[Tensor], batch_data_samples: list[Det3DDataSample]) -> list[InstanceData]:
+    def predict(self, maps: Sequence[Tensor], batch_data_samples: list[Det3DDataSample],
+                **kwargs) -> list[InstanceData]:
         """Maps of the backbone -> detections."""
         preds = self(maps)
         with torch.autocast(maps[0].device.type, enabled=False):

@@ -91,8 +91,11 @@ def test_predictions_do_not_depend_on_where_boxes_are_computed(iou_weight, batch
         assert torch.equal(got.labels_3d, true.labels_3d)
 
 
-def test_in_training_mode_batch_norms_see_the_whole_map():
+@pytest.mark.parametrize('learning', ['everything', 'norms'])
+def test_batch_norms_that_learn_see_the_whole_map(learning):
     head = make_head()
+    if learning == 'norms':
+        head.eval().apply(lambda module: module.train(isinstance(module, nn.BatchNorm2d)))
     maps = [torch.randn(2, 4, 32, 32)]
     with torch.no_grad():
         found = head.predict(maps, [Det3DDataSample(metainfo={})] * 2)
@@ -116,6 +119,22 @@ def test_no_cell_that_could_pass_is_left_out():
     few = choose_peaks(logits, power, 0.0, 5)
     for i in range(2):
         torch.testing.assert_close(few.heat[few.sample == i], heat[i].flatten().topk(5).values)
+
+
+def test_what_is_infinite_outside_the_map_is_not_seen():
+    class Reciprocal(nn.Module):
+        def forward(self, x):
+            return x.reciprocal()
+
+    layer = ConvModule(1, 1, 3, padding=1, norm_cfg=dict(type='BN2d'))
+    layer.activate = Reciprocal()
+    torch.nn.init.dirac_(layer.conv.weight)
+    branch = nn.Sequential(layer, nn.Conv2d(1, 1, 3, padding=1)).eval()
+    maps, one = torch.full((1, 1, 5, 5), 10.0), torch.ones(1, dtype=torch.long)
+    peaks = Peaks(0 * one, 0 * one, 0 * one, 2 * one, one.float())
+    expected = gather_at(branch(maps), peaks)
+    assert expected.isfinite().all()
+    torch.testing.assert_close(run_at([branch], maps, peaks)[0], expected)
 
 
 def test_no_peak_is_no_box():

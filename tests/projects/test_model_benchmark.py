@@ -31,10 +31,10 @@ def objects():
 
 @pytest.fixture(scope='module')
 def ours(frame, field, objects):
-    """A detector that passed, and the plain run's maps."""
+    """A detector that passed, and what its head made."""
     (detector, ), _ = model.prepare(field[OURS], frame.points, objects, CPU, FP32)
     detector.detect(frame.points)
-    return detector, [m.clone() for m in detector.maps]
+    return detector, {name: [m.clone() for m in made] for name, made in detector.made.items()}
 
 
 @pytest.fixture(scope='module')
@@ -108,10 +108,20 @@ def test_a_wrong_detector_is_refused(ours, frame, monkeypatch):
     for wrong in (1.02, torch.nan):
         monkeypatch.setattr(attention, 'attend', lambda *args, wrong=wrong: attend(*args) * wrong)
         refused = model.check(detector, frame.points, truth)
-        assert refused.startswith('wrong, so not timed: the head is off by')
+        assert refused.startswith("wrong, so not timed: the head's heatmaps are off by")
     assert refused.endswith(' nan')
     monkeypatch.setattr(detector, 'detect', lambda points: (_ for _ in ()).throw(RuntimeError('no CUDA here\nmore')))
     assert model.check(detector, frame.points, truth) == 'does not run: RuntimeError: no CUDA here'
+
+
+def test_wrong_boxes_are_refused_in_every_dtype(ours, frame, monkeypatch):
+    detector, truth = ours
+    right = center_head.run_at
+    monkeypatch.setattr(center_head, 'run_at', lambda branches, maps, peaks: right(
+        branches, maps, peaks._replace(x=(peaks.x + 1).clamp(max=maps.shape[3] - 1))))
+    for tolerance in model.TOLERANCES.values():
+        monkeypatch.setitem(model.TOLERANCES, FP32, tolerance)
+        assert model.check(detector, frame.points, truth).startswith("wrong, so not timed: the head's boxes are off by")
 
 
 def test_wrong_suppression_and_decoding_are_noticed(frame, field, objects, monkeypatch):

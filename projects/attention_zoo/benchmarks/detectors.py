@@ -138,7 +138,7 @@ def calibrate(model: nn.Module, forward: Callable[[], Any]) -> None:
 class Detector:
     """An entry's model in one setting on a device.
 
-    What the head makes is computed and kept in `maps`, and the maps of planted objects go on in their place: random
+    What the head makes is computed and kept in `made`, and the maps of planted objects go on in their place: random
     weights find thousands of boxes or none, and suppression would take as long as it happens to. Our head computes
     boxes at the peaks of its heatmaps alone, so the planted heatmaps are put in before; with settings of None it
     computes them everywhere.
@@ -156,7 +156,7 @@ class Detector:
         self.entry, self.settings, self.device, self.dtype = entry, settings, device, dtype
         self.mark: Callable[[str], None] = lambda part: None
         self.model = model = copy.deepcopy(model)
-        self.planted, self.maps, self.voxels = planted, [], 0
+        self.planted, self.made, self.voxels = planted, {}, 0
         if entry.ours:
             ends = {'voxel features': model.voxel_encoder, 'encoder': model.encoder, 'backbone, neck': model.backbone}
             if isinstance(model.head, StratifiedCenterHead):
@@ -194,7 +194,8 @@ class Detector:
         self.voxels = len(args[1])  # coords
 
     def _plant(self, module: nn.Module, args: tuple, out: tuple[list[dict[str, Tensor]]]) -> tuple:
-        self.maps = [value for (task, ) in out for value in task.values()]
+        self.made = dict(heatmaps=[task['heatmap'] for (task, ) in out], boxes=[
+            value for (task, ) in out for name, value in task.items() if name != 'heatmap'])
         return self.planted.maps(out, self.entry.cell, self.entry.origin)
 
     def _plant_peaks(self, head: StratifiedCenterHead, everywhere: bool) -> None:
@@ -217,7 +218,7 @@ class Detector:
             heat.clear()
             found = find(maps)
             self.mark('head')
-            self.maps = [*heat, *(code for _, code in found)]
+            self.made = dict(heatmaps=list(heat), boxes=[code for _, code in found])
             return [(peaks, gather_at(torch.cat([task[name] for name in head.outputs], 1), peaks))
                     for (peaks, _), (task, ) in zip(found, planted(heat[0]))]
 
@@ -233,7 +234,7 @@ class Detector:
     @property
     def cells(self) -> tuple[int, int]:
         """(y, x) of the head's map, of the last pass."""
-        return tuple(self.maps[0].shape[2:])
+        return tuple(self.made['heatmaps'][0].shape[2:])
 
     @property
     def parameters(self) -> int:

@@ -10,6 +10,7 @@ from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -77,8 +78,11 @@ def count_flops(detector: Detector, points: Tensor) -> float:
     backends = [mixer.backend for mixer in mixers]
     for mixer in mixers:
         mixer.backend = 'reference'
-    with FlopCounterMode(display=False) as counter:
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # fused operators that the counter does not know
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         detector.detect(points)
+    torch.backends.mha.set_fastpath_enabled(fast)
     for mixer, backend in zip(mixers, backends):
         mixer.backend = backend
     return counter.get_total_flops() / 1e9

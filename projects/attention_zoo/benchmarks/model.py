@@ -20,7 +20,8 @@ from projects.attention_zoo.benchmarks.report import number, table
 PARTS = ('voxelise', 'voxel features', 'encoder', 'backbone, neck', 'head', 'decode, NMS')
 # metres within which everyone's range lies, and which --quick cuts it to
 REACH, QUICK_REACH = 51.2, 14.4
-# difference of the head's maps from those of the plain run, norm over norm; a GPU's convolutions in fp32 take TF32
+# difference of the heatmaps and of the boxes from those of the plain run, norm over norm; a GPU's convolutions in fp32
+# take TF32
 TOLERANCES = {torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 0.15}
 TF32_TOLERANCE = 1e-2
 TUNING_ROUNDS = 2
@@ -68,24 +69,24 @@ def time_in_turns(detectors: Sequence[Detector], points: Tensor, rounds: int, wa
     return [{part: [one[part] for one in mine] for part in (*PARTS, 'total')} for mine in spent]
 
 
-def check(detector: Detector, points: Tensor, truth: list[Tensor]) -> str | None:
-    """Why it is not timed, or None: the head's maps differ from `truth`, those of the same weights in a plain run (on
-    the CPU, in fp32, on one thread, by other means where there are some), in one of several passes, or the boxes are
-    not those of the planted objects."""
+def check(detector: Detector, points: Tensor, truth: dict[str, list[Tensor]]) -> str | None:
+    """Why it is not timed, or None: what the head made differs from `truth`, that of the same weights in a plain run
+    (on the CPU, in fp32, on one thread, by other means where there are some), in one of several passes, or the boxes
+    are not those of the planted objects."""
     tolerance = TOLERANCES[detector.dtype]
     if detector.device.type == 'cuda' and detector.dtype == torch.float32:
         tolerance = TF32_TOLERANCE
-    true = torch.cat([m.flatten() for m in truth])
     for i in range(MANY_PASSES if detector.settings.get('convolution') == SPCONV else PASSES):
         turn = f'in pass {i + 1} ' if i else ''
         try:
             found = detector.detect(points)
         except (RuntimeError, AssertionError) as error:  # mmcv or spconv without CUDA operators, no memory
             return f'does not run: {type(error).__name__}: {error}'.splitlines()[0][:150]
-        got = torch.cat([m.float().cpu().flatten() for m in detector.maps])
-        error = float((got - true).norm() / true.norm())
-        if not error <= tolerance:
-            return f'wrong, so not timed: {turn}the head is off by {error:.1e}'
+        for name, true in truth.items():
+            true, got = (torch.cat([m.float().cpu().flatten() for m in side]) for side in (true, detector.made[name]))
+            error = float((got - true).norm() / true.norm())
+            if not error <= tolerance:
+                return f'wrong, so not timed: {turn}the head\'s {name} are off by {error:.1e}'
         missed = detector.planted.missed(found)
         if missed:
             return f'wrong, so not timed: {turn}{missed}'
@@ -103,13 +104,13 @@ def prepare(entry: Entry, points: Tensor, planted: PlantedObjects, device: torch
         plain.detect(points)
     finally:
         torch.set_num_threads(threads)
-    if not all(bool(m.isfinite().all()) for m in plain.maps):
+    if not all(bool(m.isfinite().all()) for made in plain.made.values() for m in made):
         raise ValueError(f'{entry.name}: the plain run gives numbers that are not finite; are the points?')
     detectors, rows = [], []
     for settings in entry.settings(device):
         detector = Detector(entry, model, settings, planted, device, dtype)
         detector.model.load_state_dict(plain.model.state_dict())
-        refused = check(detector, points.to(device), plain.maps)
+        refused = check(detector, points.to(device), plain.made)
         rows.append(dict(name=entry.name, ours=entry.ours, settings=settings, parameters=plain.parameters,
                          voxels=plain.voxels, cells=plain.cells, cell=entry.cell))
         if refused:

@@ -1,6 +1,7 @@
 """mmdet3d's own CenterPoint on our data, made as good as the same frames and the same short training allow."""
 from __future__ import annotations
 
+import torch
 from mmdet3d.models.dense_heads import CenterHead
 from mmdet3d.registry import HOOKS
 from mmengine.config import Config
@@ -12,6 +13,7 @@ from spconv.pytorch.conv import SparseConvolution
 from torch import nn
 
 from projects.attention_zoo.benchmarks.detectors import same_in_torch
+from stratified3d.models.detector import has_fast_bf16
 
 
 @HOOKS.register_module()
@@ -47,13 +49,29 @@ class RightSparseConvolutions(Hook):
                 module.forward = same_in_torch(module).forward
 
 
+@HOOKS.register_module()
+class FastMaps(Hook):
+    """Give mmdet3d's dense part what ours has: channels-last memory, and bfloat16 where the device has matrix units for
+    it; losses and decoding stay in float32."""
+
+    def before_run(self, runner: Runner) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        device = next(model.parameters()).device
+        fast = torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device))
+        for part in (model.pts_backbone, model.pts_neck, model.pts_bbox_head):
+            part.to(memory_format=torch.channels_last)
+            part.forward = fast(part.forward)
+        model.pts_bbox_head.register_forward_hook(lambda module, args, out: tuple(
+            [{name: value.float() for name, value in task.items()}] for (task, ) in out))
+
+
 def _take(config: Config, name: str, *hooks: str) -> None:
     """Put mmdet3d's model in our model's place, as it is but for the score that a detection needs, which is ours."""
     model = get_config(f'mmdet3d::centerpoint/centerpoint_{name}_second_secfpn_8xb4-cyclic-20e_nus-3d.py').model
     for part in (model.pts_bbox_head.bbox_coder, model.test_cfg.pts):
         part.score_threshold = config.model.head.score_threshold
     config.model = model
-    config.custom_hooks = [*config.custom_hooks, *(dict(type=hook) for hook in ('HeatmapPrior', *hooks))]
+    config.custom_hooks = [*config.custom_hooks, *(dict(type=hook) for hook in ('HeatmapPrior', 'FastMaps', *hooks))]
 
 
 def centerpoint_voxel(config: Config) -> None:

@@ -2,13 +2,17 @@
 import json
 import runpy
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
+from mmdet3d.registry import MODELS
 from mmengine.config import Config
 
 import stratified3d.plugin  # noqa: F401
 
 # isort: split
+from projects.ablation import rivals
 from projects.ablation.rows import ROWS
 from projects.ablation.runs import Settings, make_config
 from projects.ablation.tables import compare, render
@@ -34,6 +38,31 @@ def test_a_row_of_each_question_is_a_config_of_its_own(row, tmp_path):
     assert config.train_dataloader == first.train_dataloader, 'the same data in the same order'
     assert config.randomness.seed == 3 and config.train_cfg.max_iters == config.param_scheduler[0].total_steps == 50
     assert str(tmp_path / 'data') in config.train_dataloader.dataset.pipeline[3].db_sampler.info_path
+
+
+@pytest.mark.parametrize('fast', [False, True])
+def test_rivals_maps_are_the_same_in_their_fast_form(tmp_path, monkeypatch, fast):
+    row = next(row for row in ROWS if row.name == 'CenterPoint pillar 0.4, rate 0.001')
+    config = make_config(row, 0, Settings(tmp_path, tmp_path, 50, 1), 50)
+    assert 'FastMaps' in [hook.type for hook in config.custom_hooks]
+    torch.manual_seed(0)
+    model = MODELS.build(config.model).eval()
+    maps = torch.randn(1, 64, 64, 64)
+
+    def outputs():
+        (task, ), *_ = model.pts_bbox_head(model.pts_neck(model.pts_backbone(maps)))
+        return task
+
+    with torch.no_grad():
+        before = outputs()
+        monkeypatch.setattr(rivals, 'has_fast_bf16', lambda device: fast)
+        rivals.FastMaps().before_run(SimpleNamespace(model=model))
+        after = outputs()
+    assert model.pts_backbone.blocks[0][0].weight.is_contiguous(memory_format=torch.channels_last)
+    for name, value in before.items():
+        assert after[name].dtype == torch.float32
+        error = float((after[name] - value).norm() / value.norm())
+        assert 1e-4 < error < 0.05 if fast else error < 1e-5
 
 
 @pytest.mark.parametrize('scores, verdict', [

@@ -8,6 +8,7 @@ import pytest
 import torch
 from mmdet3d.registry import MODELS
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 
 import stratified3d.plugin  # noqa: F401
 
@@ -46,7 +47,8 @@ def test_rivals_maps_are_the_same_in_their_fast_form(tmp_path, monkeypatch, fast
     config = make_config(row, 0, Settings(tmp_path, tmp_path, 50, 1), 50)
     assert 'FastMaps' in [hook.type for hook in config.custom_hooks]
     torch.manual_seed(0)
-    model = MODELS.build(config.model).eval()
+    with DefaultScope.overwrite_default_scope('mmdet3d'):
+        model = MODELS.build(config.model).eval()
     maps = torch.randn(1, 64, 64, 64)
 
     def outputs():

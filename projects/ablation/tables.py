@@ -45,11 +45,20 @@ def compare(results: Sequence[dict[str, Any]], score: str = 'NDS') -> list[dict[
 
 
 def render(results: Sequence[dict[str, Any]]) -> str:
-    """The markdown table."""
-    head = ['row', 'question', 'seeds', 'mAP', 'NDS', 'car AP', 'NDS against default', 'spread', 'verdict', 'steps',
-            's a step', 'ms a frame']
-    lines = [[r['row'], r['group'], str(r['seeds']), f'{r["mAP"]:.3f}', f'{r["NDS"]:.3f}', f'{r["car"]:.3f}',
-              '' if not r['verdict'] or r['difference'] is None else f'{r["difference"]:+.3f}',
-              '' if r['spread'] is None else f'{r["spread"]:.3f}', r['verdict'], f'{r["iterations"]:.0f}',
-              f'{r["seconds"]:.2f}', f'{r["ms_per_frame"]:.0f}'] for r in compare(results)]
+    """The markdown table; differences to the first row with the spread in brackets."""
+    head = ['row', 'question', 'seeds', 'mAP', 'against default', 'verdict', 'NDS', 'against default', 'verdict',
+            'car AP', 'steps', 's a step', 'ms a frame']
+    by_score = [compare(results, score) for score in ('mAP', 'NDS')]
+    lines = []
+    for pair in zip(*by_score):
+        row = pair[0]
+        scores = [cell for score, r in zip(('mAP', 'NDS'), pair) for cell in (f'{r[score]:.3f}', _gap(r), r['verdict'])]
+        lines.append([row['row'], row['group'], str(row['seeds']), *scores, f'{row["car"]:.3f}',
+                      f'{row["iterations"]:.0f}', f'{row["seconds"]:.2f}', f'{row["ms_per_frame"]:.0f}'])
     return table([head, *lines])
+
+
+def _gap(row: dict[str, Any]) -> str:
+    if row['difference'] is None or not row['verdict']:
+        return ''
+    return f'{row["difference"]:+.3f}' + ('' if row['spread'] is None else f' ({row["spread"]:.3f})')

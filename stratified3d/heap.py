@@ -20,7 +20,6 @@ def keep_large_blocks() -> None:
 
     glibc maps every large block anew and the kernel fills it with zeros page by page. Does nothing under other C
     libraries or allocators, or where the environment has settings of its own (MALLOC_*).
-
     """
     library = _find_glibc()
     if library is not None:

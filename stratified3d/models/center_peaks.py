@@ -56,13 +56,14 @@ def run_at(branches: Sequence[nn.Sequential], maps: Tensor, peaks: Peaks) -> lis
     depth, count = len(branches[0]), len(peaks.x)
     # libraries prepare a convolution for every new shape: few shapes, then
     sample, y, x = (F.pad(index, (0, -count % _ROUND)) for index in (peaks.sample, peaks.y, peaks.x))
-    reach = torch.arange(2 * depth + 1, device=maps.device)
+    reach = torch.arange(-depth, depth + 1, device=maps.device)
     y, x = (y[:, None] + reach)[:, :, None], (x[:, None] + reach)[:, None]  # [K, side, 1], [K, 1, side]
-    padded = F.pad(maps, [depth] * 4).permute(0, 2, 3, 1)
-    patches = padded[sample[:, None, None], y, x].permute(0, 3, 1, 2)  # [K, C, side, side], channels-last
     height, width = maps.shape[2:]
     # a layer pads what the one before made of the map, not of what lies around it
-    inside = ((y >= depth) & (y < height + depth) & (x >= depth) & (x < width + depth)).unsqueeze(1)
+    inside = ((y >= 0) & (y < height) & (x >= 0) & (x < width)).unsqueeze(1)  # [K, 1, side, side]
+    y, x = y.clamp(0, height - 1), x.clamp(0, width - 1)
+    patches = maps.permute(0, 2, 3, 1)[sample[:, None, None], y, x].permute(0, 3, 1, 2)  # [K, C, side, side]
+    patches = patches.masked_fill(~inside, 0)
     return [_run(branch, patches, inside).flatten(1)[:count] for branch in branches]
 
 

@@ -89,14 +89,10 @@ def count_flops(detector: Detector, points: Tensor) -> float:
 
 
 def _truth(planted: PlantedObjects, model: nn.Module, device: torch.device) -> Det3DDataSample:
-    boxes, first, labels = torch.cat(planted.boxes), 0, []
-    for own, classes in zip(planted.boxes, planted.classes):
-        labels.append(torch.arange(len(own)) % classes + first)
-        first += classes
-    boxes = torch.cat([boxes[:, :2], boxes[:, 2:3] - boxes[:, 5:6] / 2, boxes[:, 3:]], 1)
+    boxes, labels = planted.truth()
     boxes = boxes[:, :len(model.head.code_weights) - 1].to(device)
     return Det3DDataSample(gt_instances_3d=InstanceData(
-        bboxes_3d=LiDARInstance3DBoxes(boxes, box_dim=boxes.shape[1]), labels_3d=torch.cat(labels).to(device)))
+        bboxes_3d=LiDARInstance3DBoxes(boxes, box_dim=boxes.shape[1]), labels_3d=labels.to(device)))
 
 
 def render(result: dict[str, Any]) -> str:

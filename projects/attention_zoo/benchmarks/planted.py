@@ -85,12 +85,17 @@ class PlantedObjects:
                     planted[name][0, :, y, x] = value.T
         return {name: value.to(task[name].device) for name, value in planted.items()}
 
-    def missed(self, found: InstanceData) -> str | None:
-        """What is wrong with the boxes that a detector found, or None."""
+    def truth(self) -> tuple[Tensor, Tensor]:
+        """Boxes [K, 9] with bottom centres, as mmdet3d has them, and labels [K]."""
         first = [sum(self.classes[:t]) for t in range(len(self.classes))]
         boxes = torch.cat(self.boxes)
-        boxes = torch.cat([boxes[:, :2], boxes[:, 2:3] - boxes[:, 5:6] / 2, boxes[:, 3:]], 1)  # bottom centre
+        boxes = torch.cat([boxes[:, :2], boxes[:, 2:3] - boxes[:, 5:6] / 2, boxes[:, 3:]], 1)
         labels = torch.cat([torch.arange(len(b)) % self.classes[t] + first[t] for t, b in enumerate(self.boxes)])
+        return boxes, labels
+
+    def missed(self, found: InstanceData) -> str | None:
+        """What is wrong with the boxes that a detector found, or None."""
+        boxes, labels = self.truth()
         given, kind = found.bboxes_3d.tensor.float().cpu(), found.labels_3d.cpu()
         if len(given) != len(boxes):
             return f'{len(given)} boxes are found where {len(boxes)} are planted'

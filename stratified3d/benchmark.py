@@ -51,7 +51,9 @@ def make_inputs(plan: ops.WindowPlan, heads: int, width: int, strata: int, dtype
 
 
 def functions(x: dict[str, Tensor], plan: ops.WindowPlan, backend: str) -> dict[str, tuple[Callable, list[str]]]:
-    """The public functions on these inputs, and the names of the inputs that each differentiates."""
+    """What a block calls on these inputs, and the names of the inputs that each differentiates."""
+    row = torch.arange(len(plan.order), device=plan.order.device)
+    turn = ops.rotary_angles(torch.stack([row % size for size in (97, 89, 7)], -1) * VOXEL_SIZE[0], x['q'].shape[-1])
     return {
         'attention': (lambda: ops.stratified_attention(
             x['q'], x['k'], x['v'], plan, x['strata_k'], x['strata_v'], strata_bias=x['strata_bias'],
@@ -62,6 +64,9 @@ def functions(x: dict[str, Tensor], plan: ops.WindowPlan, backend: str) -> dict[
         'read': (lambda: ops.read_strata(x['q'], x['strata_k'], x['strata_v'], plan.batch_offsets,
                                          strata_bias=x['strata_bias'], backend=backend),
                  ['q', 'strata_k', 'strata_v', 'strata_bias']),
+        # no kernel takes fp64
+        'rotate': (lambda: ops.apply_rotary(x['q'] if backend == 'triton' else x['q'].double(), *turn), ['q']),
+        'permute': (lambda: ops.permute_rows(x['q'], plan.order, plan.inverse), ['q']),
     }
 
 
@@ -107,6 +112,9 @@ def work(plan: ops.WindowPlan, heads: int, width: int, strata: int, itemsize: in
         'windows': (12 * row, 14 * heads * width * in_windows),
         'collect': (6 * row + 6 * tokens, 14 * heads * width * n * strata),
         'read': (6 * row + 6 * tokens, 14 * heads * width * n * strata),
+        # the tables are two fp32 numbers a pair of channels; an index is eight bytes
+        'rotate': (4 * row + 2 * n * 8 * (width // 2), 6 * n * heads * width),
+        'permute': (4 * row + 2 * n * 8, 0),
     }
 
 

@@ -11,7 +11,7 @@ from stratified3d.testing import random_coords
 
 def test_it_verifies_before_it_times_and_notices_a_wrong_backend(monkeypatch):
     checks = benchmark.verify('cpu', 'sdpa', ['empty_between', 'no_strata'], [torch.float32, torch.bfloat16])
-    assert len(checks) == 2 * 2 * 4 and all(check['right'] for check in checks)
+    assert len(checks) == 2 * 2 * 6 and all(check['right'] for check in checks)
     right = ops.stratified_attention
     monkeypatch.setattr(ops, 'stratified_attention', lambda *args, backend, **kw: right(
         *args, backend=backend, **kw) * (1.01 if backend == 'sdpa' else 1))
@@ -21,16 +21,16 @@ def test_it_verifies_before_it_times_and_notices_a_wrong_backend(monkeypatch):
 
 def test_a_gradient_that_was_never_written_is_wrong(monkeypatch):
     right = benchmark.forward_backward
-    answers = iter([lambda parts: parts, lambda parts: [*parts[:-1], parts[-1] * torch.nan]] * 4)
+    answers = iter([lambda parts: parts, lambda parts: [*parts[:-1], parts[-1] * torch.nan]] * 6)
     monkeypatch.setattr(benchmark, 'forward_backward', lambda *args: next(answers)(right(*args)))
     checks = benchmark.verify('cpu', 'sdpa', ['plain'], [torch.float32])
-    assert len(checks) == 4 and not any(check['right'] for check in checks)
+    assert len(checks) == 6 and not any(check['right'] for check in checks)
     assert all(check['error'] != check['error'] for check in checks)
 
 
 def test_the_shapes_that_are_trained_are_verified():
     checks = benchmark.verify('cpu', 'sdpa', ['default', 'wide', 'widest'], [torch.float32])
-    assert len(checks) == 3 * 4 and all(check['right'] for check in checks)
+    assert len(checks) == 3 * 6 and all(check['right'] for check in checks)
 
 
 def test_limits_count_what_must_move_and_be_done():
@@ -40,6 +40,7 @@ def test_limits_count_what_must_move_and_be_done():
     # forward reads three arrays and writes one; backward reads five and writes three
     assert work['windows'] == (12 * row, 14 * 16 * 64 * 16)
     assert work['attention'][1] - work['windows'][1] == 14 * 16 * 64 * 3 == work['read'][1] == work['collect'][1]
+    assert work['rotate'][0] == 4 * row + 2 * 64 * 4 * 8 and work['permute'][0] == 4 * row + 2 * 64 * 8
 
 
 def test_a_frame_is_repeated_sample_by_sample():

@@ -6,9 +6,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from stratified3d.layers.attention import StratifiedAttention, WindowGrid
+from stratified3d.layers.attention import StratifiedAttention, WindowGrid, project_rows
 from stratified3d.layers.strata import Strata
-from stratified3d.ops import apply_rotary
 
 
 class Tunable(nn.Module):
@@ -88,12 +87,10 @@ class Rival(Tunable):
 
     def forward(self, x: Tensor, grid: WindowGrid, strata: Strata | None = None) -> tuple[Tensor, None]:
         """x [N, C] in the order of the voxels -> mixed [N, C] in the same order, and None: there are no strata."""
-        x = x.index_select(0, grid.plan.order)
-        q, k, v = self.qkv(x).view(len(x), 3, self.num_heads, self.head_dim).unbind(1)  # [N, H, D]
-        if self.use_rotary and self.takes_rotated:
-            q, k = apply_rotary(q, *grid.rotary), apply_rotary(k, *grid.rotary)
+        rotary = grid.rotary if self.use_rotary and self.takes_rotated else None
+        q, k, v = project_rows(self.qkv, grid.into_windows(x), self.num_heads, rotary)  # [N, H, D]
         mixed = self.attend(q, k, v, grid)
-        return self.out(mixed.flatten(1).index_select(0, grid.plan.inverse)), None
+        return self.out(grid.into_voxels(mixed.flatten(1))), None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
         """q, k, v [N, H, D] in the grid's window order -> [N, H, D]."""

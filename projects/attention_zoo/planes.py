@@ -7,7 +7,7 @@ from torch import Tensor
 
 from projects.attention_zoo.mixer import Rival
 from stratified3d.layers.attention import WindowGrid
-from stratified3d.ops import WindowPlan, plan_windows, stratified_attention
+from stratified3d.ops import WindowPlan, permute_rows, plan_windows, stratified_attention
 
 
 @MODELS.register_module()
@@ -45,6 +45,7 @@ class PlaneAttention(Rival):
         outs = []
         for plan, heads in zip(self.arranged(grid), torch.arange(self.num_heads).tensor_split(3)):
             heads = slice(int(heads[0]), int(heads[-1]) + 1)
-            out = stratified_attention(*(x[:, heads].index_select(0, plan.order) for x in (q, k, v)), plan)
-            outs.append(out.index_select(0, plan.inverse))
+            out = stratified_attention(*(permute_rows(x[:, heads], plan.order, plan.inverse) for x in (q, k, v)),
+                                       plan)
+            outs.append(permute_rows(out, plan.inverse, plan.order))
         return torch.cat(outs, 1)

@@ -13,6 +13,7 @@ from stratified3d.ops import (
     WindowPlan,
     apply_rotary,
     collect_strata,
+    permute_rows,
     plan_windows,
     read_strata,
     rotary_angles,
@@ -27,7 +28,8 @@ class WindowGrid(NamedTuple):
 
     plan: WindowPlan; positions [N, 3] metres and coords [N, 4] int32 (batch, z, y, x), both in window order; rotary:
     (cos, sin) of the rows, or None without it; window_shape, shift (z, y, x) in voxels: voxel c lies in window
-    floor((c + shift) / window_shape); derived: what mixers worked out from it, see `once`.
+    floor((c + shift) / window_shape); derived: what mixers worked out from it, see `once`; is_sorted: the voxels
+    themselves lie in window order, so that nothing has to be moved.
     """
 
     plan: WindowPlan
@@ -37,12 +39,26 @@ class WindowGrid(NamedTuple):
     window_shape: tuple[int, int, int]
     shift: tuple[int, int, int]
     derived: dict[Hashable, Any]
+    is_sorted: bool = False
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """make(), called by the first block that asks under this key and kept for the others."""
         if key not in self.derived:
             self.derived[key] = make()
         return self.derived[key]
+
+    def into_windows(self, x: Tensor) -> Tensor:
+        """[N, ...] from the order of the voxels to window order."""
+        return x if self.is_sorted else permute_rows(x, self.plan.order, self.plan.inverse)
+
+    def into_voxels(self, x: Tensor) -> Tensor:
+        """[N, ...] from window order to the order of the voxels."""
+        return x if self.is_sorted else permute_rows(x, self.plan.inverse, self.plan.order)
+
+    def sorted(self) -> WindowGrid:
+        """The same grid of voxels that have been moved into its window order."""
+        rows = torch.arange(len(self.coords), device=self.coords.device)
+        return self._replace(plan=self.plan._replace(order=rows, inverse=rows), derived={}, is_sorted=True)
 
 
 def arrange_windows(coords: Tensor, positions: Tensor, window_shape: tuple[int, int, int], shift: tuple[int, int, int],
@@ -62,6 +78,16 @@ def arrange_windows(coords: Tensor, positions: Tensor, window_shape: tuple[int, 
     positions = positions[plan.order]
     rotary = None if head_dim is None else rotary_angles(positions, head_dim)
     return WindowGrid(plan, positions, coords[plan.order], rotary, tuple(window_shape), tuple(shift), {})
+
+
+def project_rows(qkv: nn.Linear, x: Tensor, num_heads: int,
+                 rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of rows x [N, C], each [N, H, D]; queries and keys turned together by their tables."""
+    rows = qkv(x)
+    qk, v = rows.view(len(x), 3 * num_heads, rows.shape[1] // (3 * num_heads)).split((2 * num_heads, num_heads), 1)
+    if rotary is not None:
+        qk = apply_rotary(qk, *rotary)
+    return *qk.chunk(2, 1), v
 
 
 class StratifiedAttention(nn.Module):
@@ -121,13 +147,11 @@ class StratifiedAttention(nn.Module):
     def forward(self, x: Tensor, grid: WindowGrid, strata: Strata | None = None) -> tuple[Tensor, Strata | None]:
         """x [N, C] in the order of the voxels -> mixed [N, C] in the same order, and the refined strata tokens."""
         plan = grid.plan
-        x = x.index_select(0, plan.order)
-        q, k, v = self.qkv(x).view(len(x), 3, self.num_heads, self.head_dim).unbind(1)  # [N, H, D]
-        if self.use_rotary:
-            q, k = apply_rotary(q, *grid.rotary), apply_rotary(k, *grid.rotary)
+        x = grid.into_windows(x)
+        q, k, v = project_rows(self.qkv, x, self.num_heads, grid.rotary if self.use_rotary else None)  # [N, H, D]
         if not self.num_strata:
             mixed = self.attend(q, k, v, grid)
-            return self.out(mixed.flatten(1).index_select(0, plan.inverse)), None
+            return self.out(grid.into_voxels(mixed.flatten(1))), None
 
         if strata is None:
             strata = self.selection(x, grid.positions, plan.batch_offsets)
@@ -144,7 +168,7 @@ class StratifiedAttention(nn.Module):
             far = read_strata(q, strata_k, strata_v, plan.batch_offsets, strata_bias=bias.masked_fill(
                 absent, -torch.inf), backend=self.backend)
             mixed = local + self.gate.to(far.dtype) * far
-        return self.out(mixed.flatten(1).index_select(0, plan.inverse)), strata
+        return self.out(grid.into_voxels(mixed.flatten(1))), strata
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid, strata_k: Tensor | None = None,
                strata_v: Tensor | None = None, strata_bias: Tensor | None = None) -> Tensor:

@@ -79,13 +79,28 @@ class StratifiedStage(nn.Module):
             StratifiedBlock(channels, make_mixer(i), ffn_ratio, f'{name}.subm' if use_conv else None, precision)
             for i in range(depth))
 
-    def forward(self, x: SparseConvTensor, positions: Tensor) -> SparseConvTensor:
-        """x: N voxels; positions [N, 3] metres of their centres."""
-        shape = tuple(x.spatial_shape)
+    def arrange(self, x: SparseConvTensor, positions: Tensor) -> tuple[SparseConvTensor, list[WindowGrid]]:
+        """Move voxels into the order of the regular windows, where every other block finds them at its hand.
+
+        Args:
+            x: N voxels. positions: [N, 3] metres of their centres.
+        Returns:
+            the voxels, without rulebooks, and the grids of this stage for them.
+        """
+        shape, batch = tuple(x.spatial_shape), x.batch_size
         shifts = [(0, 0, 0), tuple(0 if w >= s else w // 2 for w, s in zip(self.window_shape, shape))]
-        grids = [arrange_windows(x.indices, positions, self.window_shape, shift, batch_size=x.batch_size,
-                                 spatial_shape=shape, head_dim=self.head_dim)
-                 for shift in dict.fromkeys(shifts[:1 + (self.shifted and len(self.blocks) > 1)])]
+
+        def grid_of(coords: Tensor, positions: Tensor, shift: tuple[int, int, int]) -> WindowGrid:
+            return arrange_windows(coords, positions, self.window_shape, shift, batch_size=batch, spatial_shape=shape,
+                                   head_dim=self.head_dim)
+
+        regular = grid_of(x.indices, positions, shifts[0])
+        x = SparseConvTensor(regular.into_windows(x.features), regular.coords, list(shape), batch)
+        shifted = self.shifted and len(self.blocks) > 1 and shifts[1] != shifts[0]
+        return x, [regular.sorted(), *(grid_of(regular.coords, regular.positions, s) for s in shifts[1:1 + shifted])]
+
+    def forward(self, x: SparseConvTensor, grids: Sequence[WindowGrid]) -> SparseConvTensor:
+        """x: N voxels; grids: of these voxels in this order, see `arrange`."""
         strata = None
         for i, block in enumerate(self.blocks):
             run = block if not self.with_cp else _checkpointed(block)

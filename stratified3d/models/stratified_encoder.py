@@ -87,10 +87,13 @@ class StratifiedEncoder(nn.Module):
     def forward(self, feats: Tensor, coords: Tensor, batch_size: int) -> Tensor:
         """feats [N, in_channels], coords [N, 4] int32 (batch, z, y, x) -> map [B, out_channels, Y, X]."""
         x = SparseConvTensor(self.lift(feats), coords, list(self.spatial_shape), int(batch_size))
-        for conv in self.stem:
-            x = conv(x)
-        for stage, down in zip(self.stages, self.downs):
-            x = _sorted(down(stage(x, self._positions(x))))
+        for i, (stage, down) in enumerate(zip(self.stages, self.downs)):
+            if i:
+                x = _sorted(x)
+            x, grids = stage.arrange(x, self._positions(x))
+            for conv in self.stem if i == 0 else ():
+                x = conv(x)
+            x = down(stage(x, grids))
         return dense_bev(x.replace_feature(self.norm(x.features)))
 
     def _positions(self, x: SparseConvTensor) -> Tensor:

@@ -11,11 +11,11 @@ from stratified3d.ops.stratified_attention import (
                                                    unsupported_reason,
 )
 from stratified3d.ops.voxelize import Voxels, grid_shape, voxel_centres, voxelize
-from stratified3d.ops.windows import WindowPlan, plan_windows
+from stratified3d.ops.windows import WindowPlan, permute_rows, plan_windows
 
 __all__ = [
     'Voxels', 'WindowPlan', 'apply_rotary', 'choose_backend', 'chunk_offsets', 'circle_nms', 'collect_strata',
-    'grid_shape', 'plan_windows', 'pool_strata', 'read_strata', 'rotary_angles', 'rotated_intersection',
+    'grid_shape', 'permute_rows', 'plan_windows', 'pool_strata', 'read_strata', 'rotary_angles', 'rotated_intersection',
     'rotated_iou', 'rotated_nms', 'sample_strata', 'segment_broadcast', 'segment_ids', 'segment_reduce',
     'segment_softmax', 'stratified_attention', 'unsupported_reason', 'voxel_centres', 'voxelize'
 ]

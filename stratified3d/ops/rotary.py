@@ -4,7 +4,10 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from stratified3d.ops.stratified_attention import choose_backend, triton
 
 
 def rotary_angles(positions: Tensor, head_dim: int, *, min_wavelength: float = 1.0,
@@ -12,9 +15,9 @@ def rotary_angles(positions: Tensor, head_dim: int, *, min_wavelength: float = 1
     """Cosine and sine tables of the rotation at every position.
 
     RoFormer (Su et al. 2021, section 3.2) carried to three axes: head_dim is split into three even parts, one an
-    axis, whose channel pairs turn by 2 pi * coordinate / wavelength with wavelengths in geometric progression. What
-    is left of head_dim after three even parts is not rotated. A product of two rotated vectors depends on the
-    difference of their positions only.
+    axis, whose channel pairs turn by 2 pi * coordinate / wavelength with wavelengths in geometric progression. Pairs
+    that three even parts leave over are not rotated: their angle is zero. A product of two rotated vectors depends
+    on the difference of their positions only.
 
     Args:
         positions: [..., 3] x, y, z in metres.
@@ -22,7 +25,7 @@ def rotary_angles(positions: Tensor, head_dim: int, *, min_wavelength: float = 1
         min_wavelength: of the fastest pair, metres; about twice the finest distance that matters.
         max_wavelength: of the slowest pair, metres; about twice the size of the scene.
     Returns:
-        cos, sin: [..., 3 * (D // 6)] fp32 (fp64 for fp64 positions), one column a channel pair.
+        cos, sin: [..., D // 2] fp32 (fp64 for fp64 positions), one column a channel pair.
     Raises:
         ValueError: positions that do not end in 3, or wavelengths that are not 0 < min <= max.
     """
@@ -35,24 +38,33 @@ def rotary_angles(positions: Tensor, head_dim: int, *, min_wavelength: float = 1
     step = torch.arange(pairs, device=positions.device, dtype=positions.dtype) / max(pairs - 1, 1)
     frequency = 2 * math.pi / min_wavelength * (min_wavelength / max_wavelength)**step  # [D // 6]
     angle = (positions.unsqueeze(-1) * frequency).flatten(-2)  # [..., 3 * (D // 6)]
+    angle = F.pad(angle, (0, head_dim // 2 - angle.shape[-1]))  # [..., D // 2]
     return angle.cos(), angle.sin()
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate channel pairs (2i, 2i + 1) of every head.
+    """Rotate channel pairs (2i, 2i + 1) of every head, in one pass over memory: by a kernel of the triton backend where
+    that runs, else as a product of complex numbers.
 
     Args:
         x: [..., H, D].
-        cos, sin: [..., R] with 2 R <= D, from `rotary_angles`; shared by the heads.
+        cos, sin: [..., R] with 2 R <= D, from `rotary_angles`; shared by the heads, not differentiated.
     Returns:
         [..., H, D] in x's dtype; the last D - 2 R channels are unchanged.
     Raises:
-        ValueError: tables wider than D.
+        ValueError: tables wider than D, or of other rows than x.
     """
     rotated = 2 * cos.shape[-1]
     if rotated > x.shape[-1]:
         raise ValueError(f'tables for {rotated} channels do not fit heads of width {x.shape[-1]}')
-    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)  # [..., 1, R]
-    even, odd = x[..., 0:rotated:2], x[..., 1:rotated:2]  # [..., H, R]
-    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x.dtype)
-    return torch.cat([turned, x[..., rotated:]], -1)
+    if cos.shape[:-1] != x.shape[:-2] or sin.shape != cos.shape:
+        raise ValueError(f'cos {tuple(cos.shape)} and sin {tuple(sin.shape)} must have the rows of x, '
+                         f'{tuple(x.shape[:-2])}')
+    if choose_backend(None, x) == 'triton':
+        return triton.rotate(x, cos, sin)
+    angle = torch.complex(cos, sin).detach().unsqueeze(-2)  # [..., 1, R]
+    turned, rest = x[..., :rotated].to(torch.promote_types(x.dtype, cos.dtype)), x[..., rotated:]
+    if any(step % 2 for step in turned.stride()[:-1]):  # a pair would not lie on a complex number's place
+        turned = turned.contiguous()
+    turned = torch.view_as_real(torch.view_as_complex(turned.unflatten(-1, (-1, 2))) * angle).flatten(-2).to(x.dtype)
+    return turned if not rest.shape[-1] else torch.cat([turned, rest], -1)

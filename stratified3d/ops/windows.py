@@ -87,6 +87,31 @@ def plan_windows(coords: Tensor, window_shape: Sequence[int], shift: Sequence[in
         batch_offsets=torch.searchsorted(sample, samples, out_int32=True))
 
 
+def permute_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    """x[order], differentiable: the gradient is gathered by the inverse permutation, where indexing would scatter it.
+
+    Args:
+        x: [N, ...].
+        order, inverse: [N] int64, a permutation of the rows and its inverse, as in `WindowPlan`.
+    Returns:
+        [N, ...]; row i is x[order[i]].
+    """
+    return _PermuteRows.apply(x, order, inverse)
+
+
+class _PermuteRows(torch.autograd.Function):
+
+    @staticmethod
+    def forward(ctx, x, order, inverse):
+        ctx.save_for_backward(order, inverse)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx, grad):
+        order, inverse = ctx.saved_tensors
+        return _PermuteRows.apply(grad, inverse, order), None, None
+
+
 def _window_key(sample: Tensor, window: Sequence[Tensor], bits: Sequence[int], batch_size: int) -> Tensor:
     """[N] sort key: the sample above the interleaved bits of the window index, the lowest bit from x."""
     wide = sum(bits) + batch_size.bit_length() > 31

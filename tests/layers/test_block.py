@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stratified3d.layers.attention import StratifiedAttention
+from stratified3d.layers.attention import StratifiedAttention, arrange_windows
 from stratified3d.layers.block import StratifiedStage
 from stratified3d.layers.sparse_conv import SparseConvTensor
 from stratified3d.testing import random_coords, relative_error
@@ -27,7 +27,7 @@ def cloud(sizes=(50, 0, 20)):
 def test_gradients_reach_every_parameter(persist, use_conv):
     x, positions = cloud()
     module = stage(persist=persist, use_conv=use_conv)
-    out = module(x, positions).features
+    out = module(*module.arrange(x, positions)).features
     (out * torch.randn_like(out)).sum().backward()
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
@@ -42,7 +42,7 @@ def test_checkpointing_changes_no_gradient(selection):
                                  (4, 5, 6), head_dim=8, with_cp=with_cp)
         x, positions = cloud()
         torch.manual_seed(5)
-        out = module(x, positions).features
+        out = module(*module.arrange(x, positions)).features
         out.square().sum().backward()
         results.append([out, x.features.grad, *(p.grad for p in module.parameters())])
     for a, b in zip(*results):
@@ -62,12 +62,38 @@ def test_shifted_windows_reach_across_borders():
             moved = feats.clone()
             moved[1] += change
             x = SparseConvTensor(moved, coords, list(SHAPE), 1)
-            outs.append(module(x, coords[:, [3, 2, 1]].float()).features)
+            outs.append(module(*module.arrange(x, coords[:, [3, 2, 1]].float())).features)
         felt = (outs[0] - outs[1]).abs().amax(1) > 0
         assert felt.tolist() == [shifted, True, False]
+
+
+@pytest.mark.parametrize('fusion', ['joint', 'gated'])
+def test_moving_the_voxels_once_changes_nothing(fusion):
+    """Blocks on voxels in window order against the same blocks that move them to and fro."""
+    torch.manual_seed(0)
+    module = StratifiedStage(16, 3, lambda i: StratifiedAttention(16, 2, 6, fusion=fusion, selects_strata=i == 0),
+                             (2, 5, 6), head_dim=8)
+    x, positions = cloud()
+    weight = torch.randn(70, 16)
+    moved, grids = module.arrange(x, positions)
+    assert [grid.is_sorted for grid in grids] == [True, False]
+    out = module(moved, grids)
+    plain = [arrange_windows(x.indices, positions, (2, 5, 6), shift, batch_size=3, spatial_shape=SHAPE, head_dim=8)
+             for shift in ((0, 0, 0), (1, 2, 3))]
+    order = plain[0].plan.order
+    assert torch.equal(out.indices, x.indices[order])
+    truth, strata = x, None
+    for i, block in enumerate(module.blocks):
+        truth, strata = block(truth, plain[i % 2], strata)
+    inputs = [x.features, *module.parameters()]
+    found = torch.autograd.grad((out.features * weight[order]).sum(), inputs)
+    for a, b in zip((out.features, *found),
+                    (truth.features[order], *torch.autograd.grad((truth.features * weight).sum(), inputs))):
+        assert relative_error(a, b) < 1e-5
 
 
 def test_one_voxel_and_none():
     for sizes in ((1, ), (0, ), (0, 0)):
         x, positions = cloud(sizes)
-        assert stage()(x, positions).features.shape == (sum(sizes), 16)
+        module = stage()
+        assert module(*module.arrange(x, positions)).features.shape == (sum(sizes), 16)

@@ -56,6 +56,28 @@ def test_any_shape_equals_the_reference(sizes, heads, width, strata, window):
         assert relative_error(value, truth) <= TOLERANCES[torch.float32]
 
 
+@settings(deadline=None, max_examples=10, derandomize=True)
+@example(rows=(130, ), heads=3, width=32, pairs=15)  # several tiles
+@example(rows=(2, 5), heads=2, width=128, pairs=64)
+@example(rows=(0, ), heads=2, width=8, pairs=4)
+@given(rows=st.lists(st.integers(1, 6), min_size=1, max_size=2), heads=st.integers(1, 3), width=st.integers(1, 40),
+       pairs=st.integers(0, 20))
+def test_rotations_equal_complex_products(rows, heads, width, pairs):
+    generator = torch.Generator().manual_seed(0)
+    pairs = min(pairs, width // 2)
+    x = torch.randn(*rows, 3, heads, width, generator=generator).to(DEVICE)[..., 1, :, :].requires_grad_()
+    tables = torch.randn(2, *rows, pairs, generator=generator).to(DEVICE).unbind(0)
+    weight = torch.randn(x.shape, generator=generator).to(DEVICE)
+    with poisoned_memory():
+        out = torch.ops.stratified3d.rotate(x, *tables, False)
+        found = [out, *torch.autograd.grad(out, x, weight)]
+    # fp64 is not for the kernels
+    wide = x.detach().double().requires_grad_()
+    truth = ops.apply_rotary(wide, *(table.double() for table in tables))
+    for value, true in zip(found, [truth, *torch.autograd.grad(truth, wide, weight.double())]):
+        assert relative_error(value, true) <= TOLERANCES[torch.float32]
+
+
 def test_many_samples_in_one_tile():
     sizes = [3, 0, 1, 0, 0, 7, 2, 0, 5, 1, 1, 0, 30, 0]
     shape = dict(heads=1, strata=2)
@@ -129,6 +151,7 @@ def test_operators_pass_torchs_own_check():
                       (rows[0], None, None, None, None, plan.batch_offsets, *tokens[1:], None)):
         torch.library.opcheck(op.attend, (*arguments, 0.3))
     torch.library.opcheck(op.collect, (tokens[0], *rows[1:], plan.batch_offsets, 0.3))
+    torch.library.opcheck(op.rotate, (rows[0], *torch.randn(2, len(rows[0]), 4, device=DEVICE), True))
 
 
 def block_and_clouds(**setting):

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
-from stratified3d.ops import plan_windows
+from stratified3d.ops import permute_rows, plan_windows
 from stratified3d.testing import random_coords
 
 
@@ -51,6 +51,15 @@ def test_the_full_range_of_windows_keeps_its_order():
                           dtype=torch.int32)
     plan = plan_windows(coords, (1, 1, 1), batch_size=31)
     assert plan.order.tolist() == plain_plan(coords, (1, 1, 1), (0, 0, 0))[0]
+
+
+def test_permuted_rows_and_their_gradients():
+    plan = plan_windows(random_coords([9, 0, 6], (2, 4, 4)), (2, 2, 2), batch_size=3)
+    x = torch.randn(15, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(permute_rows(x, plan.order, plan.inverse), x[plan.order])
+    assert torch.equal(permute_rows(permute_rows(x, plan.order, plan.inverse), plan.inverse, plan.order), x)
+    torch.autograd.gradcheck(lambda x: permute_rows(x, plan.order, plan.inverse), x)
+    torch.autograd.gradgradcheck(lambda x: permute_rows(x, plan.order, plan.inverse).sin(), x)
 
 
 def test_a_plan_is_a_pytree():

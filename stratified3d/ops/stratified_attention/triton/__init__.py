@@ -35,6 +35,10 @@ def read_strata(q: Tensor, strata_k: Tensor, strata_v: Tensor, batch_offsets: Te
                    None if strata_bias is None else strata_bias.float(), scale)[0]
 
 
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return _rotate(x, cos, sin, False)
+
+
 def unsupported_reason(q: Tensor) -> str | None:
     if importlib.util.find_spec('triton') is None:
         return 'the package triton is not installed'
@@ -123,3 +127,27 @@ def _differentiate_tokens(ctx, grad, _):
 
 
 _collect.register_autograd(_differentiate_tokens, setup_context=_save)
+
+
+@torch.library.custom_op('stratified3d::rotate', mutates_args=(),
+                         schema='(Tensor x, Tensor cos, Tensor sin, bool back) -> Tensor')
+def _rotate(*arguments):
+    from stratified3d.ops.stratified_attention.triton import launch
+    return launch.rotate(*arguments)
+
+
+@_rotate.register_fake
+def _(x, *_):
+    return x.new_empty(x.shape)
+
+
+def _save_tables(ctx, inputs, output):
+    _, *tables, ctx.back = inputs
+    ctx.save_for_backward(*tables)
+
+
+def _rotate_gradient(ctx, grad):
+    return _rotate(grad, *ctx.saved_tensors, not ctx.back), None, None, None
+
+
+_rotate.register_autograd(_rotate_gradient, setup_context=_save_tables)

@@ -57,7 +57,7 @@ class Usage(NamedTuple):
 
 def record_launches(dtype: torch.dtype, width: int, num_strata: int, batch: int = 4, heads: int = 4,
                     rows: int = 30000) -> list[Launch]:
-    """What forward and backward of the three functions launch for such inputs, distinct ones only."""
+    """What forward and backward of the three functions and the rotary embedding launch, distinct ones only."""
     launches = []
 
     def record(kernel, grid: tuple[int, ...], *arguments, num_warps: int = 4, num_stages: int = 2, **constants) -> None:
@@ -85,7 +85,10 @@ def record_launches(dtype: torch.dtype, width: int, num_strata: int, batch: int 
     bias = empty(batch, num_strata, heads, kind=torch.float32)
     row_lse, token_lse = empty(rows, heads, kind=torch.float32), torch.empty_like(bias)
     strata = (*tokens[:2], bias) if num_strata else (None, None, None)
+    tables = [empty(rows, width // 2, kind=torch.float32) for _ in range(2)]
     with mock.patch.object(launch, '_run', record):
+        for back in (False, True):
+            launch.rotate(q, *tables, back)
         windowed = (q, k, v, start, end, offsets, *strata)
         launch.attend(*windowed, 1.0)
         launch.attend_backward(torch.empty_like(q), *windowed, torch.empty_like(q), row_lse, 1.0)

@@ -7,7 +7,7 @@ import torch
 import triton
 from torch import Tensor
 
-from stratified3d.ops.stratified_attention.triton import rows, strata
+from stratified3d.ops.stratified_attention.triton import rotary, rows, strata
 
 # programs that keep a large GPU busy; a constant, so that sums do not depend on the device
 _PROGRAMS = 256
@@ -126,6 +126,19 @@ def collect_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, batch_offset
              lse, grad, grad_k, grad_v, n, heads, batch, num_strata, *strides, scale, BLOCK_M=tiles.rows,
              BLOCK_S=tiles.token_step, BLOCK_B=tiles.batch, **sizes)
     return _sum_splits(partial, q.dtype), grad_k, grad_v
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
+    """x [..., H, D] turned by the angles of tables [..., R], or turned back."""
+    out = x.new_empty(x.shape)
+    heads, width = x.shape[-2:]
+    x, tables = _packed(x.reshape(-1, heads, width)), [table.float().contiguous() for table in (cos, sin)]
+    if out.numel():
+        pairs = max(8, triton.next_power_of_2(triton.cdiv(width, 2)))
+        block = max(16, 1024 // pairs)
+        _run(rotary.rotate_kernel, (triton.cdiv(len(x), block), ), x, *tables, out, len(x), heads, *_strides(x),
+             BACK=back, PAIRS=cos.shape[-1], WIDTH=width, BLOCK_P=pairs, BLOCK_M=block)
+    return out
 
 
 def _run(kernel, grid: tuple[int, ...], *arguments, num_warps: int = 4, num_stages: int = 2, **constants) -> None:

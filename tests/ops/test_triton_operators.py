@@ -85,6 +85,26 @@ def test_many_samples_in_one_tile():
         assert relative_error(value, truth) <= TOLERANCES[torch.float32]
 
 
+def test_weights_below_the_range_of_fp16_keep_their_gradients():
+    """One row takes nearly all weight; the others' share, 2e-7 to 1e-6, is three to sixteen steps of fp16."""
+    torch.manual_seed(0)
+    rows, width = 90, 16
+    k = torch.randn(rows, 1, width, device=DEVICE) * 0.1
+    q = torch.zeros(1, 3, 1, width, device=DEVICE)
+    q[..., 0], k[:, 0, 0], k[40, 0, 0] = 8.0, -1.0, 1.0  # logits apart by 14 to 15
+    k[:, 0, 0] += torch.rand(rows, device=DEVICE) * 0.12
+    tensors = [x.half().requires_grad_() for x in (q, k, torch.randn(rows, 1, width, device=DEVICE))]
+    offsets = torch.tensor([0, rows], dtype=torch.int32, device=DEVICE)
+    grad = (torch.randn(q.shape, device=DEVICE) * 2000).half()
+    found, truth = (torch.autograd.grad(ops.collect_strata(*inputs, offsets, scale=0.9, backend=backend), inputs,
+                                        grad.to(inputs[0].dtype))
+                    for backend, inputs in (('triton', tensors), ('reference', [x.detach().double().requires_grad_()
+                                                                               for x in tensors])))
+    small = [i for i in range(rows) if i != 40]
+    errors = [(a[small].double() - b[small]).norm() / b[small].norm() for a, b in zip(found[1:], truth[1:])]
+    assert max(errors) < 1e-3
+
+
 def test_results_repeat_bit_by_bit():
     first, second = (results('triton', (70, 0, 40), strata=6) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second))

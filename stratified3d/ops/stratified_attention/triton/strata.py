@@ -14,6 +14,7 @@ from stratified3d.ops.stratified_attention.triton.tiles import (
     load_scalars,
     log_sum,
     product,
+    product_of_small,
     sample_of,
     softmax_step,
     split_range,
@@ -95,7 +96,7 @@ def collect_backward_tokens_kernel(q, k, v, batch_offsets, out, lse, grad_out, p
         values = load_rows(v, i, v_stride, head, i < high, WIDTH, BLOCK_D)
         weights = tl.exp2(product(queries, tl.trans(keys)) * (scale * LOG2_E) - token_lse[:, None])
         slopes = weights * (product(grad, tl.trans(values)) - delta[:, None])
-        acc += product(tl.where((i < high)[None, :], slopes, 0.0), keys)
+        acc += product_of_small(tl.where((i < high)[None, :], slopes, 0.0), keys)
     store_rows(partial, split * batch * num_strata + token, heads, head, there, acc * scale, WIDTH, BLOCK_D)
 
 
@@ -130,8 +131,8 @@ def collect_backward_rows_kernel(q, k, v, batch_offsets, out, lse, grad_out, gra
             weights = tl.exp2(product(keys, tl.trans(queries)) * (scale * LOG2_E) - token_lse[None, :])
             slopes = weights * (product(values, tl.trans(grad)) - delta[None, :])
             # a row belongs to one sample: choosing whole rows keeps the others free of this sample's NaN
-            acc_v = tl.where(mine[:, None], acc_v + product(weights, grad), acc_v)
-            acc_k = tl.where(mine[:, None], acc_k + product(slopes, queries), acc_k)
+            acc_v = tl.where(mine[:, None], acc_v + product_of_small(weights, grad), acc_v)
+            acc_k = tl.where(mine[:, None], acc_k + product_of_small(slopes, queries), acc_k)
     store_rows(grad_k, row, heads, head, valid, acc_k * scale, WIDTH, BLOCK_D)
     store_rows(grad_v, row, heads, head, valid, acc_v, WIDTH, BLOCK_D)
 
@@ -162,8 +163,8 @@ def strata_gradient_kernel(q, batch_offsets, strata_k, strata_v, strata_bias, ls
         logits = product(keys, tl.trans(queries)) * (scale * LOG2_E) + bias[:, None]
         weights = tl.exp2(logits - row_lse[None, :])
         slopes = weights * (product(values, tl.trans(grad)) - row_delta[None, :])
-        acc_v += product(weights, grad)
-        acc_k += product(slopes, queries)
+        acc_v += product_of_small(weights, grad)
+        acc_k += product_of_small(slopes, queries)
         acc_bias += tl.sum(slopes, 1)
     place = split * batch * num_strata + token
     store_rows(partial_k, place, heads, head, there, acc_k * scale, WIDTH, BLOCK_D)

@@ -40,10 +40,21 @@ def product(a, b):
     """a b in fp32, a in b's precision first."""
     # the interpreter's product of 16-bit numbers is no tensor core's
     if INTERPRETED:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32))
+        return tl.dot(a.to(b.dtype).to(tl.float32), b.to(tl.float32))
     else:
         # fp32 in three TF32 products: without it the tensor cores would keep 10 bits of the mantissa
         return tl.dot(a.to(b.dtype), b, input_precision='tf32x3')
+
+
+@triton.jit
+def product_of_small(a, b):
+    """a b where rows of a may be too small for fp16, as weights of very many rows are: each is brought to 1 first."""
+    if b.dtype == tl.float16:
+        size = tl.max(tl.abs(a), 1)
+        size = tl.where(size > 0, size, 1.0)
+        return product(a / size[:, None], b) * size[:, None]
+    else:
+        return product(a, b)
 
 
 @triton.jit

@@ -21,10 +21,11 @@ RANGE_EDGES = (0.0, 1.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 80.
 POINT_EDGES = (0, 1, 6, 21, 10**6)  # boxes by their points: 0, 1-5, 6-20, more
 BOX_RANGE_EDGES = (0.0, 20.0, 40.0, 110.0)  # m
 INTENSITY_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+GROUND_REACH, GROUND_CELL, GROUND_POINTS = 40.0, 4.0, 10  # m, m, points that a cell needs
 
 
 def point_statistics(points: np.ndarray) -> dict:
-    """Points per ring, per range bin and the share of rays without a return, of one keyframe.
+    """Points per ring, per range bin, the share of rays without a return and the ground's slope, of one keyframe.
 
     Args:
         points: [N, 5] as in a nuScenes file: x, y, z (m), intensity, ring. Within 1 m of the sensor lie rays without a
@@ -37,7 +38,34 @@ def point_statistics(points: np.ndarray) -> dict:
         'ranges': np.histogram(distance, RANGE_EDGES)[0].tolist(),
         'missing': float((~far).mean()),
         'intensity': np.quantile(points[far, 3], INTENSITY_QUANTILES).tolist(),
+        'slope': ground_slope(points[distance > RANGE_EDGES[2], :3]),
     }
+
+
+def ground_slope(points: np.ndarray) -> float:
+    """Degrees between the sensor's floor and the plane that fits the low points of a frame best.
+
+    Of every square cell below the sensor the height that a tenth of its points stay below is taken; the plane has the
+    least sum of absolute errors (by reweighted least squares), so that cells without ground weigh little.
+
+    Args:
+        points: [N, 3] x, y, z (m, LiDAR frame), without the car's own roof.
+    Returns:
+        The angle; NaN where fewer than three cells hold points.
+    """
+    points = points[(np.abs(points[:, :2]) < GROUND_REACH).all(1) & (points[:, 2] < 0)].astype(np.float64)
+    _, cell, count = np.unique(np.floor(points[:, :2] / GROUND_CELL), axis=0, return_inverse=True, return_counts=True)
+    members = np.split(points[np.argsort(cell.ravel(), kind='stable')], np.cumsum(count)[:-1])
+    low = np.array(
+        [[*each[:, :2].mean(0), 1.0, np.quantile(each[:, 2], 0.1)] for each in members if len(each) >= GROUND_POINTS]
+    )
+    if len(low) < 3:
+        return float('nan')
+    weight = np.ones(len(low))
+    for _ in range(20):
+        plane = np.linalg.lstsq(low[:, :3] * weight[:, None], low[:, 3] * weight, rcond=None)[0]
+        weight = np.maximum(np.abs(low[:, :3] @ plane - low[:, 3]), 0.05) ** -0.5
+    return float(np.degrees(np.arctan(np.hypot(*plane[:2]))))
 
 
 def box_statistics(names: list[str], distance: np.ndarray, num_points: np.ndarray) -> dict:
@@ -59,7 +87,7 @@ def read_dataset(root: Path, version: str = 'v1.0-mini') -> dict:
     """Means of the statistics over all keyframes of a data set, and its counts.
 
     Returns:
-        rings, ranges, missing, intensity: means of `point_statistics`. boxes: mean boxes per keyframe and class.
+        rings, ranges, missing, intensity, slope: means of `point_statistics`. boxes: mean boxes per keyframe and class.
         keyframes: how many. all_boxes, few: annotated boxes, and those with at most 5 points, per keyframe.
     """
     rows = {
@@ -120,6 +148,7 @@ def compare(simulated: dict, real: dict) -> str:
         row(f'points at {low:g}-{high:g} m', simulated['ranges'][i], real['ranges'][i])
     for i, quantile in enumerate(INTENSITY_QUANTILES):
         row(f'intensity, {quantile:.0%} quantile', simulated['intensity'][i], real['intensity'][i])
+    row('slope of the ground, degrees', simulated['slope'], real['slope'], 1)
     row('annotated boxes', simulated['all_boxes'], real['all_boxes'], 1)
     row(
         'of them with at most 5 points, share',

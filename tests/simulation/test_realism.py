@@ -12,7 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stratified3d.simulation.statistics import box_statistics, compare, point_statistics, read_dataset, summarise
+from stratified3d.simulation.statistics import (
+    box_statistics,
+    compare,
+    ground_slope,
+    point_statistics,
+    read_dataset,
+    summarise,
+)
 
 STORED = Path(__file__).with_name('real_keyframe.json')
 CLASSES = (
@@ -60,6 +67,22 @@ def test_stored_statistics_are_those_of_the_frame(real):
     assert stored['rings'] == real['rings']
     assert stored['ranges'] == real['ranges']
     assert stored['boxes'] == real['boxes']
+    assert stored['slope'] == pytest.approx(real['slope'], abs=1e-3)
+
+
+@pytest.mark.parametrize('degrees', [0.0, 1.7, 5.0])
+def test_the_slope_is_that_of_the_ground_beside_walls(degrees):
+    rng = np.random.default_rng(0)
+    ground, wall = rng.uniform(-38, 38, (2, 20000, 2))
+    climb = np.tan(np.radians(degrees)) * (ground @ [0.6, 0.8])
+    ground = np.c_[ground, climb - 5 + rng.normal(0, 0.02, len(ground))]
+    wall = np.c_[wall[:, :1], 20 + wall[:, 1:] / 10, rng.uniform(-4, 2, len(wall))]  # 7 m deep, where no ground is seen
+    ground = ground[np.abs(ground[:, 1] - 20) > 4]
+    assert ground_slope(np.r_[ground, wall]) == pytest.approx(degrees, abs=0.15)
+
+
+def test_a_frame_without_ground_has_no_slope():
+    assert np.isnan(ground_slope(np.zeros((0, 3))))
 
 
 def test_points_per_ring_and_range(simulated, real):

@@ -8,6 +8,7 @@ import stratified3d.plugin  # noqa: F401  (makes projects importable)
 from projects.attention_zoo.benchmarks import family
 from projects.attention_zoo.benchmarks.clouds import Frame, simulated
 from stratified3d.apis import init_detector
+from stratified3d.models.center_head import StratifiedCenterHead
 
 CPU = torch.device('cpu')
 
@@ -41,6 +42,19 @@ def test_costs(frame):
     assert row['step_ms'].median > row['detect_ms'].median > 0 and row['step_mib'] > 100
     text = family.render(result)
     assert text.count('centerpoint_tiny') == 1 and f'{row["parameters"]:,}' in text
+
+
+def test_a_detector_that_misses_is_not_timed(frame, monkeypatch):
+    right = StratifiedCenterHead.predict
+
+    def wrong(self, *args):
+        found, = right(self, *args)
+        found.bboxes_3d.tensor[3, 0] += 0.2
+        return [found]
+
+    monkeypatch.setattr(StratifiedCenterHead, 'predict', wrong)
+    with pytest.raises(ValueError, match=r'tiny.*py: wrong, so not timed: a planted box is found 2\.0e-01 off'):
+        family.run([frame], CPU, torch.float32, 1, ['centerpoint_tiny'], False)
 
 
 def test_what_is_no_config_is_named(frame):

@@ -15,12 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from projects.attention_zoo.benchmarks.clouds import Frame
-from projects.attention_zoo.benchmarks.detectors import OURS, Detector, Entry
+from projects.attention_zoo.benchmarks.detectors import OURS, Detector, Entry, calibrate
 from projects.attention_zoo.benchmarks.measure import peak_memory, timed
 from projects.attention_zoo.benchmarks.planted import PlantedObjects
 from projects.attention_zoo.benchmarks.report import number, table
 from stratified3d.apis import init_detector
 from stratified3d.layers.attention import StratifiedAttention
+from stratified3d.models.center_head import StratifiedCenterHead
 
 REACH, OBJECTS = 51.2, 240
 
@@ -36,7 +37,7 @@ def run(frames: Sequence[Frame], device: torch.device, dtype: torch.dtype, runs:
     """Every config on the last frame, ten simulated sweeps.
 
     Raises:
-        ValueError: a name in `only` that is none, no runs.
+        ValueError: a name in `only` that is none, no runs, planted objects that are not found.
     """
     found = members()
     if unknown := [name for name in only if name not in found]:
@@ -50,8 +51,8 @@ def run(frames: Sequence[Frame], device: torch.device, dtype: torch.dtype, runs:
 
 
 def measure(path: Path, points: Tensor, device: torch.device, dtype: torch.dtype, runs: int) -> dict[str, Any]:
-    """One config with random weights: parameters, GFLOP and milliseconds of a detection, and of a training step of one
-    frame milliseconds and MiB on top of the weights."""
+    """One config with random weights, norms calibrated on the frame: parameters, GFLOP and milliseconds of a detection,
+    and of a training step of one frame milliseconds and MiB on top of the weights."""
     config = Config.fromfile(path)
     trained = init_detector(config, device=device).train()
     tasks = config.model.head.tasks
@@ -59,6 +60,10 @@ def measure(path: Path, points: Tensor, device: torch.device, dtype: torch.dtype
     entry = Entry(path.stem, config, trained.head.cell[0], config.model.point_cloud_range[0], True)
     detector = Detector(entry, entry.build(), {}, planted, device, dtype)
     points = points[:, :trained.voxel_encoder.in_channels].to(device)
+    calibrate(detector.model, lambda: detector.detect(points))
+    seen = detector.detect(points)
+    if isinstance(trained.head, StratifiedCenterHead) and (missed := planted.missed(seen)):  # else nothing is planted
+        raise ValueError(f'{path.name}: wrong, so not timed: {missed}')
     found = dict(parameters=detector.parameters, gflop=count_flops(detector, points),
                  detect_ms=timed(lambda: detector.detect(points), device, runs))
     truth = _truth(planted, trained, device)

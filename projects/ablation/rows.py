@@ -62,6 +62,8 @@ ROWS = [
     _encoder('morton', 'selection', selection='morton'),
     _encoder('gated', 'fusion', fusion='gated'),
     _encoder('no bias', 'bias', strata_offset=None),
+    # all tokens together start with the weight of one voxel
+    _encoder('offset 0', 'bias', strata_offset=0.0),
     _encoder('window 24', 'window', **_windows(24)),
     # one block each: neither is shifted
     _encoder('window 12, then 24', 'window', stages=[dict(depth=1, window_shape=(8, 12, 12), stride=(1, 1, 1)),

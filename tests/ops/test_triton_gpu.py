@@ -6,7 +6,8 @@ import torch
 
 from stratified3d import ops
 from stratified3d.layers.attention import StratifiedAttention, arrange_windows
-from stratified3d.layers.block import StratifiedBlock
+from stratified3d.layers.block import StratifiedBlock, StratifiedStage
+from stratified3d.layers.sparse_conv import SparseConvTensor
 from stratified3d.testing import random_coords, relative_error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
@@ -78,11 +79,28 @@ def test_a_block_does_not_wait_either():
         mix(block, coords, feats).sum().backward()
 
 
+def test_a_stage_does_not_wait_but_for_its_convolutions():
+    coords, _ = cloud()
+    stage = StratifiedStage(128, 2, lambda i: StratifiedAttention(128, 4, selects_strata=i == 0), (8, 12, 12),
+                            head_dim=32, use_conv=False).cuda()
+    feats, positions = torch.randn(len(coords), 128, device='cuda', requires_grad=True), coords[:, [3, 2, 1]] * 0.3
+
+    def step():
+        x = SparseConvTensor(feats, coords, list(SHAPE), 3)
+        stage(*stage.arrange(x, positions)).features.sum().backward()
+
+    step()
+    with no_waiting():
+        step()
+
+
 def test_attention_is_few_kernels():
     coords, (q, k, v, sq, sk, sv, bias) = cloud()
     plan = ops.plan_windows(coords, (8, 12, 12), batch_size=3, spatial_shape=SHAPE)
     attend = kernels(lambda: ops.stratified_attention(q, k, v, plan, sk, sv, strata_bias=bias))
     assert attend == ['attend_kernel']
+    turn = ops.rotary_angles(torch.randn(len(q), 3, device='cuda'), 32)
+    assert kernels(lambda: ops.apply_rotary(q, *turn)) == ['rotate_kernel']
     assert kernels(lambda: ops.collect_strata(sq, k, v, plan.batch_offsets)) == ['collect_kernel', 'combine_kernel']
     block, feats = block_of(), torch.randn(len(coords), 128, device='cuda')
     names = kernels(lambda: mix(block, coords, feats))

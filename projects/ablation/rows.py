@@ -8,6 +8,7 @@ from mmengine.config import Config
 
 from projects.ablation.rivals import centerpoint_pillar, centerpoint_pillar_coarse, centerpoint_voxel
 from projects.attention_zoo import OTHER
+from projects.attention_zoo.planes import PlaneAttention
 
 LEARNING_RATES = (5e-4, 1e-3, 3e-3)
 
@@ -39,7 +40,9 @@ def _windows(size: int) -> dict[str, Any]:
 
 def _mixers() -> list[Row]:
     # those that compute the same function would repeat the first row at another speed
-    return [_encoder(kind.__name__, 'mixer', mixer=dict(type=kind.__name__)) for kind in OTHER]
+    more = {PlaneAttention: dict(num_heads=4)}  # a third of the heads each for three planes
+    return [_encoder(', '.join([kind.__name__, *(f'{heads} heads' for heads in more.get(kind, {}).values())]), 'mixer',
+                     mixer=dict(type=kind.__name__), **more.get(kind, {})) for kind in OTHER]
 
 
 def _rivals() -> list[Row]:

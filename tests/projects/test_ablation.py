@@ -41,6 +41,14 @@ def test_a_row_of_each_question_is_a_config_of_its_own(row, tmp_path):
     assert str(tmp_path / 'data') in config.train_dataloader.dataset.pipeline[3].db_sampler.info_path
 
 
+@pytest.mark.parametrize('row', [row for row in ROWS if row.change is None], ids=lambda row: row.name)
+def test_the_encoder_of_each_row_is_built(row, tmp_path):
+    model = make_config(row, 0, Settings(tmp_path, tmp_path, 50, 1), 50).model
+    settings = dict(model.encoder, voxel_size=model.voxel_size, point_cloud_range=model.point_cloud_range)
+    with DefaultScope.overwrite_default_scope('mmdet3d'):
+        assert MODELS.build(settings).out_channels == model.encoder.channels
+
+
 @pytest.mark.parametrize('fast', [False, True])
 def test_rivals_maps_are_the_same_in_their_fast_form(tmp_path, monkeypatch, fast):
     row = next(row for row in ROWS if row.name == 'CenterPoint pillar 0.4, rate 0.001')

@@ -64,9 +64,9 @@ def functions(x: dict[str, Tensor], plan: ops.WindowPlan, backend: str) -> dict[
         'read': (lambda: ops.read_strata(x['q'], x['strata_k'], x['strata_v'], plan.batch_offsets,
                                          strata_bias=x['strata_bias'], backend=backend),
                  ['q', 'strata_k', 'strata_v', 'strata_bias']),
-        # no kernel takes fp64
-        'rotate': (lambda: ops.apply_rotary(x['q'] if backend == 'triton' else x['q'].double(), *turn), ['q']),
-        'permute': (lambda: ops.permute_rows(x['q'], plan.order, plan.inverse), ['q']),
+        'rotate': (lambda: ops.apply_rotary(x['q'], *turn, backend=backend), ['q']),
+        'permute': (lambda: x['q'][plan.order] if backend == 'reference' else ops.permute_rows(
+            x['q'], plan.order, plan.inverse), ['q']),
     }
 
 

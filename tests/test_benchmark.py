@@ -19,6 +19,17 @@ def test_it_verifies_before_it_times_and_notices_a_wrong_backend(monkeypatch):
     assert {check['function'] for check in checks if not check['right']} == {'attention', 'windows'}
 
 
+@pytest.mark.parametrize('name', ['permute_rows', 'apply_rotary'])
+def test_wrong_rows_are_noticed(monkeypatch, name):
+    right = getattr(ops, name)
+    wrong = {'permute_rows': lambda x, order, inverse: right(x, inverse, order),
+             'apply_rotary': lambda x, cos, sin, backend: right(x, cos, sin if backend == 'reference' else -sin)}
+    monkeypatch.setattr(ops, name, wrong[name])
+    checks = benchmark.verify('cpu', 'sdpa', ['plain'], [torch.float32])
+    assert [check['function'] for check in checks if not check['right']] == [
+        dict(permute_rows='permute', apply_rotary='rotate')[name]]
+
+
 def test_a_gradient_that_was_never_written_is_wrong(monkeypatch):
     right = benchmark.forward_backward
     answers = iter([lambda parts: parts, lambda parts: [*parts[:-1], parts[-1] * torch.nan]] * 6)

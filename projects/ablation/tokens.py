@@ -41,6 +41,9 @@ class Use(NamedTuple):
 
 def evenness(weights: np.ndarray) -> float:
     """exp(entropy) of every row over the length of a row, in the mean: 1 / K for one place of K, 1 for all alike."""
+    weights = weights[weights.sum(1) > 0]  # silent tokens are read by nobody
+    if not weights.size:
+        return float('nan')
     weights = weights / weights.sum(1, keepdims=True)
     entropy = -(weights * np.log(np.maximum(weights, 1e-30))).sum(1)
     return float(np.exp(entropy).mean() / weights.shape[1])
@@ -51,10 +54,17 @@ def measure(record: StrataRecord) -> Use:
     distance = np.linalg.norm(record.voxels[:, None] - record.tokens[None], axis=-1)  # [N, M]
 
     def weighted(weights: np.ndarray) -> tuple[float, float]:
-        return float((weights * distance).sum() / weights.sum()), float(distance.mean())
+        total = weights.sum()
+        return float((weights * distance).sum() / total) if total else float('nan'), float(distance.mean())
 
     return Use(record.read.sum(1), evenness(record.read), weighted(record.read), evenness(record.collected),
                weighted(record.collected.T))
+
+
+def mean(values: list[float], form: str) -> str:
+    """Of those that are numbers; a dash where none is."""
+    values = [value for value in values if np.isfinite(value)]
+    return format(np.mean(values), form) if values else '-'
 
 
 def describe(block: str, uses: list[Use], mixer: torch.nn.Module) -> list[str]:
@@ -63,11 +73,11 @@ def describe(block: str, uses: list[Use], mixer: torch.nn.Module) -> list[str]:
     low, high = np.quantile(shares, (0.05, 0.95))
 
     def distances(pairs: list[tuple[float, float]]) -> str:
-        own, even = np.mean(pairs, 0)
-        return f'{own:.1f} ({even:.1f})'
+        own, even = (mean(values, '.1f') for values in zip(*pairs))
+        return f'{own} ({even})'
 
-    return [block, f'{shares.mean():.1%}', f'{low:.1%} to {high:.1%}', f'{np.mean([u.readers for u in uses]):.2f}',
-            distances([u.read_from for u in uses]), f'{np.mean([u.sources for u in uses]):.2f}',
+    return [block, f'{shares.mean():.1%}', f'{low:.1%} to {high:.1%}', mean([u.readers for u in uses], '.2f'),
+            distances([u.read_from for u in uses]), mean([u.sources for u in uses], '.2f'),
             distances([u.collects_from for u in uses]),
             '' if (learned := learned_weight(mixer)) is None else ' '.join(f'{x:.2f}' for x in learned.flatten())]
 
@@ -120,7 +130,11 @@ def main() -> int:
         for index in tqdm(np.unique(np.linspace(0, count - 1, args.frames).round().astype(int)), unit='frame'):
             points = read_frame(args.info, int(index)).points
             for stage, block, _ in found:
-                uses.setdefault((stage, block), []).append(measure(inspect_strata(model, points, stage, block)))
+                record = inspect_strata(model, points, stage, block)
+                if len(record.tokens):
+                    uses.setdefault((stage, block), []).append(measure(record))
+        if not uses:
+            raise ValueError(f'{args.info}: none of these frames has a voxel in range')
         rows = [COLUMNS, *(describe(f'stage {i}, block {j}', uses[i, j], mixer) for i, j, mixer in found)]
         widths = [max(map(len, column)) for column in zip(*rows)]
         print('\n'.join('  '.join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows))

@@ -55,10 +55,10 @@ class WindowGrid(NamedTuple):
         """[N, ...] from window order to the order of the voxels."""
         return x if self.is_sorted else permute_rows(x, self.plan.inverse, self.plan.order)
 
-    def sorted(self) -> WindowGrid:
-        """The same grid of voxels that have been moved into its window order."""
-        rows = torch.arange(len(self.coords), device=self.coords.device)
-        return self._replace(plan=self.plan._replace(order=rows, inverse=rows), derived={}, is_sorted=True)
+    def after(self, first: WindowGrid) -> WindowGrid:
+        """This grid, row for row, of voxels that have been moved into the window order of `first`."""
+        order, inverse = first.plan.inverse[self.plan.order], self.plan.inverse[first.plan.order]
+        return self._replace(plan=self.plan._replace(order=order, inverse=inverse), is_sorted=self is first)
 
 
 def arrange_windows(coords: Tensor, positions: Tensor, window_shape: tuple[int, int, int], shift: tuple[int, int, int],
@@ -80,13 +80,13 @@ def arrange_windows(coords: Tensor, positions: Tensor, window_shape: tuple[int, 
     return WindowGrid(plan, positions, coords[plan.order], rotary, tuple(window_shape), tuple(shift), {})
 
 
-def project_rows(qkv: nn.Linear, x: Tensor, num_heads: int,
-                 rotary: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+def project_rows(qkv: nn.Linear, x: Tensor, num_heads: int, rotary: tuple[Tensor, Tensor] | None,
+                 backend: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values of rows x [N, C], each [N, H, D]; queries and keys turned together by their tables."""
     rows = qkv(x)
     qk, v = rows.view(len(x), 3 * num_heads, rows.shape[1] // (3 * num_heads)).split((2 * num_heads, num_heads), 1)
     if rotary is not None:
-        qk = apply_rotary(qk, *rotary)
+        qk = apply_rotary(qk, *rotary, backend=backend)
     return *qk.chunk(2, 1), v
 
 
@@ -148,7 +148,8 @@ class StratifiedAttention(nn.Module):
         """x [N, C] in the order of the voxels -> mixed [N, C] in the same order, and the refined strata tokens."""
         plan = grid.plan
         x = grid.into_windows(x)
-        q, k, v = project_rows(self.qkv, x, self.num_heads, grid.rotary if self.use_rotary else None)  # [N, H, D]
+        rotary = grid.rotary if self.use_rotary else None
+        q, k, v = project_rows(self.qkv, x, self.num_heads, rotary, self.backend)  # [N, H, D]
         if not self.num_strata:
             mixed = self.attend(q, k, v, grid)
             return self.out(grid.into_voxels(mixed.flatten(1))), None
@@ -183,12 +184,14 @@ class StratifiedAttention(nn.Module):
         heads = (batch, num, self.num_heads, self.head_dim)
         turn = rotary_angles(strata.positions, self.head_dim) if self.use_rotary else None
         q = self.strata_query(strata.feats).view(heads).to(k.dtype)
-        q = q if turn is None else apply_rotary(q, *turn)
+        q = q if turn is None else apply_rotary(q, *turn, backend=self.backend)
         collected = collect_strata(q, k, v, batch_offsets, backend=self.backend).flatten(2)
         strata = strata._replace(feats=strata.feats + self.strata_out(collected))
         strata_k, strata_v = self.strata_kv(strata.feats).to(k.dtype).chunk(2, -1)
         strata_k = strata_k.reshape(heads)
-        return strata, strata_k if turn is None else apply_rotary(strata_k, *turn), strata_v.reshape(heads)
+        if turn is not None:
+            strata_k = apply_rotary(strata_k, *turn, backend=self.backend)
+        return strata, strata_k, strata_v.reshape(heads)
 
     def extra_repr(self) -> str:
         return f'num_strata={self.num_strata}, fusion={self.fusion!r}'

@@ -90,14 +90,12 @@ class StratifiedStage(nn.Module):
         shape, batch = tuple(x.spatial_shape), x.batch_size
         shifts = [(0, 0, 0), tuple(0 if w >= s else w // 2 for w, s in zip(self.window_shape, shape))]
 
-        def grid_of(coords: Tensor, positions: Tensor, shift: tuple[int, int, int]) -> WindowGrid:
-            return arrange_windows(coords, positions, self.window_shape, shift, batch_size=batch, spatial_shape=shape,
-                                   head_dim=self.head_dim)
-
-        regular = grid_of(x.indices, positions, shifts[0])
+        grids = [arrange_windows(x.indices, positions, self.window_shape, shift, batch_size=batch, spatial_shape=shape,
+                                 head_dim=self.head_dim)
+                 for shift in dict.fromkeys(shifts[:1 + (self.shifted and len(self.blocks) > 1)])]
+        regular = grids[0]
         x = SparseConvTensor(regular.into_windows(x.features), regular.coords, list(shape), batch)
-        shifted = self.shifted and len(self.blocks) > 1 and shifts[1] != shifts[0]
-        return x, [regular.sorted(), *(grid_of(regular.coords, regular.positions, s) for s in shifts[1:1 + shifted])]
+        return x, [grid.after(regular) for grid in grids]
 
     def forward(self, x: SparseConvTensor, grids: Sequence[WindowGrid]) -> SparseConvTensor:
         """x: N voxels; grids: of these voxels in this order, see `arrange`."""

@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import math
+import os
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stratified3d.ops.stratified_attention import choose_backend, triton
+from stratified3d.ops.stratified_attention import triton
 
 
 def rotary_angles(positions: Tensor, head_dim: int, *, min_wavelength: float = 1.0,
@@ -42,13 +43,14 @@ def rotary_angles(positions: Tensor, head_dim: int, *, min_wavelength: float = 1
     return angle.cos(), angle.sin()
 
 
-def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate channel pairs (2i, 2i + 1) of every head, in one pass over memory: by a kernel of the triton backend where
-    that runs, else as a product of complex numbers.
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, *, backend: str | None = None) -> Tensor:
+    """Rotate channel pairs (2i, 2i + 1) of every head, in one pass over memory.
 
     Args:
         x: [..., H, D].
         cos, sin: [..., R] with 2 R <= D, from `rotary_angles`; shared by the heads, not differentiated.
+        backend: of the attention that follows; None is that of STRATIFIED3D_BACKEND, else 'triton'. That one has a
+            kernel for it where it runs; everyone else takes a product of complex numbers.
     Returns:
         [..., H, D] in x's dtype; the last D - 2 R channels are unchanged.
     Raises:
@@ -60,11 +62,15 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     if cos.shape[:-1] != x.shape[:-2] or sin.shape != cos.shape:
         raise ValueError(f'cos {tuple(cos.shape)} and sin {tuple(sin.shape)} must have the rows of x, '
                          f'{tuple(x.shape[:-2])}')
-    if choose_backend(None, x) == 'triton':
+    if not rotated:
+        return x
+    backend = backend or os.environ.get('STRATIFIED3D_BACKEND') or 'triton'
+    if backend == 'triton' and triton.unsupported_reason(x) is None:
         return triton.rotate(x, cos, sin)
-    angle = torch.complex(cos, sin).detach().unsqueeze(-2)  # [..., 1, R]
-    turned, rest = x[..., :rotated].to(torch.promote_types(x.dtype, cos.dtype)), x[..., rotated:]
-    if any(step % 2 for step in turned.stride()[:-1]):  # a pair would not lie on a complex number's place
-        turned = turned.contiguous()
+    dtype = torch.promote_types(torch.promote_types(x.dtype, cos.dtype), torch.float32)
+    angle = torch.complex(cos.to(dtype), sin.to(dtype)).detach().unsqueeze(-2)  # [..., 1, R]
+    turned, rest = x[..., :rotated].to(dtype), x[..., rotated:]
+    if turned.stride(-1) != 1 or any(n % 2 for n in (turned.storage_offset(), *turned.stride()[:-1])):
+        turned = turned.contiguous()  # its pairs do not lie where complex numbers may
     turned = torch.view_as_real(torch.view_as_complex(turned.unflatten(-1, (-1, 2))) * angle).flatten(-2).to(x.dtype)
     return turned if not rest.shape[-1] else torch.cat([turned, rest], -1)

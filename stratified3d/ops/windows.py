@@ -102,9 +102,12 @@ def permute_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
 class _PermuteRows(torch.autograd.Function):
 
     @staticmethod
-    def forward(ctx, x, order, inverse):
-        ctx.save_for_backward(order, inverse)
+    def forward(x, order, inverse):
         return x.index_select(0, order)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
     def backward(ctx, grad):

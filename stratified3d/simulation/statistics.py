@@ -51,7 +51,7 @@ def ground_slope(points: np.ndarray) -> float:
     Args:
         points: [N, 3] x, y, z (m, LiDAR frame), without the car's own roof.
     Returns:
-        The angle; NaN where fewer than three cells hold points.
+        The angle; NaN where no three cells off one line hold enough points.
     """
     points = points[(np.abs(points[:, :2]) < GROUND_REACH).all(1) & (points[:, 2] < 0)].astype(np.float64)
     _, cell, count = np.unique(np.floor(points[:, :2] / GROUND_CELL), axis=0, return_inverse=True, return_counts=True)
@@ -59,7 +59,7 @@ def ground_slope(points: np.ndarray) -> float:
     low = np.array(
         [[*each[:, :2].mean(0), 1.0, np.quantile(each[:, 2], 0.1)] for each in members if len(each) >= GROUND_POINTS]
     )
-    if len(low) < 3:
+    if not len(low) or np.linalg.matrix_rank(low[:, :3]) < 3:
         return float('nan')
     weight = np.ones(len(low))
     for _ in range(20):
@@ -117,7 +117,7 @@ def read_dataset(root: Path, version: str = 'v1.0-mini') -> dict:
         for name, counts in table.items():
             boxes[name] += np.array(counts)
     count = len(points)
-    result = {key: np.mean([each[key] for each in points], 0).tolist() for key in points[0]}
+    result = {key: np.nanmean([each[key] for each in points], 0).tolist() for key in points[0]}
     result['boxes'] = {name: (table / count).tolist() for name, table in sorted(boxes.items())}
     result['keyframes'] = count
     return summarise(result)

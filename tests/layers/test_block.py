@@ -67,12 +67,16 @@ def test_shifted_windows_reach_across_borders():
         assert felt.tolist() == [shifted, True, False]
 
 
-@pytest.mark.parametrize('fusion', ['joint', 'gated'])
-def test_moving_the_voxels_once_changes_nothing(fusion):
-    """Blocks on voxels in window order against the same blocks that move them to and fro."""
+@pytest.mark.parametrize('fusion, selection, persist', [('joint', 'pool', True), ('gated', 'pool', False),
+                                                         ('joint', 'morton', False)])
+def test_moving_the_voxels_once_changes_nothing(fusion, selection, persist):
+    """Blocks on voxels in window order against the same blocks that move them to and fro.
+
+    Without `persist` the shifted blocks choose tokens by their own rows, whose order must be the same, too.
+    """
     torch.manual_seed(0)
-    module = StratifiedStage(16, 3, lambda i: StratifiedAttention(16, 2, 6, fusion=fusion, selects_strata=i == 0),
-                             (2, 5, 6), head_dim=8)
+    module = StratifiedStage(16, 3, lambda i: StratifiedAttention(
+        16, 2, 6, selection, fusion, selects_strata=i == 0 or not persist), (2, 5, 6), head_dim=8, persist=persist)
     x, positions = cloud()
     weight = torch.randn(70, 16)
     moved, grids = module.arrange(x, positions)
@@ -84,7 +88,8 @@ def test_moving_the_voxels_once_changes_nothing(fusion):
     assert torch.equal(out.indices, x.indices[order])
     truth, strata = x, None
     for i, block in enumerate(module.blocks):
-        truth, strata = block(truth, plain[i % 2], strata)
+        truth, strata = block(truth, plain[i % 2], strata if persist else None)
+    assert all(torch.equal(a.coords, b.coords) for a, b in zip(grids, plain))
     inputs = [x.features, *module.parameters()]
     found = torch.autograd.grad((out.features * weight[order]).sum(), inputs)
     for a, b in zip((out.features, *found),

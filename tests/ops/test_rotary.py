@@ -39,13 +39,14 @@ def test_angles_are_those_of_the_definition():
     assert turned[0, 0, 2].item() == pytest.approx(a * math.cos(expected[1]) - b * math.sin(expected[1]), abs=1e-5)
 
 
+@pytest.mark.parametrize('channels', [slice(None), slice(1, None), slice(None, None, 2)], ids=['first', 'odd', 'apart'])
 @pytest.mark.parametrize('width', [1, 7, 13, 32])
-def test_rows_of_any_layout_are_turned_alike(width):
-    """Slices of a projection, odd widths, tables narrower than the heads: outputs and gradients of the definition."""
+def test_rows_of_any_layout_are_turned_alike(width, channels):
+    """Slices of a projection, odd widths and offsets, tables narrower than the heads, against the definition."""
     torch.manual_seed(0)
-    rows = torch.randn(5, 3, 2, width, dtype=torch.float64, requires_grad=True)
+    rows = torch.randn(5, 3, 2, 2 * width + 1, dtype=torch.float64, requires_grad=True)
     cos, sin = torch.randn(2, 5, width // 3, dtype=torch.float64)  # any linear map of the pairs will do
-    q = rows[:, 1]
+    q = rows[:, 1, :, channels][..., :width]
     expected = [*q.unbind(-1)]
     for i, (c, s) in enumerate(zip(cos.T, sin.T)):
         even, odd = q[..., 2 * i], q[..., 2 * i + 1]
@@ -62,7 +63,13 @@ def test_half_precision_keeps_its_dtype_and_fp32_angles():
     positions = torch.tensor([[53.9, -53.9, 2.9]])
     cos, sin = rotary_angles(positions.half(), 32)
     assert cos.dtype == torch.float32
-    assert apply_rotary(torch.randn(1, 2, 32).bfloat16(), cos, sin).dtype == torch.bfloat16
+    x = torch.randn(1, 2, 32)
+    for dtype in (torch.bfloat16, torch.float16):
+        turned = apply_rotary(x.to(dtype), cos, sin)
+        assert turned.dtype == dtype
+        torch.testing.assert_close(turned, apply_rotary(x.to(dtype).float(), cos, sin).to(dtype))
+        # tables in half precision are poor angles, but no error
+        assert apply_rotary(x.to(dtype), cos.to(dtype), sin.to(dtype)).dtype == dtype
 
 
 def test_bad_input_is_named():

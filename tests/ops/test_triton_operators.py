@@ -78,6 +78,19 @@ def test_rotations_equal_complex_products(rows, heads, width, pairs):
         assert relative_error(value, true) <= TOLERANCES[torch.float32]
 
 
+def test_other_backends_rotate_without_the_kernel(monkeypatch):
+    from stratified3d.ops.stratified_attention import triton
+    x, tables = torch.randn(3, 1, 8, device=DEVICE), torch.randn(2, 3, 4, device=DEVICE)
+    truth = ops.apply_rotary(x, *tables, backend='triton')
+    monkeypatch.setattr(triton, 'rotate', lambda *_: 1 / 0)
+    for backend in ('sdpa', 'reference'):
+        assert relative_error(ops.apply_rotary(x, *tables, backend=backend), truth) < 1e-6
+    with pytest.raises(ZeroDivisionError):
+        ops.apply_rotary(x, *tables)
+    monkeypatch.setenv('STRATIFIED3D_BACKEND', 'sdpa')
+    assert relative_error(ops.apply_rotary(x, *tables), truth) < 1e-6
+
+
 def test_many_samples_in_one_tile():
     sizes = [3, 0, 1, 0, 0, 7, 2, 0, 5, 1, 1, 0, 30, 0]
     shape = dict(heads=1, strata=2)

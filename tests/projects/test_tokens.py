@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stratified3d.apis import detect, init_detector
+from stratified3d.apis import init_detector, inspect_strata
 from stratified3d.datasets.frames import read_frame
 from stratified3d.layers.strata_record import StrataRecord
 from stratified3d.models.stratified_encoder import StratifiedEncoder
@@ -68,8 +68,11 @@ def test_the_table_and_the_silent_weights(tool, prepared_set, small_detector, tm
     head, *blocks = said.splitlines()[:-1]
     assert head.split()[:2] == ['block', 'share'] and [line.split()[:4] for line in blocks] == [
         ['stage', '0,', 'block', f'{i}'] for i in range(len(blocks))]
-    found = detect(init_detector(config, tmp_path / 'silent.pth'), read_frame(info).points)
-    assert np.isfinite(found.scores).all()
+    for name, silent in (('model.pth', False), ('silent.pth', True)):
+        model = init_detector(config, (tmp_path if silent else small_detector) / name)
+        assert (inspect_strata(model, read_frame(info).points).read == 0).all() == silent
+    status, said = run(tool, monkeypatch, capsys, config, tmp_path / 'silent.pth', '--info', info, '--frames', 1)
+    assert status == 0 and 'nan' not in said and '0.0%' in said and '- (' in said
 
 
 def test_what_cannot_be_looked_at_is_named(tool, prepared_set, small_detector, tmp_path, monkeypatch, capsys):

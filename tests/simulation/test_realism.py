@@ -82,7 +82,9 @@ def test_the_slope_is_that_of_the_ground_beside_walls(degrees):
 
 
 def test_a_frame_without_ground_has_no_slope():
-    assert np.isnan(ground_slope(np.zeros((0, 3))))
+    along_a_line = np.c_[np.repeat(np.linspace(-30, 30, 200), 20), np.zeros((4000, 1)), -np.ones((4000, 1))]
+    for points in (np.zeros((0, 3)), along_a_line):
+        assert np.isnan(ground_slope(points))
 
 
 def test_points_per_ring_and_range(simulated, real):

@@ -61,8 +61,8 @@ def measure(path: Path, points: Tensor, device: torch.device, dtype: torch.dtype
     detector = Detector(entry, entry.build(), {}, planted, device, dtype)
     points = points[:, :trained.voxel_encoder.in_channels].to(device)
     calibrate(detector.model, lambda: detector.detect(points))
-    seen = detector.detect(points)
-    if isinstance(trained.head, StratifiedCenterHead) and (missed := planted.missed(seen)):  # else nothing is planted
+    seen, columns = detector.detect(points), len(trained.head.code_weights) - 1
+    if isinstance(trained.head, StratifiedCenterHead) and (missed := planted.missed(seen, columns)):
         raise ValueError(f'{path.name}: wrong, so not timed: {missed}')
     found = dict(parameters=detector.parameters, gflop=count_flops(detector, points),
                  detect_ms=timed(lambda: detector.detect(points), device, runs))

@@ -93,13 +93,13 @@ class PlantedObjects:
         labels = torch.cat([torch.arange(len(b)) % self.classes[t] + first[t] for t, b in enumerate(self.boxes)])
         return boxes, labels
 
-    def missed(self, found: InstanceData) -> str | None:
-        """What is wrong with the boxes that a detector found, or None."""
+    def missed(self, found: InstanceData, columns: int = 9) -> str | None:
+        """What is wrong with the boxes that a detector found, or None; columns: of its boxes, 7 without velocity."""
         boxes, labels = self.truth()
         given, kind = found.bboxes_3d.tensor.float().cpu(), found.labels_3d.cpu()
         if len(given) != len(boxes):
             return f'{len(given)} boxes are found where {len(boxes)} are planted'
-        gap = (boxes[:, None, :given.shape[1]] - given[None]).abs().amax(2)  # without velocity where none is found
+        gap = (boxes[:, None, :columns] - given[None]).abs().amax(2)
         gap = gap.masked_fill(labels[:, None] != kind[None], math.inf)
         worst = float(gap.amin(1).max())
         return None if worst < 1e-3 else f'a planted box is found {worst:.1e} off'

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import mean
+from statistics import mean, variance
 from typing import Any
 
 from projects.attention_zoo.benchmarks.report import table
@@ -44,8 +44,23 @@ def compare(results: Sequence[dict[str, Any]], score: str = 'NDS') -> list[dict[
     return found
 
 
+def standard_error(results: Sequence[dict[str, Any]], score: str = 'NDS', seeds: int = 2) -> float | None:
+    """Of a difference between the means of two rows of so many seeds each, from the variance over seeds of all rows
+    that have some; the rows of other detectors vary otherwise and are left out. None without such rows."""
+    rows: dict[str, list[float]] = {}
+    for result in results:
+        if result['group'] != 'detector':
+            rows.setdefault(result['row'], []).append(result[score])
+    several = [values for values in rows.values() if len(values) > 1]
+    if not several:
+        return None
+    degrees = sum(len(values) - 1 for values in several)
+    pooled = sum(variance(values) * (len(values) - 1) for values in several) / degrees
+    return (2 * pooled / seeds)**0.5
+
+
 def render(results: Sequence[dict[str, Any]]) -> str:
-    """The markdown table; differences to the first row with the spread in brackets."""
+    """The markdown table; differences to the first row with the spread in brackets; the standard error below."""
     head = ['row', 'question', 'seeds', 'mAP', 'against default', 'verdict', 'NDS', 'against default', 'verdict',
             'car AP', 'steps', 's a step', 'ms a frame']
     by_score = [compare(results, score) for score in ('mAP', 'NDS')]
@@ -55,7 +70,12 @@ def render(results: Sequence[dict[str, Any]]) -> str:
         scores = [cell for score, r in zip(('mAP', 'NDS'), pair) for cell in (f'{r[score]:.3f}', _gap(r), r['verdict'])]
         lines.append([row['row'], row['group'], str(row['seeds']), *scores, f'{row["car"]:.3f}',
                       f'{row["iterations"]:.0f}', f'{row["seconds"]:.2f}', f'{row["ms_per_frame"]:.0f}'])
-    return table([head, *lines])
+    text = table([head, *lines])
+    errors = [standard_error(results, score) for score in ('mAP', 'NDS')]
+    if None not in errors:
+        text += ('\n\nStandard error of a difference between two means of two seeds, from all rows but other '
+                 f'detectors: {errors[0]:.3f} mAP, {errors[1]:.3f} NDS.')
+    return text
 
 
 def _gap(row: dict[str, Any]) -> str:

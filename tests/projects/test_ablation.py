@@ -17,7 +17,7 @@ import stratified3d.plugin  # noqa: F401
 from projects.ablation import rivals
 from projects.ablation.rows import ROWS
 from projects.ablation.runs import CONFIG, Settings, make_config
-from projects.ablation.tables import compare, render
+from projects.ablation.tables import compare, render, standard_error
 
 
 def result(row, seed, score):
@@ -100,6 +100,17 @@ def test_verdicts(scores, verdict):
 def test_only_shared_seeds_are_compared():
     results = [result('default', 0, 0.3), result('default', 1, 0.9), result('m = 0', 0, 0.31), result('m = 0', 2, 0.0)]
     assert compare(results)[1]['difference'] == pytest.approx(0.01)
+
+
+def test_the_standard_error_is_that_of_all_rows_together():
+    scores = {'default': (0.30, 0.32), 'm = 0': (0.20, 0.24), 'gated': (0.5, )}
+    results = [result(row, seed, score) for row, values in scores.items() for seed, score in enumerate(values)]
+    # variances 2e-4 and 8e-4, one degree of freedom each
+    assert standard_error(results) == pytest.approx((2 * 5e-4 / 2)**0.5)
+    assert standard_error(results, seeds=8) == pytest.approx((2 * 5e-4 / 8)**0.5)
+    wild = [dict(result('CenterPoint', seed, seed), group='detector') for seed in range(2)]
+    assert standard_error(results + wild) == standard_error(results) and standard_error(wild) is None
+    assert '0.022 mAP, 0.022 NDS' in render(results) and 'Standard error' not in render(results[-1:])
 
 
 @pytest.fixture

@@ -34,8 +34,8 @@ def _encoder(name: str, group: str, **settings: Any) -> Row:
     return Row(name, group, {f'model.encoder.{key}': value for key, value in settings.items()})
 
 
-def _windows(size: int) -> dict[str, Any]:
-    return {'stages': [dict(depth=2, window_shape=(8, size, size), stride=(8, 1, 1))]}
+def _one_stage(size: int = 12, depth: int = 2) -> dict[str, Any]:
+    return {'stages': [dict(depth=depth, window_shape=(8, size, size), stride=(8, 1, 1))]}
 
 
 def _mixers() -> list[Row]:
@@ -67,10 +67,12 @@ ROWS = [
     _encoder('no bias', 'bias', strata_offset=None),
     # all tokens together start with the weight of one voxel
     _encoder('offset 0', 'bias', strata_offset=0.0),
-    _encoder('window 24', 'window', **_windows(24)),
+    _encoder('window 24', 'window', **_one_stage(24)),
     # one block each: neither is shifted
     _encoder('window 12, then 24', 'window', stages=[dict(depth=1, window_shape=(8, 12, 12), stride=(1, 1, 1)),
                                                      dict(depth=1, window_shape=(8, 24, 24), stride=(8, 1, 1))]),
+    _encoder('4 blocks', 'depth', **_one_stage(depth=4)),
+    _encoder('4 blocks, m = 0', 'depth', **_one_stage(depth=4), num_strata=0),
     _encoder('not shifted', 'shift', shifted=False),
     _encoder('no rotary', 'position', use_rotary=False),
     _encoder('no convolution', 'position', use_conv=False),

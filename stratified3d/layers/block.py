@@ -89,7 +89,6 @@ class StratifiedStage(nn.Module):
         """
         shape, batch = tuple(x.spatial_shape), x.batch_size
         shifts = [(0, 0, 0), tuple(0 if w >= s else w // 2 for w, s in zip(self.window_shape, shape))]
-
         grids = [arrange_windows(x.indices, positions, self.window_shape, shift, batch_size=batch, spatial_shape=shape,
                                  head_dim=self.head_dim)
                  for shift in dict.fromkeys(shifts[:1 + (self.shifted and len(self.blocks) > 1)])]

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
+from projects.ablation.members import CHANGES
 from projects.ablation.rivals import centerpoint_pillar, centerpoint_pillar_coarse, centerpoint_voxel
 from projects.attention_zoo import OTHER
 from projects.attention_zoo.planes import PlaneAttention
@@ -77,5 +78,6 @@ ROWS = [
     _encoder('no rotary', 'position', use_rotary=False),
     _encoder('no convolution', 'position', use_conv=False),
     *_mixers(),
+    *(Row(name, 'family', {}, change) for name, change in CHANGES.items()),
     *_rivals(),
 ]

@@ -15,9 +15,11 @@ import stratified3d.plugin  # noqa: F401
 
 # isort: split
 from projects.ablation import rivals
+from projects.ablation.members import CHANGES
 from projects.ablation.rows import ROWS
 from projects.ablation.runs import CONFIG, Settings, make_config
 from projects.ablation.tables import compare, render, standard_error
+from projects.attention_zoo.benchmarks.family import members
 
 
 def result(row, seed, score):
@@ -52,6 +54,19 @@ def test_the_encoder_of_each_row_is_built():
             settings = dict(model.encoder, voxel_size=model.voxel_size, point_cloud_range=model.point_cloud_range)
             with DefaultScope.overwrite_default_scope('mmdet3d'):
                 assert MODELS.build(settings).out_channels == model.encoder.channels, row.name
+
+
+@pytest.mark.parametrize('name', CHANGES)
+def test_members_are_full_size_under_the_short_trainings_head(name, tmp_path):
+    row, settings = next(row for row in ROWS if row.name == name), Settings(tmp_path, tmp_path, 50, 1)
+    model, first = (make_config(r, 0, settings, 50).model for r in (row, ROWS[0]))
+    member = Config.fromfile(members()[name]).model
+    for part in ('voxel_size', 'voxel_encoder', 'encoder', 'backbone'):
+        assert model[part] == member[part]
+    assert model.head.code_weights == first.head.code_weights and model.head.iou_weight == 0
+    assert model.head.type == member.head.type and model.map_precision == first.map_precision
+    with DefaultScope.overwrite_default_scope('mmdet3d'):
+        assert MODELS.build(model).head.cell == pytest.approx([2 * size for size in member.voxel_size[:2]])
 
 
 @pytest.mark.parametrize('fast', [False, True])

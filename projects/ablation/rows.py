@@ -77,6 +77,10 @@ ROWS = [
     _encoder('not shifted', 'shift', shifted=False),
     _encoder('no rotary', 'position', use_rotary=False),
     _encoder('no convolution', 'position', use_conv=False),
+    # what the full-size configs set otherwise than the quickstart
+    Row('IoU branch and loss', 'recipe', {'model.head.iou_weight': 0.5, 'model.head.iou_loss_weight': 0.5}),
+    Row('boxes at centres only', 'recipe', {'model.head.box_radius': 0}),
+    _encoder('stem of 2', 'recipe', stem_depth=2),
     *_mixers(),
     *(Row(name, 'family', {}, change) for name, change in CHANGES.items()),
     *_rivals(),

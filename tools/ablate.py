@@ -88,8 +88,7 @@ def main() -> int:
                 results = [r for r in results if (r['row'], r['seed']) != (row.name, seed)] + [result | dict(
                     commit=made['commit'])]
                 results.sort(key=lambda r: [row.name for row in ROWS].index(r['row']))
-                report.save(args.out, name, dict(environment=made, command=' '.join(sys.argv[1:]),
-                                                       results=results), render(results), tool='ablate.py')
+                report.save(args.out, name, dict(environment=made, results=results), render(results), 'ablate.py')
                 tqdm.write(f'{row.name}, seed {seed}: mAP {result["mAP"]:.3f}, NDS {result["NDS"]:.3f}')
     print(f'\n{render(results)}\n\nkept in {place}' if results else 'no result yet')
     return 1 if failures else 0

@@ -73,8 +73,7 @@ def run_complexity(args: argparse.Namespace) -> None:
 def finish(args: argparse.Namespace, result: dict, text: str) -> Path:
     """Print the table; keep it and the JSON."""
     made = report.environment(args.device, args.dtype)
-    content = dict(environment=made, command=' '.join(sys.argv[1:]), **result)
-    place = report.save(args.out, args.what, content, text)
+    place = report.save(args.out, args.what, dict(environment=made, **result), text)
     print(f'\n{text}\n\nwritten to {place}')
     return place
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 import json
 import platform
 import re
+import shlex
 import subprocess
+import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -48,9 +50,10 @@ def place_of(folder: Path, made: dict[str, Any]) -> Path:
 
 
 def save(folder: Path, name: str, content: dict[str, Any], text: str, tool: str = 'benchmark.py') -> Path:
-    """folder/<device>/<name>.json and .md."""
+    """folder/<device>/<name>.json and .md, with the arguments of the tool that runs."""
     place = place_of(folder, content['environment'])
     place.mkdir(parents=True, exist_ok=True)
+    content = dict(command=shlex.join(sys.argv[1:]), **content)
     (place / f'{name}.json').write_text(json.dumps(content, indent=1, default=str) + '\n')
     made = content['environment']
     head = (f'{made["device"]}; torch {made["torch"]}, {made["dtype"]}, commit {made["commit"]}, {made["date"]}\n\n'

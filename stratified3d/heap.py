@@ -4,6 +4,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from functools import cache
 
 # of glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -19,12 +20,14 @@ def keep_large_blocks() -> None:
     """Let freed blocks of any size stay in this process's heap, to be used again.
 
     glibc maps every large block anew and the kernel fills it with zeros page by page. Does nothing under other C
-    libraries or allocators, or where the environment has settings of its own (MALLOC_*).
+    libraries or allocators, or where the environment has settings of its own (MALLOC_*). Processes forked from this one
+    (a data loader's workers) give back what was free in it, or they would keep it as it was then.
     """
     library = _find_glibc()
     if library is not None:
         library.mallopt(_M_MMAP_MAX, 0)
         library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        _free_in_children()
 
 
 def return_free_pages() -> None:
@@ -32,3 +35,8 @@ def return_free_pages() -> None:
     library = _find_glibc()
     if library is not None:
         library.malloc_trim(0)
+
+
+@cache
+def _free_in_children() -> None:
+    os.register_at_fork(after_in_child=return_free_pages)

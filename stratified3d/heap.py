@@ -5,6 +5,7 @@ import ctypes
 import os
 import sys
 from functools import cache
+from pathlib import Path
 
 # of glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -35,6 +36,16 @@ def return_free_pages() -> None:
     library = _find_glibc()
     if library is not None:
         library.malloc_trim(0)
+
+
+def is_memory_short(share: float = 0.25) -> bool:
+    """Whether less than this share of a Linux machine's memory is available; False where nobody says."""
+    try:
+        lines = Path('/proc/meminfo').read_text().splitlines()
+    except OSError:
+        return False
+    sizes = {name: int(rest.split()[0]) for name, rest in (line.split(':') for line in lines)}
+    return sizes['MemAvailable'] < share * sizes['MemTotal']
 
 
 @cache

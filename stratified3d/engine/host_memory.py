@@ -5,17 +5,18 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from stratified3d.heap import keep_large_blocks, return_free_pages
+from stratified3d.heap import is_memory_short, keep_large_blocks, return_free_pages
 
 
 @HOOKS.register_module()
 class HostMemoryHook(Hook):
     """Keep the pages of large tensors from step to step, and give unused ones back now and then.
 
-    Mapped anew, they are hundreds of thousands of page faults in a training step on a CPU; see `heap`.
+    Mapped anew, they are hundreds of thousands of page faults in a training step on a CPU; see `heap`. Kept, they lie
+    in pieces that need not fit the next step's tensors, and the process grows beyond what a step needs.
 
     Args:
-        interval: iterations.
+        interval: iterations; where the machine's memory is short, free pages go back after each.
     """
 
     priority = 'VERY_LOW'
@@ -29,5 +30,5 @@ class HostMemoryHook(Hook):
 
     def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
         """Return free pages."""
-        if self.every_n_train_iters(runner, self.interval):
+        if self.every_n_train_iters(runner, self.interval) or is_memory_short():
             return_free_pages()

@@ -5,15 +5,18 @@ import sys
 
 import pytest
 
+from stratified3d import heap
+
 START = """
 import os
 import resource
 import sys
 from types import SimpleNamespace
 import torch
-from stratified3d.engine import HostMemoryHook
+from stratified3d.engine import HostMemoryHook, host_memory
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def resident(): return 1024 * int(open('/proc/self/status').read().split('RssAnon:')[1].split()[0])
+host_memory.is_memory_short = lambda: False  # of the machine that runs this test
 hook, runner = HostMemoryHook(interval=4), SimpleNamespace(iter=0)
 hook.before_train(runner)
 torch.ones(1 << 24)  # 64 MiB
@@ -26,6 +29,14 @@ for runner.iter in range(4):
     hook.after_train_iter(runner, runner.iter)
 print(last, most - resident())
 """
+SHORT = START + """
+returned = []
+for short in (False, True):
+    host_memory.is_memory_short = lambda: short
+    hook.after_train_iter(runner, 0)
+    returned.append(most - resident())
+print(*returned)
+"""
 FORK = START + """
 child = os.fork()
 if child:
@@ -37,7 +48,8 @@ os._exit(0)
 
 def probe(script: str, **variables: str) -> tuple[int, ...]:
     """What a script prints: of STEPS the page faults of four large tensors after a larger one, and the bytes given back
-    after the last; of FORK the bytes that a child gave back, and its parent."""
+    after the last; of SHORT the bytes given back after a step with enough and with little memory; of FORK those that a
+    child gave back, and its parent."""
     env = {k: v for k, v in os.environ.items() if not k.startswith('MALLOC_')} | variables
     said = subprocess.run([sys.executable, '-W', 'ignore', '-c', script], env=env, capture_output=True, text=True,
                           check=True).stdout
@@ -49,6 +61,27 @@ def test_large_tensors_use_their_memory_again_and_it_is_returned():
     faults, returned = probe(STEPS)
     assert faults < 1000  # 4 x 16,384 pages when they are mapped anew
     assert returned > 60 << 20
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='the settings are glibc\'s')
+def test_it_is_returned_at_once_where_memory_is_short():
+    enough, little = probe(SHORT)
+    assert enough < 4 << 20 and little > 60 << 20
+
+
+@pytest.mark.parametrize('available, short', [(2600, False), (2400, True)])
+def test_memory_is_short_below_a_quarter(available, short, monkeypatch):
+    said = f'MemTotal: 10000 kB\nMemFree: 10 kB\nMemAvailable: {available} kB\nHugePages_Total: 0\n'
+    monkeypatch.setattr(heap.Path, 'read_text', lambda path: said)
+    assert heap.is_memory_short() == short
+
+
+def test_nobody_says_how_much_memory_there_is(monkeypatch):
+    def missing(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(heap.Path, 'read_text', missing)
+    assert not heap.is_memory_short()
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='the settings are glibc\'s')

@@ -7,8 +7,9 @@ import sys
 from functools import cache
 from pathlib import Path
 
-# of glibc's malloc.h
+# of glibc's malloc.h, and what its manual gives as the defaults
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_TRIM_THRESHOLD, _MMAP_MAX = 128 * 1024, 65536
 
 
 def _find_glibc() -> ctypes.CDLL | None:
@@ -17,8 +18,8 @@ def _find_glibc() -> ctypes.CDLL | None:
     return library if is_free else None
 
 
-def keep_large_blocks() -> None:
-    """Let freed blocks of any size stay in this process's heap, to be used again.
+def keep_large_blocks() -> bool:
+    """Let freed blocks of any size stay in this process's heap, to be used again; returns whether they do.
 
     glibc maps every large block anew and the kernel fills it with zeros page by page. Does nothing under other C
     libraries or allocators, or where the environment has settings of its own (MALLOC_*). Processes forked from this one
@@ -29,6 +30,16 @@ def keep_large_blocks() -> None:
         library.mallopt(_M_MMAP_MAX, 0)
         library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         _free_in_children()
+    return library is not None
+
+
+def map_large_blocks() -> None:
+    """Undo `keep_large_blocks`: large blocks are mapped anew and unmapped when freed, and free pages go back now."""
+    library = _find_glibc()
+    if library is not None:
+        library.mallopt(_M_MMAP_MAX, _MMAP_MAX)
+        library.mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
+        library.malloc_trim(0)
 
 
 def return_free_pages() -> None:

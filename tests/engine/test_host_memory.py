@@ -8,6 +8,7 @@ import pytest
 from stratified3d import heap
 
 START = """
+import logging
 import os
 import resource
 import sys
@@ -30,12 +31,17 @@ for runner.iter in range(4):
 print(last, most - resident())
 """
 SHORT = START + """
-returned = []
-for short in (False, True):
-    host_memory.is_memory_short = lambda: short
-    hook.after_train_iter(runner, 0)
-    returned.append(most - resident())
-print(*returned)
+runner.logger = logging.getLogger()
+hook.after_train_iter(runner, 0)
+kept = most - resident()
+host_memory.is_memory_short = lambda: True
+hook.after_train_iter(runner, 0)
+given_back = most - resident()
+before = faults()
+for runner.iter in range(1, 4):
+    torch.ones((1 << 24) - runner.iter * (1 << 16))
+    hook.after_train_iter(runner, runner.iter)
+print(kept, given_back, faults() - before)
 """
 FORK = START + """
 child = os.fork()
@@ -48,8 +54,8 @@ os._exit(0)
 
 def probe(script: str, **variables: str) -> tuple[int, ...]:
     """What a script prints: of STEPS the page faults of four large tensors after a larger one, and the bytes given back
-    after the last; of SHORT the bytes given back after a step with enough and with little memory; of FORK those that a
-    child gave back, and its parent."""
+    after the last; of SHORT the bytes given back after a step with enough and with little memory, and the faults of
+    three more; of FORK the bytes that a child gave back, and its parent."""
     env = {k: v for k, v in os.environ.items() if not k.startswith('MALLOC_')} | variables
     said = subprocess.run([sys.executable, '-W', 'ignore', '-c', script], env=env, capture_output=True, text=True,
                           check=True).stdout
@@ -64,9 +70,10 @@ def test_large_tensors_use_their_memory_again_and_it_is_returned():
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='the settings are glibc\'s')
-def test_it_is_returned_at_once_where_memory_is_short():
-    enough, little = probe(SHORT)
-    assert enough < 4 << 20 and little > 60 << 20
+def test_nothing_is_kept_where_memory_is_short():
+    kept, given_back, faults = probe(SHORT)
+    assert kept < 4 << 20 and given_back > 60 << 20
+    assert faults > 3000, 'three tensors, all mapped anew'
 
 
 @pytest.mark.parametrize('available, short', [(2600, False), (2400, True)])

@@ -53,10 +53,10 @@ def is_memory_short(share: float = 0.25) -> bool:
     """Whether less than this share of a Linux machine's memory is available; False where nobody says."""
     try:
         lines = Path('/proc/meminfo').read_text().splitlines()
-    except OSError:
+        sizes = {name: int(rest.split()[0]) for name, rest in (line.split(':') for line in lines)}
+        return sizes['MemAvailable'] < share * sizes['MemTotal']
+    except (OSError, KeyError):  # another system, an old kernel
         return False
-    sizes = {name: int(rest.split()[0]) for name, rest in (line.split(':') for line in lines)}
-    return sizes['MemAvailable'] < share * sizes['MemTotal']
 
 
 @cache

@@ -84,6 +84,9 @@ def test_memory_is_short_below_a_quarter(available, short, monkeypatch):
 
 
 def test_nobody_says_how_much_memory_there_is(monkeypatch):
+    monkeypatch.setattr(heap.Path, 'read_text', lambda path: 'MemTotal: 10000 kB\n')
+    assert not heap.is_memory_short()
+
     def missing(path):
         raise FileNotFoundError(path)
 

@@ -49,12 +49,14 @@ def return_free_pages() -> None:
         library.malloc_trim(0)
 
 
-def is_memory_short(share: float = 0.25) -> bool:
-    """Whether less than this share of a Linux machine's memory is available; False where nobody says."""
+def is_memory_short(available: float = 0.25, own: float = 0.5) -> bool:
+    """Whether less than a share of a Linux machine's memory is available, or the addresses of this process's data, free
+    ones too, span more than a share of it: a process that spans more than all cannot fork. False where nobody says."""
     try:
         lines = Path('/proc/meminfo').read_text().splitlines()
-        sizes = {name: int(rest.split()[0]) for name, rest in (line.split(':') for line in lines)}
-        return sizes['MemAvailable'] < share * sizes['MemTotal']
+        sizes = {name: 1024 * int(rest.split()[0]) for name, rest in (line.split(':') for line in lines)}
+        data = int(Path('/proc/self/statm').read_text().split()[5]) * os.sysconf('SC_PAGE_SIZE')
+        return sizes['MemAvailable'] < available * sizes['MemTotal'] or data > own * sizes['MemTotal']
     except (OSError, KeyError):  # another system, an old kernel
         return False
 

@@ -76,15 +76,17 @@ def test_nothing_is_kept_where_memory_is_short():
     assert faults > 3000, 'three tensors, all mapped anew'
 
 
-@pytest.mark.parametrize('available, short', [(2600, False), (2400, True)])
-def test_memory_is_short_below_a_quarter(available, short, monkeypatch):
-    said = f'MemTotal: 10000 kB\nMemFree: 10 kB\nMemAvailable: {available} kB\nHugePages_Total: 0\n'
-    monkeypatch.setattr(heap.Path, 'read_text', lambda path: said)
+@pytest.mark.parametrize('available, data, short', [(2600, 4900, False), (2400, 100, True), (9000, 5100, True)])
+def test_memory_is_short_below_a_quarter_or_where_half_is_taken(available, data, short, monkeypatch):
+    page = os.sysconf('SC_PAGE_SIZE') // 1024
+    said = dict(meminfo=f'MemTotal: {page * 10000} kB\nMemAvailable: {page * available} kB\nHugePages_Total: 0\n',
+                statm=f'9000 20 10 1 0 {data} 0')
+    monkeypatch.setattr(heap.Path, 'read_text', lambda path: said[path.name])
     assert heap.is_memory_short() == short
 
 
 def test_nobody_says_how_much_memory_there_is(monkeypatch):
-    monkeypatch.setattr(heap.Path, 'read_text', lambda path: 'MemTotal: 10000 kB\n')
+    monkeypatch.setattr(heap.Path, 'read_text', lambda path: 'MemTotal: 1 2 3 4 5 6 kB\n')
     assert not heap.is_memory_short()
 
     def missing(path):

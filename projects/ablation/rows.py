@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from mmengine.config import Config
 
 from projects.ablation.members import CHANGES
+from projects.ablation.recipes import full_augmentation, plain_backbone, without_sampling
 from projects.ablation.rivals import centerpoint_pillar, centerpoint_pillar_coarse, centerpoint_voxel
 from projects.attention_zoo import OTHER
 from projects.attention_zoo.planes import PlaneAttention
@@ -81,6 +82,13 @@ ROWS = [
     Row('IoU branch and loss', 'recipe', {'model.head.iou_weight': 0.5, 'model.head.iou_loss_weight': 0.5}),
     Row('boxes at centres only', 'recipe', {'model.head.box_radius': 0}),
     _encoder('stem of 2', 'recipe', stem_depth=2),
+    Row('plain backbone', 'recipe', {}, plain_backbone),
+    Row('maps in fp32', 'recipe', {'model.map_precision': 'fp32'}),
+    Row('constant rate of 0.001', 'schedule', {'param_scheduler': [], 'optim_wrapper.optimizer.lr': 1e-3}),
+    Row('no ground-truth sampling', 'data', {}, without_sampling),
+    # of three passes over the data
+    Row('sampling fades', 'data', {'custom_hooks': [dict(type='FadeObjectSampleHook', epochs=1)]}),
+    Row('full-size augmentation', 'data', {}, full_augmentation),
     *_mixers(),
     *(Row(name, 'family', {}, change) for name, change in CHANGES.items()),
     *_rivals(),

@@ -48,12 +48,14 @@ def make_config(row: Row, seed: int, settings: Settings, iterations: int) -> Con
     loaders = [config[f'{name}_dataloader'].dataset for name in ('train', 'val', 'test')]
     for dataset in loaders:
         dataset.data_root = data
-    sampler, = (t.db_sampler for t in loaders[0].pipeline if t.type == 'ObjectSample')
-    sampler.update(data_root=data, info_path=f'{data}nuscenes_dbinfos_train.pkl')
+    for transform in loaders[0].pipeline:
+        if transform.type == 'ObjectSample':
+            transform.db_sampler.update(data_root=data, info_path=f'{data}nuscenes_dbinfos_train.pkl')
     for name in ('val_evaluator', 'test_evaluator'):
         config[name].update(data_root=data, ann_file=f'{data}nuscenes_infos_val.pkl',
                             jsonfile_prefix=str(folder / 'results'))
-    config.param_scheduler[0].total_steps = iterations
+    for scheduler in config.param_scheduler:
+        scheduler.total_steps = iterations
     config.train_cfg.update(max_iters=iterations, val_interval=iterations)
     config.default_hooks.checkpoint.interval = iterations
     config.randomness.seed = seed

@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 from mmdet3d.datasets.transforms import ObjectSample
+from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 
 from stratified3d.engine.seeding import pipelines
 
@@ -14,7 +15,8 @@ class FadeObjectSampleHook(Hook):
     """Switch ground-truth sampling off in the last epochs ("fade", Wang et al. 2021, PointAugmenting).
 
     mmdet3d's DisableObjectSampleHook acts at the start of a single epoch: a run that is resumed later samples again,
-    and a data set in two wrappers is not reached.
+    and a data set in two wrappers is not reached. Where a loop counts iterations (IterBasedTrainLoop), a pass over the
+    loader is an epoch, and a last one that is cut short counts as one.
 
     Args:
         epochs: how many, at the end.
@@ -27,13 +29,39 @@ class FadeObjectSampleHook(Hook):
         self.epochs = epochs
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Set the samplers of the epoch that is about to begin."""
-        loader = runner.train_dataloader
-        disabled = runner.epoch >= runner.max_epochs - self.epochs
+        """Set the samplers of the epoch that is about to begin.
+
+        Raises:
+            ValueError: the data have no end, so that workers would never hear of it.
+        """
+        loop = runner.train_loop
+        if not isinstance(loop, IterBasedTrainLoop):
+            self._begin(runner, runner.epoch, runner.max_epochs)
+            return
+        if isinstance(loop.dataloader.sampler, InfiniteSampler):
+            raise ValueError('FadeObjectSampleHook acts between two passes over the data; InfiniteSampler has none, '
+                             'so use DefaultSampler, or take the hook out of custom_hooks')
+        self._begin_pass(runner, runner.iter)
+        # its first workers were started before this hook was asked
+        loop.dataloader_iterator = type(loop.dataloader_iterator)(loop.dataloader)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None,
+                         outputs: dict | None = None) -> None:
+        """Where iterations are counted, set the samplers of the pass that is about to begin."""
+        done = runner.iter + 1
+        if isinstance(runner.train_loop, IterBasedTrainLoop) and done % len(runner.train_dataloader) == 0:
+            self._begin_pass(runner, done)
+
+    def _begin_pass(self, runner: Runner, done: int) -> None:
+        size = len(runner.train_dataloader)
+        self._begin(runner, done // size, -(-runner.max_iters // size))
+
+    def _begin(self, runner: Runner, epoch: int, epochs: int) -> None:
+        loader, disabled = runner.train_dataloader, epoch >= epochs - self.epochs
         transforms = [transform for pipeline in pipelines(loader.dataset) for transform in pipeline.transforms
                       if isinstance(transform, ObjectSample)]
         if any(transform.disabled != disabled for transform in transforms):
-            runner.logger.info(f'ground-truth sampling {"off" if disabled else "on"} from epoch {runner.epoch + 1}')
+            runner.logger.info(f'ground-truth sampling {"off" if disabled else "on"} from epoch {epoch + 1}')
             loader._iterator = None  # persistent workers would go on with their copies
         for transform in transforms:
             transform.disabled = disabled

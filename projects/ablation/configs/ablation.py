@@ -2,7 +2,8 @@ _base_ = ['../../quickstart/configs/quickstart.py']
 
 # the quickstart's detector and data for three of its eight epochs, counted in steps of two frames
 custom_imports = dict(
-    imports=['stratified3d.plugin', 'projects.attention_zoo', 'projects.ablation.rivals'], allow_failed_imports=False)
+    imports=['stratified3d.plugin', 'projects.attention_zoo', 'projects.ablation.recipes', 'projects.ablation.rivals'],
+    allow_failed_imports=False)
 iterations = 240
 param_scheduler = [
     dict(type='OneCycleLR', eta_max=_base_.lr, total_steps=iterations, pct_start=0.15, by_epoch=False)]

@@ -5,7 +5,6 @@ import ctypes
 import os
 import sys
 from functools import cache
-from pathlib import Path
 
 # of glibc's malloc.h, and what its manual gives as the defaults
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -47,18 +46,6 @@ def return_free_pages() -> None:
     library = _find_glibc()
     if library is not None:
         library.malloc_trim(0)
-
-
-def is_memory_short(available: float = 0.25, own: float = 0.5) -> bool:
-    """Whether less than a share of a Linux machine's memory is available, or the addresses of this process's data, free
-    ones too, span more than a share of it: a process that spans more than all cannot fork. False where nobody says."""
-    try:
-        lines = Path('/proc/meminfo').read_text().splitlines()
-        sizes = {name: 1024 * int(rest.split()[0]) for name, rest in (line.split(':') for line in lines)}
-        data = int(Path('/proc/self/statm').read_text().split()[5]) * os.sysconf('SC_PAGE_SIZE')
-        return sizes['MemAvailable'] < available * sizes['MemTotal'] or data > own * sizes['MemTotal']
-    except (OSError, KeyError):  # another system, an old kernel
-        return False
 
 
 @cache

@@ -5,7 +5,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from stratified3d.heap import is_memory_short, keep_large_blocks, map_large_blocks, return_free_pages
+from stratified3d.heap import keep_large_blocks, map_large_blocks, return_free_pages
+from stratified3d.memory_limits import is_memory_short
 
 
 @HOOKS.register_module()
@@ -14,7 +15,7 @@ class HostMemoryHook(Hook):
 
     Mapped anew, they are hundreds of thousands of page faults in a training step on a CPU; see `heap`. Kept, they lie
     in pieces that need not fit the next step's tensors, and the process grows beyond what a step needs. So where the
-    machine's memory runs short they are kept no longer.
+    machine's memory, or what a container or a batch system allows of it, runs short they are kept no longer.
 
     Args:
         interval: iterations.

@@ -5,8 +5,6 @@ import sys
 
 import pytest
 
-from stratified3d import heap
-
 START = """
 import logging
 import os
@@ -74,26 +72,6 @@ def test_nothing_is_kept_where_memory_is_short():
     kept, given_back, faults = probe(SHORT)
     assert kept < 4 << 20 and given_back > 60 << 20
     assert faults > 3000, 'three tensors, all mapped anew'
-
-
-@pytest.mark.parametrize('available, data, short', [(2600, 4900, False), (2400, 100, True), (9000, 5100, True)])
-def test_memory_is_short_below_a_quarter_or_where_half_is_taken(available, data, short, monkeypatch):
-    page = os.sysconf('SC_PAGE_SIZE') // 1024
-    said = dict(meminfo=f'MemTotal: {page * 10000} kB\nMemAvailable: {page * available} kB\nHugePages_Total: 0\n',
-                statm=f'9000 20 10 1 0 {data} 0')
-    monkeypatch.setattr(heap.Path, 'read_text', lambda path: said[path.name])
-    assert heap.is_memory_short() == short
-
-
-def test_nobody_says_how_much_memory_there_is(monkeypatch):
-    monkeypatch.setattr(heap.Path, 'read_text', lambda path: 'MemTotal: 1 2 3 4 5 6 kB\n')
-    assert not heap.is_memory_short()
-
-    def missing(path):
-        raise FileNotFoundError(path)
-
-    monkeypatch.setattr(heap.Path, 'read_text', missing)
-    assert not heap.is_memory_short()
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='the settings are glibc\'s')

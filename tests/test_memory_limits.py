@@ -1,0 +1,70 @@
+"""When memory is short, on machines and in control groups that are folders of files here."""
+import os
+
+import pytest
+
+from stratified3d import memory_limits
+from stratified3d.memory_limits import is_memory_short
+
+PAGE = os.sysconf('SC_PAGE_SIZE')
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """Writes files of /proc and /sys: {path: text}; a machine of 10,000 pages, half of them available."""
+    monkeypatch.setattr(memory_limits, 'ROOT', tmp_path)
+
+    def write(files=(), available=5000, data=100):
+        size = PAGE // 1024
+        meminfo = f'MemTotal: {size * 10000} kB\nMemAvailable: {size * available} kB\nHugePages_Total: 0\n'
+        files = {'proc/meminfo': meminfo, 'proc/self/statm': f'9000 20 10 1 0 {data} 0\n', **dict(files)}
+        for path, text in files.items():
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_text(text)
+
+    return write
+
+
+@pytest.mark.parametrize('available, data, short', [(2600, 4900, False), (2400, 100, True), (9000, 5100, True)])
+def test_memory_is_short_below_a_quarter_or_where_half_is_taken(available, data, short, machine):
+    machine(available=available, data=data)
+    assert is_memory_short() == short
+
+
+def test_nobody_says_how_much_memory_there_is(machine):
+    assert not is_memory_short()
+    machine({'proc/meminfo': 'MemTotal: 4096 kB\nMemFree: 0 kB\n'})
+    assert not is_memory_short()
+
+
+def group(folder, version, limit, used, files):
+    limit, used = (value if isinstance(value, str) else str(value * PAGE) for value in (limit, used))
+    if version == 2:
+        return {f'{folder}/memory.max': limit, f'{folder}/memory.current': used,
+                f'{folder}/memory.stat': f'anon 0\ninactive_file {files * PAGE}\nactive_file 0\n'}
+    return {f'{folder}/memory.limit_in_bytes': limit, f'{folder}/memory.usage_in_bytes': used,
+            f'{folder}/memory.stat': f'active_file 0\ntotal_inactive_file 0\ntotal_active_file {files * PAGE}\n'}
+
+
+@pytest.mark.parametrize('used, files, data, short', [
+    (700, 0, 100, False), (800, 0, 100, True), (990, 300, 100, False), (700, 0, 510, True)])
+@pytest.mark.parametrize('version, line, mount', [
+    (2, '0::/', 'sys/fs/cgroup'), (1, '3:cpu,memory:/', 'sys/fs/cgroup/memory')])
+@pytest.mark.parametrize('own, limited', [
+    ('', ''),  # a container that sees its own group at the root
+    ('batch/job', 'batch/job'),
+    ('batch/job', 'batch'),  # the limit is one above
+    ('outside/of/this', ''),  # the path is the one outside of the container
+])
+def test_what_a_control_group_allows_counts(own, limited, version, line, mount, used, files, data, short, machine):
+    machine({'proc/self/cgroup': f'1:cpuset:/other\n{line}{own}\n',
+             **group(f'{mount}/{limited}'.rstrip('/'), version, 1000, used, files)}, data=data)
+    assert is_memory_short() == short
+
+
+def test_groups_without_a_limit_allow_everything(machine):
+    machine({'proc/self/cgroup': '0::/user\n', **group('sys/fs/cgroup/user', 2, 'max', 4000, 0)})
+    assert not is_memory_short()
+    machine({'proc/self/cgroup': '4:memory:/user\n',
+             **group('sys/fs/cgroup/memory/user', 1, '9223372036854771712', 4000, 0)})
+    assert not is_memory_short()

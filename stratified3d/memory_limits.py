@@ -10,31 +10,30 @@ ROOT = Path('/')
 
 
 class _Version(NamedTuple):
-    """Of control groups: mount; limit, used: files of a group; files: entries of memory.stat that count files held in
-    memory, which make room when it is needed."""
+    """Of control groups: mount; limits, used: files of a group; spare: entries of memory.stat that make room when it is
+    needed, as files held in memory do."""
 
     mount: str
-    limit: str
+    limits: tuple[str, ...]
     used: str
-    files: tuple[str, ...]
+    spare: tuple[str, ...]
 
 
 # by the controller that /proc/self/cgroup names
 _VERSIONS = {
-    '': _Version('sys/fs/cgroup', 'memory.max', 'memory.current', ('inactive_file', 'active_file')),
-    'memory': _Version('sys/fs/cgroup/memory', 'memory.limit_in_bytes', 'memory.usage_in_bytes',
+    '': _Version('sys/fs/cgroup', ('memory.max', 'memory.high'), 'memory.current',
+                 ('inactive_file', 'active_file', 'slab_reclaimable')),
+    'memory': _Version('sys/fs/cgroup/memory', ('memory.limit_in_bytes', ), 'memory.usage_in_bytes',
                        ('total_inactive_file', 'total_active_file')),
 }
 
 
 def is_memory_short(available: float = 0.25, own: float = 0.5) -> bool:
     """Whether less than a share of the memory is available, or the addresses of this process's data, free ones too,
-    span more than a share of it: a process that spans more than all cannot fork. False where nobody says."""
-    try:
-        data = int((ROOT / 'proc/self/statm').read_text().split()[5]) * os.sysconf('SC_PAGE_SIZE')
-    except OSError:  # another system
-        return False
-    return any(free < available * total or data > own * total for total, free in [*_machine(), *_groups()])
+    span more than a share of the machine's: one that spans more than all cannot fork. False where nobody says."""
+    machine = [*_machine()]
+    return (any(free < available * total for total, free in [*machine, *_groups()])
+            or any(_data() > own * total for total, _ in machine))
 
 
 def _machine() -> Iterator[tuple[int, int]]:
@@ -44,14 +43,17 @@ def _machine() -> Iterator[tuple[int, int]]:
         yield 1024 * sizes['MemTotal:'], 1024 * sizes['MemAvailable:']
 
 
+def _data() -> int:
+    """Bytes that the addresses of this process's data span, 0 where nobody says."""
+    counts = [*_lines(ROOT / 'proc/self/statm'), ''][0].split()
+    return int(counts[5]) * os.sysconf('SC_PAGE_SIZE') if len(counts) > 5 else 0
+
+
 def _groups() -> Iterator[tuple[int, int]]:
     """(limit, available) bytes of each control group that this process is in and that has a limit."""
-    try:
-        lines = (ROOT / 'proc/self/cgroup').read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(':', 2)
+    for line in _lines(ROOT / 'proc/self/cgroup'):
+        _, _, entry = line.partition(':')
+        controllers, _, path = entry.partition(':')
         for version in (_VERSIONS[name] for name in controllers.split(',') if name in _VERSIONS):
             mount = ROOT / version.mount
             group = mount / path.lstrip('/')
@@ -61,18 +63,23 @@ def _groups() -> Iterator[tuple[int, int]]:
 
 
 def _limit(group: Path, version: _Version) -> Iterator[tuple[int, int]]:
-    try:
-        limit, used = (int((group / name).read_text()) for name in (version.limit, version.used))
-    except (OSError, ValueError):  # no such group here, or no limit: 'max'
-        return
-    stat = _numbers(group / 'memory.stat')
-    yield limit, limit - used + sum(stat.get(name, 0) for name in version.files)
+    """(limit, available) bytes of a group, unless it is not there or has none."""
+    limits = [int(line) for name in version.limits for line in _lines(group / name) if line.isdigit()]  # or 'max'
+    used = [int(line) for line in _lines(group / version.used)]
+    if limits and used:
+        entries = _numbers(group / 'memory.stat')
+        yield min(limits), min(limits) - used[0] + sum(entries.get(name, 0) for name in version.spare)
 
 
 def _numbers(path: Path) -> dict[str, int]:
-    """{name: number} of a file that has one of each in every line."""
+    """{name: number} of a file that has one of each in a line."""
+    rows = [line.split() for line in _lines(path)]
+    return {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}
+
+
+def _lines(path: Path) -> list[str]:
+    """Of a text file; none where it cannot be read."""
     try:
-        lines = path.read_text().splitlines()
+        return path.read_text(errors='surrogateescape').splitlines()
     except OSError:
-        return {}
-    return {words[0]: int(words[1]) for words in map(str.split, lines)}
+        return []

@@ -37,17 +37,19 @@ def test_nobody_says_how_much_memory_there_is(machine):
     assert not is_memory_short()
 
 
-def group(folder, version, limit, used, files):
+def group(folder, version, limit, used, spare):
+    """Files of a group; what can make room is split over all entries that count."""
     limit, used = (value if isinstance(value, str) else str(value * PAGE) for value in (limit, used))
     if version == 2:
-        return {f'{folder}/memory.max': limit, f'{folder}/memory.current': used,
-                f'{folder}/memory.stat': f'anon 0\ninactive_file {files * PAGE}\nactive_file 0\n'}
+        return {f'{folder}/memory.max': limit, f'{folder}/memory.high': 'max', f'{folder}/memory.current': used,
+                f'{folder}/memory.stat': f'anon 9\ninactive_file {spare * PAGE // 2}\nactive_file {spare * PAGE // 4}\n'
+                                         f'slab_reclaimable {spare * PAGE // 4}\n'}
     return {f'{folder}/memory.limit_in_bytes': limit, f'{folder}/memory.usage_in_bytes': used,
-            f'{folder}/memory.stat': f'active_file 0\ntotal_inactive_file 0\ntotal_active_file {files * PAGE}\n'}
+            f'{folder}/memory.stat': f'active_file 9\ntotal_inactive_file {spare * PAGE // 2}\n'
+                                     f'total_active_file {spare * PAGE // 2}\n'}
 
 
-@pytest.mark.parametrize('used, files, data, short', [
-    (700, 0, 100, False), (800, 0, 100, True), (990, 300, 100, False), (700, 0, 510, True)])
+@pytest.mark.parametrize('used, spare, short', [(700, 0, False), (800, 0, True), (990, 280, False)])
 @pytest.mark.parametrize('version, line, mount', [
     (2, '0::/', 'sys/fs/cgroup'), (1, '3:cpu,memory:/', 'sys/fs/cgroup/memory')])
 @pytest.mark.parametrize('own, limited', [
@@ -56,10 +58,17 @@ def group(folder, version, limit, used, files):
     ('batch/job', 'batch'),  # the limit is one above
     ('outside/of/this', ''),  # the path is the one outside of the container
 ])
-def test_what_a_control_group_allows_counts(own, limited, version, line, mount, used, files, data, short, machine):
+def test_what_a_control_group_allows_counts(own, limited, version, line, mount, used, spare, short, machine):
     machine({'proc/self/cgroup': f'1:cpuset:/other\n{line}{own}\n',
-             **group(f'{mount}/{limited}'.rstrip('/'), version, 1000, used, files)}, data=data)
+             **group(f'{mount}/{limited}'.rstrip('/'), version, 1000, used, spare)})
     assert is_memory_short() == short
+
+
+def test_a_group_that_is_slowed_down_at_its_limit_counts(machine):
+    folder = 'sys/fs/cgroup/user'
+    machine({'proc/self/cgroup': '0::/user\n', **group(folder, 2, 'max', 900, 0),
+             f'{folder}/memory.high': f'{1000 * PAGE}\n'})
+    assert is_memory_short()
 
 
 def test_groups_without_a_limit_allow_everything(machine):
@@ -67,4 +76,13 @@ def test_groups_without_a_limit_allow_everything(machine):
     assert not is_memory_short()
     machine({'proc/self/cgroup': '4:memory:/user\n',
              **group('sys/fs/cgroup/memory/user', 1, '9223372036854771712', 4000, 0)})
+    assert not is_memory_short()
+
+
+@pytest.mark.parametrize('path, text', [
+    ('proc/self/cgroup', '\n0\n0:memory\n0::/\udcff\n'), ('proc/self/statm', ''),
+    ('proc/meminfo', '\nMemTotal: many kB\n')])
+def test_files_that_say_something_else_are_no_reason_to_stop(path, text, machine, tmp_path):
+    machine()
+    (tmp_path / path).write_text(text, errors='surrogateescape')
     assert not is_memory_short()

@@ -78,15 +78,16 @@ ROWS = [
     _encoder('not shifted', 'shift', shifted=False),
     _encoder('no rotary', 'position', use_rotary=False),
     _encoder('no convolution', 'position', use_conv=False),
-    # what the full-size configs set otherwise than the quickstart
+    # what the full-size configs set otherwise than the quickstart, and parts that all have
     Row('IoU branch and loss', 'recipe', {'model.head.iou_weight': 0.5, 'model.head.iou_loss_weight': 0.5}),
     Row('boxes at centres only', 'recipe', {'model.head.box_radius': 0}),
     _encoder('stem of 2', 'recipe', stem_depth=2),
     Row('plain backbone', 'recipe', {}, plain_backbone),
+    # the default's are bf16 where the device has matrix units for it
     Row('maps in fp32', 'recipe', {'model.map_precision': 'fp32'}),
     Row('constant rate of 0.001', 'schedule', {'param_scheduler': [], 'optim_wrapper.optimizer.lr': 1e-3}),
     Row('no ground-truth sampling', 'data', {}, without_sampling),
-    # of three passes over the data
+    # in the last of the three passes that 240 steps make over the data
     Row('sampling fades', 'data', {'custom_hooks': [dict(type='FadeObjectSampleHook', epochs=1)]}),
     Row('full-size augmentation', 'data', {}, full_augmentation),
     *_mixers(),

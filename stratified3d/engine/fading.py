@@ -7,7 +7,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
 
-from stratified3d.engine.seeding import pipelines
+from stratified3d.engine.seeding import derive_seed, pipelines, restart_workers, samplers
 
 
 @HOOKS.register_module()
@@ -34,16 +34,17 @@ class FadeObjectSampleHook(Hook):
         Raises:
             ValueError: the data have no end, so that workers would never hear of it.
         """
-        loop = runner.train_loop
+        loop, loader = runner.train_loop, runner.train_dataloader
         if not isinstance(loop, IterBasedTrainLoop):
             self._begin(runner, runner.epoch, runner.max_epochs)
             return
-        if isinstance(loop.dataloader.sampler, InfiniteSampler):
+        if any(isinstance(sampler, InfiniteSampler) for sampler in samplers(loader)):
             raise ValueError('FadeObjectSampleHook acts between two passes over the data; InfiniteSampler has none, '
                              'so use DefaultSampler, or take the hook out of custom_hooks')
         self._begin_pass(runner, runner.iter)
-        # its first workers were started before this hook was asked
-        loop.dataloader_iterator = type(loop.dataloader_iterator)(loop.dataloader)
+        # the workers that it has were started before this hook was asked, and have drawn from their generators
+        loader._iterator = None
+        loop.dataloader_iterator = type(loop.dataloader_iterator)(loader)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None,
                          outputs: dict | None = None) -> None:
@@ -62,6 +63,6 @@ class FadeObjectSampleHook(Hook):
                       if isinstance(transform, ObjectSample)]
         if any(transform.disabled != disabled for transform in transforms):
             runner.logger.info(f'ground-truth sampling {"off" if disabled else "on"} from epoch {epoch + 1}')
-            loader._iterator = None  # persistent workers would go on with their copies
+            restart_workers(loader, derive_seed(runner.seed, epoch))  # persistent ones would go on with their copies
         for transform in transforms:
             transform.disabled = disabled

@@ -28,15 +28,20 @@ class EpochSeedHook(Hook):
         seed = torch.tensor(runner.seed)
         broadcast(seed)  # ranks may have seeds of their own, but must agree on the order of the data
         loader = runner.train_dataloader
-        for sampler in (loader.sampler, getattr(loader.batch_sampler, 'sampler', None)):
+        for sampler in samplers(loader):
             if hasattr(sampler, 'seed'):
                 sampler.seed = int(seed)
-        own = np.random.SeedSequence((int(seed), runner.epoch, get_rank())).generate_state(1)[0] >> 1
-        seed_everything(int(own))
+        own = derive_seed(int(seed), runner.epoch)
+        seed_everything(own)
         for pipeline in pipelines(loader.dataset):
             for transform in pipeline.transforms:
                 _restart_queues(transform)
-        _restart_workers(loader, int(own))
+        restart_workers(loader, own)
+
+
+def derive_seed(seed: int, epoch: int) -> int:
+    """This rank's seed of an epoch, below 2^31."""
+    return int(np.random.SeedSequence((seed, epoch, get_rank())).generate_state(1)[0] >> 1)
 
 
 def seed_everything(seed: int) -> None:
@@ -44,6 +49,11 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def samplers(loader: DataLoader) -> list:
+    """Where the order of the frames may come from: the loader's sampler, and that of its batch sampler."""
+    return [loader.sampler, getattr(loader.batch_sampler, 'sampler', None)]
 
 
 def pipelines(dataset: object) -> list:
@@ -62,7 +72,8 @@ def _restart_queues(transform: object) -> None:
         queue._reset()
 
 
-def _restart_workers(loader: DataLoader, seed: int) -> None:
+def restart_workers(loader: DataLoader, seed: int) -> None:
+    """Let the loader's next iterator start new workers, with copies of the data set as it is then."""
     init = loader.worker_init_fn
     if isinstance(init, partial) and 'seed' in init.keywords:
         loader.worker_init_fn = partial(init.func, *init.args, **{**init.keywords, 'rank': 0, 'seed': seed})

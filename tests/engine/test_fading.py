@@ -1,13 +1,17 @@
 import logging
+from functools import partial
 from types import SimpleNamespace
+from unittest import mock
 
+import numpy as np
 import pytest
 from mmdet3d.datasets.transforms import ObjectSample
-from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmengine.dataset import DefaultSampler, InfiniteSampler, worker_init_fn
 from mmengine.runner import IterBasedTrainLoop
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from stratified3d.engine.fading import FadeObjectSampleHook
+from stratified3d.engine.seeding import EpochSeedHook
 
 
 class Sampling(ObjectSample):
@@ -25,7 +29,7 @@ class Frames(Dataset):
         return 2
 
     def __getitem__(self, index):
-        return not self.pipeline.transforms[0].disabled
+        return not self.pipeline.transforms[0].disabled, np.random.random()
 
 
 class Wrapper(Dataset):
@@ -49,8 +53,8 @@ def test_the_last_epochs_are_without_also_after_resuming(first, workers, caplog)
     with caplog.at_level(logging.INFO):
         for epoch in range(first, 5):
             hook.before_train_epoch(SimpleNamespace(train_dataloader=loader, epoch=epoch, max_epochs=5, logger=logger,
-                                                    train_loop=None))
-            sampled.append([*loader])
+                                                    train_loop=None, seed=0))
+            sampled.append([pasted for pasted, _ in loader])
     assert sampled == [[epoch < 3] * 2 for epoch in range(first, 5)]
     assert caplog.messages == [f'ground-truth sampling off from epoch {max(first, 3) + 1}']
 
@@ -59,12 +63,19 @@ class CountingRunner:
     """As much of a runner as mmengine's loop over iterations asks for; a step notes what its batch says."""
 
     val_loop = optim_wrapper = None
+    epoch = seed = 0
 
-    def __init__(self, loader, hook, steps, first):
-        self.train_dataloader, self.hook, self.max_iters, self.sampled = loader, hook, steps, []
+    def __init__(self, hooks, steps, first=0, workers=1, sampler=DefaultSampler, by_batch=False):
+        frames = Wrapper(Frames())
+        order = sampler(frames, seed=0)
+        how = dict(batch_sampler=BatchSampler(order, 1, False)) if by_batch else dict(sampler=order)
+        self.train_dataloader = DataLoader(
+            frames, num_workers=workers, persistent_workers=workers > 0, collate_fn=lambda rows: rows[0],
+            worker_init_fn=partial(worker_init_fn, num_workers=workers, rank=0, seed=0), **how)
+        self.hooks, self.max_iters, self.steps = hooks, steps, []
         self.logger, self.visualizer = logging.getLogger('fading'), SimpleNamespace()
-        self.model = SimpleNamespace(train=lambda: None, train_step=lambda batch, **_: self.sampled.append(batch))
-        self.train_loop = IterBasedTrainLoop(self, loader, steps)
+        self.model = SimpleNamespace(train=lambda: None, train_step=lambda batch, **_: self.steps.append(batch))
+        self.train_loop = IterBasedTrainLoop(self, self.train_dataloader, steps)
         self.train_loop._iter = first
 
     @property
@@ -72,30 +83,36 @@ class CountingRunner:
         return self.train_loop.iter
 
     def call_hook(self, name, **about):
-        getattr(self.hook, name)(self, **about)
+        for hook in self.hooks:
+            getattr(hook, name)(self, **about)
 
-
-def counting_runner(sampler, epochs, first, workers):
-    frames = Wrapper(Frames())
-    loader = DataLoader(frames, sampler=sampler(frames, seed=0), num_workers=workers, persistent_workers=workers > 0,
-                        collate_fn=lambda rows: rows[0])
-    return CountingRunner(loader, FadeObjectSampleHook(epochs), 9, first)
+    def run(self):
+        """What each step saw: whether objects were pasted, and a number drawn at random."""
+        with mock.patch('mmengine.runner.loops.time'):  # it sleeps between passes
+            self.train_loop.run()
+        return self.steps
 
 
 @pytest.mark.parametrize('workers', [0, 1])
 @pytest.mark.parametrize('first, epochs', [(0, 2), (5, 2), (7, 2), (0, 9)])
-def test_passes_are_epochs_where_iterations_are_counted(first, epochs, workers, monkeypatch, caplog):
-    monkeypatch.setattr('mmengine.runner.loops.time', SimpleNamespace(sleep=lambda seconds: None))
-    runner = counting_runner(DefaultSampler, epochs, first, workers)
+def test_passes_are_epochs_where_iterations_are_counted(first, epochs, workers, caplog):
     with caplog.at_level(logging.INFO, logger='fading'):
-        runner.train_loop.run()
+        steps = CountingRunner([FadeObjectSampleHook(epochs)], 9, first, workers).run()
     # five passes over two frames, the last cut short
     start = max(0, 2 * (5 - epochs))
-    assert runner.sampled == [step < start for step in range(first, 9)]
+    assert [pasted for pasted, _ in steps] == [step < start for step in range(first, 9)]
     assert [r.message for r in caplog.records if r.name == 'fading'] == [
         f'ground-truth sampling off from epoch {max(first, start) // 2 + 1}']
 
 
-def test_data_without_an_end_are_refused():
+def test_until_then_all_is_as_without_and_nothing_is_drawn_twice():
+    with_it, without = ([drawn for _, drawn in CountingRunner(hooks, 6).run()] for hooks in (
+        [FadeObjectSampleHook(1), EpochSeedHook()], [EpochSeedHook()]))
+    assert with_it[:4] == without[:4] and with_it[4:] != without[4:]
+    assert len({*with_it}) == 6
+
+
+@pytest.mark.parametrize('by_batch', [False, True])
+def test_data_without_an_end_are_refused(by_batch):
     with pytest.raises(ValueError, match='InfiniteSampler has none, so use DefaultSampler'):
-        counting_runner(InfiniteSampler, 2, 0, 0).train_loop.run()
+        CountingRunner([FadeObjectSampleHook(2)], 9, sampler=InfiniteSampler, by_batch=by_batch).run()

@@ -1,4 +1,5 @@
 """Fixtures shared by the whole suite."""
+import gc
 import json
 import multiprocessing
 import os
@@ -150,6 +151,7 @@ class ToolProcess:
 
         def main():
             os.setsid()
+            gc.freeze()  # what this process has left to collect is not the new one's to finalize
             torch.set_num_threads(1)
             with log.open('w') as out:
                 os.dup2(out.fileno(), 1)

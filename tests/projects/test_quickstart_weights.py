@@ -26,3 +26,14 @@ def test_they_find_objects_in_a_street_they_have_not_seen(root, prepared_set):
         frames = list(tool['outcomes'](init_detector(root / CONFIG, weights), info, 5))
         found.append(tool['f1_over_scores'](frames)[1].max(initial=0))
     assert min(found[:2]) > 0.3 > 3 * found[2]
+
+
+def test_the_long_training_is_the_short_one_with_more_epochs_and_other_weights(root):
+    short, long = (Config.fromfile(root / f'projects/quickstart/configs/{name}.py').to_dict()
+                   for name in ('pretrain', 'pretrain-long'))
+    changed = {key for key in short if short[key] != long[key]}
+    assert changed == {'model', 'epochs', 'param_scheduler', 'train_cfg'}
+    schedule, = long['param_scheduler']
+    assert schedule == dict(short['param_scheduler'][0], total_steps=8) and long['train_cfg']['max_epochs'] == 8
+    head = short['model']['head']
+    assert long['model'] == dict(short['model'], head=dict(head, code_weights=long['model']['head']['code_weights']))

@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash tools/setup.sh
+.venv/bin/ruff format --check .
 .venv/bin/ruff check .
 # the whole suite takes every core, one process each (and a GiB each), so that one thread in each is best
 if [ $# -eq 0 ]; then

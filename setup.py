@@ -1,17 +1,33 @@
-"""Package metadata; exact tested versions live in tools/constraints.txt, the tool settings in pyproject.toml."""
+"""Package metadata; exact tested versions live in tools/constraints.txt, the tool settings in
+pyproject.toml."""
+
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-VERSION = (ROOT / 'stratified3d' / '__init__.py').read_text().split("__version__ = '")[1].split("'")[0]
+VERSION = (
+    (ROOT / 'stratified3d' / '__init__.py').read_text().split("__version__ = '")[1].split("'")[0]
+)
 
-# mmcv 2.1 is missing on purpose: it has no wheels, and its sdist builds only as tools/setup.sh does it
+# mmcv 2.1 is missing on purpose: it has no wheels, and its sdist builds only as tools/setup.sh does
+# it
 DETECTION = [
-    'mmengine>=0.10.7,<1', 'mmdet>=3.3.0,<3.4', 'mmdet3d>=1.4.0,<1.5', 'nuscenes-devkit>=1.2.0',
-    'numba>=0.60', 'open3d>=0.19', 'matplotlib', 'tensorboard', 'safetensors', 'tqdm',
-    'protobuf>=4.22', 'scipy', 'pyarrow>=16,<26',
-    # mmengine resolves `mmdet3d::` config bases through pkg_resources, which newer setuptools no longer ships
+    'mmengine>=0.10.7,<1',
+    'mmdet>=3.3.0,<3.4',
+    'mmdet3d>=1.4.0,<1.5',
+    'nuscenes-devkit>=1.2.0',
+    'numba>=0.60',
+    'open3d>=0.19',
+    'matplotlib',
+    'tensorboard',
+    'safetensors',
+    'tqdm',
+    'protobuf>=4.22',
+    'scipy',
+    'pyarrow>=16,<26',
+    # mmengine resolves `mmdet3d::` config bases through pkg_resources, which newer setuptools no
+    # longer ships
     'setuptools<81',
 ]
 

@@ -1,4 +1,5 @@
 """The detector in two calls: `init_detector` and `detect`."""
+
 from __future__ import annotations
 
 import logging
@@ -22,16 +23,19 @@ _MAX_DT = 2.5
 
 
 class Detections(NamedTuple):
-    """boxes [K, 7 or 9] float32: bottom centre x, y, z, dx, dy, dz (m), yaw (rad), and vx, vy (m/s) where the model
-    has learned them; scores [K] float32, falling; names: K class names."""
+    """boxes [K, 7 or 9] float32: bottom centre x, y, z, dx, dy, dz (m), yaw (rad), and vx, vy (m/s)
+    where the model has learned them; scores [K] float32, falling; names: K class names."""
 
     boxes: np.ndarray
     scores: np.ndarray
     names: list[str]
 
 
-def init_detector(config: str | Path | Config, checkpoint: str | Path | None = None,
-                  device: str | torch.device | None = None) -> nn.Module:
+def init_detector(
+    config: str | Path | Config,
+    checkpoint: str | Path | None = None,
+    device: str | torch.device | None = None,
+) -> nn.Module:
     """Build a detector for inference.
 
     Args:
@@ -48,9 +52,13 @@ def init_detector(config: str | Path | Config, checkpoint: str | Path | None = N
             raise FileNotFoundError(f'there is no config {config}')
         config = Config.fromfile(config)
     import stratified3d.plugin  # noqa: F401  (a Config made in memory has not imported it)
+
     with DefaultScope.overwrite_default_scope('mmdet3d'):
         model = MODELS.build(config.model)
-    model.cfg, model.class_names = config, [name for names in model.head.class_names for name in names]
+    model.cfg, model.class_names = (
+        config,
+        [name for names in model.head.class_names for name in names],
+    )
     if checkpoint is None:
         before = logging.root.manager.disable
         logging.disable(max(before, logging.INFO))  # mmengine would list every parameter
@@ -77,9 +85,10 @@ def detect(model: nn.Module, points: np.ndarray | Tensor | str | Path) -> Detect
 
     Args:
         model: from `init_detector`.
-        points: [P, 4] x, y, z (m, LiDAR frame), intensity (0 to 255); or [P, 5] with dt, each point's age in
-            seconds; or the path of a .bin, .npy, .pcd or .ply file of one sweep. NaN, infinite and out-of-range
-            points are left out; an empty cloud gives no detections.
+        points: [P, 4] x, y, z (m, LiDAR frame), intensity (0 to 255); or [P, 5] with dt, each
+        point's age in
+            seconds; or the path of a .bin, .npy, .pcd or .ply file of one sweep. NaN, infinite and
+            out-of-range points are left out; an empty cloud gives no detections.
     Returns:
         Detections, by falling score.
     Raises:
@@ -88,16 +97,23 @@ def detect(model: nn.Module, points: np.ndarray | Tensor | str | Path) -> Detect
     points = _prepare(read_points(points) if isinstance(points, (str, Path)) else points)
     sample = Det3DDataSample(metainfo=dict(box_type_3d=LiDARInstance3DBoxes))
     with torch.no_grad():
-        data = model.data_preprocessor(dict(inputs=dict(points=[points]), data_samples=[sample]), training=False)
+        data = model.data_preprocessor(
+            dict(inputs=dict(points=[points]), data_samples=[sample]), training=False
+        )
         found = model(**data, mode='predict')[0].pred_instances_3d
     found = found[found.scores_3d.argsort(descending=True)].to('cpu')
-    return Detections(found.bboxes_3d.tensor.numpy(), found.scores_3d.numpy(),
-                      [model.class_names[i] for i in found.labels_3d.tolist()])
+    return Detections(
+        found.bboxes_3d.tensor.numpy(),
+        found.scores_3d.numpy(),
+        [model.class_names[i] for i in found.labels_3d.tolist()],
+    )
 
 
-def inspect_strata(model: nn.Module, points: np.ndarray | Tensor | str | Path, stage: int = 0,
-                   block: int = -1) -> StrataRecord:
-    """The strata tokens of one block for one point cloud: where they sit, what they collect, who reads them.
+def inspect_strata(
+    model: nn.Module, points: np.ndarray | Tensor | str | Path, stage: int = 0, block: int = -1
+) -> StrataRecord:
+    """The strata tokens of one block for one point cloud: where they sit, what they collect, who
+    reads them.
 
     Args:
         model: from `init_detector`.
@@ -112,7 +128,9 @@ def inspect_strata(model: nn.Module, points: np.ndarray | Tensor | str | Path, s
         mixer = model.encoder.stages[stage].blocks[block].mixer
     except IndexError:
         depths = [len(s.blocks) for s in model.encoder.stages]
-        raise ValueError(f'there is no block {block} of stage {stage}; the stages have {depths} blocks') from None
+        raise ValueError(
+            f'there is no block {block} of stage {stage}; the stages have {depths} blocks'
+        ) from None
     with record_strata(mixer) as records:
         detect(model, points)
     return StrataRecord(*(part.cpu().numpy() for part in records[0]))
@@ -121,11 +139,15 @@ def inspect_strata(model: nn.Module, points: np.ndarray | Tensor | str | Path, s
 def _prepare(points: np.ndarray | Tensor) -> Tensor:
     points = torch.as_tensor(points).float()
     if points.dim() != 2 or points.shape[1] not in (4, 5):
-        raise ValueError(f'points are [P, 4] x, y, z, intensity, or [P, 5] with dt, not {list(points.shape)}')
+        raise ValueError(
+            f'points are [P, 4] x, y, z, intensity, or [P, 5] with dt, not {list(points.shape)}'
+        )
     if points.shape[1] == 4:
         return torch.cat([points, points.new_zeros(len(points), 1)], 1)
     ages = points[points[:, 4].isfinite(), 4]
     if bool((ages > _MAX_DT).any()):
-        raise ValueError(f'column 4 is dt, the age of each point in seconds, but holds values up to '
-                         f'{ages.max():.0f}: if it is a ring index, pass points[:, :4]')
+        raise ValueError(
+            f'column 4 is dt, the age of each point in seconds, but holds values up to '
+            f'{ages.max():.0f}: if it is a ring index, pass points[:, :4]'
+        )
     return points

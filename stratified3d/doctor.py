@@ -1,4 +1,6 @@
-"""`python -m stratified3d.doctor`: what is installed, which attention backend runs, whether sums are right."""
+"""`python -m stratified3d.doctor`: what is installed, which attention backend runs, whether sums
+are right."""
+
 from __future__ import annotations
 
 import importlib
@@ -13,9 +15,30 @@ from stratified3d import __version__, ops
 from stratified3d.ops.stratified_attention import BACKENDS
 from stratified3d.testing import random_coords, relative_error
 
-_PACKAGES = ('torch', 'triton', 'mmengine', 'mmcv', 'mmdet', 'mmdet3d', 'spconv', 'spconv-cu126', 'cumm', 'numba',
-             'numpy', 'open3d', 'nuscenes-devkit', 'safetensors')
-_IMPORTS = ('mmcv.ops', 'mmdet3d.models', 'spconv.pytorch', 'numba', 'open3d', 'stratified3d.plugin')
+_PACKAGES = (
+    'torch',
+    'triton',
+    'mmengine',
+    'mmcv',
+    'mmdet',
+    'mmdet3d',
+    'spconv',
+    'spconv-cu126',
+    'cumm',
+    'numba',
+    'numpy',
+    'open3d',
+    'nuscenes-devkit',
+    'safetensors',
+)
+_IMPORTS = (
+    'mmcv.ops',
+    'mmdet3d.models',
+    'spconv.pytorch',
+    'numba',
+    'open3d',
+    'stratified3d.plugin',
+)
 
 
 def show_versions() -> None:
@@ -28,16 +51,23 @@ def show_versions() -> None:
 
 
 def show_devices() -> list[str]:
-    print(f'devices\n  cpu              {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads')
+    print(
+        f'devices\n  cpu              {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads'
+    )
     devices = ['cpu']
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
-        print(f'  cuda:{i:<11} {properties.name}, {properties.total_memory / 2**30:.0f} GiB, '
-              f'sm_{properties.major}{properties.minor}')
+        print(
+            f'  cuda:{i:<11} {properties.name}, {properties.total_memory / 2**30:.0f} GiB, '
+            f'sm_{properties.major}{properties.minor}'
+        )
         devices.append(f'cuda:{i}')
     if len(devices) == 1:
-        print(f'  cuda             none (torch built for CUDA {torch.version.cuda})' if torch.version.cuda else
-              '  cuda             none (this torch is the CPU build)')
+        print(
+            f'  cuda             none (torch built for CUDA {torch.version.cuda})'
+            if torch.version.cuda
+            else '  cuda             none (this torch is the CPU build)'
+        )
     return devices
 
 
@@ -52,8 +82,11 @@ def show_backends(devices: list[str]) -> None:
             except ValueError as error:
                 print(f'  {device} {dtype}: {error}')
                 continue
-            others = '; '.join(f'{name}: {ops.unsupported_reason(name, q) or "runs too, slower"}' for name in BACKENDS
-                               if name != chosen)
+            others = '; '.join(
+                f'{name}: {ops.unsupported_reason(name, q) or "runs too, slower"}'
+                for name in BACKENDS
+                if name != chosen
+            )
             print(f'  {device:<7} {str(dtype)[6:]:<9} {chosen} ({others})')
 
 
@@ -83,7 +116,9 @@ def check_sums(device: str) -> list[str]:
     x = SparseConvTensor(torch.randn(500, 8, device=device), coords, [4, 24, 24], 2)
     conv = SparseConv(8, 8, 3, key='a').to(device)
     volume = dense_bev(x).unflatten(1, (4, 8)).transpose(1, 2)  # [B, C, Z, Y, X]
-    dense = torch.nn.functional.conv3d(volume, conv.conv.weight.permute(0, 4, 1, 2, 3), conv.conv.bias, padding=1)
+    dense = torch.nn.functional.conv3d(
+        volume, conv.conv.weight.permute(0, 4, 1, 2, 3), conv.conv.bias, padding=1
+    )
     b, z, y, xx = coords.long().unbind(1)
     error = relative_error(conv(x).features, dense[b, :, z, y, xx])
     if not error < 2e-3:  # tensor cores may round to TF32
@@ -104,8 +139,11 @@ def main() -> int:
             failed = [str(error)]
     for line in failed:
         print(f'FAILED {line}')
-    print('something is wrong: bash tools/setup.sh --fresh builds the environment anew' if failed else
-          'all imports work, attention and sparse convolution compute right sums')
+    print(
+        'something is wrong: bash tools/setup.sh --fresh builds the environment anew'
+        if failed
+        else 'all imports work, attention and sparse convolution compute right sums'
+    )
     return bool(failed)
 
 

@@ -1,4 +1,6 @@
-"""What a config imports: `custom_imports = dict(imports=['stratified3d.plugin'])` registers everything in mmdet3d."""
+"""What a config imports: `custom_imports = dict(imports=['stratified3d.plugin'])` registers
+everything in mmdet3d."""
+
 import sys
 from pathlib import Path
 

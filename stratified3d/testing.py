@@ -1,4 +1,5 @@
 """What tests and benchmarks share: voxel clouds, shape cases, tolerances, poisoned memory."""
+
 from __future__ import annotations
 
 import contextlib
@@ -8,12 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# largest error over the largest magnitude, against the reference in fp32 (fp64 for fp64) on the same rounded inputs
+# largest error over the largest magnitude, against the reference in fp32 (fp64 for fp64) on the
+# same rounded inputs
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
 
 class ShapeCase(NamedTuple):
-    """sizes: voxels of each sample; spatial_shape, window_shape (z, y, x); heads H, width D, strata M."""
+    """sizes: voxels of each sample; spatial_shape, window_shape (z, y, x); heads H, width D, strata
+    M."""
 
     sizes: tuple[int, ...]
     spatial_shape: tuple[int, int, int]
@@ -23,17 +26,18 @@ class ShapeCase(NamedTuple):
     strata: int
 
 
-# odd on purpose: no voxel, one voxel, empty samples at every place, windows of one row and of a thousand
+# odd on purpose: no voxel, one voxel, empty samples at every place, windows of one row and of a
+# thousand
 SHAPE_CASES = {
     'plain': ShapeCase((150, 90), (4, 20, 20), (4, 6, 6), 2, 16, 8),
     'no_voxel': ShapeCase((0, 0), (4, 20, 20), (4, 6, 6), 2, 16, 8),
-    'one_voxel': ShapeCase((1, ), (4, 20, 20), (4, 6, 6), 1, 8, 4),
+    'one_voxel': ShapeCase((1,), (4, 20, 20), (4, 6, 6), 1, 8, 4),
     'empty_between': ShapeCase((70, 0, 33), (1, 30, 30), (1, 7, 5), 3, 12, 5),
     'empty_ends': ShapeCase((0, 57, 0), (2, 9, 9), (2, 4, 4), 2, 24, 7),
     'windows_of_one': ShapeCase((40, 25), (1, 40, 40), (1, 1, 1), 2, 16, 3),
     'window_of_thousand': ShapeCase((1000, 3), (10, 12, 12), (10, 12, 12), 1, 8, 6),
     'no_strata': ShapeCase((64, 31), (4, 16, 16), (2, 5, 5), 2, 20, 0),
-    'window_over_grid': ShapeCase((48, ), (3, 7, 7), (8, 64, 64), 2, 33, 2),
+    'window_over_grid': ShapeCase((48,), (3, 7, 7), (8, 64, 64), 2, 33, 2),
     'fewer_rows_than_strata': ShapeCase((3, 60), (4, 16, 16), (4, 4, 4), 2, 16, 16),
 }
 
@@ -47,13 +51,16 @@ def random_coords(sizes: Sequence[int], spatial_shape: Sequence[int], seed: int 
         cell = torch.randperm(z * y * x, generator=generator)[:size]
         if len(cell) < size:
             raise ValueError(f'{size} distinct voxels do not fit into {tuple(spatial_shape)}')
-        rows.append(torch.stack([torch.full_like(cell, b), cell // (y * x), cell // x % y, cell % x], 1))
+        rows.append(
+            torch.stack([torch.full_like(cell, b), cell // (y * x), cell // x % y, cell % x], 1)
+        )
     coords = torch.cat(rows).int()
     return coords[torch.randperm(len(coords), generator=generator)]
 
 
 def relative_error(value: Tensor, truth: Tensor) -> float:
-    """Largest absolute difference over the largest magnitude of the truth (at least 1); NaN anywhere gives NaN."""
+    """Largest absolute difference over the largest magnitude of the truth (at least 1); NaN
+    anywhere gives NaN."""
     if value.shape != truth.shape:
         raise ValueError(f'shapes differ: {tuple(value.shape)} and {tuple(truth.shape)}')
     if not value.numel():

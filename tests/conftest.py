@@ -1,4 +1,5 @@
 """Fixtures shared by the whole suite."""
+
 import gc
 import json
 import multiprocessing
@@ -26,7 +27,9 @@ def real_data() -> Path:
     """Folder of licensed sample frames that cannot be shipped: named by STRATIFIED3D_REAL_DATA."""
     folder = os.environ.get('STRATIFIED3D_REAL_DATA')
     if not folder:
-        pytest.skip('STRATIFIED3D_REAL_DATA is unset: it names a folder with nuscenes_keyframe/ and others')
+        pytest.skip(
+            'STRATIFIED3D_REAL_DATA is unset: it names a folder with nuscenes_keyframe/ and others'
+        )
     return Path(folder)
 
 
@@ -40,13 +43,14 @@ def tiny_set(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def prepared_set(tiny_set, tmp_path_factory):
-    """The tiny set with its info files and its ground-truth database, apart from it so that the simulator's tests
-    find it as it was."""
+    """The tiny set with its info files and its ground-truth database, apart from it so that the
+    simulator's tests find it as it was."""
     root = tmp_path_factory.mktemp('prepared')
     for part in tiny_set.iterdir():
         (root / part.name).symlink_to(part)
     from stratified3d.datasets.ground_truth_database import create_database
     from stratified3d.datasets.nuscenes_infos import create_infos
+
     create_infos(root, 'v1.0-mini')
     create_database(root)
     return root
@@ -56,6 +60,7 @@ def prepared_set(tiny_set, tmp_path_factory):
 def waymo_set(tmp_path_factory):
     """A simulated Waymo: two training segments and one for validation, of two frames."""
     from stratified3d.simulation.waymo_dataset import WaymoSettings, simulate_waymo
+
     root = tmp_path_factory.mktemp('waymo') / 'v2'
     simulate_waymo(root, WaymoSettings(train=2, val=1, frames=2), workers=1)
     return root
@@ -63,8 +68,10 @@ def waymo_set(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def converted_set(waymo_set, tmp_path_factory):
-    """The simulated Waymo after tools/waymo_convert.py; objects of every frame are in its database."""
+    """The simulated Waymo after tools/waymo_convert.py; objects of every frame are in its
+    database."""
     from stratified3d.datasets.waymo_conversion import Settings, convert_waymo
+
     out = tmp_path_factory.mktemp('waymo') / 'converted'
     convert_waymo(waymo_set, out, settings=Settings(database_every=1))
     return out
@@ -87,10 +94,13 @@ def _released_as(source, root, version, scenes, annotated=True):
 
 @pytest.fixture(scope='session')
 def unannotated_set(tiny_set, tmp_path_factory):
-    """The tiny set's two scenes as nuScenes publishes its test split, v1.0-test: without annotations."""
+    """The tiny set's two scenes as nuScenes publishes its test split, v1.0-test: without
+    annotations."""
     from nuscenes.utils.splits import test
 
-    return _released_as(tiny_set, tmp_path_factory.mktemp('unannotated'), 'v1.0-test', test, annotated=False)
+    return _released_as(
+        tiny_set, tmp_path_factory.mktemp('unannotated'), 'v1.0-test', test, annotated=False
+    )
 
 
 @pytest.fixture(scope='session')
@@ -98,26 +108,40 @@ def trainval_set(tiny_set, tmp_path_factory):
     """The tiny set's two scenes as v1.0-trainval."""
     from nuscenes.utils.splits import train, val
 
-    return _released_as(tiny_set, tmp_path_factory.mktemp('trainval'), 'v1.0-trainval', [train[0], val[0]])
+    return _released_as(
+        tiny_set, tmp_path_factory.mktemp('trainval'), 'v1.0-trainval', [train[0], val[0]]
+    )
 
 
 @pytest.fixture(scope='session')
 def small_detector(root, prepared_set, tmp_path_factory):
-    """A folder with config.py, the quickstart at a size of a few thousand parameters, and model.pth, random weights;
-    one epoch, no worker processes, and no score: results are dumped."""
+    """A folder with config.py, the quickstart at a size of a few thousand parameters, and
+    model.pth, random weights; one epoch, no worker processes, and no score: results are dumped."""
     from mmengine.config import Config
 
     from stratified3d.apis import init_detector
+
     folder = tmp_path_factory.mktemp('small_detector')
     config = Config.fromfile(root / 'projects/quickstart/configs/quickstart.py')
-    model = dict(voxel_size=(1.2, 1.2, 1.0), voxel_encoder=dict(hidden_channels=8, out_channels=16),
-                 encoder=dict(channels=16, num_strata=8),
-                 backbone=dict(channels=(16, 16), depths=(1, 1), strides=(2, 2), out_channels=16),
-                 head=dict(shared_channels=16, score_threshold=0.0, post_max_size=20))
-    config.merge_from_dict(dict(model=model, param_scheduler=[dict(
-        type='OneCycleLR', eta_max=1e-3, total_steps=1, convert_to_iter_based=True)]))
+    model = dict(
+        voxel_size=(1.2, 1.2, 1.0),
+        voxel_encoder=dict(hidden_channels=8, out_channels=16),
+        encoder=dict(channels=16, num_strata=8),
+        backbone=dict(channels=(16, 16), depths=(1, 1), strides=(2, 2), out_channels=16),
+        head=dict(shared_channels=16, score_threshold=0.0, post_max_size=20),
+    )
+    config.merge_from_dict(
+        dict(
+            model=model,
+            param_scheduler=[
+                dict(type='OneCycleLR', eta_max=1e-3, total_steps=1, convert_to_iter_based=True)
+            ],
+        )
+    )
     pipeline = config.train_dataloader.dataset.pipeline
-    config.train_dataloader.dataset.pipeline = [t for t in pipeline if t.type != 'ObjectSample']  # needs a database
+    config.train_dataloader.dataset.pipeline = [
+        t for t in pipeline if t.type != 'ObjectSample'
+    ]  # needs a database
     config.train_cfg.update(max_epochs=1, val_interval=1)
     config.default_hooks.logger.interval = 1
     for name in ('train', 'val', 'test'):
@@ -125,15 +149,20 @@ def small_detector(root, prepared_set, tmp_path_factory):
         loader.update(num_workers=0, persistent_workers=False)
         loader.dataset.data_root = f'{prepared_set}/'
         if name != 'train':
-            config[f'{name}_evaluator'] = dict(type='DumpResults', out_file_path=str(folder / 'results.pkl'))
+            config[f'{name}_evaluator'] = dict(
+                type='DumpResults', out_file_path=str(folder / 'results.pkl')
+            )
     config.dump(folder / 'config.py')
     torch.manual_seed(0)
-    torch.save(dict(state_dict=init_detector(config, device='cpu').state_dict()), folder / 'model.pth')
+    torch.save(
+        dict(state_dict=init_detector(config, device='cpu').state_dict()), folder / 'model.pth'
+    )
     return folder
 
 
 def _forget_runs(kind):
-    """mmengine hands the visualizer and message hub of an earlier run in the process to the next one."""
+    """mmengine hands the visualizer and message hub of an earlier run in the process to the next
+    one."""
     for inheriting in kind.__subclasses__():
         inheriting._instance_dict.clear()
         _forget_runs(inheriting)
@@ -182,4 +211,5 @@ class ToolProcess:
 def tool_process():
     """The class that runs a command line in a forked process."""
     import stratified3d.plugin  # noqa: F401  (before anything is forked)
+
     return ToolProcess

@@ -1,10 +1,12 @@
-"""How much a reader has to take in per line: AST leaves per code line, by folder, and functions that are too long.
+"""How much a reader has to take in per line: AST leaves per code line, by folder, and functions
+that are too long.
 
     python tests/density.py                      a table of all folders
     python tests/density.py stratified3d/ops     its functions, the densest first
 
-Leaves are names, attributes, constants, calls, operators, comparisons and subscripts. Code lines are lines that are
-neither blank nor a comment nor part of a docstring. Functions below 15 code lines say little and are not counted.
+Leaves are names, attributes, constants, calls, operators, comparisons and subscripts. Code lines
+are lines that are neither blank nor a comment nor part of a docstring. Functions below 15 code
+lines say little and are not counted.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ LEAVES = (
 
 
 class Function(NamedTuple):
-    """path and name; line: where it starts; lines: its length without docstring; code_lines; density."""
+    """path and name; line: where it starts; lines: its length without docstring; code_lines;
+    density."""
 
     path: Path
     name: str
@@ -56,9 +59,7 @@ def docstring_lines(node: ast.AST) -> set[int]:
 
 
 def count_leaves(node: ast.AST, ignored: set[int]) -> int:
-    return sum(
-        isinstance(part, LEAVES) and part.lineno not in ignored for part in ast.walk(node)
-    )
+    return sum(isinstance(part, LEAVES) and part.lineno not in ignored for part in ast.walk(node))
 
 
 def measure(path: Path) -> Iterator[Function]:
@@ -108,10 +109,14 @@ def median_density(functions: list[Function]) -> float:
 
 def main() -> None:
     if len(sys.argv) > 1:
-        chosen = [path for path in tracked_files() if path.is_relative_to(Path(sys.argv[1]).resolve())]
+        chosen = [
+            path for path in tracked_files() if path.is_relative_to(Path(sys.argv[1]).resolve())
+        ]
         functions = [f for path in chosen for f in measure(path) if f.code_lines >= SHORTEST]
         for f in sorted(functions, key=lambda f: -f.density):
-            print(f'{f.density:5.1f} {f.lines:4} lines  {f.path.relative_to(ROOT)}:{f.line} {f.name}')
+            print(
+                f'{f.density:5.1f} {f.lines:4} lines  {f.path.relative_to(ROOT)}:{f.line} {f.name}'
+            )
         print(f'median {median_density(functions):.2f} of {len(functions)} functions')
         return
     folders = measure_folders()

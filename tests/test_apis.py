@@ -23,15 +23,28 @@ def model(config):
 @pytest.fixture(scope='module')
 def points():
     rng = np.random.default_rng(0)
-    return np.hstack([rng.normal(0, 15, (4000, 2)), rng.uniform(-2, 1, (4000, 1)),
-                      rng.uniform(0, 255, (4000, 1))]).astype(np.float32)
+    return np.hstack(
+        [
+            rng.normal(0, 15, (4000, 2)),
+            rng.uniform(-2, 1, (4000, 1)),
+            rng.uniform(0, 255, (4000, 1)),
+        ]
+    ).astype(np.float32)
 
 
 def test_arrays_tensors_and_files_give_the_same(model, points, tmp_path):
     path = tmp_path / 'sweep.bin'
     points.tofile(path)
-    results = [detect(model, p) for p in (points, torch.from_numpy(points), path, str(path),
-                                          np.hstack([points, np.zeros((len(points), 1), np.float32)]))]
+    results = [
+        detect(model, p)
+        for p in (
+            points,
+            torch.from_numpy(points),
+            path,
+            str(path),
+            np.hstack([points, np.zeros((len(points), 1), np.float32)]),
+        )
+    ]
     first = results[0]
     assert first.boxes.shape == (len(first.scores), 9) and len(first.names) == len(first.scores) > 0
     assert (np.diff(first.scores) <= 0).all() and set(first.names) <= set(model.class_names)
@@ -40,7 +53,9 @@ def test_arrays_tensors_and_files_give_the_same(model, points, tmp_path):
         assert other.names == first.names
 
 
-@pytest.mark.parametrize('cloud', [np.zeros((0, 4)), np.full((3, 4), np.nan), np.full((2, 4), 900.0)])
+@pytest.mark.parametrize(
+    'cloud', [np.zeros((0, 4)), np.full((3, 4), np.nan), np.full((2, 4), 900.0)]
+)
 @pytest.mark.filterwarnings('ignore:.* points hold NaN')
 def test_clouds_without_a_usable_point_give_nothing(model, cloud):
     found = detect(model, cloud)
@@ -51,11 +66,20 @@ def test_one_point(model):
     assert np.isfinite(detect(model, np.array([[1.0, 2, -1, 30]])).scores).all()
 
 
-@pytest.mark.parametrize('cloud, message', [
-    (np.zeros((5, 3)), r'points are \[P, 4\] x, y, z, intensity, or \[P, 5\] with dt, not \[5, 3\]'),
-    (np.zeros(5), r'not \[5\]'),
-    (np.full((5, 5), 31.0), r'column 4 is dt, .* values up to 31: if it is a ring index, pass points\[:, :4\]'),
-])
+@pytest.mark.parametrize(
+    'cloud, message',
+    [
+        (
+            np.zeros((5, 3)),
+            r'points are \[P, 4\] x, y, z, intensity, or \[P, 5\] with dt, not \[5, 3\]',
+        ),
+        (np.zeros(5), r'not \[5\]'),
+        (
+            np.full((5, 5), 31.0),
+            r'column 4 is dt, .* values up to 31: if it is a ring index, pass points\[:, :4\]',
+        ),
+    ],
+)
 def test_wrong_columns_are_named(model, cloud, message):
     with pytest.raises(ValueError, match=message):
         detect(model, cloud)
@@ -64,14 +88,22 @@ def test_wrong_columns_are_named(model, cloud, message):
 def test_truncated_file_is_named(model, points, tmp_path):
     path = tmp_path / 'sweep.pcd.bin'
     path.write_bytes(points.tobytes()[:1001])
-    with pytest.raises(ValueError, match='sweep.pcd.bin: 1001 bytes are no whole number of points of 5 float32'):
+    with pytest.raises(
+        ValueError, match='sweep.pcd.bin: 1001 bytes are no whole number of points of 5 float32'
+    ):
         detect(model, path)
 
 
 def test_weights_come_back(config, model, points, tmp_path):
-    torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=model.class_names))),
-               tmp_path / 'a.pth')
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / 'a.safetensors')
+    torch.save(
+        dict(
+            state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=model.class_names))
+        ),
+        tmp_path / 'a.pth',
+    )
+    save_file(
+        {k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / 'a.safetensors'
+    )
     expected = detect(model, points)
     for name in ('a.pth', 'a.safetensors'):
         found = detect(init_detector(config, tmp_path / name, 'cpu'), points)
@@ -86,10 +118,17 @@ def test_other_weights_are_named(config, model, tmp_path):
     torch.save(dict(state_dict=state), tmp_path / 'b.pth')
     with pytest.raises(ValueError) as error:
         init_detector(config, tmp_path / 'b.pth', 'cpu')
-    for part in ('b.pth: weights of another model', '1 missing (encoder.lift.bias)', '1 unknown (extra.weight)',
-                 'head.shared_conv.conv.weight (3, 3), not'):
+    for part in (
+        'b.pth: weights of another model',
+        '1 missing (encoder.lift.bias)',
+        '1 unknown (extra.weight)',
+        'head.shared_conv.conv.weight (3, 3), not',
+    ):
         assert part in str(error.value)
-    torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=['car']))), tmp_path / 'c.pth')
+    torch.save(
+        dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=['car']))),
+        tmp_path / 'c.pth',
+    )
     with pytest.raises(ValueError, match=r"c.pth: trained on classes \['car'\]"):
         init_detector(config, tmp_path / 'c.pth', 'cpu')
 

@@ -1,4 +1,5 @@
 """The GPU benchmark's parts that a CPU can check; its times need a GPU."""
+
 import subprocess
 import sys
 
@@ -10,11 +11,18 @@ from stratified3d.testing import random_coords
 
 
 def test_it_verifies_before_it_times_and_notices_a_wrong_backend(monkeypatch):
-    checks = benchmark.verify('cpu', 'sdpa', ['empty_between', 'no_strata'], [torch.float32, torch.bfloat16])
+    checks = benchmark.verify(
+        'cpu', 'sdpa', ['empty_between', 'no_strata'], [torch.float32, torch.bfloat16]
+    )
     assert len(checks) == 2 * 2 * 6 and all(check['right'] for check in checks)
     right = ops.stratified_attention
-    monkeypatch.setattr(ops, 'stratified_attention', lambda *args, backend, **kw: right(
-        *args, backend=backend, **kw) * (1.01 if backend == 'sdpa' else 1))
+    monkeypatch.setattr(
+        ops,
+        'stratified_attention',
+        lambda *args, backend, **kw: (
+            right(*args, backend=backend, **kw) * (1.01 if backend == 'sdpa' else 1)
+        ),
+    )
     checks = benchmark.verify('cpu', 'sdpa', ['empty_between'], [torch.float32])
     assert {check['function'] for check in checks if not check['right']} == {'attention', 'windows'}
 
@@ -22,12 +30,17 @@ def test_it_verifies_before_it_times_and_notices_a_wrong_backend(monkeypatch):
 @pytest.mark.parametrize('name', ['permute_rows', 'apply_rotary'])
 def test_wrong_rows_are_noticed(monkeypatch, name):
     right = getattr(ops, name)
-    wrong = {'permute_rows': lambda x, order, inverse: right(x, inverse, order),
-             'apply_rotary': lambda x, cos, sin, backend: right(x, cos, sin if backend == 'reference' else -sin)}
+    wrong = {
+        'permute_rows': lambda x, order, inverse: right(x, inverse, order),
+        'apply_rotary': lambda x, cos, sin, backend: right(
+            x, cos, sin if backend == 'reference' else -sin
+        ),
+    }
     monkeypatch.setattr(ops, name, wrong[name])
     checks = benchmark.verify('cpu', 'sdpa', ['plain'], [torch.float32])
     assert [check['function'] for check in checks if not check['right']] == [
-        dict(permute_rows='permute', apply_rotary='rotate')[name]]
+        dict(permute_rows='permute', apply_rotary='rotate')[name]
+    ]
 
 
 def test_a_gradient_that_was_never_written_is_wrong(monkeypatch):
@@ -45,13 +58,22 @@ def test_the_shapes_that_are_trained_are_verified():
 
 
 def test_limits_count_what_must_move_and_be_done():
-    plan = ops.plan_windows(random_coords([64], (1, 8, 8)), (1, 4, 4), batch_size=1)  # four windows of 16
+    plan = ops.plan_windows(
+        random_coords([64], (1, 8, 8)), (1, 4, 4), batch_size=1
+    )  # four windows of 16
     work = benchmark.work(plan, heads=2, width=8, strata=3, itemsize=2)
     row = 64 * 2 * 8 * 2
     # forward reads three arrays and writes one; backward reads five and writes three
     assert work['windows'] == (12 * row, 14 * 16 * 64 * 16)
-    assert work['attention'][1] - work['windows'][1] == 14 * 16 * 64 * 3 == work['read'][1] == work['collect'][1]
-    assert work['rotate'][0] == 4 * row + 2 * 64 * 4 * 8 and work['permute'][0] == 4 * row + 2 * 64 * 8
+    assert (
+        work['attention'][1] - work['windows'][1]
+        == 14 * 16 * 64 * 3
+        == work['read'][1]
+        == work['collect'][1]
+    )
+    assert (
+        work['rotate'][0] == 4 * row + 2 * 64 * 4 * 8 and work['permute'][0] == 4 * row + 2 * 64 * 8
+    )
 
 
 def test_a_frame_is_repeated_sample_by_sample():
@@ -80,6 +102,14 @@ def test_starting_the_clock_does_not_count(milliseconds, calls):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='here it runs')
 def test_without_a_gpu_it_says_so():
-    result = subprocess.run([sys.executable, '-W', 'ignore', '-m', 'stratified3d.benchmark'], capture_output=True,
-                            text=True, timeout=200)
-    assert result.returncode == 1 and 'there is no CUDA device here' in result.stderr and not result.stdout
+    result = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-m', 'stratified3d.benchmark'],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert (
+        result.returncode == 1
+        and 'there is no CUDA device here' in result.stderr
+        and not result.stdout
+    )

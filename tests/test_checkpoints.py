@@ -20,15 +20,21 @@ from stratified3d.checkpoints import latest_checkpoint, load_checkpoint_file, sa
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """What mmengine's CheckpointHook saves: weights, optimizer, and a message hub full of HistoryBuffers."""
+    """What mmengine's CheckpointHook saves: weights, optimizer, and a message hub full of
+    HistoryBuffers."""
     buffer = HistoryBuffer([1.0, 2.0], [1, 1])
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
-    schedules = [OneCycleLR(optimizer, eta_max=0.1, total_steps=5), CosineAnnealingLR(optimizer, T_max=5)]
+    schedules = [
+        OneCycleLR(optimizer, eta_max=0.1, total_steps=5),
+        CosineAnnealingLR(optimizer, T_max=5),
+    ]
     content = dict(
         param_schedulers=[schedule.state_dict() for schedule in schedules],
-        state_dict=dict(weight=torch.arange(4.0)), optimizer=dict(lr=np.float64(0.1)),
+        state_dict=dict(weight=torch.arange(4.0)),
+        optimizer=dict(lr=np.float64(0.1)),
         meta=dict(dataset_meta=dict(classes=['car']), seed=np.int64(3)),
-        message_hub=dict(log_scalars=dict(loss=buffer), resumed_keys=dict(loss=True)))
+        message_hub=dict(log_scalars=dict(loss=buffer), resumed_keys=dict(loss=True)),
+    )
     path = tmp_path / 'epoch_1.pth'
     torch.save(content, path)
     return path
@@ -45,7 +51,10 @@ def test_mmengine_checkpoints_load(checkpoint):
 
 def test_the_plugin_makes_mmengine_use_it(checkpoint):
     import stratified3d.plugin  # noqa: F401
-    assert CheckpointLoader.load_checkpoint(str(checkpoint), 'cpu')['meta']['dataset_meta']['classes'] == ['car']
+
+    assert CheckpointLoader.load_checkpoint(str(checkpoint), 'cpu')['meta']['dataset_meta'][
+        'classes'
+    ] == ['car']
 
 
 class _Reduce:
@@ -85,7 +94,9 @@ def test_malicious_checkpoints_are_refused(tmp_path, number):
     name, payload = list(evil_pickles(marker))[number]
     path = tmp_path / 'evil.pth'
     torch.save(dict(state_dict={}, meta=payload), path)
-    with pytest.raises(ValueError, match='evil.pth: (not loaded, because it holds more than|damaged)') as error:
+    with pytest.raises(
+        ValueError, match='evil.pth: (not loaded, because it holds more than|damaged)'
+    ) as error:
         load_checkpoint_file(str(path))
     assert 'weights_only' not in str(error.value)  # torch's advice would be to switch the check off
     assert not marker.exists(), name
@@ -93,7 +104,9 @@ def test_malicious_checkpoints_are_refused(tmp_path, number):
 
 def test_a_bare_pickle_is_refused(tmp_path):
     path, marker = tmp_path / 'old.pth', tmp_path / 'harmed'
-    path.write_bytes(pickle.dumps(dict(state_dict={}, x=_Reduce(os.system, f'touch {marker}')), protocol=2))
+    path.write_bytes(
+        pickle.dumps(dict(state_dict={}, x=_Reduce(os.system, f'touch {marker}')), protocol=2)
+    )
     with pytest.raises(ValueError, match='old.pth: not loaded'):
         load_checkpoint_file(str(path))
     assert not marker.exists()
@@ -111,12 +124,15 @@ HAND_WRITTEN = {
 
 @pytest.mark.parametrize('reason', HAND_WRITTEN)
 def test_hand_written_pickles_are_refused(checkpoint, monkeypatch, reason):
-    """Opcodes that pickle itself no longer writes, inside an otherwise sound archive with right checksums."""
+    """Opcodes that pickle itself no longer writes, inside an otherwise sound archive with right
+    checksums."""
     monkeypatch.chdir(checkpoint.parent)
     path = checkpoint.with_name('evil.pth')
     with zipfile.ZipFile(checkpoint) as source, zipfile.ZipFile(path, 'w') as out:
         for name in source.namelist():
-            out.writestr(name, HAND_WRITTEN[reason] if name.endswith('/data.pkl') else source.read(name))
+            out.writestr(
+                name, HAND_WRITTEN[reason] if name.endswith('/data.pkl') else source.read(name)
+            )
     with pytest.raises(ValueError, match='evil.pth: ') as error:
         load_checkpoint_file(str(path))
     assert ' ' not in reason or not reason[0].isupper() or reason in str(error.value)
@@ -149,25 +165,41 @@ def test_no_damage_goes_unnoticed_or_escapes(checkpoint, is_zip):
 
 
 def test_arrays_come_back_as_they_were(tmp_path):
-    arrays = dict(f=np.arange(6.0).reshape(2, 3), t=np.arange(6, dtype='>i4').reshape(2, 3).T, b=np.array([True]),
-                  e=np.zeros((0, 3), np.float16), s=np.float32(2.5), nested=[(np.uint8(3), np.arange(2))])
+    arrays = dict(
+        f=np.arange(6.0).reshape(2, 3),
+        t=np.arange(6, dtype='>i4').reshape(2, 3).T,
+        b=np.array([True]),
+        e=np.zeros((0, 3), np.float16),
+        s=np.float32(2.5),
+        nested=[(np.uint8(3), np.arange(2))],
+    )
     torch.save(dict(state_dict={}, meta=arrays), tmp_path / 'a.pth')
     found = load_checkpoint_file(str(tmp_path / 'a.pth'))['meta']
     for name in 'ftbe':
         np.testing.assert_array_equal(found[name], arrays[name])
         assert type(found[name]) is np.ndarray and found[name].flags.writeable
-    assert found['s'] == 2.5 and type(found['s']) is np.float32 and found['nested'][0][1].tolist() == [0, 1]
-    torch.save(dict(state_dict={}, meta=found), tmp_path / 'b.pth')  # what was loaded can be saved and loaded again
+    assert (
+        found['s'] == 2.5
+        and type(found['s']) is np.float32
+        and found['nested'][0][1].tolist() == [0, 1]
+    )
+    torch.save(
+        dict(state_dict={}, meta=found), tmp_path / 'b.pth'
+    )  # what was loaded can be saved and loaded again
     assert load_checkpoint_file(str(tmp_path / 'b.pth'))['meta']['f'].shape == (2, 3)
 
 
 def test_weights_alone(tmp_path):
-    state = dict(w=torch.randn(3, 4).t(), n=torch.tensor(3), half=torch.ones(2, dtype=torch.bfloat16))
+    state = dict(
+        w=torch.randn(3, 4).t(), n=torch.tensor(3), half=torch.ones(2, dtype=torch.bfloat16)
+    )
     path = tmp_path / 'w.safetensors'
     save_weights(path, state, ['car', 'bus'])
     found = CheckpointLoader.load_checkpoint(str(path), 'cpu')
     assert all(torch.equal(found['state_dict'][name], value) for name, value in state.items())
-    assert found['meta'] == dict(dataset_meta=dict(classes=['car', 'bus'])) and list(tmp_path.iterdir()) == [path]
+    assert found['meta'] == dict(dataset_meta=dict(classes=['car', 'bus'])) and list(
+        tmp_path.iterdir()
+    ) == [path]
     save_weights(path, state)
     assert load_checkpoint_file(str(path))['meta'] == {}
     path.write_bytes(path.read_bytes()[:-3])
@@ -183,12 +215,17 @@ def test_weights_are_exported(root, checkpoint):
     result = subprocess.run([*command, str(checkpoint), str(out)], capture_output=True, text=True)
     assert result.returncode == 0 and result.stdout == f'{out}: 1 tensors, 4 numbers, classes car\n'
     assert load_checkpoint_file(str(out))['meta']['dataset_meta']['classes'] == ['car']
-    result = subprocess.run([*command, str(checkpoint), str(out), '--half'], capture_output=True, text=True)
+    result = subprocess.run(
+        [*command, str(checkpoint), str(out), '--half'], capture_output=True, text=True
+    )
     assert result.returncode == 0
-    state, = load_checkpoint_file(str(out))['state_dict'].values()
+    (state,) = load_checkpoint_file(str(out))['state_dict'].values()
     assert state.dtype == torch.float16
     result = subprocess.run([*command, 'none.pth', str(out)], capture_output=True, text=True)
-    assert result.returncode == 1 and result.stderr == 'export_weights.py: there is no checkpoint none.pth\n'
+    assert (
+        result.returncode == 1
+        and result.stderr == 'export_weights.py: there is no checkpoint none.pth\n'
+    )
 
 
 def test_weights_that_half_precision_cannot_hold_are_named(tmp_path):
@@ -200,10 +237,21 @@ def test_weights_that_half_precision_cannot_hold_are_named(tmp_path):
 
 def test_the_latest_checkpoint_is_found(tmp_path):
     assert latest_checkpoint(tmp_path) is None
-    for name in ('epoch_9.pth', 'epoch_10.pth', 'epoch_11.pth.partial', 'best_NDS_epoch_12.pth', 'weights_13.txt'):
+    for name in (
+        'epoch_9.pth',
+        'epoch_10.pth',
+        'epoch_11.pth.partial',
+        'best_NDS_epoch_12.pth',
+        'weights_13.txt',
+    ):
         (tmp_path / name).write_text('')
     assert latest_checkpoint(tmp_path) == str(tmp_path / 'epoch_10.pth')
-    for note, found in (('', 10), ('gone.pth', 10), (f'{tmp_path}/epoch_9.pth\n', 9), ('/moved/away/epoch_9.pth', 9)):
+    for note, found in (
+        ('', 10),
+        ('gone.pth', 10),
+        (f'{tmp_path}/epoch_9.pth\n', 9),
+        ('/moved/away/epoch_9.pth', 9),
+    ):
         (tmp_path / 'last_checkpoint').write_text(note)
         assert latest_checkpoint(tmp_path) == str(tmp_path / f'epoch_{found}.pth')
 

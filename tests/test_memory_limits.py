@@ -1,4 +1,5 @@
 """When memory is short, on machines and in control groups that are folders of files here."""
+
 import os
 
 import pytest
@@ -11,13 +12,18 @@ PAGE = os.sysconf('SC_PAGE_SIZE')
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """Writes files of /proc and /sys: {path: text}; a machine of 10,000 pages, half of them available."""
+    """Writes files of /proc and /sys: {path: text}; a machine of 10,000 pages, half of them
+    available."""
     monkeypatch.setattr(memory_limits, 'ROOT', tmp_path)
 
     def write(files=(), available=5000, data=100):
         size = PAGE // 1024
         meminfo = f'MemTotal: {size * 10000} kB\nMemAvailable: {size * available} kB\nHugePages_Total: 0\n'
-        files = {'proc/meminfo': meminfo, 'proc/self/statm': f'9000 20 10 1 0 {data} 0\n', **dict(files)}
+        files = {
+            'proc/meminfo': meminfo,
+            'proc/self/statm': f'9000 20 10 1 0 {data} 0\n',
+            **dict(files),
+        }
         for path, text in files.items():
             (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / path).write_text(text)
@@ -25,7 +31,9 @@ def machine(tmp_path, monkeypatch):
     return write
 
 
-@pytest.mark.parametrize('available, data, short', [(2600, 4900, False), (2400, 100, True), (9000, 5100, True)])
+@pytest.mark.parametrize(
+    'available, data, short', [(2600, 4900, False), (2400, 100, True), (9000, 5100, True)]
+)
 def test_memory_is_short_below_a_quarter_or_where_half_is_taken(available, data, short, machine):
     machine(available=available, data=data)
     assert is_memory_short() == short
@@ -39,49 +47,83 @@ def test_nobody_says_how_much_memory_there_is(machine):
 
 def group(folder, version, limit, used, spare):
     """Files of a group; what can make room is split over all entries that count."""
-    limit, used = (value if isinstance(value, str) else str(value * PAGE) for value in (limit, used))
+    limit, used = (
+        value if isinstance(value, str) else str(value * PAGE) for value in (limit, used)
+    )
     if version == 2:
-        return {f'{folder}/memory.max': limit, f'{folder}/memory.high': 'max', f'{folder}/memory.current': used,
-                f'{folder}/memory.stat': f'anon 9\ninactive_file {spare * PAGE // 2}\nactive_file {spare * PAGE // 4}\n'
-                                         f'slab_reclaimable {spare * PAGE // 4}\n'}
-    return {f'{folder}/memory.limit_in_bytes': limit, f'{folder}/memory.usage_in_bytes': used,
-            f'{folder}/memory.stat': f'active_file 9\ntotal_inactive_file {spare * PAGE // 2}\n'
-                                     f'total_active_file {spare * PAGE // 2}\n'}
+        return {
+            f'{folder}/memory.max': limit,
+            f'{folder}/memory.high': 'max',
+            f'{folder}/memory.current': used,
+            f'{folder}/memory.stat': f'anon 9\ninactive_file {spare * PAGE // 2}\nactive_file {spare * PAGE // 4}\n'
+            f'slab_reclaimable {spare * PAGE // 4}\n',
+        }
+    return {
+        f'{folder}/memory.limit_in_bytes': limit,
+        f'{folder}/memory.usage_in_bytes': used,
+        f'{folder}/memory.stat': f'active_file 9\ntotal_inactive_file {spare * PAGE // 2}\n'
+        f'total_active_file {spare * PAGE // 2}\n',
+    }
 
 
 @pytest.mark.parametrize('used, spare, short', [(700, 0, False), (800, 0, True), (990, 280, False)])
-@pytest.mark.parametrize('version, line, mount', [
-    (2, '0::/', 'sys/fs/cgroup'), (1, '3:cpu,memory:/', 'sys/fs/cgroup/memory')])
-@pytest.mark.parametrize('own, limited', [
-    ('', ''),  # a container that sees its own group at the root
-    ('batch/job', 'batch/job'),
-    ('batch/job', 'batch'),  # the limit is one above
-    ('outside/of/this', ''),  # the path is the one outside of the container
-])
-def test_what_a_control_group_allows_counts(own, limited, version, line, mount, used, spare, short, machine):
-    machine({'proc/self/cgroup': f'1:cpuset:/other\n{line}{own}\n',
-             **group(f'{mount}/{limited}'.rstrip('/'), version, 1000, used, spare)})
+@pytest.mark.parametrize(
+    'version, line, mount',
+    [(2, '0::/', 'sys/fs/cgroup'), (1, '3:cpu,memory:/', 'sys/fs/cgroup/memory')],
+)
+@pytest.mark.parametrize(
+    'own, limited',
+    [
+        ('', ''),  # a container that sees its own group at the root
+        ('batch/job', 'batch/job'),
+        ('batch/job', 'batch'),  # the limit is one above
+        ('outside/of/this', ''),  # the path is the one outside of the container
+    ],
+)
+def test_what_a_control_group_allows_counts(
+    own, limited, version, line, mount, used, spare, short, machine
+):
+    machine(
+        {
+            'proc/self/cgroup': f'1:cpuset:/other\n{line}{own}\n',
+            **group(f'{mount}/{limited}'.rstrip('/'), version, 1000, used, spare),
+        }
+    )
     assert is_memory_short() == short
 
 
 def test_a_group_that_is_slowed_down_at_its_limit_counts(machine):
     folder = 'sys/fs/cgroup/user'
-    machine({'proc/self/cgroup': '0::/user\n', **group(folder, 2, 'max', 900, 0),
-             f'{folder}/memory.high': f'{1000 * PAGE}\n'})
+    machine(
+        {
+            'proc/self/cgroup': '0::/user\n',
+            **group(folder, 2, 'max', 900, 0),
+            f'{folder}/memory.high': f'{1000 * PAGE}\n',
+        }
+    )
     assert is_memory_short()
 
 
 def test_groups_without_a_limit_allow_everything(machine):
     machine({'proc/self/cgroup': '0::/user\n', **group('sys/fs/cgroup/user', 2, 'max', 4000, 0)})
     assert not is_memory_short()
-    machine({'proc/self/cgroup': '4:memory:/user\n',
-             **group('sys/fs/cgroup/memory/user', 1, '9223372036854771712', 4000, 0)})
+    machine(
+        {
+            'proc/self/cgroup': '4:memory:/user\n',
+            **group('sys/fs/cgroup/memory/user', 1, '9223372036854771712', 4000, 0),
+        }
+    )
     assert not is_memory_short()
 
 
-@pytest.mark.parametrize('path, text', [
-    ('proc/self/cgroup', '\n0\n0:memory\n0::/\udcff\n'), ('proc/self/statm', ''),
-    ('proc/meminfo', '\nMemTotal: many kB\n')])
+@pytest.mark.parametrize(
+    'path, text',
+    [
+        ('proc/self/cgroup', '\n0\n0:memory\n0::/\udcff\n'),
+        ('proc/self/statm', ''),
+        ('proc/meminfo', '\nMemTotal: many kB\n'),
+    ],
+)
 def test_files_that_say_something_else_are_no_reason_to_stop(path, text, machine, tmp_path):
     machine()
     (tmp_path / path).write_text(text, errors='surrogateescape')

@@ -1,5 +1,6 @@
-"""Every command of the README and of docs/: run on simulated data where it can be, resolved to its files and options
-elsewhere."""
+"""Every command of the README and of docs/: run on simulated data where it can be, resolved to its
+files and options elsewhere."""
+
 import functools
 import json
 import re
@@ -12,8 +13,14 @@ import tarfile
 import pytest
 from mmengine.config import Config
 
-# run elsewhere: set-up and suite by continuous integration, the quickstart's steps by tests/tools/test_quickstart.py
-ELSEWHERE = {'bash tools/setup.sh', 'source .venv/bin/activate', 'bash tools/check.sh', 'bash tools/quickstart.sh'}
+# run elsewhere: set-up and suite by continuous integration, the quickstart's steps by
+# tests/tools/test_quickstart.py
+ELSEWHERE = {
+    'bash tools/setup.sh',
+    'source .venv/bin/activate',
+    'bash tools/check.sh',
+    'bash tools/quickstart.sh',
+}
 
 
 def blocks(root, language, page='README.md'):
@@ -25,18 +32,26 @@ def commands(root, page='README.md'):
 
 
 def run(root, folder, line, *extra):
-    words = [str(root / word) if word.startswith(('tools/', 'configs/', 'projects/')) else word
-             for word in shlex.split(line)]
+    words = [
+        str(root / word) if word.startswith(('tools/', 'configs/', 'projects/')) else word
+        for word in shlex.split(line)
+    ]
     assert words[0] == 'python'
-    result = subprocess.run([sys.executable, '-W', 'ignore', *words[1:], *extra], cwd=folder, capture_output=True,
-                            text=True, timeout=300)
+    result = subprocess.run(
+        [sys.executable, '-W', 'ignore', *words[1:], *extra],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert result.returncode == 0, line + result.stdout[-2000:] + result.stderr[-2000:]
     return result
 
 
 @pytest.fixture(scope='module')
 def folder(root, tmp_path_factory, prepared_set):
-    """A working directory whose data/ holds the simulated set under the names that the README uses."""
+    """A working directory whose data/ holds the simulated set under the names that the README
+    uses."""
     folder = tmp_path_factory.mktemp('readme')
     (folder / 'data').mkdir()
     for name in ('nuscenes', 'simulated'):
@@ -52,7 +67,10 @@ def test_commands(root, folder):
         'python tools/benchmark.py': ['--runs', '1'],
         'python -m stratified3d.doctor': [],
         'python tools/train.py projects/': [
-            'train_cfg.max_epochs=1', 'train_cfg.val_interval=9', 'param_scheduler.0.total_steps=1'],
+            'train_cfg.max_epochs=1',
+            'train_cfg.val_interval=9',
+            'param_scheduler.0.total_steps=1',
+        ],
     }
     left = [line for line in commands(root) if line not in ELSEWHERE]
     assert len(left) >= 6
@@ -69,13 +87,15 @@ def resolve(root, folder, line):
     words = shlex.split(line)
     tool = next(i for i, word in enumerate(words) if word.startswith('tools/'))
     assert words[0] == 'python' and (root / words[tool]).is_file(), line
-    for word in words[tool + 1:]:
+    for word in words[tool + 1 :]:
         if word.startswith(('configs/', 'projects/')):
             assert Config.fromfile(root / word).model
-    for program, arguments in ((words[:tool], words[1:tool]), ([words[tool]], words[tool + 1:])):
+    for program, arguments in ((words[:tool], words[1:tool]), ([words[tool]], words[tool + 1 :])):
         options = {word for word in arguments if word.startswith('--')}
         if options:
-            shown = explanation(root, folder, *(program[:3] if program[0] == 'python' else ['python', *program]))
+            shown = explanation(
+                root, folder, *(program[:3] if program[0] == 'python' else ['python', *program])
+            )
             assert all(option.replace('-', '_') in shown for option in options), line
 
 
@@ -88,24 +108,43 @@ def explanation(root, folder, *program):
 @pytest.fixture
 def downloads(tmp_path, prepared_set, trainval_set, unannotated_set):
     """A working directory with the archives that nuScenes offers, of simulated scenes."""
-    for name, source in (('v1.0-mini.tgz', prepared_set), ('v1.0-trainval_meta.tgz', trainval_set),
-                         ('v1.0-test_meta.tgz', unannotated_set)):
+    for name, source in (
+        ('v1.0-mini.tgz', prepared_set),
+        ('v1.0-trainval_meta.tgz', trainval_set),
+        ('v1.0-test_meta.tgz', unannotated_set),
+    ):
         parts = [path for path in source.iterdir() if path.name.startswith('v1.0-')]
         blobs = [source / part for part in ('samples', 'sweeps', 'maps')]
-        archives = [(name, parts + blobs)] if 'mini' in name else [(name, parts), (
-            name.replace('_meta', '01_blobs'), blobs)]
+        archives = (
+            [(name, parts + blobs)]
+            if 'mini' in name
+            else [(name, parts), (name.replace('_meta', '01_blobs'), blobs)]
+        )
         for archive, content in archives:
-            with tarfile.open(tmp_path / archive, 'w:gz', compresslevel=0, dereference=True) as file:
+            with tarfile.open(
+                tmp_path / archive, 'w:gz', compresslevel=0, dereference=True
+            ) as file:
                 for path in content:
                     file.add(path, path.name)
     return tmp_path
 
 
 def test_nuscenes_page(root, downloads, monkeypatch):
-    """The page from top to bottom: /datasets is elsewhere, training takes one step, the tiny model stands for both."""
-    stands_for = {'/datasets/': f'{downloads}/datasets/', 'voxel03_8xb4': 'tiny_1xb2', '--workers 8': '--workers 1'}
-    short = ['--cfg-options', 'train_cfg.max_epochs=1', 'train_dataloader.num_batch_per_epoch=1',
-             'train_dataloader.batch_size=2', 'optim_wrapper.accumulative_counts=8', 'model.encoder.with_cp=True']
+    """The page from top to bottom: /datasets is elsewhere, training takes one step, the tiny model
+    stands for both."""
+    stands_for = {
+        '/datasets/': f'{downloads}/datasets/',
+        'voxel03_8xb4': 'tiny_1xb2',
+        '--workers 8': '--workers 1',
+    }
+    short = [
+        '--cfg-options',
+        'train_cfg.max_epochs=1',
+        'train_dataloader.num_batch_per_epoch=1',
+        'train_dataloader.batch_size=2',
+        'optim_wrapper.accumulative_counts=8',
+        'model.encoder.with_cp=True',
+    ]
     ran = []
     for line in commands(root, 'docs/nuscenes.md'):
         if '--nproc_per_node' in line:
@@ -127,27 +166,42 @@ def test_nuscenes_page(root, downloads, monkeypatch):
             folder = downloads / 'work_dirs/stratified-centerpoint_tiny_1xb2-cyclic-20e_nus-3d'
             (folder / 'epoch_1.pth').rename(folder / 'epoch_20.pth')
             assert 'NuScenes/NDS' in result.stdout + result.stderr  # scored after the last epoch
-    assert ran == ['tools/create_data.py'] * 2 + ['tools/train.py', 'tools/test.py', 'tools/create_data.py',
-                                                  'tools/test.py']
-    score = json.loads((downloads / 'work_dirs/nuscenes_val/pred_instances_3d/metrics_summary.json').read_text())
+    assert ran == ['tools/create_data.py'] * 2 + [
+        'tools/train.py',
+        'tools/test.py',
+        'tools/create_data.py',
+        'tools/test.py',
+    ]
+    score = json.loads(
+        (downloads / 'work_dirs/nuscenes_val/pred_instances_3d/metrics_summary.json').read_text()
+    )
     assert 0 <= score['mean_ap'] <= 1
-    submission = json.loads((downloads / 'work_dirs/nuscenes_test/pred_instances_3d/results_nusc.json').read_text())
-    tokens = {row['token'] for row in json.loads((downloads / 'datasets/nuscenes/v1.0-test/sample.json').read_text())}
+    submission = json.loads(
+        (downloads / 'work_dirs/nuscenes_test/pred_instances_3d/results_nusc.json').read_text()
+    )
+    tokens = {
+        row['token']
+        for row in json.loads((downloads / 'datasets/nuscenes/v1.0-test/sample.json').read_text())
+    }
     assert submission['results'].keys() == tokens and submission['meta']['use_lidar']
-    assert not (downloads / 'work_dirs/nuscenes_test/pred_instances_3d/metrics_summary.json').exists()
+    assert not (
+        downloads / 'work_dirs/nuscenes_test/pred_instances_3d/metrics_summary.json'
+    ).exists()
 
 
 def test_python_block(root, folder, monkeypatch):
-    block, = blocks(root, 'python')
+    (block,) = blocks(root, 'python')
     if not (folder / 'work_dirs/overfit_frame/checkpoint.pth').is_file():
-        line, = (line for line in commands(root) if 'overfit_frame.py' in line)
+        (line,) = (line for line in commands(root) if 'overfit_frame.py' in line)
         run(root, folder, line, '--iterations', '1')
     result = run(root, folder, 'python', '-c', block + '\nprint("detected", len(names))')
     assert 'detected' in result.stdout
 
 
 def test_links_lead_somewhere(root):
-    pages = subprocess.run(['git', 'ls-files', '*.md'], cwd=root, capture_output=True, text=True, check=True)
+    pages = subprocess.run(
+        ['git', 'ls-files', '*.md'], cwd=root, capture_output=True, text=True, check=True
+    )
     for page in pages.stdout.split():
         for target in re.findall(r'\]\((?!http)([^)#]+)', (root / page).read_text()):
             assert ((root / page).parent / target).exists(), f'{page}: {target}'

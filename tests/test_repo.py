@@ -1,4 +1,5 @@
 """Rules of the repository that no reviewer should have to check by eye."""
+
 import ast
 import re
 import subprocess
@@ -6,7 +7,8 @@ import sys
 
 import pytest
 
-# who may import whom, inside the package; simulation and visualization stand alone, evaluation but reads files
+# who may import whom, inside the package; simulation and visualization stand alone, evaluation but
+# reads files
 ALLOWED = {
     'ops': {'ops'},
     'layers': {'ops', 'layers'},
@@ -28,8 +30,11 @@ ALLOWED = {
     'visualization': {'visualization'},
 }
 # third parties that a part may import at its top
-BARE = {'ops': {'torch'}, 'evaluation': {'numpy', 'numba', 'scipy', 'google', 'tqdm', 'mmengine', 'mmdet3d'},
-        'simulation': {'numpy', 'numba', 'tqdm'}}
+BARE = {
+    'ops': {'torch'},
+    'evaluation': {'numpy', 'numba', 'scipy', 'google', 'tqdm', 'mmengine', 'mmdet3d'},
+    'simulation': {'numpy', 'numba', 'tqdm'},
+}
 LAZY = {'open3d', 'matplotlib'}
 
 
@@ -61,36 +66,69 @@ def test_imports_point_in_one_direction(root):
 def test_ops_need_torch_alone(root):
     standard = set(sys.stdlib_module_names)
     for path, part, tree in modules(root):
-        tops = {name.split('.')[0] for name in imported(tree, nested=False)} - standard - {'stratified3d'}
+        tops = (
+            {name.split('.')[0] for name in imported(tree, nested=False)}
+            - standard
+            - {'stratified3d'}
+        )
         if path.parent.name == 'triton' and path.name != '__init__.py':
             tops -= {'triton'}  # kernels: loaded with the first call
         if part in BARE:
             assert tops <= BARE[part], f'{path} imports {tops - BARE[part]}'
-        assert not tops & LAZY, f'{path} imports {tops & LAZY} at its top: these load slowly and may be missing'
-        assert 'spconv' not in tops or path.name == 'sparse_conv.py', f'{path}: only sparse_conv.py imports spconv'
+        assert not tops & LAZY, (
+            f'{path} imports {tops & LAZY} at its top: these load slowly and may be missing'
+        )
+        assert 'spconv' not in tops or path.name == 'sparse_conv.py', (
+            f'{path}: only sparse_conv.py imports spconv'
+        )
 
 
 def test_ops_import_without_openmmlab():
-    blocked = ('import sys\nfor name in ("mmengine", "mmcv", "mmdet", "mmdet3d", "spconv", "numba", "open3d", '
-               '"stratified3d.ops.stratified_attention.triton.launch"):\n'
-               '    sys.modules[name] = None\nimport stratified3d.ops\n')
+    blocked = (
+        'import sys\nfor name in ("mmengine", "mmcv", "mmdet", "mmdet3d", "spconv", "numba", "open3d", '
+        '"stratified3d.ops.stratified_attention.triton.launch"):\n'
+        '    sys.modules[name] = None\nimport stratified3d.ops\n'
+    )
     subprocess.run([sys.executable, '-c', blocked], check=True)
 
 
 def tracked(root):
-    listing = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=root, capture_output=True,
-                             text=True, check=True)
+    listing = subprocess.run(
+        ['git', 'ls-files', '-co', '--exclude-standard'],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return [root / line for line in listing.stdout.splitlines() if (root / line).is_file()]
 
 
 def test_names_say_something(root):
     bad = re.compile(r'(^|/)(utils?|common|helpers?|misc)(\.py|/)|_(v2|new|old|backup|legacy)\.py$')
     assert not [p for p in tracked(root) if bad.search(str(p.relative_to(root)))]
-    forbidden = {'pts', 'pc', 'coors', 'sparse_shape', 'grid_size', 'pc_range', 'nhead', 'd_model', 'legacy', 'latents',
-                 'registers', 'voxel_feat', 'bbox', 'rot'}
+    forbidden = {
+        'pts',
+        'pc',
+        'coors',
+        'sparse_shape',
+        'grid_size',
+        'pc_range',
+        'nhead',
+        'd_model',
+        'legacy',
+        'latents',
+        'registers',
+        'voxel_feat',
+        'bbox',
+        'rot',
+    }
     for path, _, tree in modules(root):
-        names = {a.arg for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
-                 for a in node.args.args + node.args.kwonlyargs}
+        names = {
+            a.arg
+            for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef)
+            for a in node.args.args + node.args.kwonlyargs
+        }
         assert not names & forbidden, f'{path}: {names & forbidden}'
 
 
@@ -104,15 +142,23 @@ def test_files_stay_readable(root):
 
 
 def test_nothing_shadows_mmdet3d(root):
-    assert not (root / 'tools/__init__.py').exists() and not (root / 'projects/__init__.py').exists()
+    assert (
+        not (root / 'tools/__init__.py').exists() and not (root / 'projects/__init__.py').exists()
+    )
 
 
-@pytest.mark.parametrize('part', ['ops', 'layers', 'models', 'engine', 'evaluation', 'datasets', 'visualization'])
+@pytest.mark.parametrize(
+    'part', ['ops', 'layers', 'models', 'engine', 'evaluation', 'datasets', 'visualization']
+)
 def test_public_functions_and_classes_are_documented(root, part):
     for path in sorted((root / 'stratified3d' / part).rglob('*.py')):
         tree = ast.parse(path.read_text())
         assert ast.get_docstring(tree) or not tree.body, path
-        if path.parent.name == 'triton' or path.parent.name == 'stratified_attention' and path.name != '__init__.py':
+        if (
+            path.parent.name == 'triton'
+            or path.parent.name == 'stratified_attention'
+            and path.name != '__init__.py'
+        ):
             continue  # backends share the docstrings of the functions that call them
         for node in tree.body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith('_'):

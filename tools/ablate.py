@@ -1,5 +1,7 @@
 #!/usr/bin/env python
-"""Train rows of the ablation briefly on the simulated nuScenes and compare them, seed by seed, with the default."""
+"""Train rows of the ablation briefly on the simulated nuScenes and compare them, seed by seed, with
+the default."""
+
 from __future__ import annotations
 
 import argparse
@@ -33,18 +35,31 @@ interrupted, the command goes on where it stopped. Trainings keep configs, logs 
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--list', action='store_true', help='print the rows and stop')
     parser.add_argument('--rows', nargs='+', metavar='NAME', default=[row.name for row in ROWS])
     parser.add_argument('--groups', nargs='+', metavar='NAME', help='all rows of these questions')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1], help='default 0 1')
-    parser.add_argument('--iterations', type=int, default=240, help='steps of two frames (default %(default)s)')
-    parser.add_argument('--jobs', type=int, default=1, help='trainings at once; they share the cores')
-    parser.add_argument('--data', type=Path, default=ROOT / 'data/simulated', help='prepared simulated nuScenes')
-    parser.add_argument('--work', type=Path, default=ROOT / 'work_dirs/ablation', help='where they train')
-    parser.add_argument('--out', type=Path, default=ROOT / 'benchmarks', help='where results are kept, by device')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='for every row')
+    parser.add_argument(
+        '--iterations', type=int, default=240, help='steps of two frames (default %(default)s)'
+    )
+    parser.add_argument(
+        '--jobs', type=int, default=1, help='trainings at once; they share the cores'
+    )
+    parser.add_argument(
+        '--data', type=Path, default=ROOT / 'data/simulated', help='prepared simulated nuScenes'
+    )
+    parser.add_argument(
+        '--work', type=Path, default=ROOT / 'work_dirs/ablation', help='where they train'
+    )
+    parser.add_argument(
+        '--out', type=Path, default=ROOT / 'benchmarks', help='where results are kept, by device'
+    )
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, default={}, help='for every row'
+    )
     args = parser.parse_args()
     names, groups = [row.name for row in ROWS], {row.group for row in ROWS}
     for kind, given, known in (('row', args.rows, names), ('question', args.groups or [], groups)):
@@ -54,14 +69,18 @@ def parse_args() -> argparse.Namespace:
     if args.iterations < 20 or args.jobs < 1:
         parser.error('--iterations is at least 20, --jobs at least 1')
     if not args.list and not (args.data / 'nuscenes_dbinfos_train.pkl').is_file():
-        parser.error(f'{args.data} is no prepared set: bash tools/quickstart.sh makes one, or '
-                     f'python tools/simulate.py {args.data} and python tools/create_data.py {args.data} --sweeps 4')
+        parser.error(
+            f'{args.data} is no prepared set: bash tools/quickstart.sh makes one, or '
+            f'python tools/simulate.py {args.data} and python tools/create_data.py {args.data} --sweeps 4'
+        )
     return args
 
 
 def main() -> int:
     args = parse_args()
-    rows = [row for row in ROWS if (row.group in args.groups if args.groups else row.name in args.rows)]
+    rows = [
+        row for row in ROWS if (row.group in args.groups if args.groups else row.name in args.rows)
+    ]
     if args.list:
         print('\n'.join(f'{row.group:<10} {row.name:<34} {row.options or ""}' for row in ROWS))
         return 0
@@ -71,9 +90,19 @@ def main() -> int:
     kept = place / f'{name}.json'
     results = json.loads(kept.read_text())['results'] if kept.is_file() else []
     done = {(r['row'], r['seed'], r['options']) for r in results}
-    todo = [(row, seed) for seed in args.seeds for row in rows if (row.name, seed, repr(row.options)) not in done]
-    settings = Settings(args.data, args.work, args.iterations, max(1, (os.cpu_count() or 1) // args.jobs),
-                        args.cfg_options)
+    todo = [
+        (row, seed)
+        for seed in args.seeds
+        for row in rows
+        if (row.name, seed, repr(row.options)) not in done
+    ]
+    settings = Settings(
+        args.data,
+        args.work,
+        args.iterations,
+        max(1, (os.cpu_count() or 1) // args.jobs),
+        args.cfg_options,
+    )
     failures = []
     # those of equal time need the pace of the first row
     for part in ([t for t in todo if not t[0].equal_time], [t for t in todo if t[0].equal_time]):
@@ -85,11 +114,20 @@ def main() -> int:
                     failures.append(str(result))
                     tqdm.write(f'FAILED: {result}')
                     continue
-                results = [r for r in results if (r['row'], r['seed']) != (row.name, seed)] + [result | dict(
-                    commit=made['commit'])]
+                results = [r for r in results if (r['row'], r['seed']) != (row.name, seed)] + [
+                    result | dict(commit=made['commit'])
+                ]
                 results.sort(key=lambda r: [row.name for row in ROWS].index(r['row']))
-                report.save(args.out, name, dict(environment=made, results=results), render(results), 'ablate.py')
-                tqdm.write(f'{row.name}, seed {seed}: mAP {result["mAP"]:.3f}, NDS {result["NDS"]:.3f}')
+                report.save(
+                    args.out,
+                    name,
+                    dict(environment=made, results=results),
+                    render(results),
+                    'ablate.py',
+                )
+                tqdm.write(
+                    f'{row.name}, seed {seed}: mAP {result["mAP"]:.3f}, NDS {result["NDS"]:.3f}'
+                )
     print(f'\n{render(results)}\n\nkept in {place}' if results else 'no result yet')
     return 1 if failures else 0
 

@@ -1,5 +1,7 @@
 #!/usr/bin/env python
-"""Time and count: the encoder's parts, attention operators against their rivals, growth, detectors, arithmetic."""
+"""Time and count: the encoder's parts, attention operators against their rivals, growth, detectors,
+arithmetic."""
+
 from __future__ import annotations
 
 import argparse
@@ -8,14 +10,26 @@ import platform
 import sys
 from pathlib import Path
 
-os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # torch's profiler, which counts memory, is talkative
+os.environ.setdefault(
+    'KINETO_LOG_LEVEL', '99'
+)  # torch's profiler, which counts memory, is talkative
 
 import torch
 
 import stratified3d.plugin  # noqa: F401  (makes projects importable)
 
 # isort: split
-from projects.attention_zoo.benchmarks import clouds, complexity, encoder, family, growth, model, ops, report, roofline
+from projects.attention_zoo.benchmarks import (
+    clouds,
+    complexity,
+    encoder,
+    family,
+    growth,
+    model,
+    ops,
+    report,
+    roofline,
+)
 from stratified3d.apis import init_detector
 from stratified3d.datasets.point_files import read_points
 
@@ -37,22 +51,34 @@ def run_encoder(args: argparse.Namespace) -> None:
     detector = init_detector(args.config, device='cpu')
     points = torch.cat([points, points.new_zeros(len(points), 1)], 1)
     seconds, voxels = encoder.time_encoder(detector, points, max(1, args.runs))
-    machine = (f'{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, '
-               f'torch {torch.__version__}')
+    machine = (
+        f'{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, '
+        f'torch {torch.__version__}'
+    )
     print('\n' + encoder.render(seconds, len(points), voxels, machine))
 
 
 def run_ops(args: argparse.Namespace) -> None:
     found = clouds.clouds_for_ops(args.points, args.quick)
-    for result in ops.run(found, args.device, args.dtype, args.runs, args.only, args.limit):  # kept cloud by cloud
+    for result in ops.run(
+        found, args.device, args.dtype, args.runs, args.only, args.limit
+    ):  # kept cloud by cloud
         place = finish(args, result, ops.render(result))
     roofline.draw(result, place / 'roofline.png')
 
 
 def run_growth(args: argparse.Namespace) -> None:
     sizes = args.rows or ([1000, 2000, 4000] if args.quick else list(growth.ROWS))
-    result = growth.run(sorted(sizes), args.points, args.device, args.dtype, args.runs, args.only, args.limit,
-                        args.quick)
+    result = growth.run(
+        sorted(sizes),
+        args.points,
+        args.device,
+        args.dtype,
+        args.runs,
+        args.only,
+        args.limit,
+        args.quick,
+    )
     place = finish(args, result, growth.render(result))
     growth.draw(result, place / 'growth.png')
 
@@ -79,33 +105,68 @@ def finish(args: argparse.Namespace, result: dict, text: str) -> Path:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest='what', required=True)
-    command = commands.add_parser('encoder', help='voxel encoder and stratified encoder of a config, by part')
+    command = commands.add_parser(
+        'encoder', help='voxel encoder and stratified encoder of a config, by part'
+    )
     command.add_argument('points', help='.bin, .npy, .pcd or .ply file of one sweep')
     command.add_argument('--config', default=CONFIG, help='default: the nuScenes config')
-    command.add_argument('--runs', type=int, default=10, help='counted runs, after two that warm up')
+    command.add_argument(
+        '--runs', type=int, default=10, help='counted runs, after two that warm up'
+    )
     command.set_defaults(function=run_encoder)
     for name, function, words in (
-            ('ops', run_ops, 'attention operators and their rivals on the same tensors'),
-            ('growth', run_growth, 'time and memory from 10,000 to a million rows'),
-            ('model', run_detectors, "our detectors and mmdet3d's CenterPoint, by part and end to end"),
-            ('family', run_detectors, 'what each of our configs costs: operations, time, memory of training'),
-            ('complexity', run_complexity, 'floating-point operations, and what articles claim of them')):
+        ('ops', run_ops, 'attention operators and their rivals on the same tensors'),
+        ('growth', run_growth, 'time and memory from 10,000 to a million rows'),
+        ('model', run_detectors, "our detectors and mmdet3d's CenterPoint, by part and end to end"),
+        (
+            'family',
+            run_detectors,
+            'what each of our configs costs: operations, time, memory of training',
+        ),
+        (
+            'complexity',
+            run_complexity,
+            'floating-point operations, and what articles claim of them',
+        ),
+    ):
         command = commands.add_parser(name, help=words, description=words)
-        command.add_argument('--quick', action='store_true', help='small sizes, in a minute or two: does it work')
-        command.add_argument('--out', type=Path, default=ROOT / 'benchmarks', help='default: benchmarks/')
-        command.add_argument('--device', type=torch.device, help='default: the GPU where there is one')
-        command.add_argument('--dtype', choices=DTYPES, help='default: bf16 on a GPU, fp32 on a CPU')
+        command.add_argument(
+            '--quick', action='store_true', help='small sizes, in a minute or two: does it work'
+        )
+        command.add_argument(
+            '--out', type=Path, default=ROOT / 'benchmarks', help='default: benchmarks/'
+        )
+        command.add_argument(
+            '--device', type=torch.device, help='default: the GPU where there is one'
+        )
+        command.add_argument(
+            '--dtype', choices=DTYPES, help='default: bf16 on a GPU, fp32 on a CPU'
+        )
         if name != 'complexity':
             real = os.environ.get('STRATIFIED3D_REAL_DATA', '')
-            real = next(iter(sorted(Path(real).glob('nuscenes_keyframe/*.bin'))), None) if real else None
-            command.add_argument('--points', type=Path, default=real, help='file of a real sweep, measured as well')
+            real = (
+                next(iter(sorted(Path(real).glob('nuscenes_keyframe/*.bin'))), None)
+                if real
+                else None
+            )
+            command.add_argument(
+                '--points', type=Path, default=real, help='file of a real sweep, measured as well'
+            )
             command.add_argument('--runs', type=int, default=7, help='counted runs of each')
-            command.add_argument('--only', nargs='+', default=[], metavar='NAME', help='contenders; default all')
+            command.add_argument(
+                '--only', nargs='+', default=[], metavar='NAME', help='contenders; default all'
+            )
         if name in ('ops', 'growth'):
-            command.add_argument('--limit', type=float, default=30.0, help='seconds; what takes longer runs once only')
+            command.add_argument(
+                '--limit',
+                type=float,
+                default=30.0,
+                help='seconds; what takes longer runs once only',
+            )
         if name == 'growth':
             command.add_argument('--rows', type=int, nargs='+', help='default: 10,000 to 1,000,000')
         command.set_defaults(function=function)

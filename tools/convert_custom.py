@@ -1,5 +1,7 @@
 #!/usr/bin/env python
-"""Convert a LiDAR data set of one's own, point files and a table of boxes, to what mmdet3d's scripts train with."""
+"""Convert a LiDAR data set of one's own, point files and a table of boxes, to what mmdet3d's
+scripts train with."""
+
 from __future__ import annotations
 
 import argparse
@@ -19,20 +21,31 @@ docs/own_data.md describes the files. Interrupted, it goes on where it stopped w
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('points', help='folder of .bin, .npy, .pcd or .ply files, one a frame')
     parser.add_argument('--boxes', type=Path, help='.csv or .json file of the boxes of all frames')
     parser.add_argument('--out', type=Path, required=True, help="the new data set's folder")
     parser.add_argument('--split', required=True, help='name of the info file: train, val, test')
     parser.add_argument('--frames', type=Path, help='text file, one frame a line; default: all')
     parser.add_argument('--classes', nargs='+', help='boxes of others are left out; default: all')
-    parser.add_argument('--origin', choices=('centre', 'bottom'), default='centre', help='what z is of (default: '
-                        'centre of the box)')
+    parser.add_argument(
+        '--origin',
+        choices=('centre', 'bottom'),
+        default='centre',
+        help='what z is of (default: centre of the box)',
+    )
     parser.add_argument('--degrees', action='store_true', help='yaw is in degrees, not radians')
-    parser.add_argument('--intensity-max', type=float, default=255.0, help='full scale of the intensity (default: '
-                        '255; KITTI has 1)')
-    parser.add_argument('--load-dim', type=int, help='columns of .bin files (default: 4; 5 for .pcd.bin)')
+    parser.add_argument(
+        '--intensity-max',
+        type=float,
+        default=255.0,
+        help='full scale of the intensity (default: 255; KITTI has 1)',
+    )
+    parser.add_argument(
+        '--load-dim', type=int, help='columns of .bin files (default: 4; 5 for .pcd.bin)'
+    )
     args = parser.parse_args()
     if args.intensity_max <= 0:
         parser.error(f'--intensity-max is above 0, not {args.intensity_max:g}')
@@ -47,11 +60,18 @@ def report(done: Conversion) -> None:
         size = ' x '.join(f'{side:.2f}' for side in done.sizes[name]) if count else '-'
         print(f'  {name:<24}{count:>7}   mean size {size} m (dx, dy, dz)')
     x, y, z = zip(done.extent[:3], done.extent[3:])
-    print('  points lie in ' + ', '.join(f'{axis} {low:.1f} to {high:.1f}' for axis, (low, high)
-                                         in zip('xyz', (x, y, z))) + ' m: choose point_cloud_range so')
+    print(
+        '  points lie in '
+        + ', '.join(
+            f'{axis} {low:.1f} to {high:.1f}' for axis, (low, high) in zip('xyz', (x, y, z))
+        )
+        + ' m: choose point_cloud_range so'
+    )
     if 2 * done.empty > total:
-        print(f'  CAUTION: {done.empty} of {total} boxes hold no point: are boxes and points in one frame? See '
-              '--origin and --degrees')
+        print(
+            f'  CAUTION: {done.empty} of {total} boxes hold no point: are boxes and points in one frame? See '
+            '--origin and --degrees'
+        )
 
 
 def main() -> int:
@@ -59,8 +79,18 @@ def main() -> int:
     try:
         boxes = None if args.boxes is None else read_boxes(args.boxes, args.origin, args.degrees)
         chosen = None if args.frames is None else args.frames.read_text().split()
-        report(create_custom_infos(list_frames(args.points), boxes, args.out, args.split, chosen=chosen,
-                                   classes=args.classes, intensity_max=args.intensity_max, load_dim=args.load_dim))
+        report(
+            create_custom_infos(
+                list_frames(args.points),
+                boxes,
+                args.out,
+                args.split,
+                chosen=chosen,
+                classes=args.classes,
+                intensity_max=args.intensity_max,
+                load_dim=args.load_dim,
+            )
+        )
     except (OSError, ValueError) as error:
         sys.exit(f'convert_custom.py: {error}')
     return 0

@@ -1,5 +1,7 @@
 #!/usr/bin/env python
-"""Prepare a nuScenes-format data set, wherever it lies on disk: its info files and its ground-truth database."""
+"""Prepare a nuScenes-format data set, wherever it lies on disk: its info files and its ground-truth
+database."""
+
 from __future__ import annotations
 
 import argparse
@@ -20,15 +22,28 @@ to have it written again.
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('root', help='folder that holds v1.0-*/, samples/ and sweeps/')
-    parser.add_argument('--version', default='v1.0-mini', help='v1.0-mini, v1.0-trainval or v1.0-test (default: mini)')
-    parser.add_argument('--max-sweeps', type=int, default=10, help='sweeps listed per keyframe (default: 10)')
-    parser.add_argument('--sweeps', type=int, default=9,
-                        help='sweeps added to a keyframe in the database, as in the config (default: 9)')
+    parser.add_argument(
+        '--version',
+        default='v1.0-mini',
+        help='v1.0-mini, v1.0-trainval or v1.0-test (default: mini)',
+    )
+    parser.add_argument(
+        '--max-sweeps', type=int, default=10, help='sweeps listed per keyframe (default: 10)'
+    )
+    parser.add_argument(
+        '--sweeps',
+        type=int,
+        default=9,
+        help='sweeps added to a keyframe in the database, as in the config (default: 9)',
+    )
     parser.add_argument('--no-database', action='store_true', help='write the info files only')
-    parser.add_argument('--workers', type=int, default=1, help='processes that cut the database (default: 1)')
+    parser.add_argument(
+        '--workers', type=int, default=1, help='processes that cut the database (default: 1)'
+    )
     args = parser.parse_args()
     try:
         paths = create_infos(args.root, args.version, args.max_sweeps)

@@ -1,5 +1,6 @@
 #!/usr/bin/env python
 """Write the weights of a training's checkpoint as .safetensors; `--help` tells how."""
+
 import argparse
 import sys
 
@@ -14,8 +15,11 @@ file; --resume needs the checkpoint itself."""
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description='Write the weights of a checkpoint as .safetensors.', epilog=EXAMPLES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description='Write the weights of a checkpoint as .safetensors.',
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('checkpoint', help='epoch_N.pth of a training')
     parser.add_argument('out', help='the .safetensors file')
     parser.add_argument('--half', action='store_true', help='as fp16, in half the room')
@@ -28,7 +32,9 @@ def main() -> int:
     except (ValueError, OSError) as error:
         sys.exit(f'export_weights.py: {error}')
     numbers = sum(value.numel() for value in state.values())
-    print(f'{args.out}: {len(state)} tensors, {numbers:,} numbers, classes {", ".join(classes or ["not named"])}')
+    print(
+        f'{args.out}: {len(state)} tensors, {numbers:,} numbers, classes {", ".join(classes or ["not named"])}'
+    )
     return 0
 
 

@@ -1,5 +1,7 @@
 #!/usr/bin/env python
-"""Train the tiny detector on one annotated frame until it finds that frame's objects: does the set-up learn at all?"""
+"""Train the tiny detector on one annotated frame until it finds that frame's objects: does the
+set-up learn at all?"""
+
 from __future__ import annotations
 
 import argparse
@@ -20,7 +22,10 @@ from stratified3d.evaluation.matching import count_matches
 from stratified3d.visualization.bev import draw_bev
 from stratified3d.visualization.scene import Scene
 
-CONFIG = Path(__file__).parents[1] / 'configs/stratified/stratified-centerpoint_tiny_1xb2-cyclic-20e_nus-3d.py'
+CONFIG = (
+    Path(__file__).parents[1]
+    / 'configs/stratified/stratified-centerpoint_tiny_1xb2-cyclic-20e_nus-3d.py'
+)
 EXAMPLES = """examples:
   python tools/overfit_frame.py data/nuscenes/nuscenes_infos_val.pkl --index 3
   python tools/overfit_frame.py frame/info.pkl --iterations 100 --out work_dirs/quick_look
@@ -28,14 +33,17 @@ EXAMPLES = """examples:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('info', help='nuScenes-style mmdet3d info file (.pkl, version 2)')
     parser.add_argument('--index', type=int, default=0, help='frame of the info file')
     parser.add_argument('--config', default=CONFIG, help='default: the tiny nuScenes config')
     parser.add_argument('--iterations', type=int, default=400)
     parser.add_argument('--lr', type=float, default=2e-3, help='peak of the one-cycle schedule')
-    parser.add_argument('--min-points', type=int, default=5, help='boxes with fewer lidar points are left out')
+    parser.add_argument(
+        '--min-points', type=int, default=5, help='boxes with fewer lidar points are left out'
+    )
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--out', type=Path, default=Path('work_dirs/overfit_frame'))
     args = parser.parse_args()
@@ -44,22 +52,38 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def keep_learnable(frame: Frame, class_names: list[str], point_cloud_range: list[float], min_points: int) -> Frame:
+def keep_learnable(
+    frame: Frame, class_names: list[str], point_cloud_range: list[float], min_points: int
+) -> Frame:
     """The boxes of known classes whose centre is in range and that hold enough points."""
     low, high = np.array(point_cloud_range[:2]), np.array(point_cloud_range[3:5])
     kept = (frame.num_points >= min_points) & np.isin(frame.names, class_names)
     kept &= ((frame.boxes[:, :2] >= low) & (frame.boxes[:, :2] < high)).all(1)
-    return Frame(frame.points, frame.boxes[kept], [n for n, k in zip(frame.names, kept) if k], frame.num_points[kept])
+    return Frame(
+        frame.points,
+        frame.boxes[kept],
+        [n for n, k in zip(frame.names, kept) if k],
+        frame.num_points[kept],
+    )
 
 
 def train(model: torch.nn.Module, frame: Frame, iterations: int, lr: float) -> None:
     device = next(model.parameters()).device
-    labels = torch.tensor([model.class_names.index(n) for n in frame.names], dtype=torch.long, device=device)
-    sample = Det3DDataSample(metainfo=dict(box_type_3d=LiDARInstance3DBoxes), gt_instances_3d=InstanceData(
-        bboxes_3d=LiDARInstance3DBoxes(torch.from_numpy(frame.boxes), box_dim=9).to(device), labels_3d=labels))
+    labels = torch.tensor(
+        [model.class_names.index(n) for n in frame.names], dtype=torch.long, device=device
+    )
+    sample = Det3DDataSample(
+        metainfo=dict(box_type_3d=LiDARInstance3DBoxes),
+        gt_instances_3d=InstanceData(
+            bboxes_3d=LiDARInstance3DBoxes(torch.from_numpy(frame.boxes), box_dim=9).to(device),
+            labels_3d=labels,
+        ),
+    )
     points = [torch.from_numpy(frame.points).to(device)]
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=iterations + 1, pct_start=0.2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, lr, total_steps=iterations + 1, pct_start=0.2
+    )
     model.train()
     bar = trange(iterations, desc='training', mininterval=1)
     for _ in bar:
@@ -82,14 +106,22 @@ def main() -> int:
         model = init_detector(args.config)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f'overfit_frame.py: {error}')
-    frame = keep_learnable(frame, model.class_names, model.cfg.model.point_cloud_range, args.min_points)
+    frame = keep_learnable(
+        frame, model.class_names, model.cfg.model.point_cloud_range, args.min_points
+    )
     if not len(frame.boxes):
-        sys.exit(f'overfit_frame.py: {args.info}: frame {args.index} has no box in range with {args.min_points} or '
-                 'more points')
+        sys.exit(
+            f'overfit_frame.py: {args.info}: frame {args.index} has no box in range with {args.min_points} or '
+            'more points'
+        )
     args.out.mkdir(parents=True, exist_ok=True)
     train(model, frame, args.iterations, args.lr)
-    torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=model.class_names))),
-               args.out / 'checkpoint.pth')
+    torch.save(
+        dict(
+            state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=model.class_names))
+        ),
+        args.out / 'checkpoint.pth',
+    )
 
     found = detect(model, frame.points)
     matches = count_matches(frame.boxes, frame.names, found.boxes, found.scores, found.names)
@@ -98,12 +130,23 @@ def main() -> int:
     for name, (hit, count) in matches.items():
         print(f'{name:<22}{hit:>6}{count:>7}')
     print(f'{"all":<22}{hits:>6}{total:>7}   {hits / total:.1%} within 2 m')
-    summary = dict(recall=hits / total, classes=matches, boxes=found.boxes.tolist(), scores=found.scores.tolist(),
-                   names=found.names)
+    summary = dict(
+        recall=hits / total,
+        classes=matches,
+        boxes=found.boxes.tolist(),
+        scores=found.scores.tolist(),
+        names=found.names,
+    )
     (args.out / 'detections.json').write_text(json.dumps(summary))
     best = found.scores >= 0.3
-    scene = Scene(frame.points, found.boxes[best], found.scores[best], [n for n, b in zip(found.names, best) if b],
-                  frame.boxes, f'{Path(args.info).name}: {hits} of {total} found, predictions with score \u2265 0.3')
+    scene = Scene(
+        frame.points,
+        found.boxes[best],
+        found.scores[best],
+        [n for n, b in zip(found.names, best) if b],
+        frame.boxes,
+        f'{Path(args.info).name}: {hits} of {total} found, predictions with score \u2265 0.3',
+    )
     Image.fromarray(draw_bev(scene)).save(args.out / 'bev.png')
     print(f'checkpoint, detections and picture: {args.out}')
     return 0

@@ -1,5 +1,7 @@
 #!/usr/bin/env python
-"""Simulate a small nuScenes, train the tiny detector on it from random weights, score it officially and draw it."""
+"""Simulate a small nuScenes, train the tiny detector on it from random weights, score it officially
+and draw it."""
+
 from __future__ import annotations
 
 import argparse
@@ -24,16 +26,29 @@ EXAMPLES = """examples:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--fresh', action='store_true', help='delete the data and the results first')
-    parser.add_argument('--seed', type=int, default=0, help='of weights, augmentation and order (not of the data)')
-    parser.add_argument('--pretrained', action='store_true', help=f'train on from {WEIGHTS.relative_to(ROOT)}')
-    parser.add_argument('--data', type=Path, default=ROOT / 'data/simulated', help='where the data set goes')
-    parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs/quickstart', help='where the results go')
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--fresh', action='store_true', help='delete the data and the results first'
+    )
+    parser.add_argument(
+        '--seed', type=int, default=0, help='of weights, augmentation and order (not of the data)'
+    )
+    parser.add_argument(
+        '--pretrained', action='store_true', help=f'train on from {WEIGHTS.relative_to(ROOT)}'
+    )
+    parser.add_argument(
+        '--data', type=Path, default=ROOT / 'data/simulated', help='where the data set goes'
+    )
+    parser.add_argument(
+        '--out', type=Path, default=ROOT / 'work_dirs/quickstart', help='where the results go'
+    )
     parser.add_argument('--scenes', default='8+2', help='training + validation scenes')
     parser.add_argument('--keyframes', type=int, default=20, help='per scene')
-    parser.add_argument('--cfg-options', nargs='*', default=[], help='passed on to training and testing')
+    parser.add_argument(
+        '--cfg-options', nargs='*', default=[], help='passed on to training and testing'
+    )
     return parser.parse_args()
 
 
@@ -42,10 +57,14 @@ class Steps:
 
     def __init__(self, path: Path, settings: dict):
         self.path, self.settings = path, settings
-        content = json.loads(path.read_text()) if path.is_file() else dict(settings=settings, seconds={})
+        content = (
+            json.loads(path.read_text()) if path.is_file() else dict(settings=settings, seconds={})
+        )
         if content['settings'] != settings:
-            sys.exit(f'quickstart: {path.parent} holds a run with {content["settings"]}, not {settings}; '
-                     'take --fresh or another --out')
+            sys.exit(
+                f'quickstart: {path.parent} holds a run with {content["settings"]}, not {settings}; '
+                'take --fresh or another --out'
+            )
         self.seconds = content['seconds']
 
     def run(self, name: str, action: Callable[[], None]) -> None:
@@ -62,9 +81,12 @@ class Steps:
 
 
 def remove(folder: Path, mark: str) -> None:
-    """Delete a folder of an earlier run; one that does not carry the mark of such a run is somebody's own."""
+    """Delete a folder of an earlier run; one that does not carry the mark of such a run is
+    somebody's own."""
     if folder.exists() and any(folder.iterdir()) and not (folder / mark).is_file():
-        sys.exit(f'quickstart: --fresh does not delete {folder}: no quickstart made it (it has no {mark})')
+        sys.exit(
+            f'quickstart: --fresh does not delete {folder}: no quickstart made it (it has no {mark})'
+        )
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -72,8 +94,10 @@ def call(script: str, *arguments: object) -> None:
     command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / script), *map(str, arguments)]
     status = subprocess.run(command, cwd=ROOT).returncode
     if status:
-        sys.exit(f'quickstart: {" ".join(command[3:])} ended with status {status}; the lines above say why. '
-                 'Started again, the quickstart goes on with this step.')
+        sys.exit(
+            f'quickstart: {" ".join(command[3:])} ended with status {status}; the lines above say why. '
+            'Started again, the quickstart goes on with this step.'
+        )
 
 
 def main() -> int:
@@ -83,28 +107,69 @@ def main() -> int:
         remove(data, 'simulation.json')
         remove(out, 'steps.json')
     out.mkdir(parents=True, exist_ok=True)
-    steps = Steps(out / 'steps.json', dict(seed=args.seed, scenes=args.scenes, keyframes=args.keyframes,
-                                           data=str(data), options=args.cfg_options, pretrained=args.pretrained))
+    steps = Steps(
+        out / 'steps.json',
+        dict(
+            seed=args.seed,
+            scenes=args.scenes,
+            keyframes=args.keyframes,
+            data=str(data),
+            options=args.cfg_options,
+            pretrained=args.pretrained,
+        ),
+    )
     dataset = 'train_dataloader.dataset'
     sampler = f'{dataset}.pipeline.3.db_sampler'
-    options = ['--cfg-options', f'data_root={data}/', f'{dataset}.data_root={data}/',
-               f'{sampler}.data_root={data}/', f'{sampler}.info_path={data}/nuscenes_dbinfos_train.pkl',
-               f'val_dataloader.dataset.data_root={data}/', f'test_dataloader.dataset.data_root={data}/',
-               *(f'{name}_evaluator.{key}' for name in ('val', 'test') for key in (
-                   f'data_root={data}/', f'ann_file={data}/nuscenes_infos_val.pkl',
-                   f'jsonfile_prefix={out}/results')),
-               f'randomness.seed={args.seed}', *args.cfg_options]
+    options = [
+        '--cfg-options',
+        f'data_root={data}/',
+        f'{dataset}.data_root={data}/',
+        f'{sampler}.data_root={data}/',
+        f'{sampler}.info_path={data}/nuscenes_dbinfos_train.pkl',
+        f'val_dataloader.dataset.data_root={data}/',
+        f'test_dataloader.dataset.data_root={data}/',
+        *(
+            f'{name}_evaluator.{key}'
+            for name in ('val', 'test')
+            for key in (
+                f'data_root={data}/',
+                f'ann_file={data}/nuscenes_infos_val.pkl',
+                f'jsonfile_prefix={out}/results',
+            )
+        ),
+        f'randomness.seed={args.seed}',
+        *args.cfg_options,
+    ]
     start = [f'load_from={WEIGHTS}'] if args.pretrained else []
-    steps.run('simulate', lambda: call('simulate.py', data, '--scenes', args.scenes, '--keyframes', args.keyframes))
-    steps.run('prepare', lambda: call('create_data.py', data, '--sweeps', 4, '--workers', os.cpu_count()))
+    steps.run(
+        'simulate',
+        lambda: call('simulate.py', data, '--scenes', args.scenes, '--keyframes', args.keyframes),
+    )
+    steps.run(
+        'prepare', lambda: call('create_data.py', data, '--sweeps', 4, '--workers', os.cpu_count())
+    )
     resume = ['--resume'] if (out / 'last_checkpoint').is_file() else []
     # the next step scores: no need to do so after the last epoch as well
-    steps.run('train', lambda: call('train.py', CONFIG, '--work-dir', out, *resume, *options,
-                                    'train_cfg.val_begin=1000000', *start))
+    steps.run(
+        'train',
+        lambda: call(
+            'train.py',
+            CONFIG,
+            '--work-dir',
+            out,
+            *resume,
+            *options,
+            'train_cfg.val_begin=1000000',
+            *start,
+        ),
+    )
     checkpoint = (out / 'last_checkpoint').read_text().strip()
     steps.run('test', lambda: call('test.py', CONFIG, checkpoint, '--work-dir', out, *options))
     pictures = out / 'pictures'
-    steps.run('draw', lambda: call('visualize.py', CONFIG, checkpoint, '--dataset', '--out', pictures, *options))
+    steps.run(
+        'draw',
+        lambda: call('visualize.py', CONFIG, checkpoint, '--dataset', '--out', pictures, *options),
+    )
     report(out, steps, sorted(map(str, pictures.glob('*/*.png'))))
     return 0
 
@@ -112,13 +177,21 @@ def main() -> int:
 def report(out: Path, steps: Steps, pictures: list[str]) -> None:
     """Write summary.json and print it as a table."""
     metrics = json.loads((out / 'results/pred_instances_3d/metrics_summary.json').read_text())
-    summary = dict(mAP=metrics['mean_ap'], NDS=metrics['nd_score'], AP=metrics['mean_dist_aps'],
-                   seconds=steps.seconds, pictures=pictures)
+    summary = dict(
+        mAP=metrics['mean_ap'],
+        NDS=metrics['nd_score'],
+        AP=metrics['mean_dist_aps'],
+        seconds=steps.seconds,
+        pictures=pictures,
+    )
     (out / 'summary.json').write_text(json.dumps(summary, indent=1))
     print(f'\n{"mAP":<24}{summary["mAP"]:.3f}\n{"NDS":<24}{summary["NDS"]:.3f}')
     for name, value in sorted(summary['AP'].items(), key=lambda item: -item[1]):
         print(f'  AP {name:<19}{value:.3f}')
-    print(''.join(f'{name + " (s)":<24}{value:.0f}\n' for name, value in summary['seconds'].items()), end='')
+    print(
+        ''.join(f'{name + " (s)":<24}{value:.0f}\n' for name, value in summary['seconds'].items()),
+        end='',
+    )
     print(f'{"pictures":<24}{os.path.relpath(out / "pictures")}/*/*.png ({len(pictures)})')
     print(f'{"summary":<24}{os.path.relpath(out / "summary.json")}')
 

@@ -26,9 +26,14 @@ def _scenes(text: str) -> tuple[int, int]:
         if min(parts) < 0 or len(parts) > 2:
             raise ValueError
     except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is neither TRAIN+VAL, e.g. 8+2, nor a number of scenes") from None
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is neither TRAIN+VAL, e.g. 8+2, nor a number of scenes"
+        ) from None
     if len(parts) == 1:
-        parts = [parts[0] - max(parts[0] // 5, min(parts[0] - 1, 1)), max(parts[0] // 5, min(parts[0] - 1, 1))]
+        parts = [
+            parts[0] - max(parts[0] // 5, min(parts[0] - 1, 1)),
+            max(parts[0] // 5, min(parts[0] - 1, 1)),
+        ]
     return parts[0], parts[1]
 
 
@@ -40,8 +45,12 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     default = Settings()
-    parser.add_argument('out', help='folder of the data set: new, empty, or begun with the same options')
-    parser.add_argument('--format', choices=('nuscenes', 'waymo'), default='nuscenes', help='default %(default)s')
+    parser.add_argument(
+        'out', help='folder of the data set: new, empty, or begun with the same options'
+    )
+    parser.add_argument(
+        '--format', choices=('nuscenes', 'waymo'), default='nuscenes', help='default %(default)s'
+    )
     parser.add_argument(
         '--scenes',
         type=_scenes,
@@ -62,10 +71,22 @@ def main() -> int:
         help='stored per keyframe interval, the keyframe included; 10 is all of 20 Hz (default %(default)s)',
     )
     parser.add_argument('--workers', type=int, help='processes (default: all cores)')
-    parser.add_argument('--seed', type=int, default=default.seed, help='of every random number (default %(default)s)')
-    parser.add_argument('--version', default=default.version, help='v1.0-mini or v1.0-trainval (default %(default)s)')
+    parser.add_argument(
+        '--seed',
+        type=int,
+        default=default.seed,
+        help='of every random number (default %(default)s)',
+    )
+    parser.add_argument(
+        '--version',
+        default=default.version,
+        help='v1.0-mini or v1.0-trainval (default %(default)s)',
+    )
     args = parser.parse_args()
-    simulate, settings = simulate_dataset, Settings(args.version, *args.scenes, args.keyframes, args.sweeps, args.seed)
+    simulate, settings = (
+        simulate_dataset,
+        Settings(args.version, *args.scenes, args.keyframes, args.sweeps, args.seed),
+    )
     if args.format == 'waymo':
         if (args.version, args.sweeps) != (default.version, default.sweeps):
             parser.error("--version and --sweeps are nuScenes'; Waymo has neither")

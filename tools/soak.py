@@ -1,5 +1,7 @@
 #!/usr/bin/env python
-"""Random small clouds through the encoder: the fast attention backend against the equation, outputs and gradients."""
+"""Random small clouds through the encoder: the fast attention backend against the equation, outputs
+and gradients."""
+
 from __future__ import annotations
 
 import argparse
@@ -24,14 +26,16 @@ EXAMPLES = """examples:
 
 A batch holds one to four clouds, 2.5 on average. Clouds and model follow from (seed, index) alone. The first failure
 ends the run with status 1 and a command that replays it."""
-# single precision through a whole encoder; in double precision nothing but the order of sums differs
+# single precision through a whole encoder; in double precision nothing but the order of sums
+# differs
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 VOXEL = 0.4  # metres
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--count', type=int, default=40_000, help='batches (default %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='of all of them (default %(default)s)')
     parser.add_argument('--start', type=int, default=0, help='index of the first')
@@ -44,24 +48,50 @@ def parse_args() -> argparse.Namespace:
 
 
 def random_case(seed: int, index: int) -> dict:
-    """Sizes of the samples, grid, precision and settings of the encoder; tiny, odd and empty ones often."""
+    """Sizes of the samples, grid, precision and settings of the encoder; tiny, odd and empty ones
+    often."""
     draw = random.Random(f'{seed} {index}')
-    strides = draw.choice([[(1, 1, 1)], [(2, 1, 1)], [(2, 1, 1), (1, 2, 2)], [(1, 2, 2), (2, 1, 1)]])
+    strides = draw.choice(
+        [[(1, 1, 1)], [(2, 1, 1)], [(2, 1, 1), (1, 2, 2)], [(1, 2, 2), (2, 1, 1)]]
+    )
     grid = tuple(2 * draw.randint(1, most) for most in (3, 8, 8))
     cells = grid[0] * grid[1] * grid[2]
-    sizes = [min(draw.choice([0, 1, 2, draw.randint(0, 20), draw.randint(0, 150)]), cells)
-             for _ in range(draw.randint(1, 4))]
+    sizes = [
+        min(draw.choice([0, 1, 2, draw.randint(0, 20), draw.randint(0, 150)]), cells)
+        for _ in range(draw.randint(1, 4))
+    ]
     heads, width = draw.choice([1, 2, 3]), draw.choice([6, 8, 12, 16])
-    stages = [dict(depth=draw.randint(1, 3), stride=stride, window_shape=tuple(
-        draw.randint(1, most) for most in (6, 12, 12))) for stride in strides]
+    stages = [
+        dict(
+            depth=draw.randint(1, 3),
+            stride=stride,
+            window_shape=tuple(draw.randint(1, most) for most in (6, 12, 12)),
+        )
+        for stride in strides
+    ]
     return dict(
-        sizes=sizes, grid=grid, dtype=draw.choice([torch.float32, torch.float64]), encoder=dict(
-            type='StratifiedEncoder', voxel_size=(VOXEL, ) * 3, in_channels=4, channels=heads * width, num_heads=heads,
-            point_cloud_range=(0, 0, 0, *(VOXEL * n for n in grid[::-1])), stages=stages,
-            num_strata=draw.choice([0, 1, 2, 7, 16]), selection=draw.choice(['pool', 'random', 'morton']),
-            fusion=draw.choice(['joint', 'gated']), persist=draw.random() < 0.5, shifted=draw.random() < 0.5,
-            use_rotary=draw.random() < 0.7, use_conv=draw.random() < 0.5, stem_depth=draw.randint(0, 1),
-            strata_offset=draw.choice([-4.0, 0.0, 3.0])))
+        sizes=sizes,
+        grid=grid,
+        dtype=draw.choice([torch.float32, torch.float64]),
+        encoder=dict(
+            type='StratifiedEncoder',
+            voxel_size=(VOXEL,) * 3,
+            in_channels=4,
+            channels=heads * width,
+            num_heads=heads,
+            point_cloud_range=(0, 0, 0, *(VOXEL * n for n in grid[::-1])),
+            stages=stages,
+            num_strata=draw.choice([0, 1, 2, 7, 16]),
+            selection=draw.choice(['pool', 'random', 'morton']),
+            fusion=draw.choice(['joint', 'gated']),
+            persist=draw.random() < 0.5,
+            shifted=draw.random() < 0.5,
+            use_rotary=draw.random() < 0.7,
+            use_conv=draw.random() < 0.5,
+            stem_depth=draw.randint(0, 1),
+            strata_offset=draw.choice([-4.0, 0.0, 3.0]),
+        ),
+    )
 
 
 def run(model: nn.Module, case: dict, seed: int) -> dict[str, Tensor]:
@@ -74,7 +104,10 @@ def run(model: nn.Module, case: dict, seed: int) -> dict[str, Tensor]:
     weight = torch.randn(bev.shape, generator=generator).to(bev.dtype)
     model.zero_grad()
     (bev * weight).sum().backward()
-    gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
+    gradients = {
+        name: torch.zeros_like(p) if p.grad is None else p.grad
+        for name, p in model.named_parameters()
+    }
     return dict(map=bev.detach(), feats=feats.grad, **gradients)
 
 
@@ -94,7 +127,9 @@ def check(case: dict, seed: int, index: int, backend: str) -> str:
         found = run(model, case, seed)
     errors = {name: relative_error(found[name], value) for name, value in expected.items()}
     name = max(errors, key=lambda n: float('inf') if errors[n] != errors[n] else errors[n])
-    return '' if errors[name] <= TOLERANCE[case['dtype']] else f'{name} differs by {errors[name]:.2e}'
+    return (
+        '' if errors[name] <= TOLERANCE[case['dtype']] else f'{name} differs by {errors[name]:.2e}'
+    )
 
 
 def main() -> int:
@@ -110,9 +145,14 @@ def main() -> int:
         except Exception:
             failure = traceback.format_exc()
         if failure or args.replay is not None:
-            print(f'\nbatch {index}: {failure or "agrees"}\n' + '\n'.join(f'  {k}: {v}' for k, v in case.items()))
+            print(
+                f'\nbatch {index}: {failure or "agrees"}\n'
+                + '\n'.join(f'  {k}: {v}' for k, v in case.items())
+            )
         if failure:
-            print(f'FAILED; again: python tools/soak.py --seed {args.seed} --replay {index} --backend {args.backend}')
+            print(
+                f'FAILED; again: python tools/soak.py --seed {args.seed} --replay {index} --backend {args.backend}'
+            )
             return 1
         clouds += len(case['sizes'])
     print(f'{clouds} clouds in {len(indices)} batches agree (seed {args.seed}, from {indices[0]})')

@@ -1,5 +1,6 @@
 #!/usr/bin/env python
 """Evaluate a checkpoint: mmdet3d's own tools/test.py with all its flags."""
+
 from stratified3d.host import run_host_tool
 
 if __name__ == '__main__':

@@ -1,5 +1,7 @@
 #!/usr/bin/env python
-"""Draw detections of a config's data set or of point files: from above, in perspective, as a video, in a window."""
+"""Draw detections of a config's data set or of point files: from above, in perspective, as a video,
+in a window."""
+
 from __future__ import annotations
 
 import argparse
@@ -29,28 +31,68 @@ EXAMPLES = """examples:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('config')
     parser.add_argument('checkpoint')
-    parser.add_argument('files', nargs='*', type=Path, metavar='FILE', help='.bin, .npy, .pcd or .ply point files')
-    parser.add_argument('--dataset', action='store_true', help="frames of the config's test set, with their truth")
-    parser.add_argument('--index', nargs='+', type=_indices, metavar='I', help='which: numbers, or ranges like 0-9')
-    parser.add_argument('--count', type=int, default=4, help='without --index: so many, evenly spread (default: 4)')
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/pictures'), help='folder of the pictures')
-    parser.add_argument('--score', type=float, default=0.3, help='predictions below are not drawn (default: 0.3)')
-    parser.add_argument('--colour', choices=COLOURINGS, default='height', help='of the points (default: height)')
-    parser.add_argument('--camera', nargs='+', type=float, default=[], metavar='N', help='of the perspective: azimuth '
-                        'and elevation (degrees), distance, metres ahead (default: 90 36 62 12; azimuth 0: along x)')
-    parser.add_argument('--strata', type=int, nargs='?', const=0, metavar='STAGE',
-                        help='draw the strata tokens of the last block of a stage (default: stage 0)')
-    parser.add_argument('--token', type=int, help='which token the strata map shows (default: the most read one)')
-    parser.add_argument('--no-perspective', action='store_true', help='only from above: needs no Open3D')
-    parser.add_argument('--video', nargs='?', const='mp4', choices=('mp4', 'gif'), help='join the pictures')
-    parser.add_argument('--rate', type=float, default=2.0, help='pictures a second of the video (default: 2)')
-    parser.add_argument('--show', action='store_true', help='open a window instead; its keys are printed')
+    parser.add_argument(
+        'files', nargs='*', type=Path, metavar='FILE', help='.bin, .npy, .pcd or .ply point files'
+    )
+    parser.add_argument(
+        '--dataset', action='store_true', help="frames of the config's test set, with their truth"
+    )
+    parser.add_argument(
+        '--index', nargs='+', type=_indices, metavar='I', help='which: numbers, or ranges like 0-9'
+    )
+    parser.add_argument(
+        '--count', type=int, default=4, help='without --index: so many, evenly spread (default: 4)'
+    )
+    parser.add_argument(
+        '--out', type=Path, default=Path('work_dirs/pictures'), help='folder of the pictures'
+    )
+    parser.add_argument(
+        '--score', type=float, default=0.3, help='predictions below are not drawn (default: 0.3)'
+    )
+    parser.add_argument(
+        '--colour', choices=COLOURINGS, default='height', help='of the points (default: height)'
+    )
+    parser.add_argument(
+        '--camera',
+        nargs='+',
+        type=float,
+        default=[],
+        metavar='N',
+        help='of the perspective: azimuth '
+        'and elevation (degrees), distance, metres ahead (default: 90 36 62 12; azimuth 0: along x)',
+    )
+    parser.add_argument(
+        '--strata',
+        type=int,
+        nargs='?',
+        const=0,
+        metavar='STAGE',
+        help='draw the strata tokens of the last block of a stage (default: stage 0)',
+    )
+    parser.add_argument(
+        '--token', type=int, help='which token the strata map shows (default: the most read one)'
+    )
+    parser.add_argument(
+        '--no-perspective', action='store_true', help='only from above: needs no Open3D'
+    )
+    parser.add_argument(
+        '--video', nargs='?', const='mp4', choices=('mp4', 'gif'), help='join the pictures'
+    )
+    parser.add_argument(
+        '--rate', type=float, default=2.0, help='pictures a second of the video (default: 2)'
+    )
+    parser.add_argument(
+        '--show', action='store_true', help='open a window instead; its keys are printed'
+    )
     parser.add_argument('--device', help='default: the GPU where there is one')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='overrides of the config, key=value')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='overrides of the config, key=value'
+    )
     args = parser.parse_intermixed_args()
     if args.dataset == bool(args.files):
         parser.error('give either --dataset or point files')
@@ -65,32 +107,53 @@ def _indices(text: str) -> list[int]:
 
 
 def frames(args: argparse.Namespace, config: Config) -> tuple[list[str], Callable[[int], tuple]]:
-    """Names of the frames, and a function from a frame's place to its points and true boxes (None: unknown)."""
+    """Names of the frames, and a function from a frame's place to its points and true boxes (None:
+    unknown)."""
     if args.files:
-        return [path.name.split('.')[0] for path in args.files], lambda i: (read_points(args.files[i]), None)
+        return [path.name.split('.')[0] for path in args.files], lambda i: (
+            read_points(args.files[i]),
+            None,
+        )
     with DefaultScope.overwrite_default_scope('mmdet3d'):
         dataset = DATASETS.build(config.test_dataloader.dataset)
     count = min(args.count, len(dataset))
-    chosen = sum(args.index, []) if args.index else [(2 * k + 1) * len(dataset) // (2 * count) for k in range(count)]
+    chosen = (
+        sum(args.index, [])
+        if args.index
+        else [(2 * k + 1) * len(dataset) // (2 * count) for k in range(count)]
+    )
     if not chosen or max(chosen) >= len(dataset):
         raise ValueError(f'--index: the data set has frames 0 to {len(dataset) - 1}, not {chosen}')
 
     def load(i: int) -> tuple:
         truth = dataset.get_data_info(chosen[i]).get('eval_ann_info')
-        boxes = None if truth is None else truth['gt_bboxes_3d'].tensor.numpy()[truth['gt_labels_3d'] >= 0]
+        boxes = (
+            None
+            if truth is None
+            else truth['gt_bboxes_3d'].tensor.numpy()[truth['gt_labels_3d'] >= 0]
+        )
         return dataset[chosen[i]]['inputs']['points'].numpy(), boxes
 
     return [f'frame_{index:04d}' for index in chosen], load
 
 
-def make_scene(args: argparse.Namespace, model, name: str, points: np.ndarray, truth: np.ndarray | None) -> Scene:
+def make_scene(
+    args: argparse.Namespace, model, name: str, points: np.ndarray, truth: np.ndarray | None
+) -> Scene:
     found = detect(model, points)
     best = found.scores >= args.score
     strata = None
     if args.strata is not None:
         strata = StrataWeights(*inspect_strata(model, points, args.strata))
-    return Scene(points, found.boxes[best], found.scores[best], [n for n, b in zip(found.names, best) if b], truth,
-                 f'{name}: {best.sum()} predictions with score \u2265 {args.score}', strata)
+    return Scene(
+        points,
+        found.boxes[best],
+        found.scores[best],
+        [n for n, b in zip(found.names, best) if b],
+        truth,
+        f'{name}: {best.sum()} predictions with score \u2265 {args.score}',
+        strata,
+    )
 
 
 def main() -> int:

@@ -1,5 +1,7 @@
 #!/usr/bin/env python
-"""Score detections by the Waymo Open Dataset's 3D metric: AP and APH by type, range and level, without TensorFlow."""
+"""Score detections by the Waymo Open Dataset's 3D metric: AP and APH by type, range and level,
+without TensorFlow."""
+
 from __future__ import annotations
 
 import argparse
@@ -25,25 +27,38 @@ predictions may be a Submission too. docs/waymo_evaluation.md has the definition
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('predictions', type=Path)
     parser.add_argument('ground_truths', type=Path)
-    parser.add_argument('--json', type=Path, metavar='OUT', help='write the scores there as well: {"VEHICLE_LEVEL_1": '
-                        '{"AP": 0.5, "APH": 0.4}, "VEHICLE_[0,30)_LEVEL_1": ...}')
+    parser.add_argument(
+        '--json',
+        type=Path,
+        metavar='OUT',
+        help='write the scores there as well: {"VEHICLE_LEVEL_1": '
+        '{"AP": 0.5, "APH": 0.4}, "VEHICLE_[0,30)_LEVEL_1": ...}',
+    )
     return parser.parse_args()
 
 
 def read(path: Path) -> WaymoBoxes:
     """Boxes of a file; prints what of it does not count."""
     file = ObjectsFile(path)
-    boxes = read_boxes(file, partial(tqdm, desc=f'reading {path.name}', unit='box', total=len(file)))
+    boxes = read_boxes(
+        file, partial(tqdm, desc=f'reading {path.name}', unit='box', total=len(file))
+    )
     unknown = int((boxes.types == 0).sum())
     if unknown:
-        print(f'{path}: {unknown} of {len(boxes)} objects are of no type that is scored and are left out')
+        print(
+            f'{path}: {unknown} of {len(boxes)} objects are of no type that is scored and are left out'
+        )
     for number, count in file.other_fields.items():
-        what = 'no-label zones: predictions say by overlap_with_nlz whether they lie in one' if number == 2 else (
-            f'fields with the number {number}, which Objects files do not have')
+        what = (
+            'no-label zones: predictions say by overlap_with_nlz whether they lie in one'
+            if number == 2
+            else (f'fields with the number {number}, which Objects files do not have')
+        )
         print(f'{path}: does not use its {count} {what}')
     return boxes
 
@@ -54,7 +69,9 @@ def main() -> int:
         truth = read(args.ground_truths)
         if not len(truth):
             raise ValueError(f'{args.ground_truths}: holds no object to compare with')
-        counts = count_boxes(read(args.predictions), truth, partial(tqdm, desc='matching', unit='block'))
+        counts = count_boxes(
+            read(args.predictions), truth, partial(tqdm, desc='matching', unit='block')
+        )
         scores = average_precisions(counts)
         print(format_table(scores, counts.truths))
         if args.json is not None:

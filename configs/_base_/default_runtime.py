@@ -9,4 +9,5 @@ default_hooks = dict(
     epoch_seed=dict(type='EpochSeedHook'),
     host_memory=dict(type='HostMemoryHook'),
     # mmdet3d's own needs a display
-    visualization=dict(type='DetectionPictureHook'))
+    visualization=dict(type='DetectionPictureHook'),
+)

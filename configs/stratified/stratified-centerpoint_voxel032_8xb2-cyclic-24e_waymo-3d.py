@@ -1,6 +1,8 @@
 _base_ = [
-    '../_base_/default_runtime.py', '../_base_/datasets/waymo.py', '../_base_/models/stratified_centerpoint.py',
-    '../_base_/schedules/cyclic_24e.py'
+    '../_base_/default_runtime.py',
+    '../_base_/datasets/waymo.py',
+    '../_base_/models/stratified_centerpoint.py',
+    '../_base_/schedules/cyclic_24e.py',
 ]
 
 model = dict(
@@ -11,4 +13,6 @@ model = dict(
     # pedestrians are small: the map keeps the voxels' size
     backbone=dict(strides=(1, 2, 2)),
     head=dict(
-        tasks=_base_.tasks, use_velocity=False, nms=dict(type='rotated', iou=0.7), post_max_size=300))
+        tasks=_base_.tasks, use_velocity=False, nms=dict(type='rotated', iou=0.7), post_max_size=300
+    ),
+)

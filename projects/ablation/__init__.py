@@ -1,1 +1,2 @@
-"""One setting changed at a time, trained briefly on the simulated nuScenes with paired seeds; see README.md."""
+"""One setting changed at a time, trained briefly on the simulated nuScenes with paired seeds; see
+README.md."""

@@ -1,4 +1,6 @@
-"""The model family in short trainings: full-size voxels, encoder and backbone, the rest the quickstart's."""
+"""The model family in short trainings: full-size voxels, encoder and backbone, the rest the
+quickstart's."""
+
 from __future__ import annotations
 
 from functools import partial
@@ -13,14 +15,17 @@ NAMES = tuple(name for name, path in family.members().items() if '_nus-3d' in pa
 
 
 def put(name: str, config: Config) -> None:
-    """Put a member's voxels, encoder and backbone, and its head if of another kind, into a config of the ablation.
+    """Put a member's voxels, encoder and backbone, and its head if of another kind, into a config
+    of the ablation.
 
     Args:
         name: a key of `family.members`.
     """
     model = Config.fromfile(family.members()[name]).model
     short = config.model.head
-    config.model.update({part: model[part] for part in ('voxel_size', 'voxel_encoder', 'encoder', 'backbone')})
+    config.model.update(
+        {part: model[part] for part in ('voxel_size', 'voxel_encoder', 'encoder', 'backbone')}
+    )
     if model.head.type != short.type:
         config.model.head = model.head
         config.model.head.update({key: short[key] for key in SHORT})

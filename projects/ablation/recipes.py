@@ -1,4 +1,6 @@
-"""Parts of the recipe, taken away or put into the short trainings as the full-size configs have them."""
+"""Parts of the recipe, taken away or put into the short trainings as the full-size configs have
+them."""
+
 from __future__ import annotations
 
 from mmdet3d.registry import MODELS
@@ -16,8 +18,10 @@ def without_sampling(config: Config) -> None:
 
 def full_augmentation(config: Config) -> None:
     """Rotate, scale and move frames as far as the full-size configs do."""
-    full, own = (next(t for t in _pipeline(c) if t.type == 'GlobalRotScaleTrans')
-                 for c in (Config.fromfile(family.members()['centerpoint_voxel03']), config))
+    full, own = (
+        next(t for t in _pipeline(c) if t.type == 'GlobalRotScaleTrans')
+        for c in (Config.fromfile(family.members()['centerpoint_voxel03']), config)
+    )
     own.update(full)
 
 
@@ -33,7 +37,8 @@ def _pipeline(config: Config) -> list:
 
 @MODELS.register_module()
 class PlainBEVBackbone(ResidualBEVBackbone):
-    """ResidualBEVBackbone without its shortcuts: the plain network that He et al. 2016 compare with."""
+    """ResidualBEVBackbone without its shortcuts: the plain network that He et al. 2016 compare
+    with."""
 
     def __init__(self, **settings):
         super().__init__(**settings)
@@ -43,6 +48,5 @@ class PlainBEVBackbone(ResidualBEVBackbone):
 
 
 class _Nothing(nn.Module):
-
     def forward(self, x: Tensor) -> int:
         return 0

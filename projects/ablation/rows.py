@@ -1,4 +1,5 @@
 """What is compared: each row names the settings in which it differs from the first."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -8,7 +9,11 @@ from mmengine.config import Config
 
 from projects.ablation.members import CHANGES
 from projects.ablation.recipes import full_augmentation, plain_backbone, without_sampling
-from projects.ablation.rivals import centerpoint_pillar, centerpoint_pillar_coarse, centerpoint_voxel
+from projects.ablation.rivals import (
+    centerpoint_pillar,
+    centerpoint_pillar_coarse,
+    centerpoint_voxel,
+)
 from projects.attention_zoo import OTHER
 from projects.attention_zoo.planes import PlaneAttention
 
@@ -16,8 +21,8 @@ LEARNING_RATES = (5e-4, 1e-3, 3e-3)
 
 
 class Row(NamedTuple):
-    """name; group: the question it answers; options: dotted settings of the config; change: what no option can say;
-    equal_time: it runs for as long as the first row, not for as many steps."""
+    """name; group: the question it answers; options: dotted settings of the config; change: what no
+    option can say; equal_time: it runs for as long as the first row, not for as many steps."""
 
     name: str
     group: str
@@ -43,18 +48,36 @@ def _one_stage(size: int = 12, depth: int = 2) -> dict[str, Any]:
 def _mixers() -> list[Row]:
     # those that compute the same function would repeat the first row at another speed
     more = {PlaneAttention: dict(num_heads=4)}  # a third of the heads each for three planes
-    return [_encoder(', '.join([kind.__name__, *(f'{heads} heads' for heads in more.get(kind, {}).values())]), 'mixer',
-                     mixer=dict(type=kind.__name__), **more.get(kind, {})) for kind in OTHER]
+    return [
+        _encoder(
+            ', '.join(
+                [kind.__name__, *(f'{heads} heads' for heads in more.get(kind, {}).values())]
+            ),
+            'mixer',
+            mixer=dict(type=kind.__name__),
+            **more.get(kind, {}),
+        )
+        for kind in OTHER
+    ]
 
 
 def _rivals() -> list[Row]:
     rows = []
-    for name, change in (('CenterPoint pillar 0.2', centerpoint_pillar),
-                         ('CenterPoint pillar 0.4', centerpoint_pillar_coarse),
-                         ('CenterPoint voxel 0.1', centerpoint_voxel)):
-        rows += [Row(f'{name}, rate {rate:g}', 'detector', {
-            'optim_wrapper.optimizer.lr': rate, 'param_scheduler.0.eta_max': rate}, change, True)
-            for rate in LEARNING_RATES]
+    for name, change in (
+        ('CenterPoint pillar 0.2', centerpoint_pillar),
+        ('CenterPoint pillar 0.4', centerpoint_pillar_coarse),
+        ('CenterPoint voxel 0.1', centerpoint_voxel),
+    ):
+        rows += [
+            Row(
+                f'{name}, rate {rate:g}',
+                'detector',
+                {'optim_wrapper.optimizer.lr': rate, 'param_scheduler.0.eta_max': rate},
+                change,
+                True,
+            )
+            for rate in LEARNING_RATES
+        ]
     return rows
 
 
@@ -71,21 +94,35 @@ ROWS = [
     _encoder('offset 0', 'bias', strata_offset=0.0),
     _encoder('window 24', 'window', **_one_stage(24)),
     # one block each: neither is shifted
-    _encoder('window 12, then 24', 'window', stages=[dict(depth=1, window_shape=(8, 12, 12), stride=(1, 1, 1)),
-                                                     dict(depth=1, window_shape=(8, 24, 24), stride=(8, 1, 1))]),
+    _encoder(
+        'window 12, then 24',
+        'window',
+        stages=[
+            dict(depth=1, window_shape=(8, 12, 12), stride=(1, 1, 1)),
+            dict(depth=1, window_shape=(8, 24, 24), stride=(8, 1, 1)),
+        ],
+    ),
     _encoder('4 blocks', 'depth', **_one_stage(depth=4)),
     _encoder('4 blocks, m = 0', 'depth', **_one_stage(depth=4), num_strata=0),
     _encoder('not shifted', 'shift', shifted=False),
     _encoder('no rotary', 'position', use_rotary=False),
     _encoder('no convolution', 'position', use_conv=False),
     # what the full-size configs set otherwise than the quickstart, and parts that all have
-    Row('IoU branch and loss', 'recipe', {'model.head.iou_weight': 0.5, 'model.head.iou_loss_weight': 0.5}),
+    Row(
+        'IoU branch and loss',
+        'recipe',
+        {'model.head.iou_weight': 0.5, 'model.head.iou_loss_weight': 0.5},
+    ),
     Row('boxes at centres only', 'recipe', {'model.head.box_radius': 0}),
     _encoder('stem of 2', 'recipe', stem_depth=2),
     Row('plain backbone', 'recipe', {}, plain_backbone),
     # the default's are bf16 where the device has matrix units for it
     Row('maps in fp32', 'recipe', {'model.map_precision': 'fp32'}),
-    Row('constant rate of 0.001', 'schedule', {'param_scheduler': [], 'optim_wrapper.optimizer.lr': 1e-3}),
+    Row(
+        'constant rate of 0.001',
+        'schedule',
+        {'param_scheduler': [], 'optim_wrapper.optimizer.lr': 1e-3},
+    ),
     Row('no ground-truth sampling', 'data', {}, without_sampling),
     # in the last of the three passes that 240 steps make over the data
     Row('sampling fades', 'data', {'custom_hooks': [dict(type='FadeObjectSampleHook', epochs=1)]}),

@@ -1,4 +1,5 @@
 """Train and score rows in processes of their own, several at once; results are kept one by one."""
+
 from __future__ import annotations
 
 import json
@@ -28,8 +29,8 @@ _READING = Lock()
 
 
 class Settings(NamedTuple):
-    """data: prepared set; work: folder for trainings; iterations: of the first row; threads: of each process;
-    options: more settings of every config."""
+    """data: prepared set; work: folder for trainings; iterations: of the first row; threads: of
+    each process; options: more settings of every config."""
 
     data: Path
     work: Path
@@ -50,10 +51,15 @@ def make_config(row: Row, seed: int, settings: Settings, iterations: int) -> Con
         dataset.data_root = data
     for transform in loaders[0].pipeline:
         if transform.type == 'ObjectSample':
-            transform.db_sampler.update(data_root=data, info_path=f'{data}nuscenes_dbinfos_train.pkl')
+            transform.db_sampler.update(
+                data_root=data, info_path=f'{data}nuscenes_dbinfos_train.pkl'
+            )
     for name in ('val_evaluator', 'test_evaluator'):
-        config[name].update(data_root=data, ann_file=f'{data}nuscenes_infos_val.pkl',
-                            jsonfile_prefix=str(folder / 'results'))
+        config[name].update(
+            data_root=data,
+            ann_file=f'{data}nuscenes_infos_val.pkl',
+            jsonfile_prefix=str(folder / 'results'),
+        )
     for scheduler in config.param_scheduler:
         scheduler.total_steps = iterations
     config.train_cfg.update(max_iters=iterations, val_interval=iterations)
@@ -65,17 +71,23 @@ def make_config(row: Row, seed: int, settings: Settings, iterations: int) -> Con
 
 def folder_of(name: str, seed: int, settings: Settings) -> Path:
     """Where a row trains."""
-    return settings.work / ''.join(c if c.isalnum() or c in '.=' else '_' for c in name) / f'seed{seed}'
+    return (
+        settings.work
+        / ''.join(c if c.isalnum() or c in '.=' else '_' for c in name)
+        / f'seed{seed}'
+    )
 
 
-def train(row: Row, seed: int, settings: Settings, iterations: int, score: bool = True) -> dict[str, Any]:
+def train(
+    row: Row, seed: int, settings: Settings, iterations: int, score: bool = True
+) -> dict[str, Any]:
     """Train from random weights and score, in a process of its own.
 
     Args:
         score: False stops after the last step, to learn how fast the steps are.
     Returns:
-        seconds_per_iteration (median), and with score: mAP, NDS, AP {class: value}, errors {name: value}, ms_per_frame
-        (a detection, in the mean).
+        seconds_per_iteration (median), and with score: mAP, NDS, AP {class: value}, errors {name:
+        value}, ms_per_frame (a detection, in the mean).
     Raises:
         RuntimeError: it failed; names its log.
     """
@@ -87,23 +99,47 @@ def train(row: Row, seed: int, settings: Settings, iterations: int, score: bool 
         config.default_hooks.pop('checkpoint')
     config.dump(folder / 'config.py')
     log = folder / 'log.txt'
-    environment = {**os.environ, 'OMP_NUM_THREADS': str(settings.threads),
-                   'PYTHONPATH': os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))}
+    environment = {
+        **os.environ,
+        'OMP_NUM_THREADS': str(settings.threads),
+        'PYTHONPATH': os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')])),
+    }
     with log.open('w') as out:
-        status = subprocess.run([sys.executable, '-W', 'ignore', str(ROOT / 'tools/train.py'), 'config.py',
-                                 '--work-dir', '.'], cwd=folder, stdout=out, stderr=subprocess.STDOUT,
-                                env=environment).returncode
+        status = subprocess.run(
+            [
+                sys.executable,
+                '-W',
+                'ignore',
+                str(ROOT / 'tools/train.py'),
+                'config.py',
+                '--work-dir',
+                '.',
+            ],
+            cwd=folder,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        ).returncode
     if status:
-        raise RuntimeError(f'{row.name}, seed {seed}: training ended with status {status}; see {log}')
+        raise RuntimeError(
+            f'{row.name}, seed {seed}: training ended with status {status}; see {log}'
+        )
     scalars = max(folder.glob('*/vis_data/scalars.json'), key=os.path.getmtime)
     lines = [json.loads(line) for line in scalars.read_text().splitlines()]
     times = [line['time'] for line in lines if 'loss' in line and line['step'] > WARM_UP]
     result = dict(seconds_per_iteration=round(median(times), 3))
     if score:
-        metrics = json.loads((folder / 'results/pred_instances_3d/metrics_summary.json').read_text())
+        metrics = json.loads(
+            (folder / 'results/pred_instances_3d/metrics_summary.json').read_text()
+        )
         last = lines[-1]  # of the evaluation
-        result |= dict(mAP=metrics['mean_ap'], NDS=metrics['nd_score'], AP=metrics['mean_dist_aps'],
-                       errors=metrics['tp_errors'], ms_per_frame=round(1e3 * (last['time'] - last['data_time']), 1))
+        result |= dict(
+            mAP=metrics['mean_ap'],
+            NDS=metrics['nd_score'],
+            AP=metrics['mean_dist_aps'],
+            errors=metrics['tp_errors'],
+            ms_per_frame=round(1e3 * (last['time'] - last['data_time']), 1),
+        )
     return result
 
 
@@ -116,19 +152,31 @@ def measure(row: Row, seed: int, settings: Settings, pace: float | None) -> dict
     iterations = settings.iterations
     if row.equal_time:
         if pace is None:
-            raise ValueError(f'{row.name} runs as long as the first row, which has no result yet; run that one first')
+            raise ValueError(
+                f'{row.name} runs as long as the first row, which has no result yet; run that one first'
+            )
         own = train(row, seed, settings, WARM_UP + TIMED, score=False)['seconds_per_iteration']
         iterations = max(1, round(settings.iterations * pace / own))
     found = train(row, seed, settings, iterations)
-    return dict(row=row.name, group=row.group, seed=seed, iterations=iterations,
-                options=repr(row.options), **found)
+    return dict(
+        row=row.name,
+        group=row.group,
+        seed=seed,
+        iterations=iterations,
+        options=repr(row.options),
+        **found,
+    )
 
 
-def run_all(todo: list[tuple[Row, int]], settings: Settings, pace: float | None,
-            jobs: int) -> Iterator[tuple[Row, int, dict[str, Any] | Exception]]:
-    """Measure (row, seed) pairs, `jobs` at a time; yields each as it ends, a failure as its exception."""
+def run_all(
+    todo: list[tuple[Row, int]], settings: Settings, pace: float | None, jobs: int
+) -> Iterator[tuple[Row, int, dict[str, Any] | Exception]]:
+    """Measure (row, seed) pairs, `jobs` at a time; yields each as it ends, a failure as its
+    exception."""
     with ThreadPoolExecutor(jobs) as pool:
-        running = {pool.submit(measure, row, seed, settings, pace): (row, seed) for row, seed in todo}
+        running = {
+            pool.submit(measure, row, seed, settings, pace): (row, seed) for row, seed in todo
+        }
         try:
             for future in as_completed(running):
                 row, seed = running[future]

@@ -1,4 +1,6 @@
-"""The attentions of other LiDAR detectors and of the libraries, as mixers of the stratified encoder; see README.md."""
+"""The attentions of other LiDAR detectors and of the libraries, as mixers of the stratified
+encoder; see README.md."""
+
 from projects.attention_zoo.equal_groups import EqualGroupAttention
 from projects.attention_zoo.flex import FlexAttention
 from projects.attention_zoo.full import FullAttention
@@ -14,7 +16,16 @@ from projects.attention_zoo.varlen import VarlenAttention
 
 # those that compute the same function as StratifiedAttention, and those that compute another
 SAME = (SwinAttention, SSTAttention, VarlenAttention, FlexAttention, NestedAttention)
-OTHER = (FullAttention, SetAttention, EqualGroupAttention, LinearWindowAttention, PlaneAttention,
-         SampledWindowAttention, SpatialReductionAttention, PerformerAttention, LinformerAttention)
+OTHER = (
+    FullAttention,
+    SetAttention,
+    EqualGroupAttention,
+    LinearWindowAttention,
+    PlaneAttention,
+    SampledWindowAttention,
+    SpatialReductionAttention,
+    PerformerAttention,
+    LinformerAttention,
+)
 
 __all__ = ['OTHER', 'SAME', 'JointRival', 'Rival', *(kind.__name__ for kind in SAME + OTHER)]

@@ -1,4 +1,5 @@
 """Voxels in window order cut into groups of one size, whatever window they lie in: FlatFormer."""
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -15,8 +16,8 @@ from stratified3d.layers.attention import WindowGrid
 
 
 class EqualGroups(NamedTuple):
-    """rows [G, T]; place [N]: where a row's output stands among the flattened places; real [G, T] bool, or None where
-    every sample fills a group."""
+    """rows [G, T]; place [N]: where a row's output stands among the flattened places; real [G, T]
+    bool, or None where every sample fills a group."""
 
     rows: Tensor
     place: Tensor
@@ -33,9 +34,9 @@ class EqualGroups(NamedTuple):
 
 @MODELS.register_module()
 class EqualGroupAttention(Rival):
-    """Voxels are sorted by window and then along one axis, and every T of them in a row form a group that attends
-    inside itself. What remains of a sample forms a group with the rows before it; a sample of fewer than T voxels is
-    one group, padded.
+    """Voxels are sorted by window and then along one axis, and every T of them in a row form a
+    group that attends inside itself. What remains of a sample forms a group with the rows before
+    it; a sample of fewer than T voxels is one group, padded.
 
     FlatFormer (Liu et al. 2023, section 3.1). Even blocks sort along x, odd ones along y.
     """
@@ -73,5 +74,7 @@ class EqualGroupAttention(Rival):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
         groups = self.arranged(grid)
         mask = None if groups.real is None else groups.real[:, None, None]
-        out = F.scaled_dot_product_attention(*(gather(x, groups.rows) for x in (q, k, v)), attn_mask=mask)
+        out = F.scaled_dot_product_attention(
+            *(gather(x, groups.rows) for x in (q, k, v)), attn_mask=mask
+        )
         return out.transpose(1, 2).flatten(0, 1).index_select(0, groups.place)

@@ -1,7 +1,10 @@
-"""What every mixer of the zoo must compute, by its paper's equation over all pairs of rows; slow on purpose.
+"""What every mixer of the zoo must compute, by its paper's equation over all pairs of rows; slow on
+purpose.
 
-Nothing is shared with the mixers but their settings and parameters: windows, sets and cells are found anew.
+Nothing is shared with the mixers but their settings and parameters: windows, sets and cells are
+    found anew.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -20,9 +23,11 @@ from stratified3d.layers.attention import StratifiedAttention, WindowGrid
 from stratified3d.ops import apply_rotary, rotary_angles
 
 
-def equation(rival: nn.Module, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid, *strata: Tensor) -> Tensor:
-    """rival.attend by its equation: q, k, v [N, H, D] in the grid's window order (and strata_k, strata_v,
-    strata_bias) -> [N, H, D]."""
+def equation(
+    rival: nn.Module, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid, *strata: Tensor
+) -> Tensor:
+    """rival.attend by its equation: q, k, v [N, H, D] in the grid's window order (and strata_k,
+    strata_v, strata_bias) -> [N, H, D]."""
     if isinstance(rival, StratifiedAttention):
         return _joint(q, k, v, grid, *strata)
     return EQUATIONS[type(rival)](rival, q, k, v, grid)
@@ -36,13 +41,17 @@ def same(values: Tensor) -> Tensor:
 
 def windows(grid: WindowGrid, times: int = 1) -> Tensor:
     """[N, 4] (batch, z, y, x) of the window of every row, of windows that many times as long."""
-    shape, shift = (torch.tensor(x, device=grid.coords.device) for x in (grid.window_shape, grid.shift))
-    return torch.cat([grid.coords[:, :1], (grid.coords[:, 1:] + shift) // (times * shape)], 1).long()
+    shape, shift = (
+        torch.tensor(x, device=grid.coords.device) for x in (grid.window_shape, grid.shift)
+    )
+    return torch.cat(
+        [grid.coords[:, :1], (grid.coords[:, 1:] + shift) // (times * shape)], 1
+    ).long()
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
     """softmax over the keys that are seen: [N, K] or, for each head, [H, N, K]."""
-    logits = torch.einsum('ihd,jhd->hij', q, k) * q.shape[-1]**-0.5
+    logits = torch.einsum('ihd,jhd->hij', q, k) * q.shape[-1] ** -0.5
     return torch.einsum('hij,jhd->ihd', logits.masked_fill(~seen, -torch.inf).softmax(-1), v)
 
 
@@ -51,8 +60,15 @@ def _weigh(weights: Tensor, v: Tensor) -> Tensor:
     return torch.einsum('hij,jhd->ihd', weights / total.masked_fill(total == 0, 1), v)
 
 
-def _joint(q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid, strata_k: Tensor | None = None,
-           strata_v: Tensor | None = None, strata_bias: Tensor | None = None) -> Tensor:
+def _joint(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    grid: WindowGrid,
+    strata_k: Tensor | None = None,
+    strata_v: Tensor | None = None,
+    strata_bias: Tensor | None = None,
+) -> Tensor:
     near = same(windows(grid))
     if strata_k is None:
         return _attend(q, k, v, near)
@@ -60,13 +76,16 @@ def _joint(q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid, strata_k: Tensor |
     seen = torch.cat([near, grid.coords[:, :1] == owner], 1)
     keys, values = (torch.cat([x, s.flatten(0, 1)]) for x, s in ((k, strata_k), (v, strata_v)))
     bias = torch.cat([strata_bias.new_zeros(len(q), q.shape[1]), strata_bias.flatten(0, 1)])
-    logits = torch.einsum('ihd,jhd->ijh', q, keys) * q.shape[-1]**-0.5 + bias
+    logits = torch.einsum('ihd,jhd->ijh', q, keys) * q.shape[-1] ** -0.5 + bias
     weights = logits.masked_fill(~seen[..., None], -torch.inf).softmax(1)
     return torch.einsum('ijh,jhd->ihd', weights.to(values.dtype), values)
 
 
 def _sample_rows(grid: WindowGrid) -> list[Tensor]:
-    return [(grid.coords[:, 0] == b).nonzero().squeeze(1) for b in range(len(grid.plan.batch_offsets) - 1)]
+    return [
+        (grid.coords[:, 0] == b).nonzero().squeeze(1)
+        for b in range(len(grid.plan.batch_offsets) - 1)
+    ]
 
 
 def _axis_key(grid: WindowGrid, odd: bool) -> Tensor:
@@ -76,7 +95,7 @@ def _axis_key(grid: WindowGrid, odd: bool) -> Tensor:
 
 
 def _sets(rival: SetAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
-    number, count = torch.full((len(q), ), -1, device=q.device), 0
+    number, count = torch.full((len(q),), -1, device=q.device), 0
     window, key = windows(grid), _axis_key(grid, rival.block % 2)
     for own in window.unique(dim=0):
         rows = (window == own).all(1).nonzero().squeeze(1)
@@ -84,22 +103,26 @@ def _sets(rival: SetAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
         sets = -(-len(rows) // rival.set_size)
         for j in range(sets):
             for place in range(rival.set_size):
-                number[rows[(j * rival.set_size + place) * len(rows) // (sets * rival.set_size)]] = count
+                number[
+                    rows[(j * rival.set_size + place) * len(rows) // (sets * rival.set_size)]
+                ] = count
             count += 1
     if (number < 0).any():
         raise AssertionError('a voxel is in no set')
     return _attend(q, k, v, same(number))
 
 
-def _equal_groups(rival: EqualGroupAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
+def _equal_groups(
+    rival: EqualGroupAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
+) -> Tensor:
     seen, size = q.new_zeros(len(q), len(q), dtype=torch.bool), rival.group_size
     key = _axis_key(grid, rival.block % 2)
     for rows in _sample_rows(grid):
         rows = rows[key[rows].argsort()]
         rows = rows[grid.plan.window_start[rows].argsort(stable=True)]
         for start in range(0, len(rows), size):
-            keys = rows[max(0, min(start, len(rows) - size)):start + size]
-            seen[rows[start:start + size, None], keys] = True
+            keys = rows[max(0, min(start, len(rows) - size)) : start + size]
+            seen[rows[start : start + size, None], keys] = True
     return _attend(q, k, v, seen)
 
 
@@ -112,7 +135,9 @@ def _planes(rival: PlaneAttention, q: Tensor, k: Tensor, v: Tensor, grid: Window
     return _attend(q, k, v, torch.stack(seen))
 
 
-def _sampled(rival: SampledWindowAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
+def _sampled(
+    rival: SampledWindowAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
+) -> Tensor:
     part = torch.zeros(len(q), dtype=torch.bool, device=q.device)
     for rows in _sample_rows(grid):
         count = -(-len(rows) // round(1 / rival.part))
@@ -126,51 +151,74 @@ def _sampled(rival: SampledWindowAttention, q: Tensor, k: Tensor, v: Tensor, gri
     seen = same(windows(grid)) | (same(windows(grid, times=2)) & part)
     if not rival.contextual:
         return _attend(q, k, v, seen)
-    query, value = q * q.shape[-1]**-0.5, v[None]
+    query, value = q * q.shape[-1] ** -0.5, v[None]
     logits = torch.einsum('ihd,jhd->hij', query, k)
     for axis, (table, w) in enumerate(zip(rival.tables, grid.window_shape)):
         offset = grid.coords[:, None, 1 + axis] - grid.coords[None, :, 1 + axis] + 2 * w - 1
         at = table[:, offset.long().clamp(0, 4 * w - 2)]  # [3, N, N, H, D]
-        logits = logits + torch.einsum('ihd,ijhd->hij', query, at[0]) + torch.einsum('jhd,ijhd->hij', k, at[1])
+        logits = (
+            logits
+            + torch.einsum('ihd,ijhd->hij', query, at[0])
+            + torch.einsum('jhd,ijhd->hij', k, at[1])
+        )
         value = value + at[2]
     return torch.einsum('hij,ijhd->ihd', logits.masked_fill(~seen, -torch.inf).softmax(-1), value)
 
 
-def _reduced(rival: SpatialReductionAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
-    cells, member = torch.cat([grid.coords[:, :1], grid.coords[:, 1:] // rival.reduction], 1).unique(
-        dim=0, return_inverse=True)
+def _reduced(
+    rival: SpatialReductionAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
+) -> Tensor:
+    cells, member = torch.cat(
+        [grid.coords[:, :1], grid.coords[:, 1:] // rival.reduction], 1
+    ).unique(dim=0, return_inverse=True)
     mean = (member == torch.arange(len(cells), device=q.device)[:, None]).to(q.dtype)
     mean = mean / mean.sum(1, keepdim=True)
-    keys, values = (reduce(mean @ x.flatten(1)).view(-1, *x.shape[1:])
-                    for reduce, x in ((rival.reduce_k, k), (rival.reduce_v, v)))
+    keys, values = (
+        reduce(mean @ x.flatten(1)).view(-1, *x.shape[1:])
+        for reduce, x in ((rival.reduce_k, k), (rival.reduce_v, v))
+    )
     if rival.use_rotary:
         places = mean.double() @ grid.positions.double()
-        q, keys = apply_rotary(q, *grid.rotary), apply_rotary(keys, *rotary_angles(places.float(), q.shape[-1]))
+        q, keys = (
+            apply_rotary(q, *grid.rotary),
+            apply_rotary(keys, *rotary_angles(places.float(), q.shape[-1])),
+        )
     return _attend(q, keys, values, grid.coords[:, :1] == cells[:, 0])
 
 
-def _linformer(rival: LinformerAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
+def _linformer(
+    rival: LinformerAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
+) -> Tensor:
     mixed, length = ([], []), rival.length
     for rows in _sample_rows(grid):
         bounds = torch.arange(length + 1) * len(rows) // length
         filled = (bounds.diff() > 0).nonzero().squeeze(1).tolist()
         for out, x in zip(mixed, (k, v)):
-            means = [x[rows[bounds[c]:bounds[c + 1]]].mean(0) for c in filled]
+            means = [x[rows[bounds[c] : bounds[c + 1]]].mean(0) for c in filled]
             columns = rival.projection[:, filled]
             out.append(torch.einsum('rc,chd->rhd', columns, torch.stack(means) if means else x[:0]))
     owner = torch.arange(len(mixed[0]), device=q.device).repeat_interleave(rival.rank)
     return _attend(q, torch.cat(mixed[0]), torch.cat(mixed[1]), grid.coords[:, :1] == owner)
 
 
-def _linear(rival: LinearWindowAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
+def _linear(
+    rival: LinearWindowAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
+) -> Tensor:
     weights = torch.einsum('ihd,jhd->hij', q.relu(), k.relu())
     return _weigh(weights.masked_fill(~same(windows(grid)), 0), v)
 
 
-def _performer(rival: PerformerAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
-    q, k = (x * x.shape[-1]**-0.25 for x in (q, k))
-    features = [(torch.einsum('nhd,fd->nhf', x, rival.features.to(x.dtype))
-                 - x.square().sum(-1, keepdim=True) / 2).exp() for x in (q, k)]
+def _performer(
+    rival: PerformerAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
+) -> Tensor:
+    q, k = (x * x.shape[-1] ** -0.25 for x in (q, k))
+    features = [
+        (
+            torch.einsum('nhd,fd->nhf', x, rival.features.to(x.dtype))
+            - x.square().sum(-1, keepdim=True) / 2
+        ).exp()
+        for x in (q, k)
+    ]
     weights = torch.einsum('ihf,jhf->hij', *features)
     return _weigh(weights.masked_fill(~same(grid.coords[:, 0]), 0), v)
 

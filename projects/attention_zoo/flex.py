@@ -1,4 +1,5 @@
 """FlexAttention with the windows and the strata as its mask."""
+
 from __future__ import annotations
 
 import functools
@@ -14,17 +15,19 @@ from stratified3d.layers.attention import WindowGrid
 
 @functools.cache
 def _compiled(device: str):
-    # for a CPU, torch 2.13 writes C++ that does not compile where sizes are symbols; fullgraph: never eagerly instead
+    # for a CPU, torch 2.13 writes C++ that does not compile where sizes are symbols; fullgraph:
+    # never eagerly instead
     return torch.compile(flex_attention, dynamic=device != 'cpu', fullgraph=True)
 
 
 @MODELS.register_module()
 class FlexAttention(JointRival):
-    """Rows, and behind them all strata tokens, are the keys of one call; blocks that hold no pair are skipped.
+    """Rows, and behind them all strata tokens, are the keys of one call; blocks that hold no pair
+    are skipped.
 
-    FlexAttention (Dong et al. 2024). The BlockMask comes from the window plan, whose windows are runs of rows, so it
-    costs no look at every pair. On a CPU torch has the forward pass only, and a gradient is an error. compiled=False
-    runs eagerly, with all pairs in memory: for checks.
+    FlexAttention (Dong et al. 2024). The BlockMask comes from the window plan, whose windows are
+    runs of rows, so it costs no look at every pair. On a CPU torch has the forward pass only, and a
+    gradient is an error. compiled=False runs eagerly, with all pairs in memory: for checks.
     """
 
     authors = dict(block_size=128, compiled=True)
@@ -43,20 +46,39 @@ class FlexAttention(JointRival):
 
         touched = between(plan.window_start[first], plan.window_end[last])
         if strata:
-            touched |= between(n + plan.sample[first] * strata, n + (plan.sample[last] + 1) * strata)
+            touched |= between(
+                n + plan.sample[first] * strata, n + (plan.sample[last] + 1) * strata
+            )
         order = touched.to(torch.int8).argsort(dim=1, descending=True, stable=True).int()
         start, end, sample = plan.window_start, plan.window_end, plan.sample
-        rows = torch.full((), n, device=start.device)  # a tensor: a number would be compiled in, for each cloud anew
+        rows = torch.full(
+            (), n, device=start.device
+        )  # a tensor: a number would be compiled in, for each cloud anew
 
         def seen(b: Tensor, h: Tensor, row: Tensor, key: Tensor) -> Tensor:
             near = (key >= start[row]) & (key < end[row])
-            return near | ((key >= rows) & ((key - rows) // strata == sample[row])) if strata else near
+            return (
+                near | ((key >= rows) & ((key - rows) // strata == sample[row])) if strata else near
+            )
 
-        return BlockMask.from_kv_blocks(touched.sum(1, dtype=torch.int32)[None, None], order[None, None],
-                                        BLOCK_SIZE=size, mask_mod=seen, seq_lengths=(n, total))
+        return BlockMask.from_kv_blocks(
+            touched.sum(1, dtype=torch.int32)[None, None],
+            order[None, None],
+            BLOCK_SIZE=size,
+            mask_mod=seen,
+            seq_lengths=(n, total),
+        )
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid, strata_k: Tensor | None = None,
-               strata_v: Tensor | None = None, strata_bias: Tensor | None = None) -> Tensor:
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        grid: WindowGrid,
+        strata_k: Tensor | None = None,
+        strata_v: Tensor | None = None,
+        strata_bias: Tensor | None = None,
+    ) -> Tensor:
         n, modify = len(q), None
         reason = self.unsupported_reason(q)
         if reason:
@@ -72,7 +94,11 @@ class FlexAttention(JointRival):
                 rows = torch.full((), n, device=q.device)
 
                 def modify(score: Tensor, b: Tensor, h: Tensor, row: Tensor, key: Tensor) -> Tensor:
-                    return torch.where(key >= rows, score + bias[(key - rows).clamp(min=0), h].to(score.dtype), score)
+                    return torch.where(
+                        key >= rows,
+                        score + bias[(key - rows).clamp(min=0), h].to(score.dtype),
+                        score,
+                    )
 
         run = _compiled(q.device.type) if self.compiled else flex_attention
         heads = [x.transpose(0, 1).unsqueeze(0) for x in (q, k, v)]
@@ -80,5 +106,7 @@ class FlexAttention(JointRival):
 
     def unsupported_reason(self, q: Tensor) -> str | None:
         if q.device.type == 'cpu' and q.requires_grad and torch.is_grad_enabled():
-            return 'FlexAttention has no backward pass on a CPU: train on a GPU, or take another mixer'
+            return (
+                'FlexAttention has no backward pass on a CPU: train on a GPU, or take another mixer'
+            )
         return None

@@ -1,4 +1,5 @@
 """Every voxel attends to every voxel of its sample."""
+
 from __future__ import annotations
 
 import torch
@@ -14,8 +15,8 @@ from stratified3d.layers.attention import WindowGrid
 class FullAttention(Rival):
     """softmax(q k^T / sqrt(D)) v over all rows of the sample.
 
-    ViT (Dosovitskiy et al. 2021, appendix A). queries_at_once > 0 hands the queries over in pieces of that many rows,
-    which bounds the memory where torch has no fused kernel; 0 all at once.
+    ViT (Dosovitskiy et al. 2021, appendix A). queries_at_once > 0 hands the queries over in pieces
+    of that many rows, which bounds the memory where torch has no fused kernel; 0 all at once.
     """
 
     authors = dict(queries_at_once=0)
@@ -30,8 +31,11 @@ class FullAttention(Rival):
             count = -(-offsets.diff() // self.queries_at_once)
             owner = samples.repeat_interleave(count)
             first = torch.cat([count.new_zeros(1), count.cumsum(0)])[:-1]
-            start = offsets[owner] + (torch.arange(len(owner), device=rows.device) - first[owner]) \
+            start = (
+                offsets[owner]
+                + (torch.arange(len(owner), device=rows.device) - first[owner])
                 * self.queries_at_once
+            )
             pieces = torch.cat([start, offsets[-1:]])
         keys = _repeat_lists(rows, offsets, owner)
         # samples differ in length: each is a bucket of its own, so that none is padded
@@ -47,4 +51,7 @@ def _repeat_lists(rows: Tensor, offsets: Tensor, which: Tensor) -> Ragged:
     size = offsets.diff()[which]
     ends = size.cumsum(0)
     start = (offsets[which] - ends + size).repeat_interleave(size)
-    return Ragged(rows[start + torch.arange(len(start), device=rows.device)], torch.cat([ends.new_zeros(1), ends]))
+    return Ragged(
+        rows[start + torch.arange(len(start), device=rows.device)],
+        torch.cat([ends.new_zeros(1), ends]),
+    )

@@ -1,4 +1,6 @@
-"""Attention inside groups of rows that were padded to a few common lengths: gather, one dense product, scatter."""
+"""Attention inside groups of rows that were padded to a few common lengths: gather, one dense
+product, scatter."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -21,8 +23,8 @@ class Ragged(NamedTuple):
 class Bucket(NamedTuple):
     """G groups of one padded shape.
 
-    queries [G, L], keys [G, K]: rows, a padded place repeats the group's last one; query_real, key_real [G, L] and
-    [G, K] bool, or None where nothing is padded; sample [G].
+    queries [G, L], keys [G, K]: rows, a padded place repeats the group's last one; query_real,
+    key_real [G, L] and [G, K] bool, or None where nothing is padded; sample [G].
     """
 
     queries: Tensor
@@ -33,8 +35,8 @@ class Bucket(NamedTuple):
 
 
 class Groups(NamedTuple):
-    """buckets: list of Bucket; inverse [N]: the place of every row among the buckets' real queries, one after the
-    other."""
+    """buckets: list of Bucket; inverse [N]: the place of every row among the buckets' real queries,
+    one after the other."""
 
     buckets: list[Bucket]
     inverse: Tensor
@@ -43,29 +45,38 @@ class Groups(NamedTuple):
     def padding(self) -> float:
         """Part of the logits that belong to a padded query or key."""
         padded = sum(b.queries.numel() * b.keys.shape[1] for b in self.buckets)
-        real = sum(float((_count(b.query_real, b.queries) * _count(b.key_real, b.keys)).sum()) for b in self.buckets)
+        real = sum(
+            float((_count(b.query_real, b.queries) * _count(b.key_real, b.keys)).sum())
+            for b in self.buckets
+        )
         return 1 - real / padded if padded else 0.0
 
 
 def _count(real: Tensor | None, rows: Tensor) -> Tensor:
-    return rows.new_full((len(rows), ), rows.shape[1]) if real is None else real.sum(1)
+    return rows.new_full((len(rows),), rows.shape[1]) if real is None else real.sum(1)
 
 
 def window_rows(plan: WindowPlan) -> tuple[Ragged, Tensor]:
     """The plan's windows as lists of rows, and the sample of each window."""
     rows = torch.arange(len(plan.window_start), device=plan.window_start.device)
     first = (plan.window_start == rows).nonzero().squeeze(1)
-    return Ragged(rows, torch.cat([first, first.new_tensor([len(rows)])])), plan.sample[first].long()
+    return Ragged(rows, torch.cat([first, first.new_tensor([len(rows)])])), plan.sample[
+        first
+    ].long()
 
 
-def pad_groups(queries: Ragged, keys: Ragged, sample: Tensor, lengths: Sequence[int] = ()) -> Groups:
-    """Put every group into the smallest bucket that holds its queries and its keys; nothing is dropped.
+def pad_groups(
+    queries: Ragged, keys: Ragged, sample: Tensor, lengths: Sequence[int] = ()
+) -> Groups:
+    """Put every group into the smallest bucket that holds its queries and its keys; nothing is
+    dropped.
 
     Args:
         queries: of each group; over all groups every row once. A group without queries is left out.
         keys: of each group, at least one where there are queries.
         sample: [G] of each group.
-        lengths: rising lengths of the buckets; longer groups share one more, as long as its longest. Where none is
+        lengths: rising lengths of the buckets; longer groups share one more, as long as its
+        longest. Where none is
             given, all groups are padded to the longest.
     """
     sizes = [x.offsets.diff() for x in (queries, keys)]
@@ -84,7 +95,9 @@ def pad_groups(queries: Ragged, keys: Ragged, sample: Tensor, lengths: Sequence[
             padded.append((lists.rows[at], None if bool(real.all()) else real))
         (q_rows, q_real), (k_rows, k_real) = padded
         buckets.append(Bucket(q_rows, k_rows, q_real, k_real, sample[chosen]))
-    rows = [b.queries.flatten() if b.query_real is None else b.queries[b.query_real] for b in buckets]
+    rows = [
+        b.queries.flatten() if b.query_real is None else b.queries[b.query_real] for b in buckets
+    ]
     return Groups(buckets, torch.cat(rows).argsort() if rows else queries.rows)
 
 
@@ -102,9 +115,17 @@ def scatter(outs: Sequence[Tensor], groups: Groups, like: Tensor) -> Tensor:
     return torch.cat(real).index_select(0, groups.inverse) if real else like * 1
 
 
-def attend_groups(q: Tensor, k: Tensor, v: Tensor, groups: Groups, strata_k: Tensor | None = None,
-                  strata_v: Tensor | None = None, strata_bias: Tensor | None = None) -> Tensor:
-    """Let the queries of every group attend to its keys, and to the strata of its sample in the same softmax.
+def attend_groups(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    groups: Groups,
+    strata_k: Tensor | None = None,
+    strata_v: Tensor | None = None,
+    strata_bias: Tensor | None = None,
+) -> Tensor:
+    """Let the queries of every group attend to its keys, and to the strata of its sample in the
+    same softmax.
 
     Args:
         q: [N, H, D]; k, v: [K, H, D], the rows that the groups' keys point at.
@@ -113,7 +134,7 @@ def attend_groups(q: Tensor, k: Tensor, v: Tensor, groups: Groups, strata_k: Ten
     Returns:
         [N, H, D].
     """
-    width, scale = q.shape[-1], q.shape[-1]**-0.5
+    width, scale = q.shape[-1], q.shape[-1] ** -0.5
     if strata_k is not None:
         q, k, v, strata_k, strata_v = fold_bias(q, k, v, strata_k, strata_v, strata_bias)
     outs = []
@@ -121,21 +142,33 @@ def attend_groups(q: Tensor, k: Tensor, v: Tensor, groups: Groups, strata_k: Ten
         keys, values = gather(k, bucket.keys), gather(v, bucket.keys)
         mask = None if bucket.key_real is None else bucket.key_real[:, None, None]  # [G, 1, 1, K]
         if strata_k is not None:
-            keys, values = (torch.cat([near, far.transpose(1, 2)[bucket.sample]], 2)
-                            for near, far in ((keys, strata_k), (values, strata_v)))
+            keys, values = (
+                torch.cat([near, far.transpose(1, 2)[bucket.sample]], 2)
+                for near, far in ((keys, strata_k), (values, strata_v))
+            )
             if mask is not None:
                 mask = F.pad(mask, (0, strata_k.shape[1]), value=True)
-        outs.append(F.scaled_dot_product_attention(gather(q, bucket.queries), keys, values, attn_mask=mask,
-                                                   scale=scale))
+        outs.append(
+            F.scaled_dot_product_attention(
+                gather(q, bucket.queries), keys, values, attn_mask=mask, scale=scale
+            )
+        )
     return scatter(outs, groups, q)[..., :width]
 
 
-def fold_bias(q: Tensor, k: Tensor, v: Tensor, strata_k: Tensor, strata_v: Tensor, strata_bias: Tensor | None,
-              multiple: int = 8) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def fold_bias(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    strata_k: Tensor,
+    strata_v: Tensor,
+    strata_bias: Tensor | None,
+    multiple: int = 8,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Carry the strata's bias in a column of their keys that meets a one in the queries.
 
-    A mask with a gradient would keep torch from its fused kernels. The logit of an absent token is so low that its
-    weight is exactly zero beside any window's.
+    A mask with a gradient would keep torch from its fused kernels. The logit of an absent token is
+    so low that its weight is exactly zero beside any window's.
 
     Returns:
         q, k, v, strata_k, strata_v, as wide as the next multiple.

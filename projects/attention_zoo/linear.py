@@ -1,5 +1,6 @@
-"""Attention whose weights are products of features, so that keys and values are summed up once: ScatterFormer inside
-windows, Performer over whole samples."""
+"""Attention whose weights are products of features, so that keys and values are summed up once:
+ScatterFormer inside windows, Performer over whole samples."""
+
 from __future__ import annotations
 
 import math
@@ -15,15 +16,19 @@ from stratified3d.layers.attention import WindowGrid
 
 @MODELS.register_module()
 class LinearWindowAttention(Rival):
-    """f(q_i) S / (f(q_i) z) with S = sum_j f(k_j) v_j^T and z = sum_j f(k_j) over the window of i, f = ReLU.
+    """f(q_i) S / (f(q_i) z) with S = sum_j f(k_j) v_j^T and z = sum_j f(k_j) over the window of i,
+    f = ReLU.
 
-    ScatterFormer (He et al. 2024, section 3.2). Its Triton kernel walks each window; here windows are padded to
-    common lengths with keys that add nothing, and the sums are batched products. A query whose features meet no key
-    gives zeros.
+    ScatterFormer (He et al. 2024, section 3.2). Its Triton kernel walks each window; here windows
+    are padded to common lengths with keys that add nothing, and the sums are batched products. A
+    query whose features meet no key gives zeros.
     """
 
     authors = dict(lengths=(16, 32, 64, 128, 256, 512, 1024))
-    tried = (dict(lengths=(30, 60, 100)), dict(lengths=(8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)))
+    tried = (
+        dict(lengths=(30, 60, 100)),
+        dict(lengths=(8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)),
+    )
 
     def arrange(self, grid: WindowGrid) -> Groups:
         windows, sample = window_rows(grid.plan)
@@ -33,7 +38,11 @@ class LinearWindowAttention(Rival):
         groups, outs = self.arranged(grid), []
         q, k = q.relu(), k.relu()
         for bucket in groups.buckets:
-            queries, keys, values = gather(q, bucket.queries), gather(k, bucket.keys), gather(v, bucket.keys)
+            queries, keys, values = (
+                gather(q, bucket.queries),
+                gather(k, bucket.keys),
+                gather(v, bucket.keys),
+            )
             if bucket.key_real is not None:
                 keys = keys.masked_fill(~bucket.key_real[:, None, :, None], 0)
             outs.append(_read(queries, keys.transpose(-1, -2) @ values, keys.sum(2).unsqueeze(-1)))
@@ -48,10 +57,11 @@ def _read(queries: Tensor, state: Tensor, weight: Tensor) -> Tensor:
 
 @MODELS.register_module()
 class PerformerAttention(Rival):
-    """The softmax kernel in the mean of positive random features f(x) = exp(w x - |x|^2 / 2), over the whole sample.
+    """The softmax kernel in the mean of positive random features f(x) = exp(w x - |x|^2 / 2), over
+    the whole sample.
 
-    Performer (Choromanski et al. 2021, section 2, FAVOR+), with orthogonal features, drawn once for all heads from
-    torch's global generator and kept with the weights.
+    Performer (Choromanski et al. 2021, section 2, FAVOR+), with orthogonal features, drawn once for
+    all heads from torch's global generator and kept with the weights.
     """
 
     authors = dict(num_features=256)
@@ -73,7 +83,11 @@ class PerformerAttention(Rival):
             # constant factors of a query, and of all keys together, cancel
             queries = (queries - queries.detach().amax(-1, keepdim=True)).exp()
             keys = (keys - keys.detach().amax((1, 2), keepdim=True)).exp()
-            out = _read(queries, keys.transpose(-1, -2) @ v[start:end].transpose(0, 1), keys.sum(1).unsqueeze(-1))
+            out = _read(
+                queries,
+                keys.transpose(-1, -2) @ v[start:end].transpose(0, 1),
+                keys.sum(1).unsqueeze(-1),
+            )
             outs.append(out.transpose(0, 1))
         return torch.cat(outs)
 

@@ -1,4 +1,6 @@
-"""What all mixers of the zoo share: settings with their authors' values, projections, strata where they have any."""
+"""What all mixers of the zoo share: settings with their authors' values, projections, strata where
+they have any."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -13,8 +15,8 @@ from stratified3d.layers.strata import Strata
 class Tunable(nn.Module):
     """Settings of a rival, kept as attributes.
 
-    authors: every setting and the value its authors (or their code) take by default; tried: further values that the
-    benchmarks try beside it.
+    authors: every setting and the value its authors (or their code) take by default; tried: further
+    values that the benchmarks try beside it.
     """
 
     authors: ClassVar[dict[str, Any]] = {}
@@ -23,16 +25,23 @@ class Tunable(nn.Module):
     def take_settings(self, settings: dict[str, Any]) -> None:
         for name in settings:
             if name not in self.authors:
-                raise ValueError(f'{type(self).__name__} has no setting {name!r}; it has '
-                                 f'{", ".join(self.authors) or "none"}')
+                raise ValueError(
+                    f'{type(self).__name__} has no setting {name!r}; it has '
+                    f'{", ".join(self.authors) or "none"}'
+                )
         self.settings = {**self.authors, **settings}
         for name, value in self.settings.items():
             setattr(self, name, value)
 
     def arranged(self, grid: WindowGrid, *details: Any) -> Any:
-        """What `arrange` makes of the grid and further details: made once and shared by all blocks that arrange
-        alike."""
-        key = (type(self), *(f'{name}={value}' for name, value in self.settings.items()), self.variant, *details)
+        """What `arrange` makes of the grid and further details: made once and shared by all blocks
+        that arrange alike."""
+        key = (
+            type(self),
+            *(f'{name}={value}' for name, value in self.settings.items()),
+            self.variant,
+            *details,
+        )
         return grid.once(key, lambda: self.arrange(grid, *details))
 
     # what makes two blocks of the same settings arrange differently
@@ -53,8 +62,8 @@ class Tunable(nn.Module):
 class Rival(Tunable):
     """A mixer that computes another function than stratified attention, and knows no strata.
 
-    Positions enter every rival alike, by the block's rotary embedding of q and k (and by its convolution), unless the
-    equation of its attention has a term of its own for them.
+    Positions enter every rival alike, by the block's rotary embedding of q and k (and by its
+    convolution), unless the equation of its attention has a term of its own for them.
 
     Args:
         channels: C.
@@ -70,12 +79,23 @@ class Rival(Tunable):
     # whether q and k come to `attend` with their rotary embedding
     takes_rotated = True
 
-    def __init__(self, channels: int, num_heads: int, use_rotary: bool = True, block: int = 0,
-                 window_shape: Sequence[int] | None = None, **settings: Any):
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        use_rotary: bool = True,
+        block: int = 0,
+        window_shape: Sequence[int] | None = None,
+        **settings: Any,
+    ):
         super().__init__()
         if num_heads < 1 or channels % num_heads:
             raise ValueError(f'{num_heads} heads do not divide {channels} channels')
-        self.num_heads, self.head_dim, self.use_rotary = num_heads, channels // num_heads, use_rotary
+        self.num_heads, self.head_dim, self.use_rotary = (
+            num_heads,
+            channels // num_heads,
+            use_rotary,
+        )
         self.block, self.window_shape = block, window_shape
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
@@ -85,8 +105,11 @@ class Rival(Tunable):
     def build(self) -> None:
         """Parameters and checks of a rival's own."""
 
-    def forward(self, x: Tensor, grid: WindowGrid, strata: Strata | None = None) -> tuple[Tensor, None]:
-        """x [N, C] in the order of the voxels -> mixed [N, C] in the same order, and None: there are no strata."""
+    def forward(
+        self, x: Tensor, grid: WindowGrid, strata: Strata | None = None
+    ) -> tuple[Tensor, None]:
+        """x [N, C] in the order of the voxels -> mixed [N, C] in the same order, and None: there
+        are no strata."""
         rotary = grid.rotary if self.use_rotary and self.takes_rotated else None
         q, k, v = project_rows(self.qkv, grid.into_windows(x), self.num_heads, rotary)  # [N, H, D]
         mixed = self.attend(q, k, v, grid)
@@ -100,7 +123,8 @@ class Rival(Tunable):
 class JointRival(Tunable, StratifiedAttention):
     """Stratified attention whose softmax over window and strata runs in another layout or library.
 
-    Same parameters and same function as `StratifiedAttention`, whose arguments it takes (but `backend`).
+    Same parameters and same function as `StratifiedAttention`, whose arguments it takes (but
+    `backend`).
 
     Args:
         settings: of the rival, see `authors` of its class.
@@ -108,11 +132,29 @@ class JointRival(Tunable, StratifiedAttention):
         ValueError: what `StratifiedAttention` refuses, an unknown setting.
     """
 
-    def __init__(self, channels: int, num_heads: int, num_strata: int = 64, selection: str = 'pool',
-                 fusion: str = 'joint', selects_strata: bool = True, strata_offset: float | None = -4.0,
-                 use_rotary: bool = True, **settings: Any):
-        StratifiedAttention.__init__(self, channels, num_heads, num_strata, selection, fusion, selects_strata,
-                                     strata_offset, use_rotary)
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        num_strata: int = 64,
+        selection: str = 'pool',
+        fusion: str = 'joint',
+        selects_strata: bool = True,
+        strata_offset: float | None = -4.0,
+        use_rotary: bool = True,
+        **settings: Any,
+    ):
+        StratifiedAttention.__init__(
+            self,
+            channels,
+            num_heads,
+            num_strata,
+            selection,
+            fusion,
+            selects_strata,
+            strata_offset,
+            use_rotary,
+        )
         self.take_settings(settings)
 
     def extra_repr(self) -> str:

@@ -1,4 +1,6 @@
-"""Windows padded to common lengths: Swin's way and SST's, with the strata beside every window's keys."""
+"""Windows padded to common lengths: Swin's way and SST's, with the strata beside every window's
+keys."""
+
 from __future__ import annotations
 
 from mmdet3d.registry import MODELS
@@ -13,28 +15,42 @@ from stratified3d.layers.attention import WindowGrid
 class SSTAttention(JointRival):
     """Windows padded to the shortest of a few lengths that holds them; keys that pad are masked.
 
-    SST (Fan et al. 2022, section 4.2, regional grouping). Its code drops what a window holds beyond the last length;
-    here such windows share one more bucket, as long as the longest, and nothing is dropped.
+    SST (Fan et al. 2022, section 4.2, regional grouping). Its code drops what a window holds beyond
+    the last length; here such windows share one more bucket, as long as the longest, and nothing is
+    dropped.
     """
 
     authors = dict(lengths=(30, 60, 100))
-    tried = (dict(lengths=(16, 32, 64, 128, 256)), dict(lengths=(8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384)))
+    tried = (
+        dict(lengths=(16, 32, 64, 128, 256)),
+        dict(lengths=(8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384)),
+    )
 
     def arrange(self, grid: WindowGrid) -> Groups:
         windows, sample = window_rows(grid.plan)
         return pad_groups(windows, windows, sample, self.lengths)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid, strata_k: Tensor | None = None,
-               strata_v: Tensor | None = None, strata_bias: Tensor | None = None) -> Tensor:
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        grid: WindowGrid,
+        strata_k: Tensor | None = None,
+        strata_v: Tensor | None = None,
+        strata_bias: Tensor | None = None,
+    ) -> Tensor:
         return attend_groups(q, k, v, self.arranged(grid), strata_k, strata_v, strata_bias)
 
 
 @MODELS.register_module()
 class SwinAttention(SSTAttention):
-    """All windows padded to one length: the longest window there is, or a multiple of 8 or 64 above it.
+    """All windows padded to one length: the longest window there is, or a multiple of 8 or 64 above
+    it.
 
-    Swin Transformer (Liu et al. 2021, section 3.2) on voxels: its windows are full, a voxel cloud's are not, so
-    empty places are masked. Windows shift in every second block of the stage, without wrapping around.
+    Swin Transformer (Liu et al. 2021, section 3.2) on voxels: its windows are full, a voxel cloud's
+    are not, so empty places are masked. Windows shift in every second block of the stage, without
+    wrapping around.
     """
 
     authors = dict(multiple=1)
@@ -43,4 +59,4 @@ class SwinAttention(SSTAttention):
     def arrange(self, grid: WindowGrid) -> Groups:
         windows, sample = window_rows(grid.plan)
         longest = int(windows.offsets.diff().max()) if len(sample) else 1
-        return pad_groups(windows, windows, sample, (-(-longest // self.multiple) * self.multiple, ))
+        return pad_groups(windows, windows, sample, (-(-longest // self.multiple) * self.multiple,))

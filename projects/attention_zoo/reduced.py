@@ -1,4 +1,5 @@
 """Fewer keys than voxels: PVT reduces them in space, Linformer projects them along the rows."""
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -14,7 +15,8 @@ from stratified3d.ops import apply_rotary, chunk_offsets, rotary_angles, segment
 
 
 class Cells(NamedTuple):
-    """order [N]: rows, cell after cell; offsets [K + 1] of the cells; rotary of their mean positions; groups."""
+    """order [N]: rows, cell after cell; offsets [K + 1] of the cells; rotary of their mean
+    positions; groups."""
 
     order: Tensor
     offsets: Tensor
@@ -28,11 +30,12 @@ class Cells(NamedTuple):
 
 @MODELS.register_module()
 class SpatialReductionAttention(Rival):
-    """Every voxel attends to the occupied cells of R x R x R voxels of its sample; a cell's key and value are the means
-    of its voxels', through a linear map and a layer norm.
+    """Every voxel attends to the occupied cells of R x R x R voxels of its sample; a cell's key and
+    value are the means of its voxels', through a linear map and a layer norm.
 
-    PVT (Wang et al. 2021, section 3.3; the mean is that of PVT v2). Linear maps commute with the mean, so keys and
-    values are reduced after their projection; keys are turned to the cell's mean position.
+    PVT (Wang et al. 2021, section 3.3; the mean is that of PVT v2). Linear maps commute with the
+    mean, so keys and values are reduced after their projection; keys are turned to the cell's mean
+    position.
     """
 
     authors = dict(reduction=8)  # of the first stage; 4, 2 and 1 later
@@ -43,8 +46,9 @@ class SpatialReductionAttention(Rival):
         if self.reduction < 1:
             raise ValueError(f'reduction is at least 1 voxel, not {self.reduction}')
         channels = self.num_heads * self.head_dim
-        self.reduce_k, self.reduce_v = (nn.Sequential(nn.Linear(channels, channels), nn.LayerNorm(channels))
-                                        for _ in range(2))
+        self.reduce_k, self.reduce_v = (
+            nn.Sequential(nn.Linear(channels, channels), nn.LayerNorm(channels)) for _ in range(2)
+        )
 
     def arrange(self, grid: WindowGrid) -> Cells:
         cell = torch.cat([grid.coords[:, :1], grid.coords[:, 1:] // self.reduction], 1).long()
@@ -56,18 +60,28 @@ class SpatialReductionAttention(Rival):
         offsets = torch.cat([first, first.new_tensor([len(key)])])
         rotary = None
         if self.use_rotary:
-            rotary = rotary_angles(segment_reduce(grid.positions[order].float(), offsets, 'mean'), self.head_dim)
+            rotary = rotary_angles(
+                segment_reduce(grid.positions[order].float(), offsets, 'mean'), self.head_dim
+            )
         ends = torch.searchsorted(first, grid.plan.batch_offsets.long())
         samples = torch.arange(len(ends) - 1, device=key.device)
         lengths = sorted({int(n) for n in (*ends.diff(), *grid.plan.batch_offsets.diff()) if n})
-        groups = pad_groups(Ragged(rows, grid.plan.batch_offsets.long()), Ragged(rows[:len(first)], ends), samples,
-                            lengths)
+        groups = pad_groups(
+            Ragged(rows, grid.plan.batch_offsets.long()),
+            Ragged(rows[: len(first)], ends),
+            samples,
+            lengths,
+        )
         return Cells(order, offsets, rotary, groups)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
         cells = self.arranged(grid)
-        k, v = (reduce(segment_reduce(x.flatten(1).index_select(0, cells.order), cells.offsets, 'mean')).view(
-            -1, *x.shape[1:]) for reduce, x in ((self.reduce_k, k), (self.reduce_v, v)))
+        k, v = (
+            reduce(
+                segment_reduce(x.flatten(1).index_select(0, cells.order), cells.offsets, 'mean')
+            ).view(-1, *x.shape[1:])
+            for reduce, x in ((self.reduce_k, k), (self.reduce_v, v))
+        )
         if cells.rotary is not None:
             q, k = apply_rotary(q, *grid.rotary), apply_rotary(k, *cells.rotary)
         return attend_groups(q, k, v, cells.groups)
@@ -77,9 +91,9 @@ class SpatialReductionAttention(Rival):
 class LinformerAttention(Rival):
     """Every voxel attends to `rank` learned mixtures of all keys and values of its sample.
 
-    Linformer (Wang et al. 2020, section 4), one projection E shared by heads, keys and values. A sample of n voxels
-    has no fixed length: row i takes column floor(i length / n) of E, and rows of one column count by their mean, so
-    that E is the paper's where n equals `length`.
+    Linformer (Wang et al. 2020, section 4), one projection E shared by heads, keys and values. A
+    sample of n voxels has no fixed length: row i takes column floor(i length / n) of E, and rows of
+    one column count by their mean, so that E is the paper's where n equals `length`.
     """
 
     authors = dict(rank=256, length=4096)
@@ -96,12 +110,20 @@ class LinformerAttention(Rival):
         samples = torch.arange(batch, device=offsets.device)
         lengths = sorted({int(n) for n in (*offsets.diff(), self.rank) if n})
         return chunk_offsets(offsets, self.length), pad_groups(
-            Ragged(rows, offsets.long()), Ragged(keys, torch.arange(batch + 1, device=keys.device) * self.rank),
-            samples, lengths)
+            Ragged(rows, offsets.long()),
+            Ragged(keys, torch.arange(batch + 1, device=keys.device) * self.rank),
+            samples,
+            lengths,
+        )
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
         columns, groups = self.arranged(grid)
         batch = len(grid.plan.batch_offsets) - 1
-        k, v = ((self.projection.to(x.dtype) @ segment_reduce(x.flatten(1), columns, 'mean').view(
-            batch, self.length, -1)).view(-1, *x.shape[1:]) for x in (k, v))
+        k, v = (
+            (
+                self.projection.to(x.dtype)
+                @ segment_reduce(x.flatten(1), columns, 'mean').view(batch, self.length, -1)
+            ).view(-1, *x.shape[1:])
+            for x in (k, v)
+        )
         return attend_groups(q, k, v, groups)

@@ -1,4 +1,5 @@
 """Windows cut into sets of one size: DSVT."""
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -14,8 +15,8 @@ from stratified3d.layers.attention import WindowGrid
 
 
 class Sets(NamedTuple):
-    """rows [S, T] of every set; repeated [S, T] bool: this place repeats the one before it; place [N]: where a row
-    stands first among the flattened places."""
+    """rows [S, T] of every set; repeated [S, T] bool: this place repeats the one before it; place
+    [N]: where a row stands first among the flattened places."""
 
     rows: Tensor
     repeated: Tensor
@@ -30,11 +31,12 @@ class Sets(NamedTuple):
 
 @MODELS.register_module()
 class SetAttention(Rival):
-    """A window of n voxels is sorted along one axis and cut into ceil(n / T) sets of T places, and voxels attend
-    inside their set. Place k of set j of s holds voxel floor((j T + k) n / (s T)); a voxel that is repeated counts
-    once.
+    """A window of n voxels is sorted along one axis and cut into ceil(n / T) sets of T places, and
+    voxels attend inside their set. Place k of set j of s holds voxel floor((j T + k) n / (s T)); a
+    voxel that is repeated counts once.
 
-    DSVT (Wang et al. 2023, section 3.2, equations 1 to 4). Even blocks sort along x, odd ones along y.
+    DSVT (Wang et al. 2023, section 3.2, equations 1 to 4). Even blocks sort along x, odd ones along
+    y.
     """
 
     authors = dict(set_size=36)  # pillars on Waymo; 48 for voxels there, 90 on nuScenes
@@ -56,7 +58,9 @@ class SetAttention(Rival):
         before = torch.cat([sets.new_zeros(1), sets.cumsum(0)])[window]
         number = torch.arange(len(window), device=order.device) - before  # j
         place = torch.arange(size, device=order.device)
-        within = (number[:, None] * size + place) * count[window, None] // (sets[window, None] * size)
+        within = (
+            (number[:, None] * size + place) * count[window, None] // (sets[window, None] * size)
+        )
         index = first[window, None] + within  # [S, T] rows of the sorted windows
         repeated = torch.zeros_like(index, dtype=torch.bool)
         repeated[:, 1:] = index[:, 1:] == index[:, :-1]
@@ -66,15 +70,17 @@ class SetAttention(Rival):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
         sets = self.arranged(grid)
-        out = F.scaled_dot_product_attention(*(gather(x, sets.rows) for x in (q, k, v)),
-                                             attn_mask=~sets.repeated[:, None, None])
+        out = F.scaled_dot_product_attention(
+            *(gather(x, sets.rows) for x in (q, k, v)), attn_mask=~sets.repeated[:, None, None]
+        )
         return out.transpose(1, 2).flatten(0, 1).index_select(0, sets.place)
 
 
 def sort_in_windows(grid: WindowGrid, axis: int) -> Tensor:
-    """[N] rows, window after window, inside each by (x, y, z) for axis 0 and by (y, x, z) for axis 1."""
+    """[N] rows, window after window, inside each by (x, y, z) for axis 0 and by (y, x, z) for axis
+    1."""
     z, y, x = grid.coords[:, 1:].unbind(1)
     order = z.argsort(stable=True)
-    for key in ((y, x) if axis == 0 else (x, y)):
+    for key in (y, x) if axis == 0 else (x, y):
         order = order[key[order].argsort(stable=True)]
     return order[grid.plan.window_start[order].argsort(stable=True)]

@@ -1,4 +1,5 @@
 """Class-balanced resampling that survives classes without a training box."""
+
 from __future__ import annotations
 
 import logging
@@ -14,10 +15,11 @@ from mmengine.logging import print_log
 class ClassBalancedFrames(CBGSDataset):
     """mmdet3d's CBGSDataset, arguments and all, for data sets in which classes may be absent.
 
-    Every class that occurs is drawn equally often, from the frames that show it, and an epoch is as long as these
-    frames are many, counted once per class. CBGSDataset (Zhu et al., https://arxiv.org/abs/1908.09492) does the same
-    but divides by the number of frames of every class: one class without a box, as in a part of nuScenes or in a set of
-    one's own, is a ZeroDivisionError. Here it is left out with a warning.
+    Every class that occurs is drawn equally often, from the frames that show it, and an epoch is as
+    long as these frames are many, counted once per class. CBGSDataset (Zhu et al.,
+    https://arxiv.org/abs/1908.09492) does the same but divides by the number of frames of every
+    class: one class without a box, as in a part of nuScenes or in a set of one's own, is a
+    ZeroDivisionError. Here it is left out with a warning.
     """
 
     def _get_sample_indices(self, dataset: BaseDataset) -> list[int]:
@@ -30,10 +32,15 @@ class ClassBalancedFrames(CBGSDataset):
                     frames[label].append(index)
         present = [indices for indices in frames if indices]
         if not present:
-            raise ValueError(f'{dataset.ann_file}: none of its {len(dataset)} frames has a box of {", ".join(classes)}')
+            raise ValueError(
+                f'{dataset.ann_file}: none of its {len(dataset)} frames has a box of {", ".join(classes)}'
+            )
         absent = [name for name, indices in zip(classes, frames) if not indices]
         if absent:
-            print_log(f'{dataset.ann_file}: no box of {", ".join(absent)}; the other classes are balanced', 'current',
-                      logging.WARNING)
+            print_log(
+                f'{dataset.ann_file}: no box of {", ".join(absent)}; the other classes are balanced',
+                'current',
+                logging.WARNING,
+            )
         draws = sum(map(len, present)) // len(present)
         return [index for indices in present for index in np.random.choice(indices, draws).tolist()]

@@ -1,4 +1,6 @@
-"""Writing files that are whole or absent, with errors that say which and what to do; locks between processes."""
+"""Writing files that are whole or absent, with errors that say which and what to do; locks between
+processes."""
+
 from __future__ import annotations
 
 import contextlib
@@ -16,12 +18,16 @@ _BUSY = (errno.EAGAIN, errno.EACCES)
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let an OSError raised inside name the file that was being written, which that of a full disk does not."""
+    """Let an OSError raised inside name the file that was being written, which that of a full disk
+    does not."""
     try:
         yield
     except OSError as error:
-        raise OSError(error.errno, f'{error.strerror or error}; mend that, then run the same command again to go on',
-                      str(path)) from error
+        raise OSError(
+            error.errno,
+            f'{error.strerror or error}; mend that, then run the same command again to go on',
+            str(path),
+        ) from error
 
 
 def write_whole(path: Path, content: bytes, writer: str = '') -> None:
@@ -39,13 +45,15 @@ def write_whole(path: Path, content: bytes, writer: str = '') -> None:
 
 
 def this_process() -> str:
-    """What tells this process apart from others that write to the same disk, as part of a file's name."""
+    """What tells this process apart from others that write to the same disk, as part of a file's
+    name."""
     return f'.{socket.gethostname()}.{os.getpid()}'
 
 
 def claim_folder(out: Path, settings: dict) -> None:
-    """Make a new folder that of a conversion with these settings: what is there is kept when a conversion is repeated,
-    so it has to be the same one. Of several processes that come at the same time, the first one's settings hold.
+    """Make a new folder that of a conversion with these settings: what is there is kept when a
+    conversion is repeated, so it has to be the same one. Of several processes that come at the same
+    time, the first one's settings hold.
 
     Raises:
         ValueError: the folder holds something else, or a conversion with other settings.
@@ -53,18 +61,26 @@ def claim_folder(out: Path, settings: dict) -> None:
     """
     path = out / 'conversion.json'
     if not path.is_file():
-        is_strange = out.is_dir() and any(not other.name.startswith(path.name) for other in out.iterdir())
+        is_strange = out.is_dir() and any(
+            not other.name.startswith(path.name) for other in out.iterdir()
+        )
         if is_strange and not path.is_file():  # another process may have claimed it meanwhile
-            raise ValueError(f'{out} is not empty and no conversion made it (it has no conversion.json)')
+            raise ValueError(
+                f'{out} is not empty and no conversion made it (it has no conversion.json)'
+            )
         with naming(out):
             out.mkdir(parents=True, exist_ok=True)
         _write_first(path, json.dumps(settings).encode())
     try:
         before = json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f'{path}: damaged ({error}): delete it to go on with {settings}') from error
+        raise ValueError(
+            f'{path}: damaged ({error}): delete it to go on with {settings}'
+        ) from error
     if before != settings:
-        raise ValueError(f'{out} was converted with {before}, not {settings}: take another folder or delete it')
+        raise ValueError(
+            f'{out} was converted with {before}, not {settings}: take another folder or delete it'
+        )
 
 
 def _write_first(path: Path, content: bytes) -> None:
@@ -82,8 +98,11 @@ def _write_first(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: Path, is_shared: bool = False, wait: bool = True, without: bool = True) -> Iterator[bool]:
-    """Hold the lock of a file, alone or with others that share it; it ends with the block, or with the process.
+def lock(
+    path: Path, is_shared: bool = False, wait: bool = True, without: bool = True
+) -> Iterator[bool]:
+    """Hold the lock of a file, alone or with others that share it; it ends with the block, or with
+    the process.
 
     Args:
         wait: until whoever holds it has ended; else go on without it.
@@ -94,14 +113,22 @@ def lock(path: Path, is_shared: bool = False, wait: bool = True, without: bool =
         OSError: the file cannot be written; it names it.
     """
     with naming(path):
-        file = path.open('a+b')  # on NFS a shared lock needs a file open for reading, another one for writing
+        file = path.open(
+            'a+b'
+        )  # on NFS a shared lock needs a file open for reading, another one for writing
     with file:
         try:
-            fcntl.flock(file, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(
+                file,
+                (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB),
+            )
             is_held = True
         except OSError as error:
             is_held = False if error.errno in _BUSY else without
             if error.errno not in _BUSY:
-                warnings.warn(f'{path.parent} is on a file system without locks ({error.strerror}): start no second '
-                              'command that writes there at the same time', stacklevel=3)
+                warnings.warn(
+                    f'{path.parent} is on a file system without locks ({error.strerror}): start no second '
+                    'command that writes there at the same time',
+                    stacklevel=3,
+                )
         yield is_held

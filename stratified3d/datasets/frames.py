@@ -1,4 +1,5 @@
 """Single annotated frames of an mmdet3d info file."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -11,8 +12,9 @@ from stratified3d.datasets.point_files import read_points
 
 
 class Frame(NamedTuple):
-    """points [P, 5] float32 x, y, z (m), intensity, dt (s, 0); boxes [K, 9] float32 bottom centre x, y, z, dx, dy, dz,
-    yaw, vx, vy; names: K class names; num_points [K]: lidar points in each box."""
+    """points [P, 5] float32 x, y, z (m), intensity, dt (s, 0); boxes [K, 9] float32 bottom centre
+    x, y, z, dx, dy, dz, yaw, vx, vy; names: K class names; num_points [K]: lidar points in each
+    box."""
 
     points: np.ndarray
     boxes: np.ndarray
@@ -21,7 +23,8 @@ class Frame(NamedTuple):
 
 
 def read_frame(info: str | Path, index: int = 0) -> Frame:
-    """Read one annotated frame of a nuScenes-style mmdet3d info file (version 2, as `create_data.py` writes it).
+    """Read one annotated frame of a nuScenes-style mmdet3d info file (version 2, as
+    `create_data.py` writes it).
 
     The point file is looked for beside the info file and under its `samples/LIDAR_TOP`.
 
@@ -29,14 +32,17 @@ def read_frame(info: str | Path, index: int = 0) -> Frame:
         info: the .pkl file.
         index: which entry of its data_list.
     Raises:
-        FileNotFoundError, ValueError: a missing or damaged file, another data set's box convention, no such frame.
+        FileNotFoundError, ValueError: a missing or damaged file, another data set's box convention,
+        no such frame.
     """
     info = Path(info)
     content = read_info_file(info)
     meta, frames = content['metainfo'], content['data_list']
     if meta.get('dataset') != 'nuscenes':
-        raise ValueError(f'{info}: written for data set {meta.get("dataset")!r}; only nuscenes is read here, because '
-                         'box conventions differ')
+        raise ValueError(
+            f'{info}: written for data set {meta.get("dataset")!r}; only nuscenes is read here, because '
+            'box conventions differ'
+        )
     if not 0 <= index < len(frames):
         raise ValueError(f'{info}: holds {len(frames)} frames, there is no frame {index}')
     frame = frames[index]
@@ -49,9 +55,17 @@ def read_frame(info: str | Path, index: int = 0) -> Frame:
     points = np.hstack([points, np.zeros((len(points), 1), np.float32)])
 
     class_of = {index: name for name, index in meta['categories'].items()}
-    known = [i for i in frame.get('instances', []) if i['bbox_label_3d'] in class_of and i['bbox_label_3d'] >= 0]
+    known = [
+        i
+        for i in frame.get('instances', [])
+        if i['bbox_label_3d'] in class_of and i['bbox_label_3d'] >= 0
+    ]
     boxes = np.array([[*i['bbox_3d'], *i['velocity']] for i in known], np.float32).reshape(-1, 9)
     boxes[:, 2] -= boxes[:, 5] / 2  # nuScenes infos hold the gravity centre
     boxes[:, 7:] = np.nan_to_num(boxes[:, 7:])
-    return Frame(points, boxes, [class_of[i['bbox_label_3d']] for i in known],
-                 np.array([i['num_lidar_pts'] for i in known], int))
+    return Frame(
+        points,
+        boxes,
+        [class_of[i['bbox_label_3d']] for i in known],
+        np.array([i['num_lidar_pts'] for i in known], int),
+    )

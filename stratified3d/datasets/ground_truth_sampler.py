@@ -1,4 +1,6 @@
-"""Ground-truth sampling, where mmdet3d 1.4's fails: numpy without np.long, classes without an object."""
+"""Ground-truth sampling, where mmdet3d 1.4's fails: numpy without np.long, classes without an
+object."""
+
 from __future__ import annotations
 
 import logging
@@ -15,11 +17,13 @@ from stratified3d.datasets.info_files import remedy
 
 @TRANSFORMS.register_module()
 class GroundTruthSampler(DataBaseSampler):
-    """mmdet3d's DataBaseSampler, arguments and all; `db_sampler=dict(type='GroundTruthSampler', ...)` selects it.
+    """mmdet3d's DataBaseSampler, arguments and all; `db_sampler=dict(type='GroundTruthSampler',
+    ...)` selects it.
 
-    `DataBaseSampler.sample_all` asks for np.long, which numpy 1.24 to 1.26 do not have: training stops in the first
-    batch. The name is lent to it for the duration of the call. A class of which the database holds nothing, or nothing
-    with enough points, is not sampled, with a warning; DataBaseSampler raises a KeyError, or fails in a later batch.
+    `DataBaseSampler.sample_all` asks for np.long, which numpy 1.24 to 1.26 do not have: training
+    stops in the first batch. The name is lent to it for the duration of the call. A class of which
+    the database holds nothing, or nothing with enough points, is not sampled, with a warning;
+    DataBaseSampler raises a KeyError, or fails in a later batch.
 
     Raises:
         FileNotFoundError: there is no database.
@@ -27,12 +31,16 @@ class GroundTruthSampler(DataBaseSampler):
 
     def __init__(self, info_path: str, *args, **kwargs):
         if '://' not in info_path and not Path(info_path).is_file():
-            raise FileNotFoundError(f'there is no ground-truth database {info_path}: {remedy(Path(info_path))}; '
-                                    'without one, take ObjectSample out of the pipeline')
+            raise FileNotFoundError(
+                f'there is no ground-truth database {info_path}: {remedy(Path(info_path))}; '
+                'without one, take ObjectSample out of the pipeline'
+            )
         super().__init__(info_path, *args, **kwargs)
         absent = [name for name in self.sample_classes if not self.db_infos.get(name)]
         if absent:
-            print_log(f'{info_path}: nothing to sample of {", ".join(absent)}', 'current', logging.WARNING)
+            print_log(
+                f'{info_path}: nothing to sample of {", ".join(absent)}', 'current', logging.WARNING
+            )
 
     @staticmethod
     def filter_by_min_points(db_infos: dict, min_gt_points_dict: dict) -> dict:

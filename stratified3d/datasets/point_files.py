@@ -1,4 +1,6 @@
-"""One sweep of points from a file: .bin, .npy, .pcd, .ply; a damaged one is refused, never read as something else."""
+"""One sweep of points from a file: .bin, .npy, .pcd, .ply; a damaged one is refused, never read as
+something else."""
+
 from __future__ import annotations
 
 import re
@@ -8,21 +10,38 @@ from pathlib import Path
 import numpy as np
 
 SUFFIXES = ('.bin', '.npy', '.pcd', '.ply')
-_PLY_BYTES = {b'char': 1, b'uchar': 1, b'int8': 1, b'uint8': 1, b'short': 2, b'ushort': 2, b'int16': 2, b'uint16': 2,
-              b'int': 4, b'uint': 4, b'int32': 4, b'uint32': 4, b'float': 4, b'float32': 4, b'double': 8,
-              b'float64': 8}
+_PLY_BYTES = {
+    b'char': 1,
+    b'uchar': 1,
+    b'int8': 1,
+    b'uint8': 1,
+    b'short': 2,
+    b'ushort': 2,
+    b'int16': 2,
+    b'uint16': 2,
+    b'int': 4,
+    b'uint': 4,
+    b'int32': 4,
+    b'uint32': 4,
+    b'float': 4,
+    b'float32': 4,
+    b'double': 8,
+    b'float64': 8,
+}
 
 
 def read_points(path: str | Path, load_dim: int | None = None) -> np.ndarray:
     """Read one sweep.
 
     Args:
-        path: .bin (float32 rows), .npy ([P, >= 3]), .pcd or .ply (with an `intensity` attribute where there is one).
+        path: .bin (float32 rows), .npy ([P, >= 3]), .pcd or .ply (with an `intensity` attribute
+        where there is one).
         load_dim: columns of a .bin file; default 5 for nuScenes' `.pcd.bin`, else 4 (KITTI).
     Returns:
         [P, 4] float32 x, y, z (m), intensity; further columns (a ring index, say) are left out.
     Raises:
-        FileNotFoundError, ValueError: a missing, truncated or unknown file. An empty .bin is a cloud of no points.
+        FileNotFoundError, ValueError: a missing, truncated or unknown file. An empty .bin is a
+            cloud of no points.
     """
     path = Path(path)
     if not path.is_file():
@@ -33,8 +52,10 @@ def read_points(path: str | Path, load_dim: int | None = None) -> np.ndarray:
         load_dim = load_dim or (5 if path.name.endswith('.pcd.bin') else 4)
         size = path.stat().st_size
         if size % (4 * load_dim):
-            raise ValueError(f'{path}: {size} bytes are no whole number of points of {load_dim} float32; the file is '
-                             'truncated, or has another number of columns (load_dim)')
+            raise ValueError(
+                f'{path}: {size} bytes are no whole number of points of {load_dim} float32; the file is '
+                'truncated, or has another number of columns (load_dim)'
+            )
         points = np.fromfile(path, np.float32).reshape(-1, load_dim)
     elif path.suffix == '.npy':
         points = _read_npy(path)
@@ -50,8 +71,10 @@ def _read_npy(path: Path) -> np.ndarray:
     except (EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f'{path}: empty, truncated or no .npy file ({error})') from error
     if not isinstance(points, np.ndarray) or points.ndim != 2 or points.shape[1] < 3:
-        raise ValueError(f'{path}: holds {getattr(points, "shape", type(points).__name__)}, points are an array '
-                         '[P, >= 3]')
+        raise ValueError(
+            f'{path}: holds {getattr(points, "shape", type(points).__name__)}, points are an array '
+            '[P, >= 3]'
+        )
     return points
 
 
@@ -69,29 +92,42 @@ def _read_open3d(path: Path) -> np.ndarray:
 
 
 def _check_length(path: Path) -> None:
-    """Refuse a .pcd or .ply file that is shorter than its header says: Open3D fills what is missing with anything."""
+    """Refuse a .pcd or .ply file that is shorter than its header says: Open3D fills what is missing
+    with anything."""
     content, is_ply = path.read_bytes(), path.suffix == '.ply'
     begin = re.search(rb'end_header\r?\n' if is_ply else rb'DATA \w+\r?\n', content)
     count = re.search(rb'element vertex (\d+)' if is_ply else rb'POINTS (\d+)', content)
     if begin is None or count is None:
-        raise ValueError(f'{path}: no points could be read; the file has no complete {path.suffix} header')
-    header, body, rows = content[:begin.end()].split(b'\n'), content[begin.end():], int(count[1])
+        raise ValueError(
+            f'{path}: no points could be read; the file has no complete {path.suffix} header'
+        )
+    header, body, rows = content[: begin.end()].split(b'\n'), content[begin.end() :], int(count[1])
     columns = _column_bytes(header, is_ply)
-    if b'ascii' in content[:begin.end()]:
+    if b'ascii' in content[: begin.end()]:
         lines = body.split(b'\n')[:rows]
-        found, wanted, unit = sum(len(line.split()) for line in lines), rows * len(columns), 'numbers'
-    elif b'binary_compressed' in content[:begin.end()]:
+        found, wanted, unit = (
+            sum(len(line.split()) for line in lines),
+            rows * len(columns),
+            'numbers',
+        )
+    elif b'binary_compressed' in content[: begin.end()]:
         found, wanted, unit = len(body), 8 + int.from_bytes(body[:4], 'little'), 'bytes'
     else:
         found, wanted, unit = len(body), rows * sum(columns), 'bytes'
     if found < wanted:
-        raise ValueError(f'{path}: cut short: its header announces {wanted} {unit}, {found} are there')
+        raise ValueError(
+            f'{path}: cut short: its header announces {wanted} {unit}, {found} are there'
+        )
 
 
 def _column_bytes(header: list[bytes], is_ply: bool) -> list[int]:
     """Size of every column of a point row, from the header's lines."""
     if is_ply:
-        return [_PLY_BYTES.get(line.split()[1], 0) for line in header if line.startswith(b'property')]
-    sizes, counts = ([int(n) for line in header if line.startswith(name) for n in line.split()[1:]]
-                     for name in (b'SIZE', b'COUNT'))
+        return [
+            _PLY_BYTES.get(line.split()[1], 0) for line in header if line.startswith(b'property')
+        ]
+    sizes, counts = (
+        [int(n) for line in header if line.startswith(name) for n in line.split()[1:]]
+        for name in (b'SIZE', b'COUNT')
+    )
     return [size for size, count in zip(sizes, counts or [1] * len(sizes)) for _ in range(count)]

@@ -1,4 +1,6 @@
-"""Processes that share work on a data set: workers on one machine, ranks of a launcher on several."""
+"""Processes that share work on a data set: workers on one machine, ranks of a launcher on
+several."""
+
 from __future__ import annotations
 
 import contextlib
@@ -20,7 +22,8 @@ _RANKS = {'pytorch': ('RANK', 'WORLD_SIZE'), 'slurm': ('SLURM_PROCID', 'SLURM_ST
 
 
 class Rank(NamedTuple):
-    """Which of how many processes this one is, and who started them: 'pytorch' (torchrun), 'slurm' or 'none'."""
+    """Which of how many processes this one is, and who started them: 'pytorch' (torchrun), 'slurm'
+    or 'none'."""
 
     index: int = 0
     size: int = 1
@@ -28,11 +31,12 @@ class Rank(NamedTuple):
 
     def share(self, items: Sequence) -> list:
         """This process's part of items that all of them know."""
-        return list(items[self.index::self.size])
+        return list(items[self.index :: self.size])
 
     def wait(self) -> None:
-        """Until all processes are here, under torchrun, which would end them all with the first that ends in error.
-        Under Slurm each goes its own way: processes there need not know an address of one another."""
+        """Until all processes are here, under torchrun, which would end them all with the first
+        that ends in error. Under Slurm each goes its own way: processes there need not know an
+        address of one another."""
         if self.launcher == 'pytorch' and self.size > 1:
             if not torch.distributed.is_initialized():
                 torch.distributed.init_process_group('gloo', timeout=datetime.timedelta(days=30))
@@ -43,7 +47,8 @@ def find_rank(launcher: str = 'auto') -> Rank:
     """This process's rank, from what torchrun or Slurm's srun put into the environment.
 
     Args:
-        launcher: 'pytorch', 'slurm', 'none', or 'auto': the first of these whose variables are there.
+        launcher: 'pytorch', 'slurm', 'none', or 'auto': the first of these whose variables are
+        there.
     Raises:
         ValueError: the variables of the launcher are missing or contradict each other.
     """
@@ -52,7 +57,9 @@ def find_rank(launcher: str = 'auto') -> Rank:
         index, size = (os.environ.get(variable) for variable in _RANKS[name])
         if index is None or size is None:
             if launcher == name:
-                raise ValueError(f'launcher {name}: {" and ".join(_RANKS[name])} are not both set in the environment')
+                raise ValueError(
+                    f'launcher {name}: {" and ".join(_RANKS[name])} are not both set in the environment'
+                )
             continue
         if not (index.isdigit() and size.isdigit() and int(index) < int(size)):
             raise ValueError(f'{_RANKS[name][0]}={index} and {_RANKS[name][1]}={size} name no rank')
@@ -77,8 +84,10 @@ def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     except BrokenProcessPool as error:
-        raise OSError('a worker process was killed, most likely for want of memory: fewer workers need less; what is '
-                      'done is kept') from error
+        raise OSError(
+            'a worker process was killed, most likely for want of memory: fewer workers need less; what is '
+            'done is kept'
+        ) from error
 
 
 def _begin_worker() -> None:

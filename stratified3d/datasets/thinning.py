@@ -1,4 +1,5 @@
 """Fewer points where there are more than enough."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -37,7 +38,8 @@ class ThinNearPoints(BaseTransform):
 
 @TRANSFORMS.register_module()
 class DropSweeps(BaseTransform):
-    """Leave some frames their keyframe's points alone, so that a detector also serves whoever has a single sweep.
+    """Leave some frames their keyframe's points alone, so that a detector also serves whoever has a
+    single sweep.
 
     Args:
         prob: share of the frames.

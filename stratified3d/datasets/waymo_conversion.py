@@ -1,4 +1,6 @@
-"""Waymo's perception v2 to points, info files and a ground-truth database that mmdet3d's scripts train with."""
+"""Waymo's perception v2 to points, info files and a ground-truth database that mmdet3d's scripts
+train with."""
+
 from __future__ import annotations
 
 import functools
@@ -32,7 +34,8 @@ class Settings:
     Attributes:
         keep_zones: keep the points in no-label zones, where nothing is annotated.
         max_sweeps: earlier frames listed with each.
-        database_every: of every so many frames of training, objects go into the ground-truth database; 0: no database.
+        database_every: of every so many frames of training, objects go into the ground-truth
+        database; 0: no database.
     """
 
     keep_zones: bool = False
@@ -65,7 +68,8 @@ class Outcome(NamedTuple):
 
 
 def find_segments(source: str | Path, splits: Sequence[str] | None = None) -> dict[str, list[str]]:
-    """{split: names of its segments} of a data set in the layout <split>/<component>/<segment>.parquet.
+    """{split: names of its segments} of a data set in the layout
+    <split>/<component>/<segment>.parquet.
 
     Raises:
         FileNotFoundError, ValueError: nothing there, or Waymo's v1 (tfrecord).
@@ -75,29 +79,49 @@ def find_segments(source: str | Path, splits: Sequence[str] | None = None) -> di
         raise FileNotFoundError(f'there is no folder {source}')
     wanted = [split for split in SPLITS if (source / split).is_dir()] if splits is None else splits
     # an incomplete segment is found by what there is of it
-    found = {split: sorted({path.stem for part in _COMPONENTS for path in (source / split / part).glob('*.parquet')})
-             for split in wanted}
+    found = {
+        split: sorted(
+            {
+                path.stem
+                for part in _COMPONENTS
+                for path in (source / split / part).glob('*.parquet')
+            }
+        )
+        for split in wanted
+    }
     found = {split: names for split, names in found.items() if names or splits is not None}
     if not found or not all(found.values()):
         if next(source.rglob('*.tfrecord'), None):
-            raise ValueError(f'{source}: holds tfrecord files, that is perception v1, which only TensorFlow and the '
-                             "official package read; download perception v2, the same frames as parquet")
-        raise FileNotFoundError(f'{source}: no perception v2 there: <split>/lidar/<segment>.parquet with the split '
-                                f'{" or ".join(splits or SPLITS)}')
+            raise ValueError(
+                f'{source}: holds tfrecord files, that is perception v1, which only TensorFlow and the '
+                'official package read; download perception v2, the same frames as parquet'
+            )
+        raise FileNotFoundError(
+            f'{source}: no perception v2 there: <split>/lidar/<segment>.parquet with the split '
+            f'{" or ".join(splits or SPLITS)}'
+        )
     return found
 
 
-def convert_waymo(source: str | Path, out: str | Path, splits: Sequence[str] | None = None,
-                  settings: Settings | None = None, workers: int = 1, rank: Rank | None = None) -> Outcome:
+def convert_waymo(
+    source: str | Path,
+    out: str | Path,
+    splits: Sequence[str] | None = None,
+    settings: Settings | None = None,
+    workers: int = 1,
+    rank: Rank | None = None,
+) -> Outcome:
     """Convert all segments that are not converted yet, then write info files and database.
 
     <out>/<split>/<segment>_<timestamp>.bin: float32 [P, 6], see `waymo_segments.Frame`;
-    <out>/waymo_infos_{train,val,test}.pkl: mmdet3d's version 2; <out>/waymo_gt_database/ and waymo_dbinfos_train.pkl:
-    as in `ground_truth_database`, with the columns of a point file. They list all that is converted in `out`, also what
-    earlier calls did from another source. A segment counts once its record in <out>/.conversion is there, which comes
-    last; the process that finds all segments accounted for writes the rest. A damaged segment is reported and left out;
-    it is tried again by the next call. A frame without a row of some LiDAR has the points of the others, one without
-    any is left out; both are reported. Calls at the same time share the work: none touches what another is at.
+    <out>/waymo_infos_{train,val,test}.pkl: mmdet3d's version 2; <out>/waymo_gt_database/ and
+    waymo_dbinfos_train.pkl: as in `ground_truth_database`, with the columns of a point file. They
+    list all that is converted in `out`, also what earlier calls did from another source. A segment
+    counts once its record in <out>/.conversion is there, which comes last; the process that finds
+    all segments accounted for writes the rest. A damaged segment is reported and left out; it is
+    tried again by the next call. A frame without a row of some LiDAR has the points of the others,
+    one without any is left out; both are reported. Calls at the same time share the work: none
+    touches what another is at.
 
     Args:
         source: holds <split>/<component>/<segment>.parquet.
@@ -116,7 +140,11 @@ def convert_waymo(source: str | Path, out: str | Path, splits: Sequence[str] | N
         raise ValueError(f'splits are {", ".join(SPLITS)}, not {", ".join(unknown)}')
     if workers < 1:
         raise ValueError(f'{workers} workers: at least 1')
-    segments = [Segment(split, name) for split, names in find_segments(source, splits).items() for name in names]
+    segments = [
+        Segment(split, name)
+        for split, names in find_segments(source, splits).items()
+        for name in names
+    ]
     claim_folder(out, asdict(settings))
     records, failed = Records(out), {}
     records.begin()
@@ -138,7 +166,9 @@ def convert_waymo(source: str | Path, out: str | Path, splits: Sequence[str] | N
     return outcome
 
 
-def _finish(records: Records, segments: list[Segment], settings: Settings, failed: dict[str, str]) -> Outcome:
+def _finish(
+    records: Records, segments: list[Segment], settings: Settings, failed: dict[str, str]
+) -> Outcome:
     """Write the files that list all segments, unless others still convert some."""
     pending, abandoned = records.wait(segments)
     if pending or abandoned:
@@ -147,17 +177,22 @@ def _finish(records: Records, segments: list[Segment], settings: Settings, faile
     return Outcome(files.paths, failed | files.lost, 0, [], files.gaps, files.earlier)
 
 
-def _convert_all(source: Path, out: Path, settings: Settings, segments: list[Segment], workers: int
-                 ) -> Iterator[tuple[Segment, str | None]]:
+def _convert_all(
+    source: Path, out: Path, settings: Settings, segments: list[Segment], workers: int
+) -> Iterator[tuple[Segment, str | None]]:
     """(segment, what is wrong with it or None), as they are finished."""
     sizes = {segment: _count_frames(source, segment) for segment in segments}
     convert = functools.partial(_try_segment, source, out, settings)
-    with tqdm(total=sum(sizes.values()), unit='frame', desc='converting', dynamic_ncols=True) as bar:
+    with tqdm(
+        total=sum(sizes.values()), unit='frame', desc='converting', dynamic_ncols=True
+    ) as bar:
         if workers == 1 or len(segments) < 2:
             for segment in segments:
                 start = bar.n
                 yield segment, convert(segment, bar.update)
-                bar.update(start + sizes[segment] - bar.n)  # also those that a damaged one does not have
+                bar.update(
+                    start + sizes[segment] - bar.n
+                )  # also those that a damaged one does not have
             return
         with worker_pool(min(workers, len(segments))) as pool:
             running = {pool.submit(convert, segment): segment for segment in segments}
@@ -168,13 +203,16 @@ def _convert_all(source: Path, out: Path, settings: Settings, segments: list[Seg
 
 def _count_frames(source: Path, segment: Segment) -> int:
     try:
-        return pq.read_metadata(source / segment.split / 'vehicle_pose' / f'{segment.name}.parquet').num_rows
+        return pq.read_metadata(
+            source / segment.split / 'vehicle_pose' / f'{segment.name}.parquet'
+        ).num_rows
     except (OSError, ValueError):  # reported when the segment is read
         return 1
 
 
-def _try_segment(source: Path, out: Path, settings: Settings, segment: Segment, progress=lambda frames: None
-                 ) -> str | None:
+def _try_segment(
+    source: Path, out: Path, settings: Settings, segment: Segment, progress=lambda frames: None
+) -> str | None:
     """What is wrong with it; None also where another process converts it or just did."""
     with Records(out).claim(segment) as is_mine:
         if is_mine and Records(out).read(segment) is None:
@@ -185,9 +223,11 @@ def _try_segment(source: Path, out: Path, settings: Settings, segment: Segment, 
     return None
 
 
-def convert_segment(source: Path, out: Path, settings: Settings, segment: Segment, progress=lambda frames: None
-                    ) -> None:
-    """Write the point files of a segment, its objects of the database, then its record; progress(1) after each frame.
+def convert_segment(
+    source: Path, out: Path, settings: Settings, segment: Segment, progress=lambda frames: None
+) -> None:
+    """Write the point files of a segment, its objects of the database, then its record; progress(1)
+    after each frame.
 
     Raises:
         FileNotFoundError, ValueError: see `read_segment`. OSError: a full disk.
@@ -222,7 +262,7 @@ def convert_segment(source: Path, out: Path, settings: Settings, segment: Segmen
     stamps = sorted(frames)
     infos = [frames[stamp] for stamp in stamps]
     for i, info in enumerate(infos):
-        _list_sweeps(info, infos[max(i - settings.max_sweeps, 0):i][::-1])
+        _list_sweeps(info, infos[max(i - settings.max_sweeps, 0) : i][::-1])
     objects = {i: objects[stamp] for i, stamp in enumerate(stamps) if stamp in objects}
     records.write(segment, dict(frames=infos, objects=objects, gaps=gaps))
 
@@ -235,25 +275,52 @@ def _describe(frame: Frame, name: str) -> dict:
             continue
         label = CLASSES.index(_NAMES[box.type])
         x, y, z, dx, dy, dz, heading = box.numbers
-        instances.append(dict(
-            bbox=[0.0] * 4, bbox_label=label, bbox_3d=[x, y, z - dz / 2, dx, dy, dz, heading], bbox_label_3d=label,
-            num_lidar_pts=box.num_points, difficulty=box.difficulty, camera_id=0, group_id=len(instances) + 1,
-            track_id=box.name))
-    return dict(context_name=name, timestamp=frame.timestamp, ego2global=frame.pose.tolist(),
-                lidar_points=dict(num_pts_feats=6, lidar_path=f'{name}_{frame.timestamp}.bin'), instances=instances)
+        instances.append(
+            dict(
+                bbox=[0.0] * 4,
+                bbox_label=label,
+                bbox_3d=[x, y, z - dz / 2, dx, dy, dz, heading],
+                bbox_label_3d=label,
+                num_lidar_pts=box.num_points,
+                difficulty=box.difficulty,
+                camera_id=0,
+                group_id=len(instances) + 1,
+                track_id=box.name,
+            )
+        )
+    return dict(
+        context_name=name,
+        timestamp=frame.timestamp,
+        ego2global=frame.pose.tolist(),
+        lidar_points=dict(num_pts_feats=6, lidar_path=f'{name}_{frame.timestamp}.bin'),
+        instances=instances,
+    )
 
 
 def _list_sweeps(info: dict, earlier: list[dict]) -> None:
-    """Add earlier frames, the nearest first; where there is none, the key is absent, as in mmdet3d."""
+    """Add earlier frames, the nearest first; where there is none, the key is absent, as in
+    mmdet3d."""
     here = np.array(info['ego2global'])
-    sweeps = [dict(timestamp=sweep['timestamp'], ego2global=sweep['ego2global'], lidar_points=dict(
-        lidar_path=sweep['lidar_points']['lidar_path'],
-        lidar2sensor=(np.linalg.inv(sweep['ego2global']) @ here).tolist())) for sweep in earlier]
+    sweeps = [
+        dict(
+            timestamp=sweep['timestamp'],
+            ego2global=sweep['ego2global'],
+            lidar_points=dict(
+                lidar_path=sweep['lidar_points']['lidar_path'],
+                lidar2sensor=(np.linalg.inv(sweep['ego2global']) @ here).tolist(),
+            ),
+        )
+        for sweep in earlier
+    ]
     if sweeps:
         info['lidar_sweeps'] = sweeps
 
 
 def _cut(out: Path, name: str, points: np.ndarray, info: dict) -> list[dict]:
-    boxes = torch.tensor([row['bbox_3d'] for row in info['instances']], dtype=torch.float32).reshape(-1, 7)
+    boxes = torch.tensor(
+        [row['bbox_3d'] for row in info['instances']], dtype=torch.float32
+    ).reshape(-1, 7)
     names = [CLASSES[row['bbox_label_3d']] for row in info['instances']]
-    return cut_objects(out, f'{FOLDER}/{name}/{info["timestamp"]}', torch.from_numpy(points), boxes, names)
+    return cut_objects(
+        out, f'{FOLDER}/{name}/{info["timestamp"]}', torch.from_numpy(points), boxes, names
+    )

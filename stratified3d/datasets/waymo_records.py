@@ -1,4 +1,6 @@
-"""What is converted of a Waymo data set, segment by segment, and the info files and database that list it."""
+"""What is converted of a Waymo data set, segment by segment, and the info files and database that
+list it."""
+
 from __future__ import annotations
 
 import pickle
@@ -14,8 +16,16 @@ from tqdm import tqdm
 
 from stratified3d.datasets.disk import lock, naming, this_process, write_whole
 
-SPLITS = {'training': 'train', 'validation': 'val', 'testing': 'test'}  # Waymo's folder: name of the info file
-CLASSES = ('Car', 'Pedestrian', 'Cyclist')  # mmdet3d's; asking its WaymoDataset would cost each worker seconds
+SPLITS = {
+    'training': 'train',
+    'validation': 'val',
+    'testing': 'test',
+}  # Waymo's folder: name of the info file
+CLASSES = (
+    'Car',
+    'Pedestrian',
+    'Cyclist',
+)  # mmdet3d's; asking its WaymoDataset would cost each worker seconds
 PATIENCE = 90.0  # s; NFS shows what other machines write after up to a minute
 
 
@@ -30,8 +40,8 @@ class Segment(NamedTuple):
 
 
 class Files(NamedTuple):
-    """Info files and database written, {segment: what its files do not have}, segments of earlier runs among them, and
-    {segment: why one of an earlier run is not}."""
+    """Info files and database written, {segment: what its files do not have}, segments of earlier
+    runs among them, and {segment: why one of an earlier run is not}."""
 
     paths: list[Path]
     gaps: dict[str, str]
@@ -40,8 +50,8 @@ class Files(NamedTuple):
 
 
 class Records:
-    """Records of segments in <out>/.conversion; any number of processes, which need not know of each other, work on
-    different segments of one folder."""
+    """Records of segments in <out>/.conversion; any number of processes, which need not know of
+    each other, work on different segments of one folder."""
 
     def __init__(self, out: Path):
         self._out, self._folder = out, out / '.conversion'
@@ -82,8 +92,8 @@ class Records:
         self._path(segment, 'failed').unlink(missing_ok=True)
 
     def write(self, segment: Segment, record: dict) -> None:
-        """It is converted: frames (entries of the info file), objects (of the database, by frame), gaps ({timestamp:
-        what is absent})."""
+        """It is converted: frames (entries of the info file), objects (of the database, by frame),
+        gaps ({timestamp: what is absent})."""
         write_whole(self._path(segment, 'pkl'), pickle.dumps(record))
 
     def fail(self, segment: Segment, problem: str) -> None:
@@ -101,7 +111,9 @@ class Records:
             path.unlink(missing_ok=True)
             return None
         folder = self._out / segment.split
-        if not all((folder / frame['lidar_points']['lidar_path']).is_file() for frame in record['frames']):
+        if not all(
+            (folder / frame['lidar_points']['lidar_path']).is_file() for frame in record['frames']
+        ):
             path.unlink(missing_ok=True)
             return None
         return record
@@ -110,12 +122,15 @@ class Records:
         """Those that are neither converted nor failed."""
         # listed, not asked for one by one: NFS remembers for long that a file was not there
         done = {(split, path.name) for split in SPLITS for path in (self._folder / split).glob('*')}
-        return [segment for segment in segments if not {
-            (segment.split, f'{segment.name}.{kind}') for kind in ('pkl', 'failed')} & done]
+        return [
+            segment
+            for segment in segments
+            if not {(segment.split, f'{segment.name}.{kind}') for kind in ('pkl', 'failed')} & done
+        ]
 
     def wait(self, segments: Sequence[Segment]) -> tuple[list[Segment], list[Segment]]:
-        """Segments that others still convert, and segments that nobody does: what another machine wrote may take a
-        while to be seen here, so those are waited for first."""
+        """Segments that others still convert, and segments that nobody does: what another machine
+        wrote may take a while to be seen here, so those are waited for first."""
         end, told = time.monotonic() + PATIENCE, False
         while pending := self.pending(segments):
             with lock(self._folder / 'working.lock', wait=False, without=False) as is_alone:
@@ -124,8 +139,10 @@ class Records:
             if time.monotonic() > end:
                 return [], pending
             if not told:
-                tqdm.write(f'waiting up to {PATIENCE:.0f} s for {len(pending)} segments that other processes may have '
-                           f'just written, {pending[0]} first')
+                tqdm.write(
+                    f'waiting up to {PATIENCE:.0f} s for {len(pending)} segments that other processes may have '
+                    f'just written, {pending[0]} first'
+                )
                 told = True
             time.sleep(min(PATIENCE / 10, 1.0))
         return [], []
@@ -151,8 +168,10 @@ class Records:
                         if record.get('gaps'):
                             files.gaps[str(segment)] = _describe_gaps(record)
                     else:
-                        files.lost[str(segment)] = ('was converted, but not all its point files are there any more; '
-                                                    'convert it again')
+                        files.lost[str(segment)] = (
+                            'was converted, but not all its point files are there any more; '
+                            'convert it again'
+                        )
                 for path, content in _make_files(found, number, split, has_database).items():
                     write_whole(self._out / path, pickle.dumps(content), this_process())
                     files.paths.append(self._out / path)
@@ -162,7 +181,9 @@ class Records:
         return self._folder / segment.split / f'{segment.name}.{kind}'
 
 
-def _make_files(records: list[dict], number: int, split: str, has_database: bool) -> dict[str, dict]:
+def _make_files(
+    records: list[dict], number: int, split: str, has_database: bool
+) -> dict[str, dict]:
     """{name: content} of a split's files."""
     if not records:
         return {}
@@ -172,11 +193,21 @@ def _make_files(records: list[dict], number: int, split: str, has_database: bool
             # numbers as mmdet3d gives them: split, segment, frame
             frames.append(dict(info, sample_idx=number * 1_000_000 + i * 1000 + j))
             for entry in record['objects'].get(j, []):
-                groups[entry['name']].append(dict(
-                    entry, image_idx=frames[-1]['sample_idx'], difficulty=0,
-                    box3d_lidar=np.array(entry['box3d_lidar'], np.float32)))
-    meta = dict(dataset='waymo', version='waymo_v2', info_version='mmdet3d_v1.4', segments=len(records),
-                categories={name: label for label, name in enumerate(CLASSES)})
+                groups[entry['name']].append(
+                    dict(
+                        entry,
+                        image_idx=frames[-1]['sample_idx'],
+                        difficulty=0,
+                        box3d_lidar=np.array(entry['box3d_lidar'], np.float32),
+                    )
+                )
+    meta = dict(
+        dataset='waymo',
+        version='waymo_v2',
+        info_version='mmdet3d_v1.4',
+        segments=len(records),
+        categories={name: label for label, name in enumerate(CLASSES)},
+    )
     files = {f'waymo_infos_{SPLITS[split]}.pkl': dict(metainfo=meta, data_list=frames)}
     if split == 'training' and has_database:
         for group, entry in enumerate(entry for name in CLASSES for entry in groups[name]):
@@ -190,7 +221,11 @@ def _describe_gaps(record: dict) -> str:
     kept = {frame['timestamp'] for frame in record['frames']}
     by_what = {}
     for stamp, absent in sorted(record['gaps'].items()):
-        what = f'without {", ".join(absent)}' if stamp in kept else 'left out, without a LiDAR point'
+        what = (
+            f'without {", ".join(absent)}' if stamp in kept else 'left out, without a LiDAR point'
+        )
         by_what.setdefault(what, []).append(stamp)
-    return '; '.join(f'{what}: frame{"s" if len(stamps) > 1 else ""} {", ".join(map(str, stamps))}'
-                     for what, stamps in by_what.items())
+    return '; '.join(
+        f'{what}: frame{"s" if len(stamps) > 1 else ""} {", ".join(map(str, stamps))}'
+        for what, stamps in by_what.items()
+    )

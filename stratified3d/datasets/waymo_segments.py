@@ -1,4 +1,6 @@
-"""Frames of a segment of Waymo's perception v2 (parquet), one at a time, whatever order its rows are in."""
+"""Frames of a segment of Waymo's perception v2 (parquet), one at a time, whatever order its rows
+are in."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -29,9 +31,10 @@ _HELD = 16  # rows that wait for others in memory; further ones wait on disk
 
 
 class Frame(NamedTuple):
-    """index in time; timestamp (microseconds); pose [4, 4] vehicle to world; points [P, 6] float32 x, y, z (m, vehicle
-    frame), intensity (unbounded), elongation, pixel of TOP's range image or -1, return 1 of all lasers before return 2;
-    in_zone [P] bool, in a no-label zone; boxes; absent, what the files do not have of it: 'FRONT', 'TOP return 2'."""
+    """index in time; timestamp (microseconds); pose [4, 4] vehicle to world; points [P, 6] float32
+    x, y, z (m, vehicle frame), intensity (unbounded), elongation, pixel of TOP's range image or -1,
+    return 1 of all lasers before return 2; in_zone [P] bool, in a no-label zone; boxes; absent,
+    what the files do not have of it: 'FRONT', 'TOP return 2'."""
 
     index: int
     timestamp: int
@@ -42,11 +45,14 @@ class Frame(NamedTuple):
     absent: list[str]
 
 
-def read_segment(split: Path, context: str, spool: Path, is_annotated: bool = True) -> Iterator[Frame]:
-    """The frames of a segment, each once all its rows were met; one that has none, with a pose only, has no points.
+def read_segment(
+    split: Path, context: str, spool: Path, is_annotated: bool = True
+) -> Iterator[Frame]:
+    """The frames of a segment, each once all its rows were met; one that has none, with a pose
+    only, has no points.
 
-    One row is held at a time, and as many finished ones as wait for others; beyond a few these wait in files, since
-    nothing is said about the order of rows, and it may differ between components.
+    One row is held at a time, and as many finished ones as wait for others; beyond a few these wait
+    in files, since nothing is said about the order of rows, and it may differ between components.
 
     Args:
         split: folder that holds the components' folders.
@@ -54,69 +60,120 @@ def read_segment(split: Path, context: str, spool: Path, is_annotated: bool = Tr
         spool: folder for rows that wait; it exists.
         is_annotated: whether there are boxes to read; those of the test split are not public.
     Raises:
-        FileNotFoundError, ValueError: a component is missing, damaged or contradicts the others; names it.
+        FileNotFoundError, ValueError: a component is missing, damaged or contradicts the others;
+        names it.
         OSError: the spool's disk is full.
     """
-    paths = {part: split / part / f'{context}.parquet' for part in (
-        'lidar', 'lidar_pose', 'lidar_calibration', 'vehicle_pose', *(['lidar_box'] if is_annotated else []))}
+    paths = {
+        part: split / part / f'{context}.parquet'
+        for part in (
+            'lidar',
+            'lidar_pose',
+            'lidar_calibration',
+            'vehicle_pose',
+            *(['lidar_box'] if is_annotated else []),
+        )
+    }
     for path in paths.values():
         if not path.is_file():
-            raise FileNotFoundError(f'there is no {path}: download the component {path.parent.name} of this segment')
+            raise FileNotFoundError(
+                f'there is no {path}: download the component {path.parent.name} of this segment'
+            )
     poses = read_vehicle_poses(paths['vehicle_pose'])
     lasers = read_calibrations(paths['lidar_calibration'])
     boxes = read_boxes(paths['lidar_box']) if is_annotated else {}
     present = _lasers_by_frame(paths, set(lasers), set(poses))
     if strays := boxes.keys() - poses.keys():
-        raise ValueError(f'{paths["lidar_box"]}: has boxes of {len(strays)} frames that {paths["vehicle_pose"]} does '
-                         f'not have, {min(strays)} first')
+        raise ValueError(
+            f'{paths["lidar_box"]}: has boxes of {len(strays)} frames that {paths["vehicle_pose"]} does '
+            f'not have, {min(strays)} first'
+        )
     index = {stamp: i for i, stamp in enumerate(sorted(poses))}
     for stamp in sorted(poses.keys() - present.keys()):
-        yield Frame(index[stamp], stamp, poses[stamp], np.zeros((0, 6), np.float32), np.zeros(0, bool),
-                    boxes.get(stamp, []), list(LASERS.values()))
+        yield Frame(
+            index[stamp],
+            stamp,
+            poses[stamp],
+            np.zeros((0, 6), np.float32),
+            np.zeros(0, bool),
+            boxes.get(stamp, []),
+            list(LASERS.values()),
+        )
     waiting, missing = _Spool(spool), {stamp: len(found) for stamp, found in present.items()}
-    absent = {stamp: [name for laser, name in LASERS.items() if laser not in found] for stamp, found in present.items()}
+    absent = {
+        stamp: [name for laser, name in LASERS.items() if laser not in found]
+        for stamp, found in present.items()
+    }
     pixel_poses = _PixelPoses(paths['lidar_pose'], waiting)
     for stamp, laser, *images in read_rows(paths['lidar'], IMAGES):
-        pose = pixel_poses.take(stamp) if laser == TOP and any(image is not None for image in images) else None
+        pose = (
+            pixel_poses.take(stamp)
+            if laser == TOP and any(image is not None for image in images)
+            else None
+        )
         with naming_damage(paths['lidar']):
-            returns = [_points(image, number, lasers[laser], pose, poses[stamp]) for number, image in enumerate(images)]
+            returns = [
+                _points(image, number, lasers[laser], pose, poses[stamp])
+                for number, image in enumerate(images)
+            ]
         for number, points in enumerate(returns):
             waiting.put(f'{stamp}_{number}_{laser}', points)
             if images[number] is None:
                 absent[stamp].append(f'{LASERS[laser]} return {number + 1}')
         missing[stamp] -= 1
         if not missing[stamp]:
-            every = np.concatenate([waiting.take(f'{stamp}_{number}_{laser}') for number in (0, 1)
-                                    for laser in sorted(present[stamp])])
-            yield Frame(index[stamp], stamp, poses[stamp], every[:, :6], every[:, 6] == 1, boxes.get(stamp, []),
-                        sorted(absent[stamp]))
+            every = np.concatenate(
+                [
+                    waiting.take(f'{stamp}_{number}_{laser}')
+                    for number in (0, 1)
+                    for laser in sorted(present[stamp])
+                ]
+            )
+            yield Frame(
+                index[stamp],
+                stamp,
+                poses[stamp],
+                every[:, :6],
+                every[:, 6] == 1,
+                boxes.get(stamp, []),
+                sorted(absent[stamp]),
+            )
 
 
-def _points(image: Image, number: int, laser: Laser, pose: np.ndarray | None, vehicle_pose: np.ndarray) -> np.ndarray:
-    """[P, 7] float32 of one return: a frame's columns, then whether a no-label zone holds the point (1)."""
+def _points(
+    image: Image, number: int, laser: Laser, pose: np.ndarray | None, vehicle_pose: np.ndarray
+) -> np.ndarray:
+    """[P, 7] float32 of one return: a frame's columns, then whether a no-label zone holds the point
+    (1)."""
     if image is None:
         return np.zeros((0, 7), np.float32)
     values = _shaped(image, 4)
     rows, columns = values.shape[:2]
     inclinations = beam_inclinations(*laser.inclinations, rows)
     if pose is not None and pose.shape[:2] != (rows, columns):
-        raise ValueError(f'a range image of {rows} x {columns} pixels has {pose.shape[0]} x {pose.shape[1]} poses in '
-                         'lidar_pose')
+        raise ValueError(
+            f'a range image of {rows} x {columns} pixels has {pose.shape[0]} x {pose.shape[1]} poses in '
+            'lidar_pose'
+        )
     points, pixel = image_points(values, inclinations, laser.extrinsic, pose, vehicle_pose)
     found = np.empty((len(points), 7), np.float32)
     found[:, :3] = points
     found[:, [3, 4, 6]] = values.reshape(-1, 4)[pixel, 1:]
     found[:, 5] = -1 if pose is None else number * rows * columns + pixel
     if np.isnan(found).any():
-        raise ValueError('a range image holds an intensity, elongation or zone that is not a number')
+        raise ValueError(
+            'a range image holds an intensity, elongation or zone that is not a number'
+        )
     return found
 
 
 def _shaped(image: Image, channels: int) -> np.ndarray:
     values, shape = image
     if len(shape) != 3 or shape[2] != channels or np.prod(shape) != len(values):
-        raise ValueError(f'a range image of shape {list(shape)} has {len(values)} values; [rows, columns, {channels}] '
-                         'is meant')
+        raise ValueError(
+            f'a range image of shape {list(shape)} has {len(values)} values; [rows, columns, {channels}] '
+            'is meant'
+        )
     return values.reshape(shape)
 
 
@@ -124,7 +181,12 @@ class _PixelPoses:
     """Pixel poses by timestamp, from rows in an order of their own."""
 
     def __init__(self, path: Path, waiting: _Spool):
-        self._path, self._rows, self._waiting, self._left = path, read_rows(path, [POSE]), waiting, set()
+        self._path, self._rows, self._waiting, self._left = (
+            path,
+            read_rows(path, [POSE]),
+            waiting,
+            set(),
+        )
 
     def take(self, stamp: int) -> np.ndarray:
         """[H, W, 6] of TOP; ValueError if there is none."""
@@ -170,13 +232,19 @@ class _Spool:
         return array
 
 
-def _lasers_by_frame(paths: dict[str, Path], calibrated: set[int], posed: set[int]) -> dict[int, set[int]]:
+def _lasers_by_frame(
+    paths: dict[str, Path], calibrated: set[int], posed: set[int]
+) -> dict[int, set[int]]:
     """{timestamp: lasers with a row of range images}, after a look at all keys."""
     found = read_lasers(paths['lidar'])
     for stamp, lasers in found.items():
         if len(set(lasers)) < len(lasers) or set(lasers) - calibrated:
-            raise ValueError(f'{paths["lidar"]}: frame {stamp} has rows of the lasers {sorted(lasers)}, '
-                             f'{paths["lidar_calibration"]} calibrates {sorted(calibrated)}')
+            raise ValueError(
+                f'{paths["lidar"]}: frame {stamp} has rows of the lasers {sorted(lasers)}, '
+                f'{paths["lidar_calibration"]} calibrates {sorted(calibrated)}'
+            )
     if lost := found.keys() - posed:
-        raise ValueError(f'{paths["lidar"]}: {len(lost)} of its frames are not in vehicle_pose, {min(lost)} first')
+        raise ValueError(
+            f'{paths["lidar"]}: {len(lost)} of its frames are not in vehicle_pose, {min(lost)} first'
+        )
     return {stamp: set(lasers) for stamp, lasers in found.items()}

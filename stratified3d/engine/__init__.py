@@ -1,4 +1,6 @@
-"""How training and testing run: a runner that is safe to kill and says what is wrong, and the seeds of each epoch."""
+"""How training and testing run: a runner that is safe to kill and says what is wrong, and the seeds
+of each epoch."""
+
 from stratified3d.engine.fading import FadeObjectSampleHook
 from stratified3d.engine.host_memory import HostMemoryHook
 from stratified3d.engine.runner import StratifiedRunner

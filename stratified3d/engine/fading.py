@@ -1,4 +1,5 @@
 """Training ends on data as they are, without pasted objects."""
+
 from __future__ import annotations
 
 from mmdet3d.datasets.transforms import ObjectSample
@@ -12,11 +13,13 @@ from stratified3d.engine.seeding import derive_seed, pipelines, restart_workers,
 
 @HOOKS.register_module()
 class FadeObjectSampleHook(Hook):
-    """Switch ground-truth sampling off in the last epochs ("fade", Wang et al. 2021, PointAugmenting).
+    """Switch ground-truth sampling off in the last epochs ("fade", Wang et al. 2021,
+    PointAugmenting).
 
-    mmdet3d's DisableObjectSampleHook acts at the start of a single epoch: a run that is resumed later samples again,
-    and a data set in two wrappers is not reached. Where a loop counts iterations (IterBasedTrainLoop), a pass over the
-    loader is an epoch, and a last one that is cut short counts as one.
+    mmdet3d's DisableObjectSampleHook acts at the start of a single epoch: a run that is resumed
+    later samples again, and a data set in two wrappers is not reached. Where a loop counts
+    iterations (IterBasedTrainLoop), a pass over the loader is an epoch, and a last one that is cut
+    short counts as one.
 
     Args:
         epochs: how many, at the end.
@@ -39,18 +42,29 @@ class FadeObjectSampleHook(Hook):
             self._begin(runner, runner.epoch, runner.max_epochs)
             return
         if any(isinstance(sampler, InfiniteSampler) for sampler in samplers(loader)):
-            raise ValueError('FadeObjectSampleHook acts between two passes over the data; InfiniteSampler has none, '
-                             'so use DefaultSampler, or take the hook out of custom_hooks')
+            raise ValueError(
+                'FadeObjectSampleHook acts between two passes over the data; InfiniteSampler has none, '
+                'so use DefaultSampler, or take the hook out of custom_hooks'
+            )
         self._begin_pass(runner, runner.iter)
-        # the workers that it has were started before this hook was asked, and have drawn from their generators
+        # the workers that it has were started before this hook was asked, and have drawn from their
+        # generators
         loader._iterator = None
         loop.dataloader_iterator = type(loop.dataloader_iterator)(loader)
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: dict | None = None,
-                         outputs: dict | None = None) -> None:
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | None = None,
+        outputs: dict | None = None,
+    ) -> None:
         """Where iterations are counted, set the samplers of the pass that is about to begin."""
         done = runner.iter + 1
-        if isinstance(runner.train_loop, IterBasedTrainLoop) and done % len(runner.train_dataloader) == 0:
+        if (
+            isinstance(runner.train_loop, IterBasedTrainLoop)
+            and done % len(runner.train_dataloader) == 0
+        ):
             self._begin_pass(runner, done)
 
     def _begin_pass(self, runner: Runner, done: int) -> None:
@@ -59,10 +73,18 @@ class FadeObjectSampleHook(Hook):
 
     def _begin(self, runner: Runner, epoch: int, epochs: int) -> None:
         loader, disabled = runner.train_dataloader, epoch >= epochs - self.epochs
-        transforms = [transform for pipeline in pipelines(loader.dataset) for transform in pipeline.transforms
-                      if isinstance(transform, ObjectSample)]
+        transforms = [
+            transform
+            for pipeline in pipelines(loader.dataset)
+            for transform in pipeline.transforms
+            if isinstance(transform, ObjectSample)
+        ]
         if any(transform.disabled != disabled for transform in transforms):
-            runner.logger.info(f'ground-truth sampling {"off" if disabled else "on"} from epoch {epoch + 1}')
-            restart_workers(loader, derive_seed(runner.seed, epoch))  # persistent ones would go on with their copies
+            runner.logger.info(
+                f'ground-truth sampling {"off" if disabled else "on"} from epoch {epoch + 1}'
+            )
+            restart_workers(
+                loader, derive_seed(runner.seed, epoch)
+            )  # persistent ones would go on with their copies
         for transform in transforms:
             transform.disabled = disabled

@@ -1,4 +1,6 @@
-"""Random numbers that depend on (seed, epoch, rank) alone, so that a resumed run draws what an unbroken one draws."""
+"""Random numbers that depend on (seed, epoch, rank) alone, so that a resumed run draws what an
+unbroken one draws."""
+
 from __future__ import annotations
 
 import random
@@ -15,18 +17,22 @@ from torch.utils.data import DataLoader
 
 @HOOKS.register_module()
 class EpochSeedHook(Hook):
-    """Begin every epoch with seeds derived from (seed, epoch, rank), in this process and in the loader's workers.
+    """Begin every epoch with seeds derived from (seed, epoch, rank), in this process and in the
+    loader's workers.
 
-    mmengine's checkpoints hold no state of random generators: after `--resume` augmentation and the model draw from
-    the start of their streams again, and the order of the data follows a new seed unless one is fixed. Workers that
-    are not persistent, moreover, repeat the same augmentation in every epoch. Here the order, the ground-truth
-    sampler's queues, augmentation and the model are seeded anew each epoch; workers are therefore started anew, too.
+    mmengine's checkpoints hold no state of random generators: after `--resume` augmentation and the
+    model draw from the start of their streams again, and the order of the data follows a new seed
+    unless one is fixed. Workers that are not persistent, moreover, repeat the same augmentation in
+    every epoch. Here the order, the ground-truth sampler's queues, augmentation and the model are
+    seeded anew each epoch; workers are therefore started anew, too.
     """
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Seed the epoch that is about to begin."""
         seed = torch.tensor(runner.seed)
-        broadcast(seed)  # ranks may have seeds of their own, but must agree on the order of the data
+        broadcast(
+            seed
+        )  # ranks may have seeds of their own, but must agree on the order of the data
         loader = runner.train_dataloader
         for sampler in samplers(loader):
             if hasattr(sampler, 'seed'):
@@ -52,7 +58,8 @@ def seed_everything(seed: int) -> None:
 
 
 def samplers(loader: DataLoader) -> list:
-    """Where the order of the frames may come from: the loader's sampler, and that of its batch sampler."""
+    """Where the order of the frames may come from: the loader's sampler, and that of its batch
+    sampler."""
     return [loader.sampler, getattr(loader.batch_sampler, 'sampler', None)]
 
 
@@ -65,7 +72,8 @@ def pipelines(dataset: object) -> list:
 
 
 def _restart_queues(transform: object) -> None:
-    """Shuffle the objects that a ground-truth sampler hands out in turn, whatever it has handed out before."""
+    """Shuffle the objects that a ground-truth sampler hands out in turn, whatever it has handed out
+    before."""
     sampler = getattr(transform, 'db_sampler', None)
     for queue in getattr(sampler, 'sampler_dict', {}).values():
         queue._indices = np.arange(queue._example_num)
@@ -73,8 +81,11 @@ def _restart_queues(transform: object) -> None:
 
 
 def restart_workers(loader: DataLoader, seed: int) -> None:
-    """Let the loader's next iterator start new workers, with copies of the data set as it is then."""
+    """Let the loader's next iterator start new workers, with copies of the data set as it is
+    then."""
     init = loader.worker_init_fn
     if isinstance(init, partial) and 'seed' in init.keywords:
-        loader.worker_init_fn = partial(init.func, *init.args, **{**init.keywords, 'rank': 0, 'seed': seed})
+        loader.worker_init_fn = partial(
+            init.func, *init.args, **{**init.keywords, 'rank': 0, 'seed': seed}
+        )
     loader._iterator = None  # persistent workers would go on with their generators

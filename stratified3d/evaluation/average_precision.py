@@ -1,4 +1,5 @@
 """Average precision by centre distance, as the nuScenes benchmark defines it, on arrays."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,12 +11,18 @@ from stratified3d.evaluation.matching import match_centres
 _RECALLS = np.linspace(0, 1, 101)
 
 
-def average_precision(truth: Sequence[np.ndarray], predicted: Sequence[np.ndarray], scores: Sequence[np.ndarray],
-                      max_distance: float, min_recall: float = 0.1, min_precision: float = 0.1) -> float:
+def average_precision(
+    truth: Sequence[np.ndarray],
+    predicted: Sequence[np.ndarray],
+    scores: Sequence[np.ndarray],
+    max_distance: float,
+    min_recall: float = 0.1,
+    min_precision: float = 0.1,
+) -> float:
     """AP of one class over all frames (Caesar et al. 2020, section 3.1).
 
-    Precision is interpolated at 101 recalls; what lies at or below the least recall or precision counts nothing, and
-    the rest is normalised to 1.
+    Precision is interpolated at 101 recalls; what lies at or below the least recall or precision
+    counts nothing, and the rest is normalised to 1.
 
     Args:
         truth: one [K, >= 2] of centres (x, y in metres) a frame.
@@ -37,5 +44,5 @@ def average_precision(truth: Sequence[np.ndarray], predicted: Sequence[np.ndarra
         return 0.0
     true = np.cumsum(hits[np.argsort(-confidence, kind='stable')])
     precision, recall = true / np.arange(1, len(true) + 1), true / total
-    curve = np.interp(_RECALLS, recall, precision, right=0)[round(100 * min_recall) + 1:]
+    curve = np.interp(_RECALLS, recall, precision, right=0)[round(100 * min_recall) + 1 :]
     return float(np.clip(curve - min_precision, 0, None).mean() / (1 - min_precision))

@@ -1,4 +1,5 @@
 """One-to-one matching of boxes by centre distance, the way nuScenes counts a hit."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -6,10 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def match_centres(truth: np.ndarray, predicted: np.ndarray, max_distance: float = 2.0) -> np.ndarray:
+def match_centres(
+    truth: np.ndarray, predicted: np.ndarray, max_distance: float = 2.0
+) -> np.ndarray:
     """Give every prediction, in order, the nearest truth that is still free.
 
-    The matching of the nuScenes detection benchmark (Caesar et al. 2020, section 3.1), for one class of one frame.
+    The matching of the nuScenes detection benchmark (Caesar et al. 2020, section 3.1), for one
+    class of one frame.
 
     Args:
         truth: [K, >= 2] x, y metres.
@@ -28,9 +32,16 @@ def match_centres(truth: np.ndarray, predicted: np.ndarray, max_distance: float 
     return matched
 
 
-def count_matches(truth: np.ndarray, truth_names: Sequence[str], predicted: np.ndarray, scores: np.ndarray,
-                  predicted_names: Sequence[str], max_distance: float = 2.0) -> dict[str, tuple[int, int]]:
-    """Per class: how many truths the class's best predictions find, when it may make only as many as there are truths.
+def count_matches(
+    truth: np.ndarray,
+    truth_names: Sequence[str],
+    predicted: np.ndarray,
+    scores: np.ndarray,
+    predicted_names: Sequence[str],
+    max_distance: float = 2.0,
+) -> dict[str, tuple[int, int]]:
+    """Per class: how many truths the class's best predictions find, when it may make only as many
+    as there are truths.
 
     Args:
         truth: [K, >= 2]; truth_names: K class names.
@@ -44,6 +55,9 @@ def count_matches(truth: np.ndarray, truth_names: Sequence[str], predicted: np.n
     for name in sorted(set(truth_names.tolist())):
         mine = truth[truth_names == name]
         chosen = np.flatnonzero(predicted_names == name)
-        chosen = chosen[np.argsort(-scores[chosen], kind='stable')][:len(mine)]
-        found[name] = (int((match_centres(mine, predicted[chosen], max_distance) >= 0).sum()), len(mine))
+        chosen = chosen[np.argsort(-scores[chosen], kind='stable')][: len(mine)]
+        found[name] = (
+            int((match_centres(mine, predicted[chosen], max_distance) >= 0).sum()),
+            len(mine),
+        )
     return found

@@ -1,4 +1,5 @@
 """Intersection over union of rotated boxes, from above and in 3D, by exact clipping of polygons."""
+
 from __future__ import annotations
 
 import math
@@ -7,7 +8,8 @@ import numpy as np
 
 from stratified3d.jit import compiled
 
-# two polygons; clipping n corners leaves at most 1.5 n even where rounding bends straight edges: 4, 6, 9, 13, 19
+# two polygons; clipping n corners leaves at most 1.5 n even where rounding bends straight edges: 4,
+# 6, 9, 13, 19
 WORKSPACE = (2, 20, 2)
 
 
@@ -25,7 +27,8 @@ def rotated_iou_bev(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def rotated_iou_3d(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Overlap of upright boxes in space, pair by pair: shared area times shared height over the volume of both.
+    """Overlap of upright boxes in space, pair by pair: shared area times shared height over the
+    volume of both.
 
     Args:
         a, b: [N, 7] x, y, z of the centre, dx, dy, dz (metres), yaw (radians).
@@ -40,7 +43,9 @@ def rotated_iou_3d(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _checked(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     a, b = (np.ascontiguousarray(boxes, np.float64) for boxes in (a, b))
     if a.ndim != 2 or a.shape[1] != 7 or a.shape != b.shape:
-        raise ValueError(f'pairs of boxes are [N, 7] and [N, 7], not {list(a.shape)} and {list(b.shape)}')
+        raise ValueError(
+            f'pairs of boxes are [N, 7] and [N, 7], not {list(a.shape)} and {list(b.shape)}'
+        )
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError('a box has a coordinate that is not a finite number')
     return a, b
@@ -51,7 +56,9 @@ def _iou(a: np.ndarray, b: np.ndarray, use_height: bool) -> np.ndarray:
     result = np.zeros(len(a))
     polygon = np.empty(WORKSPACE)
     for i in range(len(a)):
-        result[i] = overlap_3d(a[i], b[i], polygon) if use_height else overlap_bev(a[i], b[i], polygon)
+        result[i] = (
+            overlap_3d(a[i], b[i], polygon) if use_height else overlap_bev(a[i], b[i], polygon)
+        )
     return result
 
 
@@ -79,8 +86,8 @@ def overlap_3d(a: np.ndarray, b: np.ndarray, polygon: np.ndarray) -> float:
 def _shared_area(a: np.ndarray, b: np.ndarray, polygon: np.ndarray) -> float:
     """Square metres common to two outlines: a's corners in b's frame, clipped to b side by side.
 
-    Sutherland and Hodgman, Reentrant polygon clipping, 1974. Everything is relative to b, so neither large coordinates
-    nor boxes that coincide cost digits.
+    Sutherland and Hodgman, Reentrant polygon clipping, 1974. Everything is relative to b, so
+    neither large coordinates nor boxes that coincide cost digits.
     """
     if min(a[3], a[4], b[3], b[4]) <= 0:
         return 0.0
@@ -107,7 +114,9 @@ def _shared_area(a: np.ndarray, b: np.ndarray, polygon: np.ndarray) -> float:
                 kept += 1
             if (inside < 0) != (goal < 0):
                 share = inside / (inside - goal)
-                polygon[1 - now, kept, 1 - axis] = start[1 - axis] + share * (end[1 - axis] - start[1 - axis])
+                polygon[1 - now, kept, 1 - axis] = start[1 - axis] + share * (
+                    end[1 - axis] - start[1 - axis]
+                )
                 polygon[1 - now, kept, axis] = sign * half
                 kept += 1
         now, count = 1 - now, kept
@@ -115,6 +124,10 @@ def _shared_area(a: np.ndarray, b: np.ndarray, polygon: np.ndarray) -> float:
             return 0.0
     area = 0.0
     for i in range(1, count - 1):
-        area += ((polygon[now, i, 0] - polygon[now, 0, 0]) * (polygon[now, i + 1, 1] - polygon[now, 0, 1])
-                 - (polygon[now, i, 1] - polygon[now, 0, 1]) * (polygon[now, i + 1, 0] - polygon[now, 0, 0])) / 2
+        area += (
+            (polygon[now, i, 0] - polygon[now, 0, 0])
+            * (polygon[now, i + 1, 1] - polygon[now, 0, 1])
+            - (polygon[now, i, 1] - polygon[now, 0, 1])
+            * (polygon[now, i + 1, 0] - polygon[now, 0, 0])
+        ) / 2
     return min(max(area, 0.0), a[3] * a[4], b[3] * b[4])

@@ -1,4 +1,6 @@
-"""Reading and writing Waymo's Objects files: predictions, ground truths, submissions, without TensorFlow."""
+"""Reading and writing Waymo's Objects files: predictions, ground truths, submissions, without
+TensorFlow."""
+
 from __future__ import annotations
 
 import mmap
@@ -26,15 +28,18 @@ _BLOCK = 50_000  # objects held as messages at a time
 class ObjectsFile:
     """The objects of a file: `len` of it, and the messages one by one by iterating.
 
-    Opening it walks over the outermost fields only; what is in the file stays on disk until it is asked for. Memory is
-    16 bytes for each object and what `rest` takes, whatever a damaged file says of its own lengths.
+    Opening it walks over the outermost fields only; what is in the file stays on disk until it is
+    asked for. Memory is 16 bytes for each object and what `rest` takes, whatever a damaged file
+    says of its own lengths.
 
     submission: the Submission around the objects, without them; None for a bare Objects file.
-    rest: bytes of the other fields of Objects, such as no-label zones, which are not read. other_fields: {number of
+    rest: bytes of the other fields of Objects, such as no-label zones, which are not read.
+    other_fields: {number of
         such a field: how many}.
 
     Raises:
-        FileNotFoundError, ValueError: no such file; a damaged one, with the byte offset of the damage. What is wrong
+        FileNotFoundError, ValueError: no such file; a damaged one, with the byte offset of the
+        damage. What is wrong
             inside of an object is raised when the object's turn comes.
     """
 
@@ -57,7 +62,9 @@ class ObjectsFile:
                 self._add(number, kind, begin, start, stop)
         if results:
             if self._starts:
-                raise self._damage(self._starts[0], 'an object outside of the results of a submission')
+                raise self._damage(
+                    self._starts[0], 'an object outside of the results of a submission'
+                )
             self.submission = self._parse(Submission, bytes(self.rest), 0)
             self.rest, self.other_fields = bytearray(), Counter()
             for field in self._fields(*results):
@@ -71,7 +78,9 @@ class ObjectsFile:
             message = self._parse(Object, self._data[start:stop], start)
             if not message.object.HasField('box'):
                 raise self._damage(start, 'an object without a box')
-            if isinstance(message.context_name, bytes):  # what protobuf makes of a string that is none
+            if isinstance(
+                message.context_name, bytes
+            ):  # what protobuf makes of a string that is none
                 raise self._damage(start, 'an object of a segment whose name is no text')
             yield message
 
@@ -82,7 +91,9 @@ class ObjectsFile:
             self.other_fields[number] += 1
             return
         if stop - start > _LARGEST:
-            raise self._damage(begin, f'an object of {stop - start} bytes; real ones have some hundred')
+            raise self._damage(
+                begin, f'an object of {stop - start} bytes; real ones have some hundred'
+            )
         self._starts.append(start)
         self._stops.append(stop)
 
@@ -93,7 +104,8 @@ class ObjectsFile:
             raise self._damage(start, f'no {kind.DESCRIPTOR.name} ({error})') from error
 
     def _fields(self, offset: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
-        """Number, wire type, where it begins, where its value starts and stops, of every field from offset to end."""
+        """Number, wire type, where it begins, where its value starts and stops, of every field from
+        offset to end."""
         while offset < end:
             begin = offset
             tag, offset = self._varint(begin, end)
@@ -109,10 +121,15 @@ class ObjectsFile:
             elif kind in (_FIXED64, _FIXED32):
                 stop = offset + (8 if kind == _FIXED64 else 4)
             else:
-                raise self._damage(begin, f'field {number} with the wire type {kind}, which these files never have')
+                raise self._damage(
+                    begin, f'field {number} with the wire type {kind}, which these files never have'
+                )
             if stop > end:
-                raise self._damage(begin, f'field {number} would end at byte {stop}, after the end at {end}; is the '
-                                          'file cut off?')
+                raise self._damage(
+                    begin,
+                    f'field {number} would end at byte {stop}, after the end at {end}; is the '
+                    'file cut off?',
+                )
             yield number, kind, begin, start, stop
             offset = stop
 
@@ -126,10 +143,14 @@ class ObjectsFile:
         raise self._damage(offset, 'a number that does not end; is the file cut off?')
 
     def _damage(self, offset: int, what: str) -> ValueError:
-        return ValueError(f'{self.path}: no Waymo Objects file, or damaged: at byte {offset}, {what}')
+        return ValueError(
+            f'{self.path}: no Waymo Objects file, or damaged: at byte {offset}, {what}'
+        )
 
 
-def read_boxes(path: str | Path | ObjectsFile, progress: Callable[[Iterable], Iterable] = iter) -> WaymoBoxes:
+def read_boxes(
+    path: str | Path | ObjectsFile, progress: Callable[[Iterable], Iterable] = iter
+) -> WaymoBoxes:
     """Read what the score needs of an Objects file.
 
     Args:
@@ -143,7 +164,9 @@ def read_boxes(path: str | Path | ObjectsFile, progress: Callable[[Iterable], It
     messages, blocks = iter(progress(file)), []
     while block := [_row(message, contexts) for message in islice(messages, _BLOCK)]:
         blocks.append([np.array(column, kind) for column, kind in zip(zip(*block), _COLUMNS)])
-    columns = [np.concatenate(parts) for parts in zip(*blocks)] or [np.zeros(0, kind) for kind in _COLUMNS]
+    columns = [np.concatenate(parts) for parts in zip(*blocks)] or [
+        np.zeros(0, kind) for kind in _COLUMNS
+    ]
     context, timestamp, *boxes = columns[:9]
     found = make_boxes(list(contexts), context, timestamp, np.stack(boxes, 1), *columns[9:])
     found.check(str(file.path))
@@ -151,29 +174,73 @@ def read_boxes(path: str | Path | ObjectsFile, progress: Callable[[Iterable], It
 
 
 # types of the values of a _row: those of make_boxes in order, a box as seven
-_COLUMNS = (np.int32, np.int64, *[np.float64] * 7, np.uint8, np.float32, np.bool_, np.uint8, np.int32, np.int32)
+_COLUMNS = (
+    np.int32,
+    np.int64,
+    *[np.float64] * 7,
+    np.uint8,
+    np.float32,
+    np.bool_,
+    np.uint8,
+    np.int32,
+    np.int32,
+)
 
 
 def _row(message: Message, contexts: dict[str, int]) -> tuple:
     label = message.object
     box = label.box
-    return (contexts.setdefault(message.context_name, len(contexts)), message.frame_timestamp_micros,
-            box.center_x, box.center_y, box.center_z, box.length, box.width, box.height, box.heading,
-            label.type, message.score, message.overlap_with_nlz, label.detection_difficulty_level,
-            label.num_lidar_points_in_box, message.camera_name)
+    return (
+        contexts.setdefault(message.context_name, len(contexts)),
+        message.frame_timestamp_micros,
+        box.center_x,
+        box.center_y,
+        box.center_z,
+        box.length,
+        box.width,
+        box.height,
+        box.heading,
+        label.type,
+        message.score,
+        message.overlap_with_nlz,
+        label.detection_difficulty_level,
+        label.num_lidar_points_in_box,
+        message.camera_name,
+    )
 
 
 def make_messages(boxes: WaymoBoxes) -> Iterator[Message]:
     """The Object messages of boxes, in their order; the opposite of read_boxes."""
-    columns = (boxes.context, boxes.timestamp, boxes.boxes, boxes.types, boxes.scores, boxes.in_no_label_zone,
-               boxes.difficulty, boxes.num_points, boxes.camera)
+    columns = (
+        boxes.context,
+        boxes.timestamp,
+        boxes.boxes,
+        boxes.types,
+        boxes.scores,
+        boxes.in_no_label_zone,
+        boxes.difficulty,
+        boxes.num_points,
+        boxes.camera,
+    )
     for context, timestamp, box, kind, score, hidden, difficulty, points, camera in zip(
-            *(column.tolist() for column in columns)):
-        message = Object(context_name=boxes.contexts[context], frame_timestamp_micros=timestamp, score=score)
+        *(column.tolist() for column in columns)
+    ):
+        message = Object(
+            context_name=boxes.contexts[context], frame_timestamp_micros=timestamp, score=score
+        )
         label = message.object
         x, y, z, length, width, height, heading = box
-        label.box.MergeFrom(type(label.box)(center_x=x, center_y=y, center_z=z, length=length, width=width,
-                                            height=height, heading=heading))
+        label.box.MergeFrom(
+            type(label.box)(
+                center_x=x,
+                center_y=y,
+                center_z=z,
+                length=length,
+                width=width,
+                height=height,
+                heading=heading,
+            )
+        )
         label.type = kind
         if points:
             label.num_lidar_points_in_box = points
@@ -186,13 +253,18 @@ def make_messages(boxes: WaymoBoxes) -> Iterator[Message]:
         yield message
 
 
-def write_objects(path: str | Path, objects: Iterable[Message], rest: bytes | bytearray = b'',
-                  submission: Message | None = None) -> None:
+def write_objects(
+    path: str | Path,
+    objects: Iterable[Message],
+    rest: bytes | bytearray = b'',
+    submission: Message | None = None,
+) -> None:
     """Write an Objects file; it is there in full or not at all.
 
     Args:
         path: where.
-        objects: Object messages, see make_messages; those of an ObjectsFile keep every field they came with.
+        objects: Object messages, see make_messages; those of an ObjectsFile keep every field they
+        came with.
         rest: other fields of Objects, see ObjectsFile.
         submission: a Submission to wrap around the objects, for Waymo's server.
     Raises:

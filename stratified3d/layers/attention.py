@@ -1,4 +1,6 @@
-"""Stratified attention as a mixer: every voxel attends to its window and to the strata of its sample."""
+"""Stratified attention as a mixer: every voxel attends to its window and to the strata of its
+sample."""
+
 from __future__ import annotations
 
 import math
@@ -26,10 +28,11 @@ FUSIONS = ('joint', 'gated')
 class WindowGrid(NamedTuple):
     """One arrangement of a stage's voxels into windows, made once and shared by the stage's blocks.
 
-    plan: WindowPlan; positions [N, 3] metres and coords [N, 4] int32 (batch, z, y, x), both in window order; rotary:
-    (cos, sin) of the rows, or None without it; window_shape, shift (z, y, x) in voxels: voxel c lies in window
-    floor((c + shift) / window_shape); derived: what mixers worked out from it, see `once`; is_sorted: the voxels
-    themselves lie in window order, so that nothing has to be moved.
+    plan: WindowPlan; positions [N, 3] metres and coords [N, 4] int32 (batch, z, y, x), both in
+    window order; rotary: (cos, sin) of the rows, or None without it; window_shape, shift (z, y, x)
+    in voxels: voxel c lies in window floor((c + shift) / window_shape); derived: what mixers worked
+    out from it, see `once`; is_sorted: the voxels themselves lie in window order, so that nothing
+    has to be moved.
     """
 
     plan: WindowPlan
@@ -56,13 +59,24 @@ class WindowGrid(NamedTuple):
         return x if self.is_sorted else permute_rows(x, self.plan.inverse, self.plan.order)
 
     def after(self, first: WindowGrid) -> WindowGrid:
-        """This grid, row for row, of voxels that have been moved into the window order of `first`."""
+        """This grid, row for row, of voxels that have been moved into the window order of
+        `first`."""
         order, inverse = first.plan.inverse[self.plan.order], self.plan.inverse[first.plan.order]
-        return self._replace(plan=self.plan._replace(order=order, inverse=inverse), is_sorted=self is first)
+        return self._replace(
+            plan=self.plan._replace(order=order, inverse=inverse), is_sorted=self is first
+        )
 
 
-def arrange_windows(coords: Tensor, positions: Tensor, window_shape: tuple[int, int, int], shift: tuple[int, int, int],
-                    *, batch_size: int, spatial_shape: tuple[int, int, int], head_dim: int | None) -> WindowGrid:
+def arrange_windows(
+    coords: Tensor,
+    positions: Tensor,
+    window_shape: tuple[int, int, int],
+    shift: tuple[int, int, int],
+    *,
+    batch_size: int,
+    spatial_shape: tuple[int, int, int],
+    head_dim: int | None,
+) -> WindowGrid:
     """Plan windows and tabulate the rotary angles of every row.
 
     Args:
@@ -74,17 +88,29 @@ def arrange_windows(coords: Tensor, positions: Tensor, window_shape: tuple[int, 
     """
     if window_shape[0] >= spatial_shape[0]:
         shift = (0, *shift[1:])
-    plan = plan_windows(coords, window_shape, shift, batch_size=batch_size, spatial_shape=spatial_shape)
+    plan = plan_windows(
+        coords, window_shape, shift, batch_size=batch_size, spatial_shape=spatial_shape
+    )
     positions = positions[plan.order]
     rotary = None if head_dim is None else rotary_angles(positions, head_dim)
-    return WindowGrid(plan, positions, coords[plan.order], rotary, tuple(window_shape), tuple(shift), {})
+    return WindowGrid(
+        plan, positions, coords[plan.order], rotary, tuple(window_shape), tuple(shift), {}
+    )
 
 
-def project_rows(qkv: nn.Linear, x: Tensor, num_heads: int, rotary: tuple[Tensor, Tensor] | None,
-                 backend: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of rows x [N, C], each [N, H, D]; queries and keys turned together by their tables."""
+def project_rows(
+    qkv: nn.Linear,
+    x: Tensor,
+    num_heads: int,
+    rotary: tuple[Tensor, Tensor] | None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of rows x [N, C], each [N, H, D]; queries and keys turned together
+    by their tables."""
     rows = qkv(x)
-    qk, v = rows.view(len(x), 3 * num_heads, rows.shape[1] // (3 * num_heads)).split((2 * num_heads, num_heads), 1)
+    qk, v = rows.view(len(x), 3 * num_heads, rows.shape[1] // (3 * num_heads)).split(
+        (2 * num_heads, num_heads), 1
+    )
     if rotary is not None:
         qk = apply_rotary(qk, *rotary, backend=backend)
     return *qk.chunk(2, 1), v
@@ -93,34 +119,47 @@ def project_rows(qkv: nn.Linear, x: Tensor, num_heads: int, rotary: tuple[Tensor
 class StratifiedAttention(nn.Module):
     """Window attention with global strata tokens.
 
-    The tokens first attend to every voxel of their sample, are refined, and then stand beside the window's keys
-    (joint) or are read apart (gated). In the joint softmax their logits start at -log m + strata_offset, so the
-    module starts close to plain window attention.
+    The tokens first attend to every voxel of their sample, are refined, and then stand beside the
+    window's keys (joint) or are read apart (gated). In the joint softmax their logits start at -log
+    m + strata_offset, so the module starts close to plain window attention.
 
     Args:
         channels: C.
         num_heads: H, divides C.
         num_strata: m; 0 leaves window attention alone.
         selection: 'pool', 'random' or 'morton', see `StrataSelection`.
-        fusion: 'joint', one softmax over window and strata; 'gated', window + gate * strata with the gate from 0.
-        selects_strata: False where the tokens come from an earlier block and no selection of its own is needed.
-        strata_offset: first value of the learned per-head offset of the strata logits (joint only); None for no bias
-            at all, so that a token weighs as much as a voxel from the start.
+        fusion: 'joint', one softmax over window and strata; 'gated', window + gate * strata with
+        the gate from 0.
+        selects_strata: False where the tokens come from an earlier block and no selection of its
+            own is needed.
+        strata_offset: first value of the learned per-head offset of the strata logits (joint only);
+            None for no bias at all, so that a token weighs as much as a voxel from the start.
         use_rotary: rotary position embedding of q and k in metres.
         backend: of the attention ops; None takes the fastest.
     Raises:
         ValueError: heads that do not divide the width, m < 0, unknown fusion or selection.
     """
 
-    def __init__(self, channels: int, num_heads: int, num_strata: int = 64, selection: str = 'pool',
-                 fusion: str = 'joint', selects_strata: bool = True, strata_offset: float | None = -4.0,
-                 use_rotary: bool = True, backend: str | None = None):
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        num_strata: int = 64,
+        selection: str = 'pool',
+        fusion: str = 'joint',
+        selects_strata: bool = True,
+        strata_offset: float | None = -4.0,
+        use_rotary: bool = True,
+        backend: str | None = None,
+    ):
         super().__init__()
         if num_heads < 1 or channels % num_heads:
             raise ValueError(f'{num_heads} heads do not divide {channels} channels')
         if use_rotary and channels // num_heads < 6:
-            raise ValueError(f'rotary embedding needs heads of width 6 or more, not {channels // num_heads}: take '
-                             'fewer heads or use_rotary=False')
+            raise ValueError(
+                f'rotary embedding needs heads of width 6 or more, not {channels // num_heads}: take '
+                'fewer heads or use_rotary=False'
+            )
         if num_strata < 0:
             raise ValueError(f'num_strata is 0 (off) or more, not {num_strata}')
         if fusion not in FUSIONS:
@@ -136,16 +175,21 @@ class StratifiedAttention(nn.Module):
                 self.selection = StrataSelection(channels, num_strata, selection)
             self.strata_query = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, channels))
             self.strata_out = nn.Linear(channels, channels)
-            self.strata_kv = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, 2 * channels))
+            self.strata_kv = nn.Sequential(
+                nn.LayerNorm(channels), nn.Linear(channels, 2 * channels)
+            )
             if fusion == 'gated':
                 self.gate = nn.Parameter(torch.zeros(num_heads, 1))
             elif strata_offset is not None:
-                self.strata_offset = nn.Parameter(torch.full((num_heads, ), float(strata_offset)))
+                self.strata_offset = nn.Parameter(torch.full((num_heads,), float(strata_offset)))
             else:
                 self.strata_offset = None
 
-    def forward(self, x: Tensor, grid: WindowGrid, strata: Strata | None = None) -> tuple[Tensor, Strata | None]:
-        """x [N, C] in the order of the voxels -> mixed [N, C] in the same order, and the refined strata tokens."""
+    def forward(
+        self, x: Tensor, grid: WindowGrid, strata: Strata | None = None
+    ) -> tuple[Tensor, Strata | None]:
+        """x [N, C] in the order of the voxels -> mixed [N, C] in the same order, and the refined
+        strata tokens."""
         plan = grid.plan
         x = grid.into_windows(x)
         rotary = grid.rotary if self.use_rotary else None
@@ -166,20 +210,38 @@ class StratifiedAttention(nn.Module):
             mixed = self.attend(q, k, v, grid, strata_k, strata_v, bias)
         else:
             local = self.attend(q, k, v, grid)
-            far = read_strata(q, strata_k, strata_v, plan.batch_offsets, strata_bias=bias.masked_fill(
-                absent, -torch.inf), backend=self.backend)
+            far = read_strata(
+                q,
+                strata_k,
+                strata_v,
+                plan.batch_offsets,
+                strata_bias=bias.masked_fill(absent, -torch.inf),
+                backend=self.backend,
+            )
             mixed = local + self.gate.to(far.dtype) * far
         return self.out(grid.into_voxels(mixed.flatten(1))), strata
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid, strata_k: Tensor | None = None,
-               strata_v: Tensor | None = None, strata_bias: Tensor | None = None) -> Tensor:
-        """`stratified_attention` over the grid's windows; what a mixer with a kernel of its own overrides."""
-        return stratified_attention(q, k, v, grid.plan, strata_k, strata_v, strata_bias=strata_bias,
-                                    backend=self.backend)
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        grid: WindowGrid,
+        strata_k: Tensor | None = None,
+        strata_v: Tensor | None = None,
+        strata_bias: Tensor | None = None,
+    ) -> Tensor:
+        """`stratified_attention` over the grid's windows; what a mixer with a kernel of its own
+        overrides."""
+        return stratified_attention(
+            q, k, v, grid.plan, strata_k, strata_v, strata_bias=strata_bias, backend=self.backend
+        )
 
-    def _refine(self, strata: Strata, k: Tensor, v: Tensor,
-                batch_offsets: Tensor) -> tuple[Strata, Tensor, Tensor]:
-        """Let the tokens collect from all voxels; return them with their keys and values [B, M, H, D]."""
+    def _refine(
+        self, strata: Strata, k: Tensor, v: Tensor, batch_offsets: Tensor
+    ) -> tuple[Strata, Tensor, Tensor]:
+        """Let the tokens collect from all voxels; return them with their keys and values [B, M, H,
+        D]."""
         batch, num, _ = strata.feats.shape
         heads = (batch, num, self.num_heads, self.head_dim)
         turn = rotary_angles(strata.positions, self.head_dim) if self.use_rotary else None

@@ -1,4 +1,6 @@
-"""The strata tokens as they travel through the blocks of a stage, and the module that chooses them."""
+"""The strata tokens as they travel through the blocks of a stage, and the module that chooses
+them."""
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -12,8 +14,8 @@ SELECTIONS = ('pool', 'random', 'morton')
 
 
 class Strata(NamedTuple):
-    """feats [B, M, C]; positions [B, M, 3] metres; present [B, M] bool, False for tokens of a sample with too few
-    voxels."""
+    """feats [B, M, C]; positions [B, M, 3] metres; present [B, M] bool, False for tokens of a
+    sample with too few voxels."""
 
     feats: Tensor
     positions: Tensor
@@ -26,9 +28,10 @@ class StrataSelection(nn.Module):
     Args:
         channels: C.
         num_strata: m >= 1 tokens a sample.
-        selection: 'pool' averages the chunk with softmax weights from a learned score; 'random' draws one voxel of
-            the chunk with torch's global generator (in training; in evaluation it takes the first, as 'morton'
-            always does).
+        selection: 'pool' averages the chunk with softmax weights from a learned score; 'random'
+        draws one voxel of
+            the chunk with torch's global generator (in training; in evaluation it takes the first,
+            as 'morton' always does).
     Raises:
         ValueError: unknown selection, m < 1.
     """
@@ -44,13 +47,19 @@ class StrataSelection(nn.Module):
         self.score = nn.Linear(channels, 1, bias=False) if selection == 'pool' else None
 
     def forward(self, feats: Tensor, positions: Tensor, batch_offsets: Tensor) -> Strata:
-        """feats [N, C], positions [N, 3] metres, both in window order; batch_offsets [B + 1] -> Strata."""
+        """feats [N, C], positions [N, 3] metres, both in window order; batch_offsets [B + 1] ->
+        Strata."""
         if self.selection == 'pool':
-            return Strata(*pool_strata(feats, positions, self.score(feats), batch_offsets, self.num_strata))
+            return Strata(
+                *pool_strata(feats, positions, self.score(feats), batch_offsets, self.num_strata)
+            )
         draw = None
         if self.selection == 'random' and self.training:
-            # the global generator, because activation checkpointing restores it before it recomputes
-            draw = torch.rand(len(batch_offsets) - 1, self.num_strata, device=feats.device, dtype=torch.float64)
+            # the global generator, because activation checkpointing restores it before it
+            # recomputes
+            draw = torch.rand(
+                len(batch_offsets) - 1, self.num_strata, device=feats.device, dtype=torch.float64
+            )
         return Strata(*sample_strata(feats, positions, batch_offsets, self.num_strata, draw))
 
     def extra_repr(self) -> str:

@@ -1,4 +1,6 @@
-"""What the strata tokens of one block do with one cloud: the weights that attention otherwise keeps to itself."""
+"""What the strata tokens of one block do with one cloud: the weights that attention otherwise keeps
+to itself."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -15,9 +17,10 @@ _NAME = 'recording'
 
 
 class StrataRecord(NamedTuple):
-    """voxels [N, 3] and tokens [M, 3]: their places in metres; collected [M, N]: how a token's attention is spread
-    over the voxels, rows sum to 1; read [N, M]: the part of a voxel's attention that goes to each token: the rest goes
-    to its window (joint), or there is no rest (gated). Weights are means over the heads; absent tokens are left out."""
+    """voxels [N, 3] and tokens [M, 3]: their places in metres; collected [M, N]: how a token's
+    attention is spread over the voxels, rows sum to 1; read [N, M]: the part of a voxel's attention
+    that goes to each token: the rest goes to its window (joint), or there is no rest (gated).
+    Weights are means over the heads; absent tokens are left out."""
 
     voxels: Tensor
     tokens: Tensor
@@ -28,38 +31,68 @@ class StrataRecord(NamedTuple):
 class _Recorder:
     """An attention backend: the reference, which also keeps what it weighed."""
 
-    def collect_strata(self, q: Tensor, k: Tensor, v: Tensor, batch_offsets: Tensor, scale: float) -> Tensor:
+    def collect_strata(
+        self, q: Tensor, k: Tensor, v: Tensor, batch_offsets: Tensor, scale: float
+    ) -> Tensor:
         self.collected = (torch.einsum('mhd,nhd->hmn', q[0], k) * scale).softmax(-1).mean(0)
         return reference.collect_strata(q, k, v, batch_offsets, scale)
 
-    def stratified_attention(self, q: Tensor, k: Tensor, v: Tensor, plan, strata_k: Tensor | None,
-                             strata_v: Tensor | None, strata_bias: Tensor | None, scale: float) -> Tensor:
+    def stratified_attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        plan,
+        strata_k: Tensor | None,
+        strata_v: Tensor | None,
+        strata_bias: Tensor | None,
+        scale: float,
+    ) -> Tensor:
         if strata_k is not None:
-            self.read = _weights(strata_v, lambda values: reference.stratified_attention(
-                q, k, torch.zeros_like(v), plan, strata_k, values, strata_bias, scale))
+            self.read = _weights(
+                strata_v,
+                lambda values: reference.stratified_attention(
+                    q, k, torch.zeros_like(v), plan, strata_k, values, strata_bias, scale
+                ),
+            )
         return reference.stratified_attention(q, k, v, plan, strata_k, strata_v, strata_bias, scale)
 
-    def read_strata(self, q: Tensor, strata_k: Tensor, strata_v: Tensor, batch_offsets: Tensor,
-                    strata_bias: Tensor | None, scale: float) -> Tensor:
-        self.read = _weights(strata_v, lambda values: reference.read_strata(
-            q, strata_k, values, batch_offsets, strata_bias, scale))
+    def read_strata(
+        self,
+        q: Tensor,
+        strata_k: Tensor,
+        strata_v: Tensor,
+        batch_offsets: Tensor,
+        strata_bias: Tensor | None,
+        scale: float,
+    ) -> Tensor:
+        self.read = _weights(
+            strata_v,
+            lambda values: reference.read_strata(
+                q, strata_k, values, batch_offsets, strata_bias, scale
+            ),
+        )
         return reference.read_strata(q, strata_k, strata_v, batch_offsets, strata_bias, scale)
 
 
 def _weights(strata_v: Tensor, attend) -> Tensor:
-    """Attention is linear in the values: with unit vectors for the tokens' values, the result is their weights."""
+    """Attention is linear in the values: with unit vectors for the tokens' values, the result is
+    their weights."""
     _, num, heads, width = strata_v.shape
     parts = []
     for i in range(0, num, width):
-        values = torch.eye(num, device=strata_v.device, dtype=strata_v.dtype)[:, i:i + width]
-        values = nn.functional.pad(values, (0, width - values.shape[1]))[None, :, None].expand(1, num, heads, width)
+        values = torch.eye(num, device=strata_v.device, dtype=strata_v.dtype)[:, i : i + width]
+        values = nn.functional.pad(values, (0, width - values.shape[1]))[None, :, None].expand(
+            1, num, heads, width
+        )
         parts.append(attend(values).mean(1))  # [N, D]
     return torch.cat(parts, 1)[:, :num]
 
 
 @contextmanager
 def record_strata(mixer: StratifiedAttention) -> Iterator[list[StrataRecord]]:
-    """Within the context, every forward pass of the mixer over one sample adds a StrataRecord to the list.
+    """Within the context, every forward pass of the mixer over one sample adds a StrataRecord to
+    the list.
 
     The mixer runs on the reference backend meanwhile.
 
@@ -69,17 +102,27 @@ def record_strata(mixer: StratifiedAttention) -> Iterator[list[StrataRecord]]:
         ValueError: the mixer has no strata, or runs over another number of samples than one.
     """
     if not getattr(mixer, 'num_strata', 0):
-        raise ValueError('this block has no strata tokens (num_strata=0, or another mixer): there is nothing to show')
+        raise ValueError(
+            'this block has no strata tokens (num_strata=0, or another mixer): there is nothing to show'
+        )
     records: list[StrataRecord] = []
     recorder, before = _Recorder(), mixer.backend
 
     def keep(module: nn.Module, inputs: tuple, outputs: tuple) -> None:
         grid, strata = inputs[1], outputs[1]
         if len(strata.feats) != 1:
-            raise ValueError(f'strata are recorded for one cloud at a time, not {len(strata.feats)}')
+            raise ValueError(
+                f'strata are recorded for one cloud at a time, not {len(strata.feats)}'
+            )
         present = strata.present[0]
-        records.append(StrataRecord(grid.positions, strata.positions[0][present], recorder.collected[present],
-                                    recorder.read[:, present]))
+        records.append(
+            StrataRecord(
+                grid.positions,
+                strata.positions[0][present],
+                recorder.collected[present],
+                recorder.read[:, present],
+            )
+        )
 
     handle = mixer.register_forward_hook(keep)
     BACKENDS[_NAME], mixer.backend = recorder, _NAME

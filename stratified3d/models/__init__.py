@@ -1,4 +1,5 @@
 """The detector's parts, registered in mmdet3d's registries."""
+
 from stratified3d.models.bev_backbone import ResidualBEVBackbone
 from stratified3d.models.center_head import StratifiedCenterHead
 from stratified3d.models.detector import StratifiedCenterPoint
@@ -7,6 +8,10 @@ from stratified3d.models.transfusion_head import StratifiedTransFusionHead
 from stratified3d.models.voxel_encoder import DynamicVoxelEncoder
 
 __all__ = [
-    'DynamicVoxelEncoder', 'ResidualBEVBackbone', 'StratifiedCenterHead', 'StratifiedCenterPoint', 'StratifiedEncoder',
-    'StratifiedTransFusionHead'
+    'DynamicVoxelEncoder',
+    'ResidualBEVBackbone',
+    'StratifiedCenterHead',
+    'StratifiedCenterPoint',
+    'StratifiedEncoder',
+    'StratifiedTransFusionHead',
 ]

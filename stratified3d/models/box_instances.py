@@ -1,4 +1,5 @@
 """mmdet3d's boxes to tensors and back, for the heads."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -9,14 +10,17 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 
-def unpack_truths(instances: Sequence[InstanceData], box_size: int) -> tuple[list[Tensor], list[Tensor]]:
+def unpack_truths(
+    instances: Sequence[InstanceData], box_size: int
+) -> tuple[list[Tensor], list[Tensor]]:
     """Ground truths of the batch as tensors.
 
     Args:
         instances: bboxes_3d and labels_3d, one a sample.
         box_size: numbers of a box that are learned, 7 or 9.
     Returns:
-        boxes, one [K, box_size] a sample (gravity centre x, y, z, dx, dy, dz, yaw, and vx, vy), and labels [K].
+        boxes, one [K, box_size] a sample (gravity centre x, y, z, dx, dy, dz, yaw, and vx, vy), and
+        labels [K].
     Raises:
         ValueError: boxes without velocity where it is to be learned.
     """
@@ -25,8 +29,10 @@ def unpack_truths(instances: Sequence[InstanceData], box_size: int) -> tuple[lis
         box, label = sample.bboxes_3d, sample.labels_3d
         box = torch.cat([box.gravity_center, box.tensor[:, 3:]], 1).to(label.device)
         if box.shape[1] < box_size:
-            raise ValueError(f'boxes have {box.shape[1]} numbers, but the head learns velocity and needs 9: '
-                             'set use_velocity=False')
+            raise ValueError(
+                f'boxes have {box.shape[1]} numbers, but the head learns velocity and needs 9: '
+                'set use_velocity=False'
+            )
         boxes.append(box[:, :box_size])
         labels.append(label)
     return boxes, labels
@@ -36,7 +42,8 @@ def decode_boxes(code: Tensor, cell: Sequence[float], corner: Sequence[float]) -
     """What heads regress to boxes.
 
     Args:
-        code: [..., 8 or 10] x and y in cells of the map, gravity-centre z, log dx dy dz (metres), sin and cos of yaw,
+        code: [..., 8 or 10] x and y in cells of the map, gravity-centre z, log dx dy dz (metres),
+        sin and cos of yaw,
             and vx, vy.
         cell, corner: (x, y) metres of a cell and of the map's corner.
     Returns:
@@ -48,16 +55,22 @@ def decode_boxes(code: Tensor, cell: Sequence[float], corner: Sequence[float]) -
 
 
 def has_centre_in(boxes: Tensor, limits: Sequence[float]) -> Tensor:
-    """[...] bool: whether the gravity centre of each box [..., >= 7] lies within (x, y, z low, x, y, z high)."""
+    """[...] bool: whether the gravity centre of each box [..., >= 7] lies within (x, y, z low, x,
+    y, z high)."""
     low, high = boxes.new_tensor(limits).chunk(2)
     return ((boxes[..., :3] >= low) & (boxes[..., :3] <= high)).all(-1)
 
 
 def pack_detections(boxes: Tensor, scores: Tensor, labels: Tensor, meta: dict) -> InstanceData:
-    """Boxes [K, 7 or 9] with gravity centres, scores [K] and labels [K] -> what mmdet3d calls predictions."""
-    boxes = torch.cat([boxes[:, :2], boxes[:, 2:3] - boxes[:, 5:6] / 2, boxes[:, 3:]], 1)  # to the bottom centre
+    """Boxes [K, 7 or 9] with gravity centres, scores [K] and labels [K] -> what mmdet3d calls
+    predictions."""
+    boxes = torch.cat(
+        [boxes[:, :2], boxes[:, 2:3] - boxes[:, 5:6] / 2, boxes[:, 3:]], 1
+    )  # to the bottom centre
     box_type = meta.get('box_type_3d', LiDARInstance3DBoxes)
-    return InstanceData(bboxes_3d=box_type(boxes, box_dim=boxes.shape[1]), scores_3d=scores, labels_3d=labels)
+    return InstanceData(
+        bboxes_3d=box_type(boxes, box_dim=boxes.shape[1]), scores_3d=scores, labels_3d=labels
+    )
 
 
 def choose_code_weights(code_weights: Sequence[float] | None, use_velocity: bool) -> list[float]:
@@ -75,4 +88,6 @@ def choose_code_weights(code_weights: Sequence[float] | None, use_velocity: bool
 
 def grow_range(point_cloud_range: Sequence[float]) -> list[float]:
     """The range and 10 m around it: detections may lie there."""
-    return [bound - 10 for bound in point_cloud_range[:3]] + [bound + 10 for bound in point_cloud_range[3:]]
+    return [bound - 10 for bound in point_cloud_range[:3]] + [
+        bound + 10 for bound in point_cloud_range[3:]
+    ]

@@ -1,4 +1,5 @@
 """CenterPoint's training targets, for all objects at once."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -9,9 +10,9 @@ from torch import Tensor
 
 
 class CenterTargets(NamedTuple):
-    """Targets of one task over the batch: heatmap [B, classes, Y, X]; boxes [B, max_objs, 8 or 10] (offset x and y in
-    cells, gravity-centre z, log dx dy dz, sin and cos of yaw, vx, vy); index [B, max_objs] int64 cells y * X + x;
-    mask [B, max_objs] bool."""
+    """Targets of one task over the batch: heatmap [B, classes, Y, X]; boxes [B, max_objs, 8 or 10]
+    (offset x and y in cells, gravity-centre z, log dx dy dz, sin and cos of yaw, vx, vy); index [B,
+    max_objs] int64 cells y * X + x; mask [B, max_objs] bool."""
 
     heatmap: Tensor
     boxes: Tensor
@@ -19,18 +20,29 @@ class CenterTargets(NamedTuple):
     mask: Tensor
 
 
-def assign_targets(boxes: Sequence[Tensor], labels: Sequence[Tensor], num_classes: Sequence[int], *,
-                   map_shape: tuple[int, int], voxel_size: Sequence[float], point_cloud_range: Sequence[float],
-                   stride: int, max_objs: int = 500, min_overlap: float = 0.1,
-                   min_radius: int = 2) -> list[CenterTargets]:
+def assign_targets(
+    boxes: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    num_classes: Sequence[int],
+    *,
+    map_shape: tuple[int, int],
+    voxel_size: Sequence[float],
+    point_cloud_range: Sequence[float],
+    stride: int,
+    max_objs: int = 500,
+    min_overlap: float = 0.1,
+    min_radius: int = 2,
+) -> list[CenterTargets]:
     """Draw a Gaussian at every object's cell and list what to regress there.
 
-    The Gaussian's radius is the largest shift of a box of that size that keeps an overlap (CornerNet, Law and Deng
-    2018, section 3.3, as CenterPoint uses it). Equal to mmdet3d 1.4's CenterHead.get_targets; objects are taken class
-    by class, at most max_objs a task, those whose centre is off the map or that have no area are skipped.
+    The Gaussian's radius is the largest shift of a box of that size that keeps an overlap
+    (CornerNet, Law and Deng 2018, section 3.3, as CenterPoint uses it). Equal to mmdet3d 1.4's
+    CenterHead.get_targets; objects are taken class by class, at most max_objs a task, those whose
+    centre is off the map or that have no area are skipped.
 
     Args:
-        boxes: one [K, 7 or 9] a sample: gravity centre x, y, z, dx, dy, dz (metres), yaw, and vx, vy (m/s).
+        boxes: one [K, 7 or 9] a sample: gravity centre x, y, z, dx, dy, dz (metres), yaw, and vx,
+        vy (m/s).
         labels: one [K] a sample, classes counted through the tasks; others (-1) are ignored.
         num_classes: classes of each task.
         map_shape: (Y, X) cells.
@@ -40,17 +52,31 @@ def assign_targets(boxes: Sequence[Tensor], labels: Sequence[Tensor], num_classe
         One CenterTargets a task.
     """
     first_class = torch.tensor([0, *num_classes]).cumsum(0).tolist()
-    samples = [_sample_targets(b, c, first_class, map_shape, voxel_size, point_cloud_range, stride, max_objs,
-                               min_overlap, min_radius) for b, c in zip(boxes, labels)]
+    samples = [
+        _sample_targets(
+            b,
+            c,
+            first_class,
+            map_shape,
+            voxel_size,
+            point_cloud_range,
+            stride,
+            max_objs,
+            min_overlap,
+            min_radius,
+        )
+        for b, c in zip(boxes, labels)
+    ]
     return [CenterTargets(*(torch.stack(parts) for parts in zip(*task))) for task in zip(*samples)]
 
 
 def widen_targets(target: CenterTargets, radius: int, map_shape: tuple[int, int]) -> CenterTargets:
-    """Let the cells around an object's own regress it too: (2 radius + 1)^2 places learn from an object instead of one.
+    """Let the cells around an object's own regress it too: (2 radius + 1)^2 places learn from an
+    object instead of one.
 
-    A peak that is found a cell off then still points at the centre (AFDet, Ge et al. 2020, trains its offsets on such
-    a square; here all numbers are). A cell within reach of several objects is given to the one whose centre is
-    nearest, and an object's own cell always to itself.
+    A peak that is found a cell off then still points at the centre (AFDet, Ge et al. 2020, trains
+    its offsets on such a square; here all numbers are). A cell within reach of several objects is
+    given to the one whose centre is nearest, and an object's own cell always to itself.
 
     Args:
         target: of `assign_targets`, M entries a sample.
@@ -70,18 +96,32 @@ def widen_targets(target: CenterTargets, radius: int, map_shape: tuple[int, int]
     boxes[..., 1] -= dy
     distance = (boxes[..., :2] - 0.5).square().sum(3).masked_fill((dx == 0) & (dy == 0), -1)
     distance = distance.masked_fill(~mask, torch.inf).flatten(1)
-    nearest = distance.new_full((len(cell), height * width), torch.inf).scatter_reduce(1, cell, distance, 'amin')
+    nearest = distance.new_full((len(cell), height * width), torch.inf).scatter_reduce(
+        1, cell, distance, 'amin'
+    )
     mask = mask.flatten(1) & (distance <= nearest.gather(1, cell))
     return CenterTargets(target.heatmap, boxes.flatten(1, 2), cell, mask)
 
 
-def _sample_targets(boxes, labels, first_class, map_shape, voxel_size, point_cloud_range, stride, max_objs,
-                    min_overlap, min_radius) -> list[CenterTargets]:
+def _sample_targets(
+    boxes,
+    labels,
+    first_class,
+    map_shape,
+    voxel_size,
+    point_cloud_range,
+    stride,
+    max_objs,
+    min_overlap,
+    min_radius,
+) -> list[CenterTargets]:
     height, width = map_shape
     order = labels.argsort(stable=True)
     known = (labels[order] >= 0) & (labels[order] < first_class[-1])
     boxes, labels = boxes[order[known]].float(), labels[order[known]].long()
-    start = torch.searchsorted(labels, torch.tensor(first_class, device=labels.device))  # [tasks + 1]
+    start = torch.searchsorted(
+        labels, torch.tensor(first_class, device=labels.device)
+    )  # [tasks + 1]
     task = torch.bucketize(labels, torch.tensor(first_class[1:], device=labels.device), right=True)
     slot = torch.arange(len(labels), device=labels.device) - start[task]
 
@@ -93,21 +133,42 @@ def _sample_targets(boxes, labels, first_class, map_shape, voxel_size, point_clo
     valid = boxes[:, :7].isfinite().all(1) & (extent > 0).all(1)
     valid &= (cell >= 0).all(1) & (cell < cell.new_tensor([width, height])).all(1)
     valid &= slot < max_objs
-    radius = _gaussian_radius(extent[:, 1], extent[:, 0], min_overlap).nan_to_num().long().clamp(min=min_radius)
+    radius = (
+        _gaussian_radius(extent[:, 1], extent[:, 0], min_overlap)
+        .nan_to_num()
+        .long()
+        .clamp(min=min_radius)
+    )
 
     heatmap = boxes.new_zeros(first_class[-1], height, width)
     _draw_gaussians(heatmap, labels[valid], cell[valid], radius[valid])
-    code = torch.cat([centre - cell, boxes[:, 2:3], boxes[:, 3:6].log(), boxes[:, 6:7].sin(), boxes[:, 6:7].cos(),
-                      boxes[:, 7:]], 1)
+    code = torch.cat(
+        [
+            centre - cell,
+            boxes[:, 2:3],
+            boxes[:, 3:6].log(),
+            boxes[:, 6:7].sin(),
+            boxes[:, 6:7].cos(),
+            boxes[:, 7:],
+        ],
+        1,
+    )
     targets = []
     for t, (a, b) in enumerate(zip(first_class, first_class[1:])):
         mine = valid & (task == t)
         place = slot[mine]
-        targets.append(CenterTargets(
-            heatmap[a:b],
-            boxes.new_zeros(max_objs, code.shape[1]).index_copy(0, place, code[mine]),
-            labels.new_zeros(max_objs).index_copy(0, place, cell[mine, 1] * width + cell[mine, 0]),
-            torch.zeros(max_objs, dtype=torch.bool, device=labels.device).index_fill(0, place, True)))
+        targets.append(
+            CenterTargets(
+                heatmap[a:b],
+                boxes.new_zeros(max_objs, code.shape[1]).index_copy(0, place, code[mine]),
+                labels.new_zeros(max_objs).index_copy(
+                    0, place, cell[mine, 1] * width + cell[mine, 0]
+                ),
+                torch.zeros(max_objs, dtype=torch.bool, device=labels.device).index_fill(
+                    0, place, True
+                ),
+            )
+        )
     return targets
 
 
@@ -126,7 +187,8 @@ def _gaussian_radius(height: Tensor, width: Tensor, min_overlap: float) -> Tenso
 
 
 def _draw_gaussians(heatmap: Tensor, labels: Tensor, cell: Tensor, radius: Tensor) -> None:
-    """Raise heatmap [C, Y, X] in place to exp(-d^2 / 2 sigma^2) within each object's square; sigma = diameter / 6."""
+    """Raise heatmap [C, Y, X] in place to exp(-d^2 / 2 sigma^2) within each object's square; sigma
+    = diameter / 6."""
     if not len(labels):
         return
     _, height, width = heatmap.shape
@@ -134,9 +196,16 @@ def _draw_gaussians(heatmap: Tensor, labels: Tensor, cell: Tensor, radius: Tenso
     offset = torch.arange(-reach, reach + 1, device=cell.device)
     dy, dx = torch.meshgrid(offset, offset, indexing='ij')
     sigma = (2 * radius + 1).double()[:, None, None] / 6
-    value = (-(dx * dx + dy * dy) / (2 * sigma * sigma)).exp().float()  # [K, 2 reach + 1, 2 reach + 1]
+    value = (
+        (-(dx * dx + dy * dy) / (2 * sigma * sigma)).exp().float()
+    )  # [K, 2 reach + 1, 2 reach + 1]
     x, y = cell[:, 0, None, None] + dx, cell[:, 1, None, None] + dy
-    drawn = (torch.maximum(dx.abs(), dy.abs()) <= radius[:, None, None]) & (x >= 0) & (x < width) & (y >= 0) & (
-        y < height)
+    drawn = (
+        (torch.maximum(dx.abs(), dy.abs()) <= radius[:, None, None])
+        & (x >= 0)
+        & (x < width)
+        & (y >= 0)
+        & (y < height)
+    )
     index = (labels[:, None, None] * height + y) * width + x
     heatmap.view(-1).scatter_reduce_(0, index[drawn], value[drawn], 'amax')

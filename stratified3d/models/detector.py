@@ -1,4 +1,5 @@
 """The detector: points to boxes through the stratified encoder and a head."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -13,38 +14,55 @@ from torch import Tensor
 
 @MODELS.register_module()
 class StratifiedCenterPoint(Base3DDetector):
-    """voxel encoder -> stratified encoder -> bird's-eye-view backbone -> head (centre or TransFusion).
+    """voxel encoder -> stratified encoder -> bird's-eye-view backbone -> head (centre or
+    TransFusion).
 
-    Range and voxel size are given once, here, and handed to every part that needs them; so are widths and stride that
-    follow from the part before.
+    Range and voxel size are given once, here, and handed to every part that needs them; so are
+    widths and stride that follow from the part before.
 
     Args:
         voxel_size: (x, y, z) metres.
         point_cloud_range: (x_min, y_min, z_min, x_max, y_max, z_max) metres.
         voxel_encoder, encoder, backbone, head: configs of the parts.
-        map_precision: of the convolutions on the bird's-eye-view map: 'fp32', 'bf16', or 'auto', which is bf16 where
-            the device has matrix units for it (CUDA from compute capability 8, CPUs with AMX). An autocast that is on
-            around the model stays on.
+        map_precision: of the convolutions on the bird's-eye-view map: 'fp32', 'bf16', or 'auto',
+        which is bf16 where
+            the device has matrix units for it (CUDA from compute capability 8, CPUs with AMX). An
+            autocast that is on around the model stays on.
         data_preprocessor, init_cfg: as in mmdet3d.
     """
 
-    def __init__(self, voxel_size: Sequence[float], point_cloud_range: Sequence[float], voxel_encoder: dict,
-                 encoder: dict, backbone: dict, head: dict, map_precision: str = 'fp32',
-                 data_preprocessor: dict | None = None, init_cfg: dict | None = None):
+    def __init__(
+        self,
+        voxel_size: Sequence[float],
+        point_cloud_range: Sequence[float],
+        voxel_encoder: dict,
+        encoder: dict,
+        backbone: dict,
+        head: dict,
+        map_precision: str = 'fp32',
+        data_preprocessor: dict | None = None,
+        init_cfg: dict | None = None,
+    ):
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         if map_precision not in ('fp32', 'bf16', 'auto'):
             raise ValueError(f"map_precision is 'fp32', 'bf16' or 'auto', not {map_precision!r}")
         self.map_precision = map_precision
         grid = dict(voxel_size=voxel_size, point_cloud_range=point_cloud_range)
         self.voxel_encoder = MODELS.build({**grid, **voxel_encoder})
-        self.encoder = MODELS.build({**grid, 'in_channels': self.voxel_encoder.out.out_features, **encoder})
+        self.encoder = MODELS.build(
+            {**grid, 'in_channels': self.voxel_encoder.out.out_features, **encoder}
+        )
         self.backbone = MODELS.build({'in_channels': self.encoder.out_channels, **backbone})
         full, now = self.encoder.spatial_shape, self.encoder.out_shape
         if full[1] // now[1] != full[2] // now[2]:
-            raise ValueError(f'the encoder shrinks y and x differently, {full} to {now} (z, y, x): a cell of the map '
-                             'would not be square')
+            raise ValueError(
+                f'the encoder shrinks y and x differently, {full} to {now} (z, y, x): a cell of the map '
+                'would not be square'
+            )
         stride = full[2] // now[2] * self.backbone.stride
-        self.head = MODELS.build({**grid, 'in_channels': self.backbone.out_channels, 'stride': stride, **head})
+        self.head = MODELS.build(
+            {**grid, 'in_channels': self.backbone.out_channels, 'stride': stride, **head}
+        )
         # a quarter less time on a CPU; the encoder's map has this layout already
         self.backbone.to(memory_format=torch.channels_last)
         self.head.to(memory_format=torch.channels_last)
@@ -67,13 +85,16 @@ class StratifiedCenterPoint(Base3DDetector):
         with self._map_autocast(maps[0].device):
             return self.head(maps)
 
-    def loss(self, batch_inputs_dict: dict, batch_data_samples: list[Det3DDataSample], **kwargs) -> dict[str, Tensor]:
+    def loss(
+        self, batch_inputs_dict: dict, batch_data_samples: list[Det3DDataSample], **kwargs
+    ) -> dict[str, Tensor]:
         maps, _ = self.extract_feat(batch_inputs_dict)
         targets = [sample.gt_instances_3d for sample in batch_data_samples]
         return self.head.loss_by_feat(self._head_outputs(maps), targets)
 
-    def predict(self, batch_inputs_dict: dict, batch_data_samples: list[Det3DDataSample],
-                **kwargs) -> list[Det3DDataSample]:
+    def predict(
+        self, batch_inputs_dict: dict, batch_data_samples: list[Det3DDataSample], **kwargs
+    ) -> list[Det3DDataSample]:
         maps, coords = self.extract_feat(batch_inputs_dict)
         with self._map_autocast(maps[0].device):
             results = self.head.predict(maps, batch_data_samples)
@@ -82,13 +103,18 @@ class StratifiedCenterPoint(Base3DDetector):
         results = [result if count else result[:0] for result, count in zip(results, voxels)]
         return self.add_pred_to_datasample(batch_data_samples, results)
 
-    def _forward(self, batch_inputs_dict: dict, batch_data_samples: list[Det3DDataSample] | None = None,
-                 **kwargs) -> tuple[list[dict]]:
+    def _forward(
+        self,
+        batch_inputs_dict: dict,
+        batch_data_samples: list[Det3DDataSample] | None = None,
+        **kwargs,
+    ) -> tuple[list[dict]]:
         return self._head_outputs(self.extract_feat(batch_inputs_dict)[0])
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether the device has matrix units for bfloat16: CUDA from compute capability 8, CPUs with AMX."""
+    """Whether the device has matrix units for bfloat16: CUDA from compute capability 8, CPUs with
+    AMX."""
     if device.type == 'cuda':
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == 'cpu' and bool(torch.cpu.get_capabilities().get('amx_bf16'))

@@ -1,4 +1,5 @@
 """Which query learns which object: the cheapest pairing of predicted and true boxes."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -15,17 +16,27 @@ _LARGEST_COST = 1e8
 
 
 @torch.no_grad()
-def match_queries(logits: Tensor, code: Tensor, true_code: Tensor, labels: Tensor, *, cell: Sequence[float],
-                  map_shape: tuple[int, int], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Pair queries and objects one to one so that the sum of costs is least (Hungarian matching, Carion et al. 2020;
-    costs of TransFusion, Bai et al. 2022, section 3.5).
+def match_queries(
+    logits: Tensor,
+    code: Tensor,
+    true_code: Tensor,
+    labels: Tensor,
+    *,
+    cell: Sequence[float],
+    map_shape: tuple[int, int],
+    weights: Sequence[float],
+) -> tuple[Tensor, Tensor]:
+    """Pair queries and objects one to one so that the sum of costs is least (Hungarian matching,
+    Carion et al. 2020; costs of TransFusion, Bai et al. 2022, section 3.5).
 
-    The cost of a pair is a focal classification cost, the L1 distance of the centres as a share of the map, and minus
-    the 3D IoU, each times its weight. Cost: O(N K) and the assignment, O(min(N, K)^2 max(N, K)), on the CPU.
+    The cost of a pair is a focal classification cost, the L1 distance of the centres as a share of
+    the map, and minus the 3D IoU, each times its weight. Cost: O(N K) and the assignment, O(min(N,
+    K)^2 max(N, K)), on the CPU.
 
     Args:
         logits: [N, classes] of the queries.
-        code: [N, >= 8] centre x and y in cells of the map, gravity-centre z, log dx dy dz, sin and cos of yaw.
+        code: [N, >= 8] centre x and y in cells of the map, gravity-centre z, log dx dy dz, sin and
+        cos of yaw.
         true_code: [K, >= 8] of the objects; labels: [K] their classes.
         cell: (x, y) metres of a cell; map_shape: (Y, X) cells.
         weights: of classification, centre and IoU.
@@ -35,7 +46,7 @@ def match_queries(logits: Tensor, code: Tensor, true_code: Tensor, labels: Tenso
     if not len(labels):
         return labels.new_zeros(0, dtype=torch.long), labels.new_zeros(0, dtype=torch.long)
     score = logits.sigmoid()
-    found = 0.25 * (1 - score)**2 * -F.logsigmoid(logits)
+    found = 0.25 * (1 - score) ** 2 * -F.logsigmoid(logits)
     missed = 0.75 * score**2 * -F.logsigmoid(-logits)
     size = code.new_tensor([map_shape[1], map_shape[0]])
     centre = ((code[:, None, :2] - true_code[None, :, :2]) / size).abs().sum(2)  # [N, K]
@@ -47,7 +58,8 @@ def match_queries(logits: Tensor, code: Tensor, true_code: Tensor, labels: Tenso
 
 
 def pairwise_iou(code: Tensor, true_code: Tensor, cell: Sequence[float]) -> Tensor:
-    """3D IoU of every predicted with every true box, coded as in `match_queries`: [N, K] in code's dtype."""
+    """3D IoU of every predicted with every true box, coded as in `match_queries`: [N, K] in code's
+    dtype."""
     size = code.new_tensor(cell)
     gap = ((code[:, None, :2] - true_code[None, :, :2]) * size).norm(dim=2)
     reach, true_reach = (c[:, 3:5].exp().norm(dim=1) / 2 for c in (code, true_code))

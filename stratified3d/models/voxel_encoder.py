@@ -1,4 +1,5 @@
 """Points to voxel features, without a cap on either."""
+
 from __future__ import annotations
 
 import warnings
@@ -19,20 +20,30 @@ _LARGEST = 1e6
 class DynamicVoxelEncoder(nn.Module):
     """Voxelise a batch of point clouds and describe every voxel by its points.
 
-    Each point is given its columns, its offset from the mean of its voxel and from the voxel's centre; two layers
-    follow (linear, layer norm, ReLU), the second of which also sees the voxel's maximum after the first, and the
-    voxel takes maximum and mean (PointNet, Qi et al. 2017, section 4.2; dynamic voxelisation, Zhou et al. 2020).
+    Each point is given its columns, its offset from the mean of its voxel and from the voxel's
+    centre; two layers follow (linear, layer norm, ReLU), the second of which also sees the voxel's
+    maximum after the first, and the voxel takes maximum and mean (PointNet, Qi et al. 2017, section
+    4.2; dynamic voxelisation, Zhou et al. 2020).
 
     Args:
         voxel_size: (x, y, z) metres.
         point_cloud_range: (x_min, y_min, z_min, x_max, y_max, z_max) metres.
-        in_channels: columns read from the points: x, y, z, intensity, and dt (s) or elongation where there are 5.
+        in_channels: columns read from the points: x, y, z, intensity, and dt (s) or elongation
+        where there are 5.
         hidden_channels, out_channels: widths of the two layers.
-        intensity_max: full scale of the intensity, which is brought to the order of the other columns; 255 on nuScenes.
+        intensity_max: full scale of the intensity, which is brought to the order of the other
+        columns; 255 on nuScenes.
     """
 
-    def __init__(self, voxel_size: Sequence[float], point_cloud_range: Sequence[float], in_channels: int = 5,
-                 hidden_channels: int = 64, out_channels: int = 64, intensity_max: float = 255.0):
+    def __init__(
+        self,
+        voxel_size: Sequence[float],
+        point_cloud_range: Sequence[float],
+        in_channels: int = 5,
+        hidden_channels: int = 64,
+        out_channels: int = 64,
+        intensity_max: float = 255.0,
+    ):
         super().__init__()
         if in_channels < 3:
             raise ValueError(f'in_channels counts x, y, z at least, not {in_channels}')
@@ -44,17 +55,22 @@ class DynamicVoxelEncoder(nn.Module):
         self.num_dropped = 0  # points with NaN, infinite or absurd values, so far
 
     def forward(self, points: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Points, one [P_i, >= in_channels] tensor a sample -> feats [N, out_channels], coords [N, 4] int32.
+        """Points, one [P_i, >= in_channels] tensor a sample -> feats [N, out_channels], coords [N,
+        4] int32.
 
         Raises:
             ValueError: points with too few columns.
         """
         for i, p in enumerate(points):
             if p.dim() != 2 or p.shape[1] < self.in_channels:
-                raise ValueError(f'sample {i}: points are {list(p.shape)}, but the model reads {self.in_channels} '
-                                 'columns (x, y, z, intensity, dt): see `load_dim` and `use_dim` of the pipeline')
-        sample = torch.cat([p.new_full((len(p), ), i, dtype=torch.long) for i, p in enumerate(points)])
-        points = torch.cat([p[:, :self.in_channels] for p in points]).float()
+                raise ValueError(
+                    f'sample {i}: points are {list(p.shape)}, but the model reads {self.in_channels} '
+                    'columns (x, y, z, intensity, dt): see `load_dim` and `use_dim` of the pipeline'
+                )
+        sample = torch.cat(
+            [p.new_full((len(p),), i, dtype=torch.long) for i, p in enumerate(points)]
+        )
+        points = torch.cat([p[:, : self.in_channels] for p in points]).float()
         finite = (points.abs() <= _LARGEST).all(1).nonzero().squeeze(1)
         if len(finite) < len(points):
             self._count_dropped(len(points) - len(finite))
@@ -63,11 +79,14 @@ class DynamicVoxelEncoder(nn.Module):
         points = points[voxels.point_order]  # [K, in_channels], sorted by voxel
         x = self.point_layer(self._describe(points, voxels))  # [K, hidden]
         x = self._join(x, segment_reduce(x, voxels.offsets, 'max'), voxels)  # [K, hidden]
-        x = torch.cat([segment_reduce(x, voxels.offsets, 'max'), segment_reduce(x, voxels.offsets, 'mean')], 1)
+        x = torch.cat(
+            [segment_reduce(x, voxels.offsets, 'max'), segment_reduce(x, voxels.offsets, 'mean')], 1
+        )
         return self.out(x), voxels.coords
 
     def _join(self, x: Tensor, top: Tensor, voxels: Voxels) -> Tensor:
-        """The second layer on [x, top of the voxel]: the product with `top` is taken once a voxel, not once a point."""
+        """The second layer on [x, top of the voxel]: the product with `top` is taken once a voxel,
+        not once a point."""
         linear, *rest = self.voxel_layer
         own, shared = linear.weight.split(x.shape[1], 1)
         x = F.linear(x, own, linear.bias)
@@ -77,7 +96,8 @@ class DynamicVoxelEncoder(nn.Module):
         return x
 
     def _describe(self, points: Tensor, voxels: Voxels) -> Tensor:
-        """[K, in_channels] -> [K, in_channels + 6]: columns brought to the order of 1, offsets from mean and centre."""
+        """[K, in_channels] -> [K, in_channels + 6]: columns brought to the order of 1, offsets from
+        mean and centre."""
         low, high = points.new_tensor(self.point_cloud_range).chunk(2)
         xyz = points[:, :3]
         centre = voxel_centres(voxels.coords, self.voxel_size, self.point_cloud_range)  # [N, 3]
@@ -85,13 +105,18 @@ class DynamicVoxelEncoder(nn.Module):
         columns = [(xyz - (low + high) / 2) / ((high - low) / 2)]
         if self.in_channels > 3:
             columns += [points[:, 3:4] * self.intensity_scale, points[:, 4:]]
-        return torch.cat([*columns, xyz - _spread(mean, voxels, points), xyz - _spread(centre, voxels, points)], 1)
+        return torch.cat(
+            [*columns, xyz - _spread(mean, voxels, points), xyz - _spread(centre, voxels, points)],
+            1,
+        )
 
     def _count_dropped(self, count: int) -> None:
         if not self.num_dropped:
-            warnings.warn(f'{count} points hold NaN, infinite or absurd values (beyond {_LARGEST:.0e}) and are left '
-                          'out; further ones are counted in the voxel encoder\'s `num_dropped` without a warning',
-                          stacklevel=3)
+            warnings.warn(
+                f'{count} points hold NaN, infinite or absurd values (beyond {_LARGEST:.0e}) and are left '
+                "out; further ones are counted in the voxel encoder's `num_dropped` without a warning",
+                stacklevel=3,
+            )
         self.num_dropped += count
 
 
@@ -101,4 +126,6 @@ def _spread(values: Tensor, voxels: Voxels, points: Tensor) -> Tensor:
 
 
 def _layer(in_channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(in_channels, out_channels), nn.LayerNorm(out_channels), nn.ReLU(inplace=True))
+    return nn.Sequential(
+        nn.Linear(in_channels, out_channels), nn.LayerNorm(out_channels), nn.ReLU(inplace=True)
+    )

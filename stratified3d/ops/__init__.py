@@ -1,21 +1,48 @@
 """Operations on sparse voxel clouds: tensors in, tensors out; torch is all they need."""
+
 from stratified3d.ops.nms import circle_nms, rotated_intersection, rotated_iou, rotated_nms
 from stratified3d.ops.rotary import apply_rotary, rotary_angles
-from stratified3d.ops.segments import segment_broadcast, segment_ids, segment_reduce, segment_softmax
+from stratified3d.ops.segments import (
+    segment_broadcast,
+    segment_ids,
+    segment_reduce,
+    segment_softmax,
+)
 from stratified3d.ops.strata import chunk_offsets, pool_strata, sample_strata
 from stratified3d.ops.stratified_attention import (
-                                                   choose_backend,
-                                                   collect_strata,
-                                                   read_strata,
-                                                   stratified_attention,
-                                                   unsupported_reason,
+    choose_backend,
+    collect_strata,
+    read_strata,
+    stratified_attention,
+    unsupported_reason,
 )
 from stratified3d.ops.voxelize import Voxels, grid_shape, voxel_centres, voxelize
 from stratified3d.ops.windows import WindowPlan, permute_rows, plan_windows
 
 __all__ = [
-    'Voxels', 'WindowPlan', 'apply_rotary', 'choose_backend', 'chunk_offsets', 'circle_nms', 'collect_strata',
-    'grid_shape', 'permute_rows', 'plan_windows', 'pool_strata', 'read_strata', 'rotary_angles', 'rotated_intersection',
-    'rotated_iou', 'rotated_nms', 'sample_strata', 'segment_broadcast', 'segment_ids', 'segment_reduce',
-    'segment_softmax', 'stratified_attention', 'unsupported_reason', 'voxel_centres', 'voxelize'
+    'Voxels',
+    'WindowPlan',
+    'apply_rotary',
+    'choose_backend',
+    'chunk_offsets',
+    'circle_nms',
+    'collect_strata',
+    'grid_shape',
+    'permute_rows',
+    'plan_windows',
+    'pool_strata',
+    'read_strata',
+    'rotary_angles',
+    'rotated_intersection',
+    'rotated_iou',
+    'rotated_nms',
+    'sample_strata',
+    'segment_broadcast',
+    'segment_ids',
+    'segment_reduce',
+    'segment_softmax',
+    'stratified_attention',
+    'unsupported_reason',
+    'voxel_centres',
+    'voxelize',
 ]

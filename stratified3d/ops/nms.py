@@ -1,15 +1,21 @@
-"""Non-maximum suppression in the bird's-eye view, in plain torch: no compiled operator on any device."""
+"""Non-maximum suppression in the bird's-eye view, in plain torch: no compiled operator on any
+device."""
+
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# one of two boxes is grown by this much (metres) on every side, so that edges of the two never coincide
+# one of two boxes is grown by this much (metres) on every side, so that edges of the two never
+# coincide
 _MARGIN = 1e-6
 
 
-def circle_nms(centres: Tensor, scores: Tensor, radius: float, max_keep: int | None = None) -> Tensor:
-    """Keep the best of all boxes whose centres lie within a radius (CenterPoint, Yin et al. 2021, section 4).
+def circle_nms(
+    centres: Tensor, scores: Tensor, radius: float, max_keep: int | None = None
+) -> Tensor:
+    """Keep the best of all boxes whose centres lie within a radius (CenterPoint, Yin et al. 2021,
+    section 4).
 
     Args:
         centres: [K, 2] metres.
@@ -56,14 +62,17 @@ def rotated_iou(a: Tensor, b: Tensor) -> Tensor:
     """
     inter = rotated_intersection(a, b)
     union = a[..., 2] * a[..., 3] + b[..., 2] * b[..., 3] - inter
-    return torch.where(union > 0, inter / union.clamp(min=torch.finfo(union.dtype).tiny), torch.zeros_like(union))
+    return torch.where(
+        union > 0, inter / union.clamp(min=torch.finfo(union.dtype).tiny), torch.zeros_like(union)
+    )
 
 
 def rotated_intersection(a: Tensor, b: Tensor) -> Tensor:
     """Area shared by rotated rectangles, pair by pair: [..., 5], [..., 5] -> [...] square metres.
 
-    The boundary of the intersection is what of each boundary lies in the other rectangle, so its area is half the sum
-    of cross products (Green's theorem) of the edges of a clipped to b and of the edges of b clipped to a.
+    The boundary of the intersection is what of each boundary lies in the other rectangle, so its
+    area is half the sum of cross products (Green's theorem) of the edges of a clipped to b and of
+    the edges of b clipped to a.
     """
     # relative to a's centre, so that large coordinates cost no digits
     b = torch.cat([b[..., :2] - a[..., :2], b[..., 2:4] + 2 * _MARGIN, b[..., 4:]], -1)
@@ -96,7 +105,9 @@ def _corners(boxes: Tensor) -> Tensor:
     """[..., 5] -> [..., 4, 2], counter-clockwise."""
     signs = boxes.new_tensor([[1, 1], [-1, 1], [-1, -1], [1, -1]]) / 2
     local = signs * boxes[..., None, 2:4]
-    return _turn(local, boxes[..., 4, None].cos(), -boxes[..., 4, None].sin()) + boxes[..., None, :2]
+    return (
+        _turn(local, boxes[..., 4, None].cos(), -boxes[..., 4, None].sin()) + boxes[..., None, :2]
+    )
 
 
 def _turn(points: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -108,8 +119,9 @@ def _turn(points: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _greedy_keep(overlaps: Tensor) -> Tensor:
     """Greedy suppression among boxes sorted by falling score: [K, K] bool -> [K] bool.
 
-    Box j falls if a kept box i < j overlaps it. Repeating that rule from "all kept" settles box j once all before it
-    have settled, so it ends in the greedy solution, after as many rounds as the longest chain of suppressions.
+    Box j falls if a kept box i < j overlaps it. Repeating that rule from "all kept" settles box j
+    once all before it have settled, so it ends in the greedy solution, after as many rounds as the
+    longest chain of suppressions.
     """
     blocks = overlaps.triu(1)
     keep = torch.ones(len(overlaps), dtype=torch.bool, device=overlaps.device)

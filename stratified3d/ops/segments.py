@@ -1,4 +1,6 @@
-"""Reductions over runs of consecutive rows, given by offsets: deterministic, no float atomics in either direction."""
+"""Reductions over runs of consecutive rows, given by offsets: deterministic, no float atomics in
+either direction."""
+
 from __future__ import annotations
 
 import torch
@@ -25,7 +27,8 @@ def segment_reduce(values: Tensor, offsets: Tensor, reduce: str) -> Tensor:
     Args:
         values: [P, C], floating point; segment i is rows offsets[i] to offsets[i + 1].
         offsets: [N + 1] int64, ascending, from 0 to P.
-        reduce: 'sum', 'mean' or 'max'; the gradient of a maximum is shared by the rows that attain it.
+        reduce: 'sum', 'mean' or 'max'; the gradient of a maximum is shared by the rows that attain
+        it.
     Returns:
         [N, C]; an empty segment gives zeros.
     Raises:
@@ -43,7 +46,8 @@ def segment_reduce(values: Tensor, offsets: Tensor, reduce: str) -> Tensor:
 
 
 def segment_broadcast(values: Tensor, offsets: Tensor, num_rows: int) -> Tensor:
-    """Give every row the value of its segment: [N, C] -> [P, C]; the gradient is the sum over each segment."""
+    """Give every row the value of its segment: [N, C] -> [P, C]; the gradient is the sum over each
+    segment."""
     return _SegmentBroadcast.apply(values, offsets, num_rows)
 
 
@@ -54,13 +58,16 @@ def segment_softmax(scores: Tensor, offsets: Tensor) -> Tensor:
         scores: [P, C], floating point; computed in fp32 or wider.
         offsets: [N + 1] int64, ascending, from 0 to P.
     Returns:
-        [P, C] weights in the dtype of the computation; every non-empty segment sums to 1 in each column.
+        [P, C] weights in the dtype of the computation; every non-empty segment sums to 1 in each
+        column.
     """
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     # shifting by the maximum cancels out of the result, so it needs no gradient
     shift = segment_broadcast(segment_reduce(scores.detach(), offsets, 'max'), offsets, len(scores))
     weights = (scores - shift).exp()
-    return weights / segment_broadcast(segment_reduce(weights, offsets, 'sum'), offsets, len(scores))
+    return weights / segment_broadcast(
+        segment_reduce(weights, offsets, 'sum'), offsets, len(scores)
+    )
 
 
 def _sum_rows(values: Tensor, offsets: Tensor) -> Tensor:
@@ -75,7 +82,6 @@ def _sum_rows(values: Tensor, offsets: Tensor) -> Tensor:
 
 
 class _SegmentSum(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx, values, offsets):
         ctx.save_for_backward(offsets)
@@ -84,12 +90,11 @@ class _SegmentSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        offsets, = ctx.saved_tensors
+        (offsets,) = ctx.saved_tensors
         return segment_broadcast(grad, offsets, ctx.rows), None
 
 
 class _SegmentBroadcast(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx, values, offsets, num_rows):
         ctx.save_for_backward(offsets)
@@ -97,18 +102,19 @@ class _SegmentBroadcast(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        offsets, = ctx.saved_tensors
+        (offsets,) = ctx.saved_tensors
         return _SegmentSum.apply(grad.contiguous(), offsets), None, None
 
 
 class _SegmentMax(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx, values, offsets):
         segment = segment_ids(offsets, len(values))
         out = values.new_zeros(len(offsets) - 1, values.shape[1])
         # a maximum does not depend on the order of its operands, so atomics are harmless here
-        out.scatter_reduce_(0, segment.unsqueeze(1).expand_as(values), values, 'amax', include_self=False)
+        out.scatter_reduce_(
+            0, segment.unsqueeze(1).expand_as(values), values, 'amax', include_self=False
+        )
         ctx.save_for_backward(values, offsets, out)
         return out
 

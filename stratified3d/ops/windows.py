@@ -1,4 +1,5 @@
 """Window planning: which rows of a sparse voxel cloud share an attention window."""
+
 from __future__ import annotations
 
 import os
@@ -10,11 +11,13 @@ from torch import Tensor
 
 
 class WindowPlan(NamedTuple):
-    """Rows of a voxel cloud arranged window by window (a pytree, so it passes through torch.compile and export).
+    """Rows of a voxel cloud arranged window by window (a pytree, so it passes through torch.compile
+    and export).
 
-    order [N] int64: the voxel at each row of window order; inverse [N] int64: the row of each voxel;
-    window_start, window_end [N] int32: each row's window as a half-open range of rows; sample [N] int32: each row's
-    sample; batch_offsets [B + 1] int32: sample b owns rows batch_offsets[b] to batch_offsets[b + 1].
+    order [N] int64: the voxel at each row of window order; inverse [N] int64: the row of each
+    voxel; window_start, window_end [N] int32: each row's window as a half-open range of rows;
+    sample [N] int32: each row's sample; batch_offsets [B + 1] int32: sample b owns rows
+    batch_offsets[b] to batch_offsets[b + 1].
     """
 
     order: Tensor
@@ -26,38 +29,57 @@ class WindowPlan(NamedTuple):
 
 
 def checks_values(tensor: Tensor) -> bool:
-    """Whether values may be inspected: always on the CPU, on a GPU only under STRATIFIED3D_CHECK=1 (it would wait);
-    never while a graph is traced, which has no values."""
-    return not torch.compiler.is_compiling() and (not tensor.is_cuda or os.environ.get('STRATIFIED3D_CHECK') == '1')
+    """Whether values may be inspected: always on the CPU, on a GPU only under STRATIFIED3D_CHECK=1
+    (it would wait); never while a graph is traced, which has no values."""
+    return not torch.compiler.is_compiling() and (
+        not tensor.is_cuda or os.environ.get('STRATIFIED3D_CHECK') == '1'
+    )
 
 
-def plan_windows(coords: Tensor, window_shape: Sequence[int], shift: Sequence[int] = (0, 0, 0), *, batch_size: int,
-                 spatial_shape: Sequence[int] | None = None) -> WindowPlan:
+def plan_windows(
+    coords: Tensor,
+    window_shape: Sequence[int],
+    shift: Sequence[int] = (0, 0, 0),
+    *,
+    batch_size: int,
+    spatial_shape: Sequence[int] | None = None,
+) -> WindowPlan:
     """Sort voxels so that every attention window is one contiguous run of rows.
 
-    Voxel (z, y, x) lies in window floor((coord + shift) / window_shape). Rows are sorted by (batch, Morton code of
-    the window index), stable; windows at the border are smaller and nothing wraps around. Cost: one sort and two
-    binary searches, O(N log N) time, O(N) memory; does not wait for the device.
+    Voxel (z, y, x) lies in window floor((coord + shift) / window_shape). Rows are sorted by (batch,
+    Morton code of the window index), stable; windows at the border are smaller and nothing wraps
+    around. Cost: one sort and two binary searches, O(N log N) time, O(N) memory; does not wait for
+    the device.
 
     Args:
         coords: [N, 4] int32 (batch, z, y, x), >= 0, any order; N = 0 is valid.
         window_shape: (z, y, x) in voxels.
-        shift: (z, y, x) in voxels, 0 <= shift < window_shape; ignored along z where the window spans all of z.
+        shift: (z, y, x) in voxels, 0 <= shift < window_shape; ignored along z where the window
+        spans all of z.
         batch_size: B; samples without voxels are allowed anywhere.
-        spatial_shape: (z, y, x) in voxels; only makes the sort key shorter. Without it each axis may have up to
+        spatial_shape: (z, y, x) in voxels; only makes the sort key shorter. Without it each axis
+        may have up to
             65,536 windows.
     Returns:
         WindowPlan.
     Raises:
-        ValueError: wrong shapes or dtypes, a shift outside its window, or (where values are checked) coordinates
-            that are negative or lie outside the batch or the grid.
+        ValueError: wrong shapes or dtypes, a shift outside its window, or (where values are
+            checked) coordinates that are negative or lie outside the batch or the grid.
     """
     window_shape, shift = tuple(int(w) for w in window_shape), tuple(int(s) for s in shift)
     if coords.dim() != 2 or coords.shape[1] != 4 or coords.dtype != torch.int32:
-        raise ValueError(f'coords are [N, 4] int32 (batch, z, y, x), not {tuple(coords.shape)} {coords.dtype}')
-    if len(window_shape) != 3 or len(shift) != 3 or not all(0 <= s < w for s, w in zip(shift, window_shape)):
-        raise ValueError(f'window_shape {window_shape} must be positive (z, y, x) and shift {shift} within '
-                         '0 <= shift < window_shape')
+        raise ValueError(
+            f'coords are [N, 4] int32 (batch, z, y, x), not {tuple(coords.shape)} {coords.dtype}'
+        )
+    if (
+        len(window_shape) != 3
+        or len(shift) != 3
+        or not all(0 <= s < w for s, w in zip(shift, window_shape))
+    ):
+        raise ValueError(
+            f'window_shape {window_shape} must be positive (z, y, x) and shift {shift} within '
+            '0 <= shift < window_shape'
+        )
     if spatial_shape is not None and len(spatial_shape) != 3:
         raise ValueError(f'spatial_shape is (z, y, x), not {tuple(spatial_shape)}')
     if batch_size < 1:
@@ -66,12 +88,17 @@ def plan_windows(coords: Tensor, window_shape: Sequence[int], shift: Sequence[in
     if spatial_shape is not None:
         if window_shape[0] >= spatial_shape[0]:
             shift = (0, *shift[1:])
-        bits = tuple((-(-(size + s) // w) - 1).bit_length() for size, s, w in zip(spatial_shape, shift, window_shape))
+        bits = tuple(
+            (-(-(size + s) // w) - 1).bit_length()
+            for size, s, w in zip(spatial_shape, shift, window_shape)
+        )
     if checks_values(coords):
         _check_coords(coords, window_shape, shift, batch_size, spatial_shape)
 
-    window = [torch.div(coords[:, 1 + axis] + shift[axis], window_shape[axis], rounding_mode='floor')
-              for axis in range(3)]
+    window = [
+        torch.div(coords[:, 1 + axis] + shift[axis], window_shape[axis], rounding_mode='floor')
+        for axis in range(3)
+    ]
     key = _window_key(coords[:, 0], window, bits, batch_size)
     key, order = torch.sort(key, stable=True)
     rows = torch.arange(len(key), device=key.device)
@@ -84,11 +111,13 @@ def plan_windows(coords: Tensor, window_shape: Sequence[int], shift: Sequence[in
         window_start=torch.searchsorted(key, key, out_int32=True),
         window_end=torch.searchsorted(key, key, right=True, out_int32=True),
         sample=sample,
-        batch_offsets=torch.searchsorted(sample, samples, out_int32=True))
+        batch_offsets=torch.searchsorted(sample, samples, out_int32=True),
+    )
 
 
 def permute_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    """x[order], differentiable: the gradient is gathered by the inverse permutation, where indexing would scatter it.
+    """x[order], differentiable: the gradient is gathered by the inverse permutation, where indexing
+    would scatter it.
 
     Args:
         x: [N, ...].
@@ -100,7 +129,6 @@ def permute_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
 
 
 class _PermuteRows(torch.autograd.Function):
-
     @staticmethod
     def forward(x, order, inverse):
         return x.index_select(0, order)
@@ -115,13 +143,17 @@ class _PermuteRows(torch.autograd.Function):
         return _PermuteRows.apply(grad, inverse, order), None, None
 
 
-def _window_key(sample: Tensor, window: Sequence[Tensor], bits: Sequence[int], batch_size: int) -> Tensor:
-    """[N] sort key: the sample above the interleaved bits of the window index, the lowest bit from x."""
+def _window_key(
+    sample: Tensor, window: Sequence[Tensor], bits: Sequence[int], batch_size: int
+) -> Tensor:
+    """[N] sort key: the sample above the interleaved bits of the window index, the lowest bit from
+    x."""
     wide = sum(bits) + batch_size.bit_length() > 31
     key = torch.zeros_like(sample, dtype=torch.int64 if wide else torch.int32)
     position = 0
     for level in range(max(bits)):
-        # an axis that has run out of bits is skipped: its higher bits are zero, so the order stays the same
+        # an axis that has run out of bits is skipped: its higher bits are zero, so the order stays
+        # the same
         for axis in (2, 1, 0):
             if level < bits[axis]:
                 key |= ((window[axis].to(key.dtype) >> level) & 1) << position
@@ -129,8 +161,13 @@ def _window_key(sample: Tensor, window: Sequence[Tensor], bits: Sequence[int], b
     return key | (sample.to(key.dtype) << position)
 
 
-def _check_coords(coords: Tensor, window_shape: Sequence[int], shift: Sequence[int], batch_size: int,
-                  spatial_shape: Sequence[int] | None) -> None:
+def _check_coords(
+    coords: Tensor,
+    window_shape: Sequence[int],
+    shift: Sequence[int],
+    batch_size: int,
+    spatial_shape: Sequence[int] | None,
+) -> None:
     if not len(coords):
         return
     low, high = coords.amin(0).tolist(), coords.amax(0).tolist()

@@ -5,4 +5,11 @@ from stratified3d.simulation.frame import simulate_frame
 from stratified3d.simulation.layouts import LAYOUTS
 from stratified3d.simulation.waymo_dataset import WaymoSettings, simulate_waymo
 
-__all__ = ['LAYOUTS', 'Settings', 'WaymoSettings', 'simulate_dataset', 'simulate_frame', 'simulate_waymo']
+__all__ = [
+    'LAYOUTS',
+    'Settings',
+    'WaymoSettings',
+    'simulate_dataset',
+    'simulate_frame',
+    'simulate_waymo',
+]

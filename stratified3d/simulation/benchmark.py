@@ -2,8 +2,8 @@
 
     python -m stratified3d.simulation.benchmark [--workers 2] [--seconds 10]
 
-prints sweeps of 34,688 rays per second, over all layouts in turn: ray casting alone, and whole sweeps (world, rays,
-noise, motion compensation), without disk.
+prints sweeps of 34,688 rays per second, over all layouts in turn: ray casting alone, and whole
+sweeps (world, rays, noise, motion compensation), without disk.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ def _count(arguments: tuple[float, bool, int]) -> tuple[int, float]:
     seconds, whole, seed = arguments
     scenes = [build_scene(layout, (seed, 1), 2.0) for layout in LAYOUTS]
     rng = np.random.Generator(np.random.Philox(seed))
-    inputs = [(scene.lidar_pose(1.0 + scene.sensor.delays), scene.primitives_at(1.0)) for scene in scenes]
+    inputs = [
+        (scene.lidar_pose(1.0 + scene.sensor.delays), scene.primitives_at(1.0)) for scene in scenes
+    ]
     fire(scenes[0].sensor, *inputs[0], scenes[0].ground.coefficients)
     count, begin = 0, time.perf_counter()
     while time.perf_counter() - begin < seconds:
@@ -40,7 +42,10 @@ def measure_speed(workers: int, seconds: float, whole: bool) -> float:
     """Sweeps per second of all workers together."""
     _count((0.0, whole, 0))  # compiles, so that forked workers have it
     with multiprocessing.get_context('fork').Pool(workers) as pool:
-        return sum(count / spent for count, spent in pool.map(_count, [(seconds, whole, i) for i in range(workers)], 1))
+        return sum(
+            count / spent
+            for count, spent in pool.map(_count, [(seconds, whole, i) for i in range(workers)], 1)
+        )
 
 
 if __name__ == '__main__':

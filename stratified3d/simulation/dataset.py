@@ -18,7 +18,14 @@ from stratified3d.simulation.lidar import N_COLUMNS, N_RINGS, SWEEP_SECONDS, Noi
 from stratified3d.simulation.nuscenes_writer import Tables, blank_png, quaternion
 from stratified3d.simulation.scene import Scene
 from stratified3d.simulation.splits import SPLITS, scene_name
-from stratified3d.simulation.work import PARTIAL, check_room, claim_folder, explaining, run_batches, write_file
+from stratified3d.simulation.work import (
+    PARTIAL,
+    check_room,
+    claim_folder,
+    explaining,
+    run_batches,
+    write_file,
+)
 
 SWEEPS_PER_KEYFRAME = 10  # 20 Hz sweeps, 2 Hz keyframes
 SWEEP_BYTES = N_COLUMNS * N_RINGS * 5 * 4
@@ -56,21 +63,37 @@ class Settings:
                 f'at least one: {self.train}+{self.val} cannot be; a larger set needs --version v1.0-trainval'
             )
         if not 2 <= self.keyframes <= 41:
-            raise ValueError(f'{self.keyframes} keyframes per scene: 2 to 41 (a scene of nuScenes lasts 20 s)')
+            raise ValueError(
+                f'{self.keyframes} keyframes per scene: 2 to 41 (a scene of nuScenes lasts 20 s)'
+            )
         if not 1 <= self.sweeps <= SWEEPS_PER_KEYFRAME:
-            raise ValueError(f'{self.sweeps} sweeps per keyframe: 1 to {SWEEPS_PER_KEYFRAME} (20 Hz against 2 Hz)')
+            raise ValueError(
+                f'{self.sweeps} sweeps per keyframe: 1 to {SWEEPS_PER_KEYFRAME} (20 Hz against 2 Hz)'
+            )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f'seed {self.seed}: 0 to 2^63 - 1')
 
     def scenes(self) -> list[tuple[int, str]]:
         """Scene numbers with their layouts; training and validation share no layout."""
         train, val = SPLITS[self.version]
-        chosen = [(number, list(TRAIN_LAYOUTS)[i % len(TRAIN_LAYOUTS)]) for i, number in enumerate(train[: self.train])]
-        return chosen + [(number, list(VAL_LAYOUTS)[i % len(VAL_LAYOUTS)]) for i, number in enumerate(val[: self.val])]
+        chosen = [
+            (number, list(TRAIN_LAYOUTS)[i % len(TRAIN_LAYOUTS)])
+            for i, number in enumerate(train[: self.train])
+        ]
+        return chosen + [
+            (number, list(VAL_LAYOUTS)[i % len(VAL_LAYOUTS)])
+            for i, number in enumerate(val[: self.val])
+        ]
 
     def bytes(self) -> int:
         """About how much it takes on disk."""
-        return (self.train + self.val) * (1 + (self.keyframes - 1) * self.sweeps) * SWEEP_BYTES * 103 // 100
+        return (
+            (self.train + self.val)
+            * (1 + (self.keyframes - 1) * self.sweeps)
+            * SWEEP_BYTES
+            * 103
+            // 100
+        )
 
 
 @functools.lru_cache(maxsize=2)
@@ -83,11 +106,14 @@ def _record_path(root: Path, number: int, k: int) -> Path:
 
 
 def _simulate_keyframe(root: Path, settings: Settings, number: int, layout: str, k: int) -> None:
-    """One unit of work: the sweeps up to keyframe k, then its record, which says that they are whole."""
+    """One unit of work: the sweeps up to keyframe k, then its record, which says that they are
+    whole."""
     period = SWEEPS_PER_KEYFRAME
     scene = _scene(layout, settings.seed, number, (settings.keyframes - 1) * period * SWEEP_SECONDS)
     name = scene_name(number)
-    origin = np.array([400.0 + 37.0 * (number % 29), 600.0 + 41.0 * (number % 31), 0.0])  # somewhere on a city's map
+    origin = np.array(
+        [400.0 + 37.0 * (number % 29), 600.0 + 41.0 * (number % 31), 0.0]
+    )  # somewhere on a city's map
     epoch = 1_500_000_000_000_000 + number * 1_000_000_000
     record = {'sweeps': [], 'boxes': []}
     for index in range(max((k - 1) * period + 1, 0), k * period + 1):
@@ -96,7 +122,9 @@ def _simulate_keyframe(root: Path, settings: Settings, number: int, layout: str,
             continue
         now = index * SWEEP_SECONDS
         key = np.array([settings.seed, (number << 32) + index], np.uint64)
-        points, primitives = scene.sweep(now, np.random.Generator(np.random.Philox(key=key)), Noise())
+        points, primitives = scene.sweep(
+            now, np.random.Generator(np.random.Philox(key=key)), Noise()
+        )
         stamp = epoch + index * round(SWEEP_SECONDS * 1e6)
         folder = 'samples' if is_key else 'sweeps'
         filename = f'{folder}/LIDAR_TOP/sim-{name}__LIDAR_TOP__{stamp}.pcd.bin'
@@ -133,7 +161,9 @@ def _simulate_keyframe(root: Path, settings: Settings, number: int, layout: str,
     write_file(_record_path(root, number, k), json.dumps(record).encode())
 
 
-def _simulate_batch(root: Path, settings: Settings, number: int, layout: str, keyframes: list[int]) -> int:
+def _simulate_batch(
+    root: Path, settings: Settings, number: int, layout: str, keyframes: list[int]
+) -> int:
     """Several keyframes of one scene; returns how many."""
     for k in keyframes:
         _simulate_keyframe(root, settings, number, layout, k)
@@ -160,8 +190,12 @@ def _write_tables(root: Path, settings: Settings) -> None:
     partial.mkdir()
     tables = Tables(partial, settings.seed)
     for number, layout in settings.scenes():
-        records = [json.loads(_record_path(root, number, k).read_text()) for k in range(settings.keyframes)]
-        tables.add_scene(number, f'Simulated: {layout}', records[0]['location'], records[0]['mount'], records)
+        records = [
+            json.loads(_record_path(root, number, k).read_text()) for k in range(settings.keyframes)
+        ]
+        tables.add_scene(
+            number, f'Simulated: {layout}', records[0]['location'], records[0]['mount'], records
+        )
     tables.close(_MAP)
     os.replace(partial, root / settings.version)
 
@@ -173,7 +207,8 @@ def simulate_dataset(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> bool:
-    """Simulate a data set in nuScenes format; go on where an earlier call with the same settings stopped.
+    """Simulate a data set in nuScenes format; go on where an earlier call with the same settings
+    stopped.
 
     Files appear whole or not at all, the tables last, so a folder with tables is complete.
 
@@ -185,7 +220,8 @@ def simulate_dataset(
         Whether anything was left to do.
     Raises:
         ValueError: impossible settings, or the folder holds something else.
-        OSError: the disk is full or the folder cannot be written; run the same call again when that is mended.
+        OSError: the disk is full or the folder cannot be written; run the same call again when that
+        is mended.
     """
     settings.check()
     root = Path(root).absolute()
@@ -193,7 +229,9 @@ def simulate_dataset(
     if workers < 1:
         raise ValueError(f'{workers} workers: at least 1')
     if 'samples' in str(root):
-        raise ValueError(f"'{root}': mmdet3d takes a path with 'samples' in it for a keyframe's; name another folder")
+        raise ValueError(
+            f"'{root}': mmdet3d takes a path with 'samples' in it for a keyframe's; name another folder"
+        )
     with explaining():
         _open_root(root, settings)
         if (root / settings.version).is_dir():
@@ -205,7 +243,9 @@ def simulate_dataset(
     return True
 
 
-def _simulate_missing(root: Path, settings: Settings, workers: int, progress: Callable[[int, int], None]) -> None:
+def _simulate_missing(
+    root: Path, settings: Settings, workers: int, progress: Callable[[int, int], None]
+) -> None:
     """Simulate all keyframes that have no record yet."""
     scenes, total = settings.scenes(), len(settings.scenes()) * settings.keyframes
     # a worker builds the world of each batch; with many scenes it takes a scene as a whole

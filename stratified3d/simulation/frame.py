@@ -17,18 +17,23 @@ def simulate_frame(seed: int = 0, layout: str | None = None, sweeps: int = 1) ->
     Args:
         seed: the same seed gives the same frame, on every machine of one architecture.
         layout: a key of `LAYOUTS`; None lets the seed choose.
-        sweeps: how many sweeps to stack (20 Hz), the keyframe included, each brought into its frame by the ego pose.
+        sweeps: how many sweeps to stack (20 Hz), the keyframe included, each brought into its frame
+        by the ego pose.
     Returns:
-        points: [P, 5] float32, x, y, z (m, LIDAR_TOP frame: x right, y forward, z up), intensity 0-255, dt (s before
+        points: [P, 5] float32, x, y, z (m, LIDAR_TOP frame: x right, y forward, z up), intensity
+        0-255, dt (s before
             the keyframe); rays without a return are left out.
-        boxes: [K, 9] float32, bottom-centre x, y, z, dx, dy, dz, yaw, vx, vy in the same frame (m, rad, m/s), of the
+        boxes: [K, 9] float32, bottom-centre x, y, z, dx, dy, dz, yaw, vx, vy in the same frame (m,
+        rad, m/s), of the
             detection classes' objects with at least one point of the keyframe.
         names: K nuScenes detection names. num_points: [K] int64, the keyframe's points in each box.
     Raises:
         ValueError: no such layout, or sweeps < 1.
     """
     if sweeps < 1:
-        raise ValueError(f'simulate_frame: sweeps is {sweeps}; it counts the keyframe, so it is at least 1')
+        raise ValueError(
+            f'simulate_frame: sweeps is {sweeps}; it counts the keyframe, so it is at least 1'
+        )
     names = list(LAYOUTS)
     scene = build_scene(layout or names[seed % len(names)], (seed, 1 << 40), _DURATION)
     time, noise = _DURATION / 2, Noise()
@@ -53,7 +58,9 @@ def simulate_frame(seed: int = 0, layout: str | None = None, sweeps: int = 1) ->
     heading = np.stack([np.cos(boxes.yaw), np.sin(boxes.yaw), np.zeros(len(centre))], 1) @ rotation
     velocity = np.concatenate([boxes.velocity, np.zeros((len(centre), 1))], 1) @ rotation
     bottom = centre - np.array([0.0, 0.0, 0.5]) * boxes.size[:, 2:]
-    boxes9 = np.concatenate([bottom, boxes.size, np.arctan2(heading[:, 1], heading[:, 0])[:, None], velocity[:, :2]], 1)
+    boxes9 = np.concatenate(
+        [bottom, boxes.size, np.arctan2(heading[:, 1], heading[:, 0])[:, None], velocity[:, :2]], 1
+    )
     return {
         'points': np.concatenate(stacked),
         'boxes': boxes9[keep].astype(np.float32),

@@ -1,7 +1,8 @@
-"""Things that stand in a street: cones and barriers, and the clutter around them, annotated by nobody.
+"""Things that stand in a street: cones and barriers, and the clutter around them, annotated by
+nobody.
 
-Means (length, width, height) as annotated in nuScenes: traffic cone 0.40 0.40 1.06, barrier 0.49 2.49 0.98 m (a
-barrier's long side is its width).
+Means (length, width, height) as annotated in nuScenes: traffic cone 0.40 0.40 1.06, barrier 0.49
+2.49 0.98 m (a barrier's long side is its width).
 """
 
 from __future__ import annotations
@@ -35,10 +36,18 @@ def make_cone(rng: np.random.Generator) -> Shape:
     """A cone, a tall delineator or a drum: nuScenes annotates all as traffic cones."""
     kind = rng.choice(['cone', 'delineator', 'drum'], p=[0.6, 0.25, 0.15])
     height = float(
-        np.clip({'cone': 0.85, 'delineator': 1.2, 'drum': 1.05}[kind] + 0.12 * rng.standard_normal(), 0.5, 1.5)
+        np.clip(
+            {'cone': 0.85, 'delineator': 1.2, 'drum': 1.05}[kind] + 0.12 * rng.standard_normal(),
+            0.5,
+            1.5,
+        )
     )
     foot = float(
-        np.clip({'cone': 0.42, 'delineator': 0.38, 'drum': 0.52}[kind] + 0.03 * rng.standard_normal(), 0.3, 0.6)
+        np.clip(
+            {'cone': 0.42, 'delineator': 0.38, 'drum': 0.52}[kind] + 0.03 * rng.standard_normal(),
+            0.3,
+            0.6,
+        )
     )
     shape = Shape(CONE, (foot, foot, height))
     shape.box((0, 0, 0.03), (foot, foot, 0.06), RUBBER, 1.5)
@@ -51,9 +60,14 @@ def make_cone(rng: np.random.Generator) -> Shape:
 
 
 def make_barrier(rng: np.random.Generator, kind: str) -> Shape:
-    """A `'jersey'` (concrete), `'plastic'` (water-filled) or `'trestle'` (pipe and board) barrier."""
-    width = {'jersey': 2.9, 'plastic': 2.0, 'trestle': 2.3}[kind] * (1 + 0.04 * rng.standard_normal())
-    height = {'jersey': 0.92, 'plastic': 1.05, 'trestle': 1.08}[kind] * (1 + 0.04 * rng.standard_normal())
+    """A `'jersey'` (concrete), `'plastic'` (water-filled) or `'trestle'` (pipe and board)
+    barrier."""
+    width = {'jersey': 2.9, 'plastic': 2.0, 'trestle': 2.3}[kind] * (
+        1 + 0.04 * rng.standard_normal()
+    )
+    height = {'jersey': 0.92, 'plastic': 1.05, 'trestle': 1.08}[kind] * (
+        1 + 0.04 * rng.standard_normal()
+    )
     depth = {'jersey': 0.6, 'plastic': 0.52, 'trestle': 0.45}[kind]
     shape = Shape(BARRIER, (depth, width, height))
     if kind == 'trestle':
@@ -64,7 +78,9 @@ def make_barrier(rng: np.random.Generator, kind: str) -> Shape:
         shape.box((0, 0, 0.5), (0.05, width, 0.12), PLASTIC)
     else:
         material = CONCRETE if kind == 'jersey' else PLASTIC
-        shape.tapered((0, 0, 0.17), (depth, width, 0.34), (0.12, 0.12, 0.0), material, rng.uniform(0.7, 1.3))
+        shape.tapered(
+            (0, 0, 0.17), (depth, width, 0.34), (0.12, 0.12, 0.0), material, rng.uniform(0.7, 1.3)
+        )
         shape.tapered(
             (0, 0, 0.34 + (height - 0.34) / 2),
             (depth * 0.55, width - 0.04, height - 0.34),
@@ -83,9 +99,20 @@ def make_bicycle_rack(rng: np.random.Generator) -> Shape:
         y = (i - (count - 1) / 2) * 0.7
         shape.box((0, y, 0.4), (0.9, 0.05, 0.8), METAL, 0.8)
         if rng.random() < 0.75:
-            for kind, centre, rotation, half, taper, material, shade, _ in make_bicycle(rng, rider=False).parts:
+            for kind, centre, rotation, half, taper, material, shade, _ in make_bicycle(
+                rng, rider=False
+            ).parts:
                 shape.parts.append(
-                    (kind, (centre[0], centre[1] + y + 0.12, centre[2]), rotation, half, taper, material, shade, 0.0)
+                    (
+                        kind,
+                        (centre[0], centre[1] + y + 0.12, centre[2]),
+                        rotation,
+                        half,
+                        taper,
+                        material,
+                        shade,
+                        0.0,
+                    )
                 )
     return shape
 
@@ -93,7 +120,9 @@ def make_bicycle_rack(rng: np.random.Generator) -> Shape:
 def make_cart(rng: np.random.Generator) -> Shape:
     """A trolley or a wheeled bin, annotated but of no detection class."""
     shape = Shape(CART, (0.8, 0.62, 1.05))
-    shape.tapered((0, 0, 0.6), (0.75, 0.55, 0.8), (-0.05, -0.05, -0.03), PLASTIC, rng.uniform(0.4, 1.4))
+    shape.tapered(
+        (0, 0, 0.6), (0.75, 0.55, 0.8), (-0.05, -0.05, -0.03), PLASTIC, rng.uniform(0.4, 1.4)
+    )
     for side in (-0.25, 0.25):
         shape.wheel(-0.25, side, 0.14, 0.06, RUBBER)
     return shape
@@ -111,7 +140,18 @@ def make_debris(rng: np.random.Generator) -> Shape:
 def make_clutter(rng: np.random.Generator) -> Shape:
     """Something that resembles an object of interest from afar: unlabelled, as in the real data."""
     kind = rng.choice(
-        ['bin', 'cabinet', 'bollard', 'hydrant', 'planter', 'bench', 'column', 'box', 'machine', 'rock'],
+        [
+            'bin',
+            'cabinet',
+            'bollard',
+            'hydrant',
+            'planter',
+            'bench',
+            'column',
+            'box',
+            'machine',
+            'rock',
+        ],
         p=[0.14, 0.14, 0.2, 0.08, 0.12, 0.1, 0.06, 0.06, 0.05, 0.05],
     )
     shape = Shape(None, (1.0, 1.0, 1.0))
@@ -119,7 +159,12 @@ def make_clutter(rng: np.random.Generator) -> Shape:
     if kind == 'bin':
         shape.frustum((0, 0, 0.5 * tall), 0.25, 0.28, tall, PLASTIC, bright)
     elif kind == 'cabinet':
-        shape.box((0, 0, 0.6 * tall), (rng.uniform(0.4, 0.6), rng.uniform(0.6, 1.4), 1.2 * tall), METAL, bright)
+        shape.box(
+            (0, 0, 0.6 * tall),
+            (rng.uniform(0.4, 0.6), rng.uniform(0.6, 1.4), 1.2 * tall),
+            METAL,
+            bright,
+        )
     elif kind == 'bollard':
         shape.frustum((0, 0, 0.45 * tall), 0.09, 0.09, 0.9 * tall, METAL, bright)
         shape.ellipsoid((0, 0, 0.9 * tall), (0.22, 0.22, 0.16), METAL, bright)
@@ -127,7 +172,13 @@ def make_clutter(rng: np.random.Generator) -> Shape:
         shape.frustum((0, 0, 0.35), 0.12, 0.1, 0.7, METAL, bright)
         shape.ellipsoid((0, 0, 0.72), (0.26, 0.26, 0.2), METAL, bright)
     elif kind == 'planter':
-        shape.tapered((0, 0, 0.28), (rng.uniform(0.7, 2.4), 0.8, 0.56), (-0.05, -0.05, -0.05), CONCRETE, bright)
+        shape.tapered(
+            (0, 0, 0.28),
+            (rng.uniform(0.7, 2.4), 0.8, 0.56),
+            (-0.05, -0.05, -0.05),
+            CONCRETE,
+            bright,
+        )
         shape.ellipsoid((0, 0, 0.85), (0.8, 0.7, 0.7 * tall), FOLIAGE)
     elif kind == 'bench':
         shape.box((0, 0, 0.45), (0.5, 1.7, 0.08), BARK)
@@ -151,7 +202,11 @@ def make_container(rng: np.random.Generator) -> Shape:
     shape = Shape(None, (4.0, 2.0, 1.6))
     if rng.random() < 0.5:
         shape.tapered(
-            (0, 0, 0.75), (rng.uniform(3.2, 5.5), 1.9, 1.5), (-0.35, -0.35, -0.05), METAL, rng.uniform(0.4, 1)
+            (0, 0, 0.75),
+            (rng.uniform(3.2, 5.5), 1.9, 1.5),
+            (-0.35, -0.35, -0.05),
+            METAL,
+            rng.uniform(0.4, 1),
         )
     else:
         shape.box((0, 0, 1.25), (rng.uniform(2.5, 6.0), 2.3, 2.5), METAL, rng.uniform(0.4, 1.2))
@@ -167,7 +222,9 @@ def make_tree(rng: np.random.Generator) -> Shape:
     for _ in range(4):
         x, y = rng.normal(0, 0.35 * radius, 2)
         z = trunk + crown * rng.uniform(0.3, 0.6)
-        shape.ellipsoid((x, y, z), (1.5 * radius, 1.5 * radius, crown * rng.uniform(0.6, 0.9)), FOLIAGE, tone)
+        shape.ellipsoid(
+            (x, y, z), (1.5 * radius, 1.5 * radius, crown * rng.uniform(0.6, 0.9)), FOLIAGE, tone
+        )
     return shape
 
 
@@ -216,13 +273,16 @@ def make_bus_shelter(rng: np.random.Generator) -> Shape:
 
 
 def make_building(rng: np.random.Generator, length: float, depth: float, height: float) -> Shape:
-    """A block with plinth, bays, an overhang and shop windows; its front faces +y (left), centred on x."""
+    """A block with plinth, bays, an overhang and shop windows; its front faces +y (left), centred
+    on x."""
     shape = Shape(None, (length, depth, height))
     tone = np.exp(rng.normal(0.1, 0.55))
     shape.box((0, 0, height / 2 - 1.0), (length, depth, height + 2.0), FACADE, tone)
     bay = rng.uniform(3.0, 6.0)
     for x in np.arange(-length / 2 + bay / 2, length / 2 - 0.5, bay):
-        shape.box((x, depth / 2 + 0.15, height / 2 - 0.5), (0.5, 0.3, height + 1.0), FACADE, tone * 0.8)
+        shape.box(
+            (x, depth / 2 + 0.15, height / 2 - 0.5), (0.5, 0.3, height + 1.0), FACADE, tone * 0.8
+        )
     if rng.random() < 0.6:
         shape.box((0, depth / 2 + 0.01, 1.4), (length * 0.9, 0.04, 1.9), GLASS, 1.5)
     if rng.random() < 0.5:

@@ -1,8 +1,9 @@
-"""Where one ray meets one convex primitive or the ground: closed forms, in the primitive's own frame.
+"""Where one ray meets one convex primitive or the ground: closed forms, in the primitive's own
+frame.
 
-All take a ray o + t d as six numbers, d of unit length, and return the smallest t > 0 at which it enters, MISS for
-none; a primitive that holds the origin is not seen. numba notices changes of a kernel's own file only: after an edit
-here, touch raycast.py or delete __pycache__.
+All take a ray o + t d as six numbers, d of unit length, and return the smallest t > 0 at which it
+enters, MISS for none; a primitive that holds the origin is not seen. numba notices changes of a
+kernel's own file only: after an edit here, touch raycast.py or delete __pycache__.
 """
 
 from __future__ import annotations
@@ -106,7 +107,8 @@ def hit_ellipsoid(ox, oy, oz, dx, dy, dz, hx, hy, hz):
 
 @compiled
 def hit_ground(ox, oy, oz, dx, dy, dz, ground):
-    """Distance along a ray to z = g0 + g1 x + g2 y + g3 x^2 + g4 x y + g5 y^2, inf if it never meets it from above."""
+    """Distance along a ray to z = g0 + g1 x + g2 y + g3 x^2 + g4 x y + g5 y^2, inf if it never
+    meets it from above."""
     a = -(ground[3] * dx * dx + ground[4] * dx * dy + ground[5] * dy * dy)
     b = dz - (
         ground[1] * dx
@@ -116,7 +118,12 @@ def hit_ground(ox, oy, oz, dx, dy, dz, ground):
         + 2.0 * ground[5] * oy * dy
     )
     c = oz - (
-        ground[0] + ground[1] * ox + ground[2] * oy + ground[3] * ox * ox + ground[4] * ox * oy + ground[5] * oy * oy
+        ground[0]
+        + ground[1] * ox
+        + ground[2] * oy
+        + ground[3] * ox * ox
+        + ground[4] * ox * oy
+        + ground[5] * oy * oy
     )
     if abs(a) < TINY:
         return -c / b if b < 0.0 else MISS
@@ -131,14 +138,17 @@ def hit_ground(ox, oy, oz, dx, dy, dz, ground):
 
 @compiled
 def incidence_cosine(kind, x, y, z, dx, dy, dz, half, taper):
-    """|cos| of the angle between a ray and the surface normal where it hits, all in the primitive's frame."""
+    """|cos| of the angle between a ray and the surface normal where it hits, all in the primitive's
+    frame."""
     if kind == BOX:
         ex, ey, ez = abs(abs(x) - half[0]), abs(abs(y) - half[1]), abs(abs(z) - half[2])
         return abs(dx) if ex <= ey and ex <= ez else abs(dy) if ey <= ez else abs(dz)
     if kind == TAPERED:
         best, cosine = MISS, 1.0
         for side in range(6):
-            nx, ny, nz, offset = _tapered_plane(side, half[0], half[1], half[2], taper[0], taper[1], taper[2])
+            nx, ny, nz, offset = _tapered_plane(
+                side, half[0], half[1], half[2], taper[0], taper[1], taper[2]
+            )
             gap = abs(offset - (nx * x + ny * y + nz * z))
             if gap < best:
                 best, cosine = gap, abs(nx * dx + ny * dy + nz * dz)

@@ -1,4 +1,5 @@
-"""The layouts: which streets meet, what is built along them, who is under way, and what the ego car does."""
+"""The layouts: which streets meet, what is built along them, who is under way, and what the ego car
+does."""
 
 from __future__ import annotations
 
@@ -6,10 +7,21 @@ import numpy as np
 
 from stratified3d.simulation.outskirts import car_park, highway
 from stratified3d.simulation.scene import Scene
-from stratified3d.simulation.town import boulevard, junction, promenade, straight, street_reach, t_junction, turning
+from stratified3d.simulation.town import (
+    boulevard,
+    junction,
+    promenade,
+    straight,
+    street_reach,
+    t_junction,
+    turning,
+)
 from stratified3d.simulation.world import World
 
-TRAIN_LAYOUTS = {layout.__name__: layout for layout in (straight, junction, car_park, promenade, highway, turning)}
+TRAIN_LAYOUTS = {
+    layout.__name__: layout
+    for layout in (straight, junction, car_park, promenade, highway, turning)
+}
 VAL_LAYOUTS = {layout.__name__: layout for layout in (t_junction, boulevard)}
 LAYOUTS = TRAIN_LAYOUTS | VAL_LAYOUTS
 
@@ -29,6 +41,11 @@ def build_scene(layout: str, key: tuple[int, int], duration: float) -> Scene:
     rng = np.random.Generator(np.random.Philox(key=np.array(key, np.uint64)))
     drive = int(rng.choice([-1, 1]))
     tilt = tuple(rng.normal(0.0, 0.007, 2))
-    world = World(rng, street_reach(duration, 18.0 if layout == 'highway' else 10.0) + 70.0, duration, drive=drive)
+    world = World(
+        rng,
+        street_reach(duration, 18.0 if layout == 'highway' else 10.0) + 70.0,
+        duration,
+        drive=drive,
+    )
     ego = LAYOUTS[layout](world)
     return world.finish(ego, tilt)

@@ -1,4 +1,5 @@
-"""The sensor: an HDL-32E on the roof of a moving car, from firing times to the points of one file."""
+"""The sensor: an HDL-32E on the roof of a moving car, from firing times to the points of one
+file."""
 
 from __future__ import annotations
 
@@ -14,11 +15,15 @@ from stratified3d.simulation.primitives import Primitives, Shape
 from stratified3d.simulation.raycast import GROUND, NOTHING, cast_rays
 
 N_RINGS, N_COLUMNS = 32, 1084
-ELEVATIONS = np.radians(np.linspace(-30.67, 10.67, N_RINGS))  # ring 0 looks down most (Velodyne HDL-32E manual)
+ELEVATIONS = np.radians(
+    np.linspace(-30.67, 10.67, N_RINGS)
+)  # ring 0 looks down most (Velodyne HDL-32E manual)
 SWEEP_SECONDS = 0.05
 MAX_RANGE = 105.0
 HEIGHT = 1.84  # m above the ground
-MOUNT = np.array([0.9437, 0.0, HEIGHT])  # in the ego frame (x forward, origin below the rear axle), nuScenes
+MOUNT = np.array(
+    [0.9437, 0.0, HEIGHT]
+)  # in the ego frame (x forward, origin below the rear axle), nuScenes
 
 
 class Pose(NamedTuple):
@@ -29,7 +34,8 @@ class Pose(NamedTuple):
 
     def __matmul__(self, other: Pose) -> Pose:
         return Pose(
-            self.rotation @ other.rotation, (self.rotation @ other.translation[..., None])[..., 0] + self.translation
+            self.rotation @ other.rotation,
+            (self.rotation @ other.translation[..., None])[..., 0] + self.translation,
         )
 
     def inverse(self) -> Pose:
@@ -45,7 +51,8 @@ class Noise:
     Attributes:
         range_sigma: m, 1 sigma (HDL-32E: 2 cm).
         dropped: share of returns lost for no reason.
-        reach: m, distance at which a surface of intensity 10 at normal incidence is lost half of the time.
+        reach: m, distance at which a surface of intensity 10 at normal incidence is lost half of
+        the time.
         mixed: share of the returns at a depth edge that land between the two surfaces.
     """
 
@@ -65,7 +72,10 @@ def firing_directions() -> np.ndarray:
     """
     azimuth = np.pi - np.arange(N_COLUMNS)[:, None] * (2 * np.pi / N_COLUMNS)
     level = np.cos(ELEVATIONS)
-    return np.stack(np.broadcast_arrays(level * np.cos(azimuth), level * np.sin(azimuth), np.sin(ELEVATIONS)), -1)
+    return np.stack(
+        np.broadcast_arrays(level * np.cos(azimuth), level * np.sin(azimuth), np.sin(ELEVATIONS)),
+        -1,
+    )
 
 
 def firing_delays() -> np.ndarray:
@@ -74,7 +84,8 @@ def firing_delays() -> np.ndarray:
 
 
 def _ego_car() -> Primitives:
-    """The car below the sensor in the ego frame: roof, windscreen, bonnet, rear rack (a Renault Zoe, 4.08 x 1.73 m)."""
+    """The car below the sensor in the ego frame: roof, windscreen, bonnet, rear rack (a Renault
+    Zoe, 4.08 x 1.73 m)."""
     car = Shape(None, (4.08, 1.73, 1.56))
     car.tapered((1.35, 0.0, 0.55), (4.08, 1.73, 0.62), (0.60, 0.1, 0.10), PAINT, 0.3)
     car.tapered((1.22, 0.0, 1.20), (3.64, 1.52, 0.56), (1.35, 0.55, 0.20), GLASS, 1.0)
@@ -97,7 +108,9 @@ class MountedLidar:
         self.mount, self.directions, self.delays = mount, directions, delays
         columns, beams = directions.shape[:2]
         # lasers and receivers differ
-        self.gain = np.exp(0.2 * np.random.Generator(np.random.Philox(key=key)).standard_normal(beams))
+        self.gain = np.exp(
+            0.2 * np.random.Generator(np.random.Philox(key=key)).standard_normal(beams)
+        )
         no_ground = np.array([-1e6, 0.0, 0.0, 0.0, 0.0, 0.0])
         car = _ego_car()
         self.own_distance, self.own_hit, self.own_cosine = cast_rays(
@@ -122,7 +135,9 @@ class Sensor(MountedLidar):
 
     def __init__(self, tilt: tuple[float, float] = (0.0, 0.0)):
         yaw = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])  # x right, y forward
-        super().__init__(Pose(tip(*tilt) @ yaw, MOUNT), firing_directions(), firing_delays(), N_RINGS)
+        super().__init__(
+            Pose(tip(*tilt) @ yaw, MOUNT), firing_directions(), firing_delays(), N_RINGS
+        )
 
 
 def tip(roll: float, pitch: float) -> np.ndarray:
@@ -132,7 +147,8 @@ def tip(roll: float, pitch: float) -> np.ndarray:
 
 
 class Surface(NamedTuple):
-    """Materials of the ground on a grid: [NX, NY] uint8 rows of `materials.TABLE`, cell (m) and corner (x, y) (m)."""
+    """Materials of the ground on a grid: [NX, NY] uint8 rows of `materials.TABLE`, cell (m) and
+    corner (x, y) (m)."""
 
     grid: np.ndarray
     cell: float
@@ -140,7 +156,11 @@ class Surface(NamedTuple):
 
 
 def fire(
-    sensor: MountedLidar, poses: Pose, primitives: Primitives, ground: np.ndarray, max_range: float = MAX_RANGE
+    sensor: MountedLidar,
+    poses: Pose,
+    primitives: Primitives,
+    ground: np.ndarray,
+    max_range: float = MAX_RANGE,
 ):
     """Cast one sweep along the sensor's moving pose.
 
@@ -192,12 +212,17 @@ def _measure(
                 continue
             level, spread, gloss, transparent, depth = table[material[c, b]]
             slant = max(cosine[c, b], 1e-3)
-            value = gain[b] * level * shade[c, b] * slant**gloss * math.exp(spread * normal[c, b, 1])
-            # received power falls with distance squared; a steep logistic stands for the detector's threshold
+            value = (
+                gain[b] * level * shade[c, b] * slant**gloss * math.exp(spread * normal[c, b, 1])
+            )
+            # received power falls with distance squared; a steep logistic stands for the detector's
+            # threshold
             power = value / 10.0 * (reach / r) ** 2 if reach < np.inf else np.inf
             lost = 1.0 / (1.0 + power**2)
             if not own[c, b]:
-                lost = 1.0 - (1.0 - lost) * (1.0 - dropped) * (1.0 - (transparent if dropped > 0.0 else 0.0))
+                lost = 1.0 - (1.0 - lost) * (1.0 - dropped) * (
+                    1.0 - (transparent if dropped > 0.0 else 0.0)
+                )
             if uniform[c, b, 0] < lost:
                 intensity[c, b] = 1.0 + math.floor(-9.0 * math.log(1.0 - 0.999 * uniform[c, b, 1]))
                 continue
@@ -225,12 +250,14 @@ def receive(
         cast: what `fire` returned.
         rng: a generator that belongs to this sweep alone.
     Returns:
-        measured [C, B] m, 0 where there is no return; intensity [C, B] 0 to 255; world [C, 3, B] unit vectors of the
-        rays in the world.
+        measured [C, B] m, 0 where there is no return; intensity [C, B] 0 to 255; world [C, 3, B]
+        unit vectors of the rays in the world.
     """
     distance, hit, cosine = cast
     world = poses.rotation @ np.swapaxes(sensor.directions, 1, 2)  # [C, 3, B]
-    material = primitives.material[np.maximum(hit, 0)] if len(primitives.kind) else np.zeros_like(hit)
+    material = (
+        primitives.material[np.maximum(hit, 0)] if len(primitives.kind) else np.zeros_like(hit)
+    )
     shade = primitives.shade[np.maximum(hit, 0)] if len(primitives.kind) else np.ones(hit.shape)
     column, beam = np.nonzero(hit == GROUND)
     reach = distance[column, beam]
@@ -273,14 +300,14 @@ def measure(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Turn a cast sweep into the points of a file: noise, intensity, motion compensation.
 
-    A ray without a return stays as a point at the sensor's origin at its firing time. Everything is given in the
-    LIDAR_TOP frame at the sweep's timestamp, the last firing.
+    A ray without a return stays as a point at the sensor's origin at its firing time. Everything is
+    given in the LIDAR_TOP frame at the sweep's timestamp, the last firing.
 
     Args:
         as in `receive`.
     Returns:
-        points [N_COLUMNS * N_RINGS, 5] float32 (x, y, z m, intensity 0-255, ring), column by column;
-        owner [N_COLUMNS * N_RINGS] int64 of the object hit, -1 for none.
+        points [N_COLUMNS * N_RINGS, 5] float32 (x, y, z m, intensity 0-255, ring), column by
+        column; owner [N_COLUMNS * N_RINGS] int64 of the object hit, -1 for none.
     """
     hit = cast[1]
     measured, intensity, world = receive(sensor, poses, primitives, surface, cast, noise, rng)
@@ -290,5 +317,9 @@ def measure(
     points[:, :, :3] = np.swapaxes(end.rotation @ seen + end.translation[:, None], 1, 2)
     points[:, :, 3] = intensity
     points[:, :, 4] = np.arange(N_RINGS)
-    owner = np.where(hit >= 0, primitives.owner[np.maximum(hit, 0)], -1) if len(primitives.kind) else hit * 0 - 1
+    owner = (
+        np.where(hit >= 0, primitives.owner[np.maximum(hit, 0)], -1)
+        if len(primitives.kind)
+        else hit * 0 - 1
+    )
     return points.reshape(-1, 5), np.where(measured > 0, owner, -1).reshape(-1)

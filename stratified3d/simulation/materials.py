@@ -1,7 +1,7 @@
 """What surfaces do to a 905 nm pulse: reflectance, gloss, transparency.
 
-The intensities are tuned to the histogram of a released LIDAR_TOP keyframe (asphalt 2-15, facades 10-30, foliage 5-30,
-paint 2-60, plates and signs 100-255); see docs/simulation.md.
+The intensities are tuned to the histogram of a released LIDAR_TOP keyframe (asphalt 2-15, facades
+10-30, foliage 5-30, paint 2-60, plates and signs 100-255); see docs/simulation.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Names and constants of the nuScenes format: categories, attributes, cameras, tables, detection classes."""
+"""Names and constants of the nuScenes format: categories, attributes, cameras, tables, detection
+classes."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ ATTRIBUTES = (
     'pedestrian.moving',
 )
 VISIBILITIES = ('v0-40', 'v40-60', 'v60-80', 'v80-100')
-# channel: (yaw deg, translation m) on the car, rounded from a released calibration; the images themselves are not made
+# channel: (yaw deg, translation m) on the car, rounded from a released calibration; the images
+# themselves are not made
 CAMERAS = {
     'CAM_FRONT': (0.0, (1.70, 0.02, 1.51)),
     'CAM_FRONT_RIGHT': (-55.0, (1.55, -0.49, 1.50)),

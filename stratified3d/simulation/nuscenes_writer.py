@@ -1,4 +1,5 @@
-"""The 13 tables of the nuScenes format, written scene by scene from the records of what was simulated."""
+"""The 13 tables of the nuScenes format, written scene by scene from the records of what was
+simulated."""
 
 from __future__ import annotations
 
@@ -11,7 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from stratified3d.simulation.nuscenes_schema import ATTRIBUTES, CAMERAS, CATEGORIES, INTRINSIC, TABLES, VISIBILITIES
+from stratified3d.simulation.nuscenes_schema import (
+    ATTRIBUTES,
+    CAMERAS,
+    CATEGORIES,
+    INTRINSIC,
+    TABLES,
+    VISIBILITIES,
+)
 from stratified3d.simulation.splits import scene_name
 
 
@@ -34,7 +42,12 @@ def quaternion(rotation: np.ndarray) -> list[float]:
     wx, wy, wz = m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1]  # 4 w x, ...
     xy, xz, yz = m[0, 1] + m[1, 0], m[0, 2] + m[2, 0], m[1, 2] + m[2, 1]
     products = np.array(
-        [[squares[0], wx, wy, wz], [wx, squares[1], xy, xz], [wy, xy, squares[2], yz], [wz, xz, yz, squares[3]]]
+        [
+            [squares[0], wx, wy, wz],
+            [wx, squares[1], xy, xz],
+            [wy, xy, squares[2], yz],
+            [wz, xz, yz, squares[3]],
+        ]
     )
     q = products[squares.argmax()]  # the row of the largest component divides by nothing small
     return [float(v) for v in q / np.linalg.norm(q)]
@@ -60,7 +73,9 @@ class Tables:
 
     def __init__(self, folder: Path, seed: int):
         self._seed = seed
-        self._files = {name: open(folder / f'{name}.json', 'w', encoding='utf-8') for name in TABLES}  # noqa: SIM115
+        self._files = {
+            name: open(folder / f'{name}.json', 'w', encoding='utf-8') for name in TABLES
+        }  # noqa: SIM115
         self._empty = set(TABLES)
         self._logs: list[str] = []
         for name in CATEGORIES:
@@ -77,7 +92,9 @@ class Tables:
             )
         for channel in ('LIDAR_TOP', *CAMERAS):
             modality = 'lidar' if channel == 'LIDAR_TOP' else 'camera'
-            self._row('sensor', token=self._token('sensor', channel), channel=channel, modality=modality)
+            self._row(
+                'sensor', token=self._token('sensor', channel), channel=channel, modality=modality
+            )
 
     def _token(self, *parts) -> str:
         return token(self._seed, *parts)
@@ -89,25 +106,42 @@ class Tables:
         file.write(json.dumps(fields))
 
     def add_scene(
-        self, number: int, description: str, location: str, mount: tuple[list[float], list[float]], records: list[dict]
+        self,
+        number: int,
+        description: str,
+        location: str,
+        mount: tuple[list[float], list[float]],
+        records: list[dict],
     ) -> None:
         """Add one scene.
 
         Args:
             mount: LIDAR_TOP in the ego frame: translation [3] m, quaternion [4].
-            records: one per keyframe, in order: `sweeps` [{timestamp us, filename, translation, rotation}], the
-                keyframe last; `boxes` [{actor, category, attribute, centre, size [l, w, h], yaw, num_points,
-                visibility}].
+            records: one per keyframe, in order: `sweeps` [{timestamp us, filename, translation,
+            rotation}], the
+                keyframe last; `boxes` [{actor, category, attribute, centre, size [l, w, h], yaw,
+                num_points, visibility}].
         """
         name = scene_name(number)
         log = self._token('log', name)
         self._logs.append(log)
-        self._row('log', token=log, logfile=f'sim-{name}', vehicle='sim', date_captured='2026-01-01', location=location)
+        self._row(
+            'log',
+            token=log,
+            logfile=f'sim-{name}',
+            vehicle='sim',
+            date_captured='2026-01-01',
+            location=location,
+        )
         sensors = {'LIDAR_TOP': self._calibrate(name, 'LIDAR_TOP', *mount, [])}
         for channel, (yaw, place) in CAMERAS.items():
             c, s = math.cos(math.radians(yaw)), math.sin(math.radians(yaw))
-            looking = np.array([[s, 0.0, c], [-c, 0.0, s], [0.0, -1.0, 0.0]])  # x right, y down, z forward
-            sensors[channel] = self._calibrate(name, channel, list(place), quaternion(looking), INTRINSIC)
+            looking = np.array(
+                [[s, 0.0, c], [-c, 0.0, s], [0.0, -1.0, 0.0]]
+            )  # x right, y down, z forward
+            sensors[channel] = self._calibrate(
+                name, channel, list(place), quaternion(looking), INTRINSIC
+            )
         samples = [self._token('sample', name, k) for k in range(len(records))]
         self._row(
             'scene',
@@ -136,7 +170,10 @@ class Tables:
             frames = [
                 (
                     sample,
-                    {**sweep, 'filename': f'samples/{channel}/sim-{name}__{channel}__{sweep["timestamp"]}.jpg'},
+                    {
+                        **sweep,
+                        'filename': f'samples/{channel}/sim-{name}__{channel}__{sweep["timestamp"]}.jpg',
+                    },
                     True,
                 )
                 for sample, sweep, is_key in sweeps
@@ -192,9 +229,12 @@ class Tables:
             seen = [i for i, (_, box) in enumerate(track) if box['num_points']]
             if not seen:
                 continue
-            # annotators follow an object from the first frame with a return to the last, unless it is hidden
+            # annotators follow an object from the first frame with a return to the last, unless it
+            # is hidden
             track = [
-                (k, box) for k, box in track[seen[0] : seen[-1] + 1] if box['num_points'] or box['visibility'] >= 0.3
+                (k, box)
+                for k, box in track[seen[0] : seen[-1] + 1]
+                if box['num_points'] or box['visibility'] >= 0.3
             ]
             instance = self._token('instance', name, actor)
             tokens = [self._token('sample_annotation', name, actor, k) for k, _ in track]
@@ -232,7 +272,11 @@ class Tables:
             map_filename: of the map's picture, relative to the data set's root.
         """
         self._row(
-            'map', category='semantic_prior', token=self._token('map'), filename=map_filename, log_tokens=self._logs
+            'map',
+            category='semantic_prior',
+            token=self._token('map'),
+            filename=map_filename,
+            log_tokens=self._logs,
         )
         for name, file in self._files.items():
             file.write('[]\n' if name in self._empty else '\n]\n')
@@ -243,9 +287,14 @@ def blank_png() -> bytes:
     """A grey PNG of one pixel: the devkit wants a map picture to exist, and nothing opens it."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+        return (
+            struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+        )
 
     header = struct.pack('>IIBBBBB', 1, 1, 8, 0, 0, 0, 0)
     return (
-        b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(b'\0\x80')) + chunk(b'IEND', b'')
+        b'\x89PNG\r\n\x1a\n'
+        + chunk(b'IHDR', header)
+        + chunk(b'IDAT', zlib.compress(b'\0\x80'))
+        + chunk(b'IEND', b'')
     )

@@ -15,7 +15,8 @@ from stratified3d.simulation.world import World
 
 
 def car_park(world: World) -> Motion:
-    """Aisles of parked vehicles behind a street; people with trolleys, kerbs, hedges, a market hall."""
+    """Aisles of parked vehicles behind a street; people with trolleys, kerbs, hedges, a market
+    hall."""
     rng = world.rng
     pace = rng.uniform(2.5, 4.0)
     pitch, half = 17.0, 75.0
@@ -25,13 +26,18 @@ def car_park(world: World) -> Motion:
             y = aisle * pitch + side * 5.9
             for x in np.arange(-half, half, 2.75):
                 world.paint(x - 1.37, y, np.pi / 2, 5.0, 0.3, MARKING)
-                draw, yaw = rng.random(), side * np.pi / 2 * rng.choice([-1, 1]) + rng.normal(0, 0.03)
+                draw, yaw = (
+                    rng.random(),
+                    side * np.pi / 2 * rng.choice([-1, 1]) + rng.normal(0, 0.03),
+                )
                 if draw < 0.62:
                     shape = vehicles.make_car(rng) if draw < 0.57 else vehicles.make_truck(rng)
                     if shape.size[0] < 6.5:
                         world.stand(shape, x, y + rng.normal(0, 0.15), yaw, state='vehicle.parked')
                 elif draw < 0.66:
-                    world.stand(people.make_motorcycle(rng, False), x, y, yaw, state='cycle.without_rider')
+                    world.stand(
+                        people.make_motorcycle(rng, False), x, y, yaw, state='cycle.without_rider'
+                    )
                 elif draw < 0.69:
                     world.stand(furniture.make_cart(rng), x, y, yaw)
                 elif draw < 0.71:
@@ -40,7 +46,12 @@ def car_park(world: World) -> Motion:
             for dx in (-0.9, 0.9):
                 world.stand(furniture.make_tree(rng), x + dx, aisle * pitch + 8.5, 0.0, solid=False)
     path = Path((-200.0, -1.0 * world.drive * 1.6, 0.0))
-    ego = ego_motion(path, Speed(pace, pace * 0.6, 0.4 * world.duration, 0.7 * world.duration), world.duration, 200.0)
+    ego = ego_motion(
+        path,
+        Speed(pace, pace * 0.6, 0.4 * world.duration, 0.7 * world.duration),
+        world.duration,
+        200.0,
+    )
     # beside the aisles lies a street with everything that a street has
     section = Section(lanes=1, pavement=3.5, built=0.85, traffic_gap=18.0)
     street = Street(world, section, (0.0, -2.5 * pitch - 20.0), 0.0, (-170.0, 170.0))
@@ -70,11 +81,15 @@ def car_park(world: World) -> Motion:
                 )
     for _ in range(10):
         spot = rng.uniform(-60, 60), rng.integers(-2, 3) * pitch + rng.choice([-1, 1]) * 3.4
-        world.stand(people.make_pedestrian(rng), *spot, rng.uniform(-3, 3), state='pedestrian.standing')
+        world.stand(
+            people.make_pedestrian(rng), *spot, rng.uniform(-3, 3), state='pedestrian.standing'
+        )
     for i in range(12):
         world.stand(furniture.make_cone(rng), 14.0 + 3.0 * i, -0.35 * pitch, 0.0)
     for i in range(8):
-        world.stand(furniture.make_barrier(rng, 'plastic'), 12.0 + 2.4 * i, 2.5 * pitch - 2.0, np.pi / 2)
+        world.stand(
+            furniture.make_barrier(rng, 'plastic'), 12.0 + 2.4 * i, 2.5 * pitch - 2.0, np.pi / 2
+        )
     return ego
 
 
@@ -104,26 +119,40 @@ def highway(world: World) -> Motion:
         for which in (-1, 1):
             street.stand(furniture.make_wall(9.0, 0.8, CONCRETE), s + 4.5, which * 0.6, solid=False)
             rail = (
-                furniture.make_wall(9.0, 0.75, CONCRETE) if (s // 90) % 2 else furniture.make_wall(9.0, 3.5, CONCRETE)
+                furniture.make_wall(9.0, 0.75, CONCRETE)
+                if (s // 90) % 2
+                else furniture.make_wall(9.0, 3.5, CONCRETE)
             )
             street.stand(rail, s + 4.5, which * (section.kerb + 0.8), solid=False)
     zone = 10.0
     roadside.work_zone(street, side, zone, zone + 60.0, 2.9)
     outer = section.median / 2 + section.lanes * LANE + 1.9
     for place in (-40.0, -75.0):
-        street.stand(vehicles.make_trailer(rng), place, side * outer, street.flow(side), state='vehicle.parked')
-    street.stand(vehicles.make_truck(rng), -20.0, -side * outer, street.flow(-side), state='vehicle.stopped')
+        street.stand(
+            vehicles.make_trailer(rng),
+            place,
+            side * outer,
+            street.flow(side),
+            state='vehicle.parked',
+        )
+    street.stand(
+        vehicles.make_truck(rng), -20.0, -side * outer, street.flow(-side), state='vehicle.stopped'
+    )
     for s, make in ((-5.0, people.make_motorcycle), (-8.0, people.make_motorcycle)):
         street.stand(make(rng, False), s, -side * outer, 0.1, state='cycle.without_rider')
     for which in (-1, 1):
         for lane in range(section.lanes):
             own = which == side and lane == 1
             free = (ego.offset - 12.0, ego.offset + 22.0) if own else None
-            speed = ego.speed if own else Speed(pace * (1.25 - 0.2 * lane) * rng.uniform(0.95, 1.05))
+            speed = (
+                ego.speed if own else Speed(pace * (1.25 - 0.2 * lane) * rng.uniform(0.95, 1.05))
+            )
             traffic.drive(street, which, lane, speed, free, articulated=0.8 if lane else 0.2)
         roadside.build(street, which)
         roadside.furnish(street, which)
     # a footway behind the barrier
-    walkway = Street(world, replace(section, pavement=3.0, walkers=5.0), (0.0, 0.0), 0.0, (-reach, reach))
+    walkway = Street(
+        world, replace(section, pavement=3.0, walkers=5.0), (0.0, 0.0), 0.0, (-reach, reach)
+    )
     traffic.walk(walkway, -side)
     return ego

@@ -11,7 +11,8 @@ import numpy as np
 class Ground:
     """A gently curved ground, z = g0 + g1 x + g2 y + g3 x^2 + g4 x y + g5 y^2 (m).
 
-    A quadric, because a ray meets it in closed form; its second derivatives bend a road by metres over 100 m.
+    A quadric, because a ray meets it in closed form; its second derivatives bend a road by metres
+    over 100 m.
     """
 
     coefficients: np.ndarray  # [6]
@@ -70,7 +71,9 @@ def _advance(knot: np.ndarray, length: np.ndarray, curvature: np.ndarray) -> np.
     x, y, yaw = np.moveaxis(knot, -1, 0)
     half = 0.5 * curvature * length
     chord = length * np.sinc(half / np.pi)
-    return np.stack([x + chord * np.cos(yaw + half), y + chord * np.sin(yaw + half), yaw + 2 * half], -1)
+    return np.stack(
+        [x + chord * np.cos(yaw + half), y + chord * np.sin(yaw + half), yaw + 2 * half], -1
+    )
 
 
 class Path:
@@ -84,7 +87,9 @@ class Path:
     def __init__(self, start: tuple[float, float, float], pieces: list[tuple[float, float]] = ()):
         lengths = np.array([piece[0] for piece in pieces], float)
         self.curvature = np.array([turn / length for length, turn in pieces] + [0.0])  # [K]
-        self.begin = np.concatenate([[0.0], np.cumsum(lengths)])  # [K] arc length at which each piece starts
+        self.begin = np.concatenate(
+            [[0.0], np.cumsum(lengths)]
+        )  # [K] arc length at which each piece starts
         knots = [np.array(start, float)]
         for i, length in enumerate(lengths):
             knots.append(_advance(knots[-1], length, self.curvature[i]))
@@ -94,7 +99,9 @@ class Path:
         """[T, 3] x, y, yaw at arc lengths s [T]."""
         s = np.asarray(s, float)
         piece = np.clip(np.searchsorted(self.begin, s, side='right') - 1, 0, len(self.begin) - 1)
-        return _advance(self.knots[piece], s - self.begin[piece], np.where(s < 0, 0.0, self.curvature[piece]))
+        return _advance(
+            self.knots[piece], s - self.begin[piece], np.where(s < 0, 0.0, self.curvature[piece])
+        )
 
 
 @dataclass(frozen=True)
@@ -124,11 +131,19 @@ class Fleet:
         pieces = max((len(motion.path.begin) for motion in motions), default=1)
 
         def pad(column: np.ndarray, fill: float) -> np.ndarray:
-            return np.concatenate([column, np.full((pieces - len(column), *column.shape[1:]), fill)])
+            return np.concatenate(
+                [column, np.full((pieces - len(column), *column.shape[1:]), fill)]
+            )
 
-        self._begin = np.array([pad(motion.path.begin, np.inf) for motion in motions]).reshape(-1, pieces)
-        self._curvature = np.array([pad(motion.path.curvature, 0.0) for motion in motions]).reshape(-1, pieces)
-        self._knots = np.array([pad(motion.path.knots, 0.0) for motion in motions]).reshape(-1, pieces, 3)
+        self._begin = np.array([pad(motion.path.begin, np.inf) for motion in motions]).reshape(
+            -1, pieces
+        )
+        self._curvature = np.array([pad(motion.path.curvature, 0.0) for motion in motions]).reshape(
+            -1, pieces
+        )
+        self._knots = np.array([pad(motion.path.knots, 0.0) for motion in motions]).reshape(
+            -1, pieces, 3
+        )
         self._offset = np.array([motion.offset for motion in motions])
         self._lift = np.array([motion.lift for motion in motions])
         self._speeds = {}  # one evaluation per distinct profile: columns of traffic share theirs
@@ -143,10 +158,15 @@ class Fleet:
         return s
 
     def pose(self, time: float, ground: Ground) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Position [M, 3] m, rotation [M, 3, 3], yaw [M] rad at `time`; the same as each motion's own `pose`."""
+        """Position [M, 3] m, rotation [M, 3, 3], yaw [M] rad at `time`; the same as each motion's
+        own `pose`."""
         s = self.travelled(time)
         row = np.arange(len(s))
         piece = np.maximum((self._begin <= s[:, None]).sum(1) - 1, 0)
         curvature = np.where(s < 0, 0.0, self._curvature[row, piece])
         x, y, yaw = _advance(self._knots[row, piece], s - self._begin[row, piece], curvature).T
-        return np.stack([x, y, ground.height(x, y) + self._lift], -1), ground.orientation(x, y, yaw), yaw
+        return (
+            np.stack([x, y, ground.height(x, y) + self._lift], -1),
+            ground.orientation(x, y, yaw),
+            yaw,
+        )

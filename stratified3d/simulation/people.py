@@ -1,14 +1,23 @@
 """Pedestrians, cycles and animals composed of convex primitives, with nuScenes' annotated sizes.
 
-Means (length, width, height): pedestrian 0.73 0.66 1.76, bicycle 1.68 0.60 1.27, motorcycle 2.10 0.76 1.44 m (as in
-`vehicles`); the box of a cycle includes its rider.
+Means (length, width, height): pedestrian 0.73 0.66 1.76, bicycle 1.68 0.60 1.27, motorcycle 2.10
+0.76 1.44 m (as in `vehicles`); the box of a cycle includes its rider.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from stratified3d.simulation.materials import CLOTH, MESH, METAL, PAINT, PLASTIC, RETROREFLECTOR, RUBBER, SKIN
+from stratified3d.simulation.materials import (
+    CLOTH,
+    MESH,
+    METAL,
+    PAINT,
+    PLASTIC,
+    RETROREFLECTOR,
+    RUBBER,
+    SKIN,
+)
 from stratified3d.simulation.primitives import Shape, rotate_x, rotate_y
 
 ADULT = 'human.pedestrian.adult'
@@ -31,7 +40,8 @@ def _person(
     swing: float = 0.0,
     girth: float = 1.0,
 ) -> None:
-    """Head, torso, arms and legs; `seat` m lifts the hips of a rider, `lean` m moves the head forward."""
+    """Head, torso, arms and legs; `seat` m lifts the hips of a rider, `lean` m moves the head
+    forward."""
     leg = 0.47 * height
     hip = seat or leg
     torso = 0.36 * height
@@ -53,21 +63,35 @@ def _person(
             colour,
             sway=-0.6 * side * swing,
         )
-    shape.ellipsoid((x + lean * 0.5, 0, hip + torso / 2), (0.28 * girth, 0.44 * girth, torso * 1.25), CLOTH, colour)
+    shape.ellipsoid(
+        (x + lean * 0.5, 0, hip + torso / 2),
+        (0.28 * girth, 0.44 * girth, torso * 1.25),
+        CLOTH,
+        colour,
+    )
     shape.ellipsoid((x + lean, 0, top + 0.1 * height), (0.2, 0.17, 0.145 * height), SKIN)
 
 
 def make_pedestrian(rng: np.random.Generator, category: str | None = None) -> Shape:
-    """An adult (sometimes with a bag, an umbrella or a rucksack), a child, a worker or an officer, upright."""
+    """An adult (sometimes with a bag, an umbrella or a rucksack), a child, a worker or an officer,
+    upright."""
     if category is None:
         category = str(rng.choice([ADULT, CHILD, POLICE], p=[0.93, 0.055, 0.015]))
     height = rng.normal(1.27, 0.12) if category == CHILD else rng.normal(1.75, 0.09)
     height = float(np.clip(height, 1.0, 1.98))
     scale = height / 1.75
     stretch = np.clip(rng.standard_normal(2), -2, 2)
-    shape = Shape(category, (scale * (0.74 + 0.10 * stretch[0]), scale * (0.66 + 0.06 * stretch[1]), height))
+    shape = Shape(
+        category, (scale * (0.74 + 0.10 * stretch[0]), scale * (0.66 + 0.06 * stretch[1]), height)
+    )
     colour, girth = rng.choice([0.4, 0.8, 1.2, 2.0]), rng.uniform(0.85, 1.2)
-    _person(shape, height, colour, swing=0.45 * shape.size[0] - 0.085 * girth * scale, girth=girth * scale)
+    _person(
+        shape,
+        height,
+        colour,
+        swing=0.45 * shape.size[0] - 0.085 * girth * scale,
+        girth=girth * scale,
+    )
     extra = rng.random()
     if category == WORKER:
         shape.frustum((0, 0, 0.66 * height), 0.19, 0.19, 0.1, RETROREFLECTOR)
@@ -94,7 +118,9 @@ def make_sitting_person(rng: np.random.Generator) -> Shape:
 def make_stroller(rng: np.random.Generator) -> Shape:
     """A pram; nuScenes annotates it, no detection class covers it."""
     shape = Shape(STROLLER, (0.95, 0.55, 1.02))
-    shape.tapered((0.05, 0, 0.62), (0.7, 0.42, 0.36), (-0.05, -0.05, -0.03), CLOTH, rng.uniform(0.4, 1.2))
+    shape.tapered(
+        (0.05, 0, 0.62), (0.7, 0.42, 0.36), (-0.05, -0.05, -0.03), CLOTH, rng.uniform(0.4, 1.2)
+    )
     shape.box((-0.32, 0, 0.85), (0.28, 0.4, 0.06), METAL, 0.8, rotate_y(0.7))
     for x in (-0.28, 0.3):
         for side in (-0.2, 0.2):
@@ -118,7 +144,14 @@ def make_bicycle(rng: np.random.Generator, rider: bool) -> Shape:
     shape.box((-0.22, 0, 0.92), (0.25, 0.14, 0.06), PLASTIC, 0.4)
     shape.box((base - 0.12, 0, 1.02), (0.06, width - 0.04, 0.05), METAL)
     if rider:
-        _person(shape, (height - 0.06) / 1.05, rng.choice([0.5, 1.0, 1.8]), seat=0.88 * height / 1.72, x=-0.2, lean=0.2)
+        _person(
+            shape,
+            (height - 0.06) / 1.05,
+            rng.choice([0.5, 1.0, 1.8]),
+            seat=0.88 * height / 1.72,
+            x=-0.2,
+            lean=0.2,
+        )
     elif rng.random() < 0.4:
         shape.box((base, 0, 0.85), (0.3, 0.3, 0.22), METAL, 0.6)
     return shape
@@ -134,10 +167,20 @@ def make_motorcycle(rng: np.random.Generator, rider: bool) -> Shape:
     colour = rng.choice([0.2, 0.6, 1.2])
     for x in (-length / 2 + radius, length / 2 - radius):
         shape.wheel(x, 0.0, radius, 0.14, RUBBER)
-    shape.tapered((-0.2 * length, 0, 0.56), (length * 0.5, 0.34, 0.45), (0.1, 0.0, 0.03), PAINT, colour)
+    shape.tapered(
+        (-0.2 * length, 0, 0.56), (length * 0.5, 0.34, 0.45), (0.1, 0.0, 0.03), PAINT, colour
+    )
     shape.box((-0.1 * length, 0, 0.8), (length * 0.36, 0.26, 0.1), PLASTIC, 0.4)
-    shape.box((length * 0.24, 0, 0.68), (0.16, 0.36 if scooter else 0.2, 0.75), PAINT, colour, rotate_y(-0.4))
-    shape.frustum((length * 0.17, 0, 1.02), 0.03, 0.03, width - 0.04, METAL, 1.0, rotate_x(np.pi / 2))
+    shape.box(
+        (length * 0.24, 0, 0.68),
+        (0.16, 0.36 if scooter else 0.2, 0.75),
+        PAINT,
+        colour,
+        rotate_y(-0.4),
+    )
+    shape.frustum(
+        (length * 0.17, 0, 1.02), 0.03, 0.03, width - 0.04, METAL, 1.0, rotate_x(np.pi / 2)
+    )
     shape.box((-length / 2 + 0.06, 0, 0.5), (0.03, 0.2, 0.16), RETROREFLECTOR)
     if rng.random() < 0.4:
         shape.box((-length / 2 + 0.25, 0, 0.95), (0.36, 0.4, 0.3), PLASTIC, 0.6)

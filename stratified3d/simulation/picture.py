@@ -45,22 +45,38 @@ def draw_frames(path: Path, layouts: list[str], seed: int, reach: float = 50.0) 
         axes.scatter(x, y, s=0.6, c=np.clip(z, -3.5, 3.0), cmap='viridis', linewidths=0)
         for box, name in zip(frame['boxes'], frame['names']):
             cos, sin = np.cos(box[6]), np.sin(box[6])
-            corners = np.array([(1, 1), (1, -1), (-1, -1), (-1, 1), (1, 1), (1, 0), (0, 0)])  # and the heading
+            corners = np.array(
+                [(1, 1), (1, -1), (-1, -1), (-1, 1), (1, 1), (1, 0), (0, 0)]
+            )  # and the heading
             along, across = corners.T * box[3:5, None] / 2
             axes.plot(
-                box[0] + cos * along - sin * across, box[1] + sin * along + cos * across, color=COLOURS[name], lw=0.9
+                box[0] + cos * along - sin * across,
+                box[1] + sin * along + cos * across,
+                color=COLOURS[name],
+                lw=0.9,
             )
         axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect='equal', xticks=[], yticks=[])
-        axes.set_title(f'{layout}: {len(x)} points, {len(frame["names"])} boxes', color='white', fontsize=10)
+        axes.set_title(
+            f'{layout}: {len(x)} points, {len(frame["names"])} boxes', color='white', fontsize=10
+        )
     shown = [axes.plot([], [], color=colour, label=name)[0] for name, colour in COLOURS.items()]
-    figure.legend(handles=shown, ncol=10, loc='lower center', fontsize=7, facecolor='#101418', labelcolor='white')
+    figure.legend(
+        handles=shown,
+        ncol=10,
+        loc='lower center',
+        fontsize=7,
+        facecolor='#101418',
+        labelcolor='white',
+    )
     figure.savefig(path, dpi=90)
 
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('out', type=Path)
-    parser.add_argument('--layouts', nargs='+', default=['boulevard', 'junction'], choices=list(LAYOUTS))
+    parser.add_argument(
+        '--layouts', nargs='+', default=['boulevard', 'junction'], choices=list(LAYOUTS)
+    )
     parser.add_argument('--seed', type=int, default=3)
     args = parser.parse_args()
     draw_frames(args.out, args.layouts, args.seed)

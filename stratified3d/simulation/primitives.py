@@ -13,16 +13,16 @@ BOX, TAPERED, FRUSTUM, ELLIPSOID = range(4)
 class Primitives(NamedTuple):
     """P primitives in one frame, as arrays (a named tuple, because numba takes those as they are).
 
-    A local point p lies at `centre + rotation @ p`. What `half` and `taper` mean depends on the kind:
-        BOX        half-lengths along local x, y, z
-        TAPERED    as BOX at its foot; its top is drawn in by taper = (front, rear, each side) metres
-        FRUSTUM    radius at the foot, radius at the top, half-height; its axis is local z (cylinder, cone)
-        ELLIPSOID  half-axes
+    A local point p lies at `centre + rotation @ p`. What `half` and `taper` mean depends on the
+        kind: BOX        half-lengths along local x, y, z TAPERED    as BOX at its foot; its top is
+        drawn in by taper = (front, rear, each side) metres FRUSTUM    radius at the foot, radius at
+        the top, half-height; its axis is local z (cylinder, cone) ELLIPSOID  half-axes
 
     Attributes:
         kind: [P] int64. centre: [P, 3] m. rotation: [P, 3, 3]. half, taper: [P, 3] m.
         velocity: [P, 3] m/s in the same frame.
-        material: [P] int64, row of `materials.TABLE`. shade: [P], factor on its reflectance (paint, clothes).
+        material: [P] int64, row of `materials.TABLE`. shade: [P], factor on its reflectance (paint,
+        clothes).
         owner: [P] int64, index of the object it belongs to, -1 for none.
     """
 
@@ -58,7 +58,9 @@ def join(parts: list[Primitives]) -> Primitives:
     return Primitives(*(np.ascontiguousarray(np.concatenate(columns)) for columns in zip(*parts)))
 
 
-def move(primitives: Primitives, rotation: np.ndarray, translation: np.ndarray, owner: int) -> Primitives:
+def move(
+    primitives: Primitives, rotation: np.ndarray, translation: np.ndarray, owner: int
+) -> Primitives:
     """The same primitives after `x -> rotation @ x + translation`, given to an owner.
 
     Args:
@@ -92,7 +94,8 @@ def rotate_x(angle: float) -> np.ndarray:
 
 @dataclass
 class Shape:
-    """One thing, composed of primitives: x forward, y left, z up, the origin on the ground below its centre.
+    """One thing, composed of primitives: x forward, y left, z up, the origin on the ground below
+    its centre.
 
     Args:
         category: nuScenes category name; None is clutter that nobody annotates.
@@ -103,32 +106,57 @@ class Shape:
     size: tuple[float, float, float]
     parts: list[tuple] = field(default_factory=list)
 
-    def _add(self, kind, centre, half, material, shade=1.0, rotation=None, taper=(0.0, 0.0, 0.0), sway=0.0):
+    def _add(
+        self,
+        kind,
+        centre,
+        half,
+        material,
+        shade=1.0,
+        rotation=None,
+        taper=(0.0, 0.0, 0.0),
+        sway=0.0,
+    ):
         rotation = np.eye(3) if rotation is None else rotation
         self.parts.append((kind, centre, rotation, half, taper, material, shade, sway))
         return self
 
     def box(self, centre, size, material, shade=1.0, rotation=None, sway=0.0) -> Shape:
-        """Add a box of `size` (x, y, z) metres around `centre`; `sway` swings it along x while the owner walks, m."""
-        return self._add(BOX, centre, tuple(s / 2 for s in size), material, shade, rotation, sway=sway)
+        """Add a box of `size` (x, y, z) metres around `centre`; `sway` swings it along x while the
+        owner walks, m."""
+        return self._add(
+            BOX, centre, tuple(s / 2 for s in size), material, shade, rotation, sway=sway
+        )
 
     def tapered(self, centre, size, taper, material, shade=1.0, rotation=None) -> Shape:
-        """Add a box whose top is drawn in by `taper` = (front, rear, each side) metres; none positive: a tub."""
+        """Add a box whose top is drawn in by `taper` = (front, rear, each side) metres; none
+        positive: a tub."""
         if min(taper) < 0:
             front, rear, sides = (-inset for inset in taper)
             x, y, z = centre
             centre = (x + (front - rear) / 2, y, z)
-            size, taper = (size[0] + front + rear, size[1] + 2 * sides, size[2]), (front, rear, sides)
+            size, taper = (
+                (size[0] + front + rear, size[1] + 2 * sides, size[2]),
+                (front, rear, sides),
+            )
             rotation = (np.eye(3) if rotation is None else rotation) @ rotate_x(np.pi)
-        return self._add(TAPERED, centre, tuple(s / 2 for s in size), material, shade, rotation, taper)
+        return self._add(
+            TAPERED, centre, tuple(s / 2 for s in size), material, shade, rotation, taper
+        )
 
-    def frustum(self, centre, foot, top, height, material, shade=1.0, rotation=None, sway=0.0) -> Shape:
+    def frustum(
+        self, centre, foot, top, height, material, shade=1.0, rotation=None, sway=0.0
+    ) -> Shape:
         """Add a cylinder or cone with these two radii (m); its axis is z before `rotation`."""
-        return self._add(FRUSTUM, centre, (foot, top, height / 2), material, shade, rotation, sway=sway)
+        return self._add(
+            FRUSTUM, centre, (foot, top, height / 2), material, shade, rotation, sway=sway
+        )
 
     def wheel(self, x, y, radius, width, material, shade=1.0) -> Shape:
         """Add a wheel that stands on the ground and rolls along x."""
-        return self.frustum((x, y, radius), radius, radius, width, material, shade, rotate_x(np.pi / 2))
+        return self.frustum(
+            (x, y, radius), radius, radius, width, material, shade, rotate_x(np.pi / 2)
+        )
 
     def ellipsoid(self, centre, size, material, shade=1.0, sway=0.0) -> Shape:
         """Add an ellipsoid with these full axes (m)."""

@@ -1,8 +1,9 @@
 """Ray casting over convex primitives and a curved ground, exact to rounding, in numba.
 
-Culling: for one sweep every primitive gets an interval of azimuths, seen from the middle of the sensor's path and
-widened by what sensor and primitive move meanwhile. Each of N_BINS azimuth bins lists its primitives from near to far,
-so a ray meets a few dozen candidates and stops at the first one that begins behind its nearest hit.
+Culling: for one sweep every primitive gets an interval of azimuths, seen from the middle of the
+sensor's path and widened by what sensor and primitive move meanwhile. Each of N_BINS azimuth bins
+lists its primitives from near to far, so a ray meets a few dozen candidates and stops at the first
+one that begins behind its nearest hit.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ NOTHING, GROUND = -1, -2  # values of `hit` that name no primitive
 
 @compiled
 def _view(p, middle, travel, half_time, kind, centre, rotation, half, velocity):
-    """Nearest distance, azimuth of the centre and the interval around it under which primitive p is seen."""
+    """Nearest distance, azimuth of the centre and the interval around it under which primitive p is
+    seen."""
     ex, ey, ez = half_lengths(kind[p], half[p])
     r = rotation[p]
     vx, vy, vz = centre[p, 0] - middle[0], centre[p, 1] - middle[1], centre[p, 2] - middle[2]
@@ -58,7 +60,9 @@ def _view(p, middle, travel, half_time, kind, centre, rotation, half, velocity):
     reach_y = abs(r[1, 0]) * ex + abs(r[1, 1]) * ey + abs(r[1, 2]) * ez
     reach_z = abs(r[2, 0]) * ex + abs(r[2, 1]) * ey + abs(r[2, 2]) * ez
     clear_z = max(abs(vz) - reach_z, 0.0)
-    nearest = math.sqrt(max(gap - clear_z * clear_z, 0.0))  # a lower bound of the horizontal distance to the footprint
+    nearest = math.sqrt(
+        max(gap - clear_z * clear_z, 0.0)
+    )  # a lower bound of the horizontal distance to the footprint
     outside = max(abs(vx) - reach_x, abs(vy) - reach_y)  # another one
     nearest = max(nearest, outside)
     if nearest <= 1.5 * margin or high - low > 0.98 * math.pi:
@@ -69,14 +73,17 @@ def _view(p, middle, travel, half_time, kind, centre, rotation, half, velocity):
 
 @compiled
 def _build_bins(middle, travel, half_time, max_range, kind, centre, rotation, half, velocity):
-    """Candidates per azimuth bin, near to far: CSR `start` [N_BINS + 1], `member`, and each primitive's distance."""
+    """Candidates per azimuth bin, near to far: CSR `start` [N_BINS + 1], `member`, and each
+    primitive's distance."""
     count = len(kind)
     near = np.empty(count)
     first = np.empty(count, np.int64)
     width = np.zeros(count, np.int64)
     scale = N_BINS / (2.0 * math.pi)
     for p in range(count):
-        near[p], azimuth, low, high = _view(p, middle, travel, half_time, kind, centre, rotation, half, velocity)
+        near[p], azimuth, low, high = _view(
+            p, middle, travel, half_time, kind, centre, rotation, half, velocity
+        )
         if near[p] < max_range:
             first[p] = math.floor((azimuth + low + math.pi) * scale)
             width[p] = min(math.floor((azimuth + high + math.pi) * scale) - first[p] + 1, N_BINS)
@@ -114,7 +121,15 @@ def _cast(origins, rotations, delays, directions, limits, primitives, ground, ma
     for c in range(n_columns):
         travel = max(travel, math.sqrt(((origins[c] - middle) ** 2).sum()))
     start, member, near = _build_bins(
-        middle, travel, half_time, max_range, kind, centre + velocity * middle_time, rotation, half, velocity
+        middle,
+        travel,
+        half_time,
+        max_range,
+        kind,
+        centre + velocity * middle_time,
+        rotation,
+        half,
+        velocity,
     )
     radius2 = np.empty(len(kind))
     for p in range(len(kind)):
@@ -159,7 +174,20 @@ def _cast(origins, rotations, delays, directions, limits, primitives, ground, ma
                 if kind[p] == BOX:
                     t = hit_box(lx, ly, lz, ex, ey, ez, h[0], h[1], h[2])
                 elif kind[p] == TAPERED:
-                    t = hit_tapered(lx, ly, lz, ex, ey, ez, h[0], h[1], h[2], taper[p, 0], taper[p, 1], taper[p, 2])
+                    t = hit_tapered(
+                        lx,
+                        ly,
+                        lz,
+                        ex,
+                        ey,
+                        ez,
+                        h[0],
+                        h[1],
+                        h[2],
+                        taper[p, 0],
+                        taper[p, 1],
+                        taper[p, 2],
+                    )
                 elif kind[p] == FRUSTUM:
                     t = hit_frustum(lx, ly, lz, ex, ey, ez, h[0], h[1], h[2])
                 else:
@@ -193,7 +221,8 @@ def cast_rays(
     """Find what every ray meets first.
 
     Args:
-        origins: [C, 3] where the sensor is when each column fires, m, world frame; meant to lie within a few metres.
+        origins: [C, 3] where the sensor is when each column fires, m, world frame; meant to lie
+        within a few metres.
         rotations: [C, 3, 3] sensor to world.
         delays: [C] firing time, s, ascending; a primitive lies at `centre + velocity * delay`.
         directions: [C, B, 3] unit vectors in the sensor frame.
@@ -202,7 +231,8 @@ def cast_rays(
         max_range: m.
         limits: [C, B] distance beyond which a ray is blocked (by the ego car), m; None for none.
     Returns:
-        distance [C, B] m (inf: nothing), hit [C, B] int64 (primitive, GROUND or NOTHING), |cos(incidence)| [C, B].
+        distance [C, B] m (inf: nothing), hit [C, B] int64 (primitive, GROUND or NOTHING),
+        |cos(incidence)| [C, B].
     Raises:
         ValueError: the arrays' shapes do not belong together, or a primitive has no extent.
     """

@@ -18,24 +18,41 @@ def build(street: Street, side: int) -> None:
         length = rng.uniform(9.0, 26.0)
         middle = s + length / 2
         # 6 m beyond the mouth of a side street lies that street's own pavement
-        inside = not any(s < b + 6.0 and s + length > a - 6.0 for a, b, which in street.gaps if which == side)
+        inside = not any(
+            s < b + 6.0 and s + length > a - 6.0 for a, b, which in street.gaps if which == side
+        )
         if inside and rng.random() < section.built:
             height, back = rng.uniform(*section.storeys), rng.choice([0.0, 0.0, 1.5, 4.0, 9.0])
             building = furniture.make_building(rng, length, 14.0, height)
-            street.stand(building, middle, side * (line + back + 7.0), 0.0 if side < 0 else np.pi, solid=False)
+            street.stand(
+                building,
+                middle,
+                side * (line + back + 7.0),
+                0.0 if side < 0 else np.pi,
+                solid=False,
+            )
         elif inside:
             kind = rng.choice(['fence', 'wall', 'hedge', 'open'])
             if kind == 'hedge':
                 for place in np.arange(s, s + length, 2.2):
                     street.stand(furniture.make_bush(rng), place, side * (line + 0.8))
             elif kind != 'open':
-                wall = furniture.make_wall(length, rng.uniform(1.0, 2.4), MESH if kind == 'fence' else CONCRETE)
+                wall = furniture.make_wall(
+                    length, rng.uniform(1.0, 2.4), MESH if kind == 'fence' else CONCRETE
+                )
                 street.stand(wall, middle, side * line, solid=False)
             for _ in range(rng.integers(3, 9)):
                 make = furniture.make_tree if rng.random() < 0.6 else furniture.make_bush
-                street.stand(make(rng), s + rng.uniform(0, length), side * (line + rng.uniform(2.0, 26.0)))
+                street.stand(
+                    make(rng), s + rng.uniform(0, length), side * (line + rng.uniform(2.0, 26.0))
+                )
             if rng.random() < 0.35:
-                street.stand(furniture.make_container(rng), middle, side * (line + 6.0), rng.uniform(-0.3, 0.3))
+                street.stand(
+                    furniture.make_container(rng),
+                    middle,
+                    side * (line + 6.0),
+                    rng.uniform(-0.3, 0.3),
+                )
         s += length + (0.0 if rng.random() < 0.6 else rng.uniform(1.0, 6.0))
 
 
@@ -98,12 +115,18 @@ def park(street: Street, side: int) -> None:
         s += shape.size[0] / 2
         if not street.is_open(s, side, 3.0 + shape.size[0] / 2):
             street.stand(
-                shape, s, d + rng.normal(0, 0.06), street.flow(side) + rng.normal(0, 0.02), state='vehicle.parked'
+                shape,
+                s,
+                d + rng.normal(0, 0.06),
+                street.flow(side) + rng.normal(0, 0.02),
+                state='vehicle.parked',
             )
         s += shape.size[0] / 2 + rng.uniform(0.5, 1.6)
 
 
-def wait_in_row(street: Street, side: int, s: float, count: int, make, state: str, spacing: float) -> None:
+def wait_in_row(
+    street: Street, side: int, s: float, count: int, make, state: str, spacing: float
+) -> None:
     """Things side by side along the kerb on the pavement: parked bicycles, motorcycles."""
     for i in range(count):
         place = s + i * spacing
@@ -127,13 +150,19 @@ def work_zone(street: Street, side: int, low: float, high: float, depth: float) 
     while s < high:
         barrier = furniture.make_barrier(rng, kind)
         street.stand(
-            barrier, s + barrier.size[1] / 2, side * inner + rng.normal(0, 0.05), np.pi / 2 + rng.normal(0, 0.03)
+            barrier,
+            s + barrier.size[1] / 2,
+            side * inner + rng.normal(0, 0.05),
+            np.pi / 2 + rng.normal(0, 0.03),
         )
         s += barrier.size[1] + rng.uniform(0.05, 0.5)
     for end, sign in ((low, -1), (high, 1)):
         for i in range(5):
             street.stand(
-                furniture.make_cone(rng), end + sign * (1.2 + 2.2 * i), side * (inner + 0.3 + 0.35 * i), state=''
+                furniture.make_cone(rng),
+                end + sign * (1.2 + 2.2 * i),
+                side * (inner + 0.3 + 0.35 * i),
+                state='',
             )
     d = inner + depth / 2 + 0.5
     s = low + 5.0
@@ -150,7 +179,9 @@ def work_zone(street: Street, side: int, low: float, high: float, depth: float) 
         elif draw < 0.75:
             street.stand(vehicles.make_truck(rng), s, side * d, 0.0, state='vehicle.parked')
         else:
-            heap = Shape(None, (3.0, 2.0, 1.2)).ellipsoid((0, 0, 0.1), (3.2, 2.2, 2.2), FOLIAGE, 0.8)
+            heap = Shape(None, (3.0, 2.0, 1.2)).ellipsoid(
+                (0, 0, 0.1), (3.2, 2.2, 2.2), FOLIAGE, 0.8
+            )
             street.stand(heap, s, side * d)
         s += rng.uniform(8.0, 12.0)
     for _ in range(rng.integers(4, 9)):

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stratified3d.simulation.lidar import SILENT, SWEEP_SECONDS, Noise, Pose, Sensor, Surface, fire, measure
+from stratified3d.simulation.lidar import (
+    SILENT,
+    SWEEP_SECONDS,
+    Noise,
+    Pose,
+    Sensor,
+    Surface,
+    fire,
+    measure,
+)
 from stratified3d.simulation.paths import Fleet, Ground, Motion
 from stratified3d.simulation.primitives import Primitives, Shape, join, move
 from stratified3d.simulation.raycast import cast_rays
@@ -52,8 +61,10 @@ class Boxes:
     """Annotations at one time, in the world: K boxes.
 
     Attributes:
-        actor: [K] index into `Scene.actors`. centre: [K, 3] m. size: [K, 3] length, width, height, m. yaw: [K] rad.
-        velocity: [K, 2] m/s. num_points: [K] points of the sweep inside. visibility: [K] unoccluded share, 0 to 1.
+        actor: [K] index into `Scene.actors`. centre: [K, 3] m. size: [K, 3] length, width, height,
+        m. yaw: [K] rad.
+        velocity: [K, 2] m/s. num_points: [K] points of the sweep inside. visibility: [K] unoccluded
+            share, 0 to 1.
     """
 
     actor: np.ndarray
@@ -85,21 +96,39 @@ class Scene:
         tilt: tuple[float, float] = (0.0, 0.0),
         drive: int = 1,
     ):
-        self.ground, self.surface, self.actors, self.ego, self.drive = ground, surface, actors, ego, drive
+        self.ground, self.surface, self.actors, self.ego, self.drive = (
+            ground,
+            surface,
+            actors,
+            ego,
+            drive,
+        )
         self.sensor = Sensor(tilt)
         position, rotation, _ = Fleet([actor.motion for actor in actors]).pose(0.0, ground)
         parts = [actor.shape.primitives() for actor in actors]
         owner = [index if actor.shape.category else -1 for index, actor in enumerate(actors)]
         self._fixed = join(
-            [move(parts[i], rotation[i], position[i], owner[i]) for i, actor in enumerate(actors) if actor.is_static]
+            [
+                move(parts[i], rotation[i], position[i], owner[i])
+                for i, actor in enumerate(actors)
+                if actor.is_static
+            ]
         )
-        self._movers = np.array([i for i, actor in enumerate(actors) if not actor.is_static], np.int64)
+        self._movers = np.array(
+            [i for i, actor in enumerate(actors) if not actor.is_static], np.int64
+        )
         self._moving_fleet = Fleet([actors[i].motion for i in self._movers])
         counts = [len(parts[i].kind) for i in self._movers]
-        self._mover_of = np.repeat(np.arange(len(counts)), counts)  # row in _movers of each moving primitive
-        self._moving = join([parts[i]._replace(owner=np.full(len(parts[i].kind), owner[i])) for i in self._movers])
+        self._mover_of = np.repeat(
+            np.arange(len(counts)), counts
+        )  # row in _movers of each moving primitive
+        self._moving = join(
+            [parts[i]._replace(owner=np.full(len(parts[i].kind), owner[i])) for i in self._movers]
+        )
         self._sway = np.concatenate([np.zeros(0), *(actors[i].shape.sway() for i in self._movers)])
-        self._annotated = np.array([i for i, actor in enumerate(actors) if actor.shape.category], np.int64)
+        self._annotated = np.array(
+            [i for i, actor in enumerate(actors) if actor.shape.category], np.int64
+        )
         self._annotated_fleet = Fleet([actors[i].motion for i in self._annotated])
 
     def ego_pose(self, time: np.ndarray) -> Pose:
@@ -112,11 +141,17 @@ class Scene:
         return self.ego_pose(time) @ self.sensor.mount
 
     def primitives_at(self, time: float) -> Primitives:
-        """Everything near the car at `time`, in the world; movers carry their velocity over the last sweep."""
+        """Everything near the car at `time`, in the world; movers carry their velocity over the
+        last sweep."""
         centre = self.ego_pose(np.array([time])).translation[0]
-        near = np.hypot(*(self._fixed.centre - centre)[:, :2].T) - self._fixed.half.max(1, initial=0.0) < SIGHT
+        near = (
+            np.hypot(*(self._fixed.centre - centre)[:, :2].T) - self._fixed.half.max(1, initial=0.0)
+            < SIGHT
+        )
         position, rotation, _ = self._moving_fleet.pose(time, self.ground)
-        velocity = (position - self._moving_fleet.pose(time - SWEEP_SECONDS, self.ground)[0]) / SWEEP_SECONDS
+        velocity = (
+            position - self._moving_fleet.pose(time - SWEEP_SECONDS, self.ground)[0]
+        ) / SWEEP_SECONDS
         swing = np.sin(self._moving_fleet.travelled(time) * (2 * np.pi / STRIDE))
         keep = (np.hypot(*(position - centre)[:, :2].T) < SIGHT)[self._mover_of]
         of, moving = self._mover_of[keep], Primitives(*(column[keep] for column in self._moving))
@@ -136,7 +171,8 @@ class Scene:
         Args:
             rng: this sweep's own generator; None for a sweep without noise.
         Returns:
-            points [34688, 5] float32 as in a nuScenes file (see `lidar.measure`), the sweep's Primitives.
+            points [34688, 5] float32 as in a nuScenes file (see `lidar.measure`), the sweep's
+            Primitives.
         """
         poses = self.lidar_pose(time + self.sensor.delays)
         primitives = self.primitives_at(time)
@@ -149,21 +185,26 @@ class Scene:
         """Boxes of all categorised actors within ANNOTATED_RANGE at `time`.
 
         Args:
-            points: [N, 5] the keyframe, LIDAR_TOP frame. primitives: the world at `time`, as `sweep` returned it.
+            points: [N, 5] the keyframe, LIDAR_TOP frame. primitives: the world at `time`, as
+            `sweep` returned it.
         """
         lidar = self.lidar_pose(np.array([time]))
         world = points[:, :3] @ lidar.rotation[0].T + lidar.translation[0]
         seen = world[np.linalg.norm(points[:, :3], axis=1) > 1.0]
         return self.annotate_world(time, lidar.translation[0], seen, primitives)
 
-    def annotate_world(self, time: float, sensor: np.ndarray, world: np.ndarray, primitives: Primitives) -> Boxes:
+    def annotate_world(
+        self, time: float, sensor: np.ndarray, world: np.ndarray, primitives: Primitives
+    ) -> Boxes:
         """Boxes of all categorised actors within ANNOTATED_RANGE of a sensor [3] at `time`.
 
         Args:
             world: [N, 3] points in the world. primitives: the world at `time`, see `primitives_at`.
         """
         position, rotation, yaw = self._annotated_fleet.pose(time, self.ground)
-        velocity = (position - self._annotated_fleet.pose(time - SWEEP_SECONDS, self.ground)[0])[:, :2] / SWEEP_SECONDS
+        velocity = (position - self._annotated_fleet.pose(time - SWEEP_SECONDS, self.ground)[0])[
+            :, :2
+        ] / SWEEP_SECONDS
         near = np.hypot(*(position - sensor)[:, :2].T) < ANNOTATED_RANGE
         actor, yaw, velocity = self._annotated[near], yaw[near], velocity[near]
         size = np.array([self.actors[i].shape.size for i in actor]).reshape(-1, 3)
@@ -174,7 +215,12 @@ class Scene:
 
     def _visibility(self, sensor, actor, centre, size, yaw, primitives) -> np.ndarray:
         """Share of a grid of points inside each box that nothing else hides from the sensor."""
-        steps = np.stack(np.meshgrid([-0.4, 0.0, 0.4], [-0.4, 0.0, 0.4], [-0.4, -0.13, 0.13, 0.4], indexing='ij'), -1)
+        steps = np.stack(
+            np.meshgrid(
+                [-0.4, 0.0, 0.4], [-0.4, 0.0, 0.4], [-0.4, -0.13, 0.13, 0.4], indexing='ij'
+            ),
+            -1,
+        )
         spots = to_world(steps.reshape(1, -1, 3) * size[:, None], centre, yaw)  # [K, 36, 3]
         ray = spots - sensor
         length = np.linalg.norm(ray, axis=-1)
@@ -202,8 +248,11 @@ def to_world(local: np.ndarray, centre: np.ndarray, yaw: np.ndarray) -> np.ndarr
     return np.stack([cos * x - sin * y, sin * x + cos * y, z], -1) + centre[:, None]
 
 
-def count_points(world: np.ndarray, centre: np.ndarray, size: np.ndarray, yaw: np.ndarray) -> np.ndarray:
-    """Points [N, 3] inside each of K upright boxes (centre [K, 3], size [K, 3] length, width, height, yaw [K])."""
+def count_points(
+    world: np.ndarray, centre: np.ndarray, size: np.ndarray, yaw: np.ndarray
+) -> np.ndarray:
+    """Points [N, 3] inside each of K upright boxes (centre [K, 3], size [K, 3] length, width,
+    height, yaw [K])."""
     order = np.argsort(world[:, 0])
     xs = world[order, 0]
     reach = np.hypot(size[:, 0], size[:, 1]) / 2

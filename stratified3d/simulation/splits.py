@@ -1,4 +1,5 @@
-"""Names of nuScenes' scenes by split: mmdet3d and the devkit sort scenes into splits by these names alone."""
+"""Names of nuScenes' scenes by split: mmdet3d and the devkit sort scenes into splits by these names
+alone."""
 
 from __future__ import annotations
 

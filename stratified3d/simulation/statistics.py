@@ -25,10 +25,12 @@ GROUND_REACH, GROUND_CELL, GROUND_POINTS = 40.0, 4.0, 10  # m, m, points that a 
 
 
 def point_statistics(points: np.ndarray) -> dict:
-    """Points per ring, per range bin, the share of rays without a return and the ground's slope, of one keyframe.
+    """Points per ring, per range bin, the share of rays without a return and the ground's slope, of
+    one keyframe.
 
     Args:
-        points: [N, 5] as in a nuScenes file: x, y, z (m), intensity, ring. Within 1 m of the sensor lie rays without a
+        points: [N, 5] as in a nuScenes file: x, y, z (m), intensity, ring. Within 1 m of the sensor
+        lie rays without a
             return and the car's own roof.
     """
     distance = np.linalg.norm(points[:, :3], axis=1)
@@ -45,19 +47,28 @@ def point_statistics(points: np.ndarray) -> dict:
 def ground_slope(points: np.ndarray) -> float:
     """Degrees between the sensor's floor and the plane that fits the low points of a frame best.
 
-    Of every square cell below the sensor the height that a tenth of its points stay below is taken; the plane has the
-    least sum of absolute errors (by reweighted least squares), so that cells without ground weigh little.
+    Of every square cell below the sensor the height that a tenth of its points stay below is taken;
+    the plane has the least sum of absolute errors (by reweighted least squares), so that cells
+    without ground weigh little.
 
     Args:
         points: [N, 3] x, y, z (m, LiDAR frame), without the car's own roof.
     Returns:
         The angle; NaN where no three cells off one line hold enough points.
     """
-    points = points[(np.abs(points[:, :2]) < GROUND_REACH).all(1) & (points[:, 2] < 0)].astype(np.float64)
-    _, cell, count = np.unique(np.floor(points[:, :2] / GROUND_CELL), axis=0, return_inverse=True, return_counts=True)
+    points = points[(np.abs(points[:, :2]) < GROUND_REACH).all(1) & (points[:, 2] < 0)].astype(
+        np.float64
+    )
+    _, cell, count = np.unique(
+        np.floor(points[:, :2] / GROUND_CELL), axis=0, return_inverse=True, return_counts=True
+    )
     members = np.split(points[np.argsort(cell.ravel(), kind='stable')], np.cumsum(count)[:-1])
     low = np.array(
-        [[*each[:, :2].mean(0), 1.0, np.quantile(each[:, 2], 0.1)] for each in members if len(each) >= GROUND_POINTS]
+        [
+            [*each[:, :2].mean(0), 1.0, np.quantile(each[:, 2], 0.1)]
+            for each in members
+            if len(each) >= GROUND_POINTS
+        ]
     )
     if not len(low) or np.linalg.matrix_rank(low[:, :3]) < 3:
         return float('nan')
@@ -72,14 +83,17 @@ def box_statistics(names: list[str], distance: np.ndarray, num_points: np.ndarra
     """Boxes per class, by distance and by points, of one keyframe.
 
     Args:
-        names: K detection names, 'other' for the rest. distance: [K] m from the sensor. num_points: [K].
+        names: K detection names, 'other' for the rest. distance: [K] m from the sensor. num_points:
+        [K].
     Returns:
         {class: [3][4] counts by BOX_RANGE_EDGES and POINT_EDGES}.
     """
     table = {}
     for name in sorted(set(names)):
         chosen = np.array([each == name for each in names])
-        table[name] = np.histogram2d(distance[chosen], num_points[chosen], [BOX_RANGE_EDGES, POINT_EDGES])[0].tolist()
+        table[name] = np.histogram2d(
+            distance[chosen], num_points[chosen], [BOX_RANGE_EDGES, POINT_EDGES]
+        )[0].tolist()
     return table
 
 
@@ -87,8 +101,10 @@ def read_dataset(root: Path, version: str = 'v1.0-mini') -> dict:
     """Means of the statistics over all keyframes of a data set, and its counts.
 
     Returns:
-        rings, ranges, missing, intensity, slope: means of `point_statistics`. boxes: mean boxes per keyframe and class.
-        keyframes: how many. all_boxes, few: annotated boxes, and those with at most 5 points, per keyframe.
+        rings, ranges, missing, intensity, slope: means of `point_statistics`. boxes: mean boxes per
+        keyframe and class.
+        keyframes: how many. all_boxes, few: annotated boxes, and those with at most 5 points, per
+            keyframe.
     """
     rows = {
         name: json.loads((root / version / f'{name}.json').read_text())
@@ -96,19 +112,28 @@ def read_dataset(root: Path, version: str = 'v1.0-mini') -> dict:
     }
     category = {row['token']: row['name'] for row in rows['category']}
     of_instance = {
-        row['token']: DETECTION_NAMES.get(category[row['category_token']], 'other') for row in rows['instance']
+        row['token']: DETECTION_NAMES.get(category[row['category_token']], 'other')
+        for row in rows['instance']
     }
     pose = {row['token']: row['translation'] for row in rows['ego_pose']}
     by_sample = defaultdict(list)
     for row in rows['sample_annotation']:
         by_sample[row['sample_token']].append(row)
-    points, boxes = [], defaultdict(lambda: np.zeros((len(BOX_RANGE_EDGES) - 1, len(POINT_EDGES) - 1)))
+    points, boxes = (
+        [],
+        defaultdict(lambda: np.zeros((len(BOX_RANGE_EDGES) - 1, len(POINT_EDGES) - 1))),
+    )
     for row in rows['sample_data']:
         if not (row['is_key_frame'] and row['filename'].startswith('samples/LIDAR_TOP')):
             continue
-        points.append(point_statistics(np.fromfile(root / row['filename'], np.float32).reshape(-1, 5)))
+        points.append(
+            point_statistics(np.fromfile(root / row['filename'], np.float32).reshape(-1, 5))
+        )
         found = by_sample[row['sample_token']]
-        offset = np.array([box['translation'] for box in found]).reshape(-1, 3) - pose[row['ego_pose_token']]
+        offset = (
+            np.array([box['translation'] for box in found]).reshape(-1, 3)
+            - pose[row['ego_pose_token']]
+        )
         table = box_statistics(
             [of_instance[box['instance_token']] for box in found],
             np.hypot(*offset[:, :2].T),
@@ -137,7 +162,9 @@ def compare(simulated: dict, real: dict) -> str:
         ratio = f'{ours / theirs:.2f}' if theirs else ''
         lines.append(f'| {label} | {theirs:.{digits}f} | {ours:.{digits}f} | {ratio} |')
 
-    row('missing returns and own roof (within 1 m), share', simulated['missing'], real['missing'], 3)
+    row(
+        'missing returns and own roof (within 1 m), share', simulated['missing'], real['missing'], 3
+    )
     for low in range(0, N_RINGS, 4):
         row(
             f'points of rings {low}-{low + 3}',
@@ -164,7 +191,9 @@ def compare(simulated: dict, real: dict) -> str:
     empty = np.zeros((len(BOX_RANGE_EDGES) - 1, len(POINT_EDGES) - 1))
     for name in sorted({*simulated['boxes'], *real['boxes']}):
         for i, (low, high) in enumerate(zip(BOX_RANGE_EDGES, BOX_RANGE_EDGES[1:])):
-            ours, theirs = (np.array(each['boxes'].get(name, empty))[i] for each in (simulated, real))
+            ours, theirs = (
+                np.array(each['boxes'].get(name, empty))[i] for each in (simulated, real)
+            )
             lines.append(
                 f'| {name} | {low:g}-{high:g} | '
                 + ' / '.join(f'{v:.0f}' for v in theirs)
@@ -179,7 +208,9 @@ if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('root', type=Path)
     parser.add_argument('--version', default='v1.0-mini')
-    parser.add_argument('--real', type=Path, help='statistics of a real keyframe to compare with, JSON')
+    parser.add_argument(
+        '--real', type=Path, help='statistics of a real keyframe to compare with, JSON'
+    )
     args = parser.parse_args()
     ours = read_dataset(args.root, args.version)
     print(compare(ours, json.loads(args.real.read_text())) if args.real else json.dumps(ours))

@@ -1,7 +1,8 @@
 """A street from kerb to kerb and to the facades behind: the building block of every layout.
 
-Across a street lie, from its axis outwards on each side: half the median, the lanes, a strip for cycles (or a hard
-shoulder), the parking lane, the kerb, the pavement (furniture, walkers, people who stand), and what is built behind.
+Across a street lie, from its axis outwards on each side: half the median, the lanes, a strip for
+cycles (or a hard shoulder), the parking lane, the kerb, the pavement (furniture, walkers, people
+who stand), and what is built behind.
 """
 
 from __future__ import annotations
@@ -50,9 +51,11 @@ class Street:
     """A straight street in a world.
 
     Args:
-        origin, heading: a point of its axis (s = 0) and its direction, m and rad; d counts to the left.
+        origin, heading: a point of its axis (s = 0) and its direction, m and rad; d counts to the
+        left.
         extent: (s_low, s_high), m.
-        gaps: (s_low, s_high, side) where another road joins: side -1 right, +1 left; nothing stands there.
+        gaps: (s_low, s_high, side) where another road joins: side -1 right, +1 left; nothing stands
+        there.
     """
 
     def __init__(
@@ -117,14 +120,26 @@ class Street:
 
     def _pavement(self, side: int) -> None:
         section, (low, high) = self.section, self.extent
-        edges = sorted({low, high, *(np.clip(e, low, high) for a, b, w in self.gaps if w == side for e in (a, b))})
+        edges = sorted(
+            {
+                low,
+                high,
+                *(np.clip(e, low, high) for a, b, w in self.gaps if w == side for e in (a, b)),
+            }
+        )
         for begin, end in zip(edges, edges[1:]):
             if self.is_open((begin + end) / 2, side):
                 continue
             pieces = max(int((end - begin) / 8.0), 1)
             length = (end - begin) / pieces
             d = side * (section.kerb + section.pavement / 2)
-            self.world.paint(*self.point((begin + end) / 2, d), self.heading, end - begin, section.pavement, PAVING)
+            self.world.paint(
+                *self.point((begin + end) / 2, d),
+                self.heading,
+                end - begin,
+                section.pavement,
+                PAVING,
+            )
             for i in range(pieces):
                 slab = furniture.make_slab(length + 0.02, section.pavement, KERB, PAVING)
                 self.stand(slab, begin + (i + 0.5) * length, d, solid=False)

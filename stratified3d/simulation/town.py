@@ -17,7 +17,8 @@ def ego_motion(path: Path, speed: Speed, duration: float, at: float) -> Motion:
 
 
 def street_reach(duration: float, pace: float) -> float:
-    """Half the length (m) that a street needs so that its ends stay out of sight; `pace` of the ego car, m/s."""
+    """Half the length (m) that a street needs so that its ends stay out of sight; `pace` of the ego
+    car, m/s."""
     return 130.0 + 0.5 * duration * pace
 
 
@@ -53,11 +54,16 @@ def complete(
 
 
 def scatter_rare(street: Street, side: int, s: float) -> None:
-    """What every town street has somewhere: a trailer, a bus at its stop, two-wheelers in rows, small things."""
+    """What every town street has somewhere: a trailer, a bus at its stop, two-wheelers in rows,
+    small things."""
     rng, section = street.rng, street.section
     lane = section.kerb - 1.3
     street.stand(
-        vehicles.make_trailer(rng), s + rng.uniform(-6, 6), side * lane, street.flow(side), state='vehicle.parked'
+        vehicles.make_trailer(rng),
+        s + rng.uniform(-6, 6),
+        side * lane,
+        street.flow(side),
+        state='vehicle.parked',
     )
     roadside.wait_in_row(
         street,
@@ -77,9 +83,17 @@ def scatter_rare(street: Street, side: int, s: float) -> None:
         'cycle.without_rider',
         1.15,
     )
-    street.stand(furniture.make_bicycle_rack(rng), s - 25.0, side * (section.kerb + 1.2), np.pi / 2, lift=0.15)
+    street.stand(
+        furniture.make_bicycle_rack(rng),
+        s - 25.0,
+        side * (section.kerb + 1.2),
+        np.pi / 2,
+        lift=0.15,
+    )
     shelter = s + 36.0
-    street.stand(vehicles.make_bus(rng), shelter, -side * lane, street.flow(-side), state='vehicle.stopped')
+    street.stand(
+        vehicles.make_bus(rng), shelter, -side * lane, street.flow(-side), state='vehicle.stopped'
+    )
     for make in (furniture.make_cart, furniture.make_debris, furniture.make_cart):
         street.stand(
             make(rng),
@@ -89,14 +103,21 @@ def scatter_rare(street: Street, side: int, s: float) -> None:
             lift=0.15,
         )
     street.stand(
-        furniture.make_bus_shelter(rng), shelter, -side * (section.kerb + 1.4), 0.0 if side < 0 else np.pi, lift=0.15
+        furniture.make_bus_shelter(rng),
+        shelter,
+        -side * (section.kerb + 1.4),
+        0.0 if side < 0 else np.pi,
+        lift=0.15,
     )
 
 
 def _queue(street: Street, side: int, s: float, count: int) -> None:
-    """About `count` vehicles that wait at a stop line `s` metres before the middle of a junction."""
+    """About `count` vehicles that wait at a stop line `s` metres before the middle of a
+    junction."""
     for lane in range(street.section.lanes):
-        traffic.drive(street, side, lane, Speed(0.0), span=(-s - count * 7.0, -s - 7.0), articulated=0.3)
+        traffic.drive(
+            street, side, lane, Speed(0.0), span=(-s - count * 7.0, -s - 7.0), articulated=0.3
+        )
 
 
 def straight(world: World) -> Motion:
@@ -104,7 +125,13 @@ def straight(world: World) -> Motion:
     rng = world.rng
     pace = rng.uniform(6.0, 10.0)
     reach = street_reach(world.duration, pace)
-    street = Street(world, Section(lanes=int(rng.integers(1, 3))), (0.0, 0.0), rng.uniform(-0.1, 0.1), (-reach, reach))
+    street = Street(
+        world,
+        Section(lanes=int(rng.integers(1, 3))),
+        (0.0, 0.0),
+        rng.uniform(-0.1, 0.1),
+        (-reach, reach),
+    )
     side = -world.drive
     path = street.lane_path(side, 0)
     ego = ego_motion(path, Speed(pace), world.duration, 0.0)
@@ -117,16 +144,22 @@ def straight(world: World) -> Motion:
 
 
 def junction(world: World, *, arms: int = 4, turns: bool = False) -> Motion:
-    """Two streets that cross (or meet, with three arms): one flows, the other waits and is crossed on foot."""
+    """Two streets that cross (or meet, with three arms): one flows, the other waits and is crossed
+    on foot."""
     rng = world.rng
     pace = rng.uniform(5.0, 8.0)
     reach = street_reach(world.duration, pace)
-    main, cross = Section(lanes=2, parked=0.5, walkers=6.0), Section(lanes=1, walkers=7.0, standing=4.0)
+    main, cross = (
+        Section(lanes=2, parked=0.5, walkers=6.0),
+        Section(lanes=1, walkers=7.0, standing=4.0),
+    )
     width, depth = main.kerb, cross.kerb
     mouth = [(-depth - 3.0, depth + 3.0, side) for side in ((-1, 1) if arms == 4 else (-1,))]
     street = Street(world, main, (0.0, 0.0), 0.0, (-reach, reach), mouth)
     box = [(-width - 3.0, width + 3.0 if arms == 4 else 400.0, side) for side in (-1, 1)]
-    side_street = Street(world, cross, (0.0, 0.0), np.pi / 2, (-reach, reach if arms == 4 else 0.0), box)
+    side_street = Street(
+        world, cross, (0.0, 0.0), np.pi / 2, (-reach, reach if arms == 4 else 0.0), box
+    )
     side = -world.drive
     speed = Speed(pace, pace * 0.6, 0.2 * world.duration, 0.5 * world.duration)
     lane = 1 if turns else 0
@@ -134,7 +167,9 @@ def junction(world: World, *, arms: int = 4, turns: bool = False) -> Motion:
     if turns:  # round the near corner into the lane that leads away
         radius = 9.0
         x, y = -0.5 * LANE - radius, -world.drive * (lane + 0.5) * LANE
-        path = Path((x - 60.0, y, 0.0), [(60.0, 0.0), (radius * np.pi / 2, -world.drive * np.pi / 2)])
+        path = Path(
+            (x - 60.0, y, 0.0), [(60.0, 0.0), (radius * np.pi / 2, -world.drive * np.pi / 2)]
+        )
         ego = ego_motion(path, speed, world.duration, 62.0)
         slot = ego.offset + x - 60.0  # the lane's own arc length counts from x = 0
     else:
@@ -157,7 +192,9 @@ def junction(world: World, *, arms: int = 4, turns: bool = False) -> Motion:
         if arms == 4 or which == -world.drive:
             _queue(side_street, which, width + 7.0, int(rng.integers(3, 8)))
     for end in (-1, 1) if arms == 4 else (-1,):
-        if not (turns and end == -world.drive):  # nobody crosses where the ego car is about to drive
+        if not (
+            turns and end == -world.drive
+        ):  # nobody crosses where the ego car is about to drive
             traffic.cross(side_street, end * (width + 3.5))
     return ego
 
@@ -218,7 +255,13 @@ def promenade(world: World) -> Motion:
         scatter_rare(street, -side, 8.0)
     for i in range(8):
         barrier = furniture.make_barrier(rng, 'trestle')
-        street.stand(barrier, 25.0 + i * (barrier.size[1] + 0.2), -side * (section.kerb + 0.5), np.pi / 2, lift=0.15)
+        street.stand(
+            barrier,
+            25.0 + i * (barrier.size[1] + 0.2),
+            -side * (section.kerb + 0.5),
+            np.pi / 2,
+            lift=0.15,
+        )
         street.stand(furniture.make_cone(rng), 22.0 - 2.5 * i, -side * (section.kerb - 0.3), 0.0)
     complete(world, street, side, pace, articulated=0.0, ego=ego)
     traffic.cycle(street, -side, 6.0)
@@ -245,7 +288,12 @@ def boulevard(world: World) -> Motion:
     street = Street(world, section, (0.0, 0.0), rng.uniform(-0.05, 0.05), (-reach, reach))
     side = -world.drive
     path = street.lane_path(side, 0)
-    ego = ego_motion(path, Speed(pace, 0.6 * pace, 0.3 * world.duration, 0.6 * world.duration), world.duration, 0.0)
+    ego = ego_motion(
+        path,
+        Speed(pace, 0.6 * pace, 0.3 * world.duration, 0.6 * world.duration),
+        world.duration,
+        0.0,
+    )
     for s in np.arange(-reach, reach, 9.0):
         make = furniture.make_tree if rng.random() < 0.7 else furniture.make_bush
         tree = make(rng)
@@ -253,8 +301,16 @@ def boulevard(world: World) -> Motion:
         street.stand(tree, s, rng.normal(0, 0.2), lift=0.15)
     roadside.work_zone(street, side, 12.0, 44.0, 3.2)
     scatter_rare(street, -side, 2.0)
-    street.stand(vehicles.make_bus(rng), -30.0, side * (section.kerb - 1.4), street.flow(side), state='vehicle.stopped')
-    roadside.wait_in_row(street, side, -18.0, 6, lambda: people.make_bicycle(rng, False), 'cycle.without_rider', 0.85)
+    street.stand(
+        vehicles.make_bus(rng),
+        -30.0,
+        side * (section.kerb - 1.4),
+        street.flow(side),
+        state='vehicle.stopped',
+    )
+    roadside.wait_in_row(
+        street, side, -18.0, 6, lambda: people.make_bicycle(rng, False), 'cycle.without_rider', 0.85
+    )
     complete(world, street, side, pace, articulated=0.25, ego=ego)
     traffic.cycle(street, -side, 4.0)
     return ego

@@ -35,7 +35,11 @@ def drive(
     mean = street.section.traffic_gap
 
     def gap() -> float:
-        return 3.0 + street.rng.exponential(mean) if speed.before > 0.5 else street.rng.uniform(1.5, 3.5)
+        return (
+            3.0 + street.rng.exponential(mean)
+            if speed.before > 0.5
+            else street.rng.uniform(1.5, 3.5)
+        )
 
     def make() -> tuple[Shape, str]:
         return _vehicle(street)
@@ -66,12 +70,15 @@ def _hitch(street: Street, first: int, share: float) -> None:
             and street.rng.random() < share
             and back - trailer.size[0] / 2 > limit
         ):
-            motion = type(actor.motion)(actor.motion.path, actor.motion.speed, back, actor.motion.lift)
+            motion = type(actor.motion)(
+                actor.motion.path, actor.motion.speed, back, actor.motion.lift
+            )
             actors.append(type(actor)(trailer, motion, actor.state))
 
 
 def walk(street: Street, side: int) -> None:
-    """People on the pavement: walkers on parallel tracks, groups who stand, some who sit, prams and dogs."""
+    """People on the pavement: walkers on parallel tracks, groups who stand, some who sit, prams and
+    dogs."""
     section, rng, world = street.section, street.rng, street.world
     begin, end = section.kerb + 1.5, section.kerb + section.pavement - 1.1
     tracks = np.arange(begin, max(end, begin + 0.1), 0.85)
@@ -79,11 +86,24 @@ def walk(street: Street, side: int) -> None:
     for d in tracks:
         direction = rng.choice([-1, 1])
         speed = Speed(rng.uniform(0.8, 1.6))
-        path = Path((*street.point(0.0, side * d), street.heading + (0.0 if direction > 0 else np.pi)))
-        gaps = [(a - 1, b + 1) if direction > 0 else (-b - 1, -a + 1) for a, b, which in street.gaps if which == side]
+        path = Path(
+            (*street.point(0.0, side * d), street.heading + (0.0 if direction > 0 else np.pi))
+        )
+        gaps = [
+            (a - 1, b + 1) if direction > 0 else (-b - 1, -a + 1)
+            for a, b, which in street.gaps
+            if which == side
+        ]
         mean = 100.0 * len(tracks) / max(section.walkers, 1e-3)
         world.stream(
-            path, speed, -reach, reach, lambda mean=mean: _company(street, mean), lambda: _walker(street), KERB, gaps
+            path,
+            speed,
+            -reach,
+            reach,
+            lambda mean=mean: _company(street, mean),
+            lambda: _walker(street),
+            KERB,
+            gaps,
         )
     for _ in range(rng.poisson(section.standing * (street.extent[1] - street.extent[0]) / 100 / 2)):
         s, d = rng.uniform(*street.extent), section.kerb + rng.choice([0.6, section.pavement - 0.5])
@@ -95,13 +115,22 @@ def walk(street: Street, side: int) -> None:
             shape = people.make_sitting_person(rng) if sits else people.make_pedestrian(rng)
             state = 'pedestrian.sitting_lying_down' if sits else 'pedestrian.standing'
             street.stand(
-                shape, place, side * (d + rng.normal(0, 0.15)), rng.uniform(-np.pi, np.pi), lift=KERB, state=state
+                shape,
+                place,
+                side * (d + rng.normal(0, 0.15)),
+                rng.uniform(-np.pi, np.pi),
+                lift=KERB,
+                state=state,
             )
 
 
 def _company(street: Street, mean: float) -> float:
     """Metres to the next walker: people come in groups."""
-    return street.rng.uniform(0.2, 0.9) if street.rng.random() < 0.35 else street.rng.exponential(1.5 * mean)
+    return (
+        street.rng.uniform(0.2, 0.9)
+        if street.rng.random() < 0.35
+        else street.rng.exponential(1.5 * mean)
+    )
 
 
 def _walker(street: Street) -> tuple[Shape, str]:

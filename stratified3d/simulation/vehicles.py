@@ -1,7 +1,8 @@
 """Vehicles composed of convex primitives, with the size statistics of nuScenes' annotations.
 
-Mean (length, width, height) per class as annotated in nuScenes (the anchors of CBGS, arXiv:1908.09492, table 2): car
-4.61 1.95 1.72, truck 6.74 2.46 2.73, bus 11.19 2.94 3.47, trailer 12.01 2.87 3.82, construction vehicle 6.38 2.73 3.13.
+Mean (length, width, height) per class as annotated in nuScenes (the anchors of CBGS,
+arXiv:1908.09492, table 2): car 4.61 1.95 1.72, truck 6.74 2.46 2.73, bus 11.19 2.94 3.47, trailer
+12.01 2.87 3.82, construction vehicle 6.38 2.73 3.13.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ BENDY_BUS = 'vehicle.bus.bendy'
 TRAILER = 'vehicle.trailer'
 
 
-def draw_size(rng: np.random.Generator, mean: tuple[float, float, float], spread: float) -> tuple[float, float, float]:
-    """Length, width, height around a mean; width and height vary less than length, in nuScenes as here."""
+def draw_size(
+    rng: np.random.Generator, mean: tuple[float, float, float], spread: float
+) -> tuple[float, float, float]:
+    """Length, width, height around a mean; width and height vary less than length, in nuScenes as
+    here."""
     length, width, height = mean
     jitter = np.clip(rng.standard_normal(3), -2.0, 2.0)
     return (
@@ -34,7 +38,9 @@ def draw_colour(rng: np.random.Generator) -> float:
     return float(rng.choice([0.12, 0.3, 0.6, 1.0, 1.7, 2.2], p=[0.2, 0.15, 0.2, 0.2, 0.15, 0.1]))
 
 
-def add_wheels(shape: Shape, xs: list[float], width: float, radius: float, thickness: float = 0.22) -> None:
+def add_wheels(
+    shape: Shape, xs: list[float], width: float, radius: float, thickness: float = 0.22
+) -> None:
     """Add a pair of wheels at each x, flush with `width`."""
     for x in xs:
         for side in (-1, 1):
@@ -48,7 +54,9 @@ def _plates(shape: Shape, length: float, z: float) -> None:
 
 def make_car(rng: np.random.Generator) -> Shape:
     """Sedan, hatchback, estate, van-like or off-roader."""
-    kind = rng.choice(['sedan', 'hatchback', 'estate', 'suv', 'minivan'], p=[0.34, 0.2, 0.12, 0.24, 0.1])
+    kind = rng.choice(
+        ['sedan', 'hatchback', 'estate', 'suv', 'minivan'], p=[0.34, 0.2, 0.12, 0.24, 0.1]
+    )
     mean = {
         'sedan': (4.75, 1.92, 1.52),
         'hatchback': (4.15, 1.86, 1.57),
@@ -61,7 +69,9 @@ def make_car(rng: np.random.Generator) -> Shape:
     waist, clearance = height * rng.uniform(0.56, 0.62), 0.2 + 0.05 * (kind == 'suv')
     body = width - 0.1  # without the mirrors
     hull = waist - clearance
-    shape.tapered((0, 0, clearance + hull / 2), (length, body, hull), (0.22, 0.12, 0.06), PAINT, colour)
+    shape.tapered(
+        (0, 0, clearance + hull / 2), (length, body, hull), (0.22, 0.12, 0.06), PAINT, colour
+    )
     front, rear = {
         'sedan': (0.28, 0.17),
         'hatchback': (0.25, 0.02),
@@ -79,26 +89,49 @@ def make_car(rng: np.random.Generator) -> Shape:
         'minivan': (0.75, 0.12),
     }[kind]
     glass = height - waist
-    shape.tapered((centre, 0, waist + glass / 2 - 0.02), (cabin, body - 0.12, glass), (*lean, 0.14), GLASS, colour)
+    shape.tapered(
+        (centre, 0, waist + glass / 2 - 0.02),
+        (cabin, body - 0.12, glass),
+        (*lean, 0.14),
+        GLASS,
+        colour,
+    )
     roof = cabin - lean[0] - lean[1]
-    shape.box((centre + (lean[1] - lean[0]) / 2, 0, height - 0.03), (roof, body - 0.40, 0.06), PAINT, colour)
+    shape.box(
+        (centre + (lean[1] - lean[0]) / 2, 0, height - 0.03),
+        (roof, body - 0.40, 0.06),
+        PAINT,
+        colour,
+    )
     for side in (-1, 1):  # door pillars and mirrors
         shape.box(
-            (centre - 0.1, side * (body / 2 - 0.15), waist + glass * 0.4), (0.12, 0.08, glass * 0.8), PAINT, colour
+            (centre - 0.1, side * (body / 2 - 0.15), waist + glass * 0.4),
+            (0.12, 0.08, glass * 0.8),
+            PAINT,
+            colour,
         )
         shape.box(
-            (centre + cabin / 2 - 0.55, side * (width / 2 - 0.09), waist + 0.08), (0.12, 0.18, 0.14), PAINT, colour
+            (centre + cabin / 2 - 0.55, side * (width / 2 - 0.09), waist + 0.08),
+            (0.12, 0.18, 0.14),
+            PAINT,
+            colour,
         )
     add_wheels(shape, [length * 0.31, -length * 0.30], body, 0.33 + 0.05 * (kind == 'suv'))
     _plates(shape, length, 0.55)
     return shape
 
 
-def _cab(shape: Shape, front: float, length: float, width: float, height: float, colour: float) -> None:
+def _cab(
+    shape: Shape, front: float, length: float, width: float, height: float, colour: float
+) -> None:
     """A truck's cab whose front is at x = front."""
     x = front - length / 2
     shape.tapered(
-        (x, 0, 0.45 + (height - 0.45) * 0.25), (length, width, (height - 0.45) * 0.5), (0.05, 0, 0.02), PAINT, colour
+        (x, 0, 0.45 + (height - 0.45) * 0.25),
+        (length, width, (height - 0.45) * 0.5),
+        (0.05, 0, 0.02),
+        PAINT,
+        colour,
     )
     shape.tapered(
         (x - 0.02, 0, 0.45 + (height - 0.45) * 0.75),
@@ -108,12 +141,20 @@ def _cab(shape: Shape, front: float, length: float, width: float, height: float,
         colour,
     )
     for side in (-1, 1):
-        shape.box((front - 0.25, side * (width / 2 + 0.05), height * 0.65), (0.12, 0.14, 0.4), PLASTIC, 0.3)
+        shape.box(
+            (front - 0.25, side * (width / 2 + 0.05), height * 0.65),
+            (0.12, 0.14, 0.4),
+            PLASTIC,
+            0.3,
+        )
 
 
 def make_truck(rng: np.random.Generator) -> Shape:
     """Pick-up, box van, flatbed, tipper or a semi-trailer's tractor."""
-    kind = rng.choice(['pickup', 'van', 'box', 'flatbed', 'tipper', 'tractor'], p=[0.24, 0.2, 0.27, 0.1, 0.1, 0.09])
+    kind = rng.choice(
+        ['pickup', 'van', 'box', 'flatbed', 'tipper', 'tractor'],
+        p=[0.24, 0.2, 0.27, 0.1, 0.1, 0.09],
+    )
     mean = {
         'pickup': (5.6, 2.1, 1.95),
         'van': (5.9, 2.2, 2.55),
@@ -127,7 +168,13 @@ def make_truck(rng: np.random.Generator) -> Shape:
     half, inner = length / 2, width - 0.2
     if kind == 'pickup':
         waist = height * 0.58
-        shape.tapered((0, 0, 0.3 + (waist - 0.3) / 2), (length, inner, waist - 0.3), (0.15, 0.03, 0.04), PAINT, colour)
+        shape.tapered(
+            (0, 0, 0.3 + (waist - 0.3) / 2),
+            (length, inner, waist - 0.3),
+            (0.15, 0.03, 0.04),
+            PAINT,
+            colour,
+        )
         shape.tapered(
             (0.05 * length, 0, waist + (height - waist) / 2),
             (length * 0.4, inner - 0.1, height - waist),
@@ -145,9 +192,18 @@ def make_truck(rng: np.random.Generator) -> Shape:
             PAINT,
             colour,
         )
-        shape.tapered((half - 0.14 * length, 0, 0.75), (length * 0.28, inner, 0.9), (0.3, 0, 0.05), PAINT, colour)
         shape.tapered(
-            (half - 0.3 * length, 0, height * 0.62), (length * 0.24, inner - 0.08, 0.5), (0.5, 0, 0.06), GLASS
+            (half - 0.14 * length, 0, 0.75),
+            (length * 0.28, inner, 0.9),
+            (0.3, 0, 0.05),
+            PAINT,
+            colour,
+        )
+        shape.tapered(
+            (half - 0.3 * length, 0, height * 0.62),
+            (length * 0.24, inner - 0.08, 0.5),
+            (0.5, 0, 0.06),
+            GLASS,
         )
         add_wheels(shape, [0.32 * length, -0.3 * length], inner, 0.36)
     else:
@@ -158,7 +214,9 @@ def make_truck(rng: np.random.Generator) -> Shape:
         bed = length - cab - 0.15
         middle = -half + bed / 2
         if kind == 'box':
-            shape.box((middle, 0, 1.0 + (height - 1.0) / 2), (bed, width, height - 1.0), PAINT, cargo)
+            shape.box(
+                (middle, 0, 1.0 + (height - 1.0) / 2), (bed, width, height - 1.0), PAINT, cargo
+            )
         elif kind == 'flatbed':
             shape.box((middle, 0, 1.1), (bed, width, 0.25), METAL, 0.7)
             shape.box(
@@ -167,7 +225,12 @@ def make_truck(rng: np.random.Generator) -> Shape:
                 PLASTIC,
                 cargo,
             )
-            shape.box((middle + bed / 2 - 0.05, 0, 1.1 + (height - 1.1) / 2), (0.08, width, height - 1.1), METAL, 0.6)
+            shape.box(
+                (middle + bed / 2 - 0.05, 0, 1.1 + (height - 1.1) / 2),
+                (0.08, width, height - 1.1),
+                METAL,
+                0.6,
+            )
         elif kind == 'tipper':
             shape.tapered(
                 (middle + 0.05, 0, 1.1 + (height - 1.1) / 2),
@@ -189,7 +252,13 @@ def make_bus(rng: np.random.Generator) -> Shape:
     length, width, height = size = draw_size(rng, mean, 0.05)
     shape, colour, body = Shape(BUS, size), draw_colour(rng), width - 0.25
     waist = height * (0.42 if kind != 'coach' else 0.52)
-    shape.tapered((0, 0, 0.35 + (waist - 0.35) / 2), (length, body, waist - 0.35), (0.03, 0.03, 0.0), PAINT, colour)
+    shape.tapered(
+        (0, 0, 0.35 + (waist - 0.35) / 2),
+        (length, body, waist - 0.35),
+        (0.03, 0.03, 0.0),
+        PAINT,
+        colour,
+    )
     shape.tapered(
         (0, 0, waist + (height - waist) * 0.4),
         (length - 0.06, body - 0.06, (height - waist) * 0.8),
@@ -213,7 +282,12 @@ def make_bus(rng: np.random.Generator) -> Shape:
                 colour,
             )
     for side in (-1, 1):
-        shape.box((length / 2 - 0.12, side * (width / 2 - 0.07), height * 0.6), (0.15, 0.14, 0.45), PLASTIC, 0.3)
+        shape.box(
+            (length / 2 - 0.12, side * (width / 2 - 0.07), height * 0.6),
+            (0.15, 0.14, 0.45),
+            PLASTIC,
+            0.3,
+        )
     add_wheels(shape, [length * 0.30, -length * 0.27], body, 0.48, 0.3)
     _plates(shape, length, 0.6)
     return shape
@@ -234,10 +308,14 @@ def make_trailer(rng: np.random.Generator) -> Shape:
     shape.box((0, 0, floor - 0.12), (length * 0.97, width * 0.45, 0.25), METAL, 0.5)
     if kind == 'tank':
         radius = (height - floor) / 2
-        shape.frustum((0, 0, height - radius), radius, radius, length - 0.1, METAL, 1.3, rotate_y(np.pi / 2))
+        shape.frustum(
+            (0, 0, height - radius), radius, radius, length - 0.1, METAL, 1.3, rotate_y(np.pi / 2)
+        )
         shape.box((0, 0, floor), (length * 0.9, width, 0.12), METAL, 0.5)
     else:
-        shape.box((0, 0, floor + (height - floor) / 2), (length, width, height - floor), PAINT, colour)
+        shape.box(
+            (0, 0, floor + (height - floor) / 2), (length, width, height - floor), PAINT, colour
+        )
     axles = [-half + 1.2, -half + 2.4, -half + 3.6] if kind != 'small' else [-0.4, 0.4]
     add_wheels(shape, axles, width, 0.5 if kind != 'small' else 0.33, 0.3)
     if kind != 'small':

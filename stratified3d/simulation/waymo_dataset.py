@@ -50,7 +50,9 @@ class WaymoSettings:
                 'a data set at least one'
             )
         if not 1 <= self.frames <= 200:
-            raise ValueError(f'{self.frames} frames per segment: 1 to 200 (a segment of Waymo lasts 20 s at 10 Hz)')
+            raise ValueError(
+                f'{self.frames} frames per segment: 1 to 200 (a segment of Waymo lasts 20 s at 10 Hz)'
+            )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f'seed {self.seed}: 0 to 2^63 - 1')
 
@@ -64,7 +66,9 @@ class WaymoSettings:
 
 def context_name(settings: WaymoSettings, split: str, number: int) -> str:
     """A name like Waymo's: digits, then where in a drive the segment begins and ends."""
-    digest = hashlib.md5(f'{settings.seed}/{split}/{number}'.encode(), usedforsecurity=False).digest()
+    digest = hashlib.md5(
+        f'{settings.seed}/{split}/{number}'.encode(), usedforsecurity=False
+    ).digest()
     return f'{int.from_bytes(digest[:8], "big")}_{20 * number}_000_{20 * number + 20}_000'
 
 
@@ -75,9 +79,11 @@ def simulate_waymo(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> bool:
-    """Simulate a data set in Waymo's perception v2 layout; go on where an earlier call with these settings stopped.
+    """Simulate a data set in Waymo's perception v2 layout; go on where an earlier call with these
+    settings stopped.
 
-    <root>/<training or validation>/<component>/<segment>.parquet; a segment's files appear together and whole.
+    <root>/<training or validation>/<component>/<segment>.parquet; a segment's files appear together
+    and whole.
 
     Args:
         root: the data set's folder, new, empty or begun with the same settings.
@@ -88,7 +94,8 @@ def simulate_waymo(
     Raises:
         ImportError: pyarrow is missing.
         ValueError: impossible settings, or the folder holds something else.
-        OSError: the disk is full or the folder cannot be written; run the same call again when that is mended.
+        OSError: the disk is full or the folder cannot be written; run the same call again when that
+        is mended.
     """
     settings.check()
     try:
@@ -105,8 +112,14 @@ def simulate_waymo(
         for stale in root.rglob(f'*{PARTIAL}'):
             stale.unlink(missing_ok=True)
         todo = [
-            segment for segment in segments
-            if not (root / segment[0] / COMPONENTS[0] / f'{context_name(settings, *segment[:2])}.parquet').is_file()
+            segment
+            for segment in segments
+            if not (
+                root
+                / segment[0]
+                / COMPONENTS[0]
+                / f'{context_name(settings, *segment[:2])}.parquet'
+            ).is_file()
         ]
         check_room(root, len(todo) * settings.frames * FRAME_BYTES, 'segments or frames')
         run_batches(
@@ -121,24 +134,47 @@ def simulate_waymo(
     return bool(todo)
 
 
-def _simulate_segment(root: Path, settings: WaymoSettings, split: str, number: int, layout: str) -> int:
+def _simulate_segment(
+    root: Path, settings: WaymoSettings, split: str, number: int, layout: str
+) -> int:
     """One unit of work; returns how many frames."""
     key = 2 * number + (split == 'validation')
     scene = build_scene(layout, (settings.seed, (1 << 42) + key), settings.frames * TURN_SECONDS)
-    rng = np.random.Generator(np.random.Philox(key=np.array([settings.seed, (1 << 43) + key], np.uint64)))
+    rng = np.random.Generator(
+        np.random.Philox(key=np.array([settings.seed, (1 << 43) + key], np.uint64))
+    )
     tilt = tuple(rng.normal(0.0, 0.007, 2))
     lidars = [WaymoLidar(laser, tilt if laser == TOP else (0.0, 0.0)) for laser in range(1, 6)]
-    origin = rng.uniform((-8000.0, -8000.0, 0.0), (8000.0, 8000.0, 200.0))  # somewhere on a city's map
+    origin = rng.uniform(
+        (-8000.0, -8000.0, 0.0), (8000.0, 8000.0, 200.0)
+    )  # somewhere on a city's map
     angle, middle = rng.uniform(-np.pi, np.pi), settings.frames * TURN_SECONDS / 2
     away = 28.0 * np.array([np.cos(angle), np.sin(angle)])
     zone = np.append(scene.ego_pose(np.array([middle])).translation[0, :2] + away, _ZONE_RADIUS)
     context = context_name(settings, split, number)
     with write_segment(root, split, context) as writer:
-        writer.add('lidar_calibration', [
-            (lidar.laser, lidar.extrinsic().ravel(), *lidar.limits, lidar.inclinations) for lidar in lidars])
+        writer.add(
+            'lidar_calibration',
+            [
+                (lidar.laser, lidar.extrinsic().ravel(), *lidar.limits, lidar.inclinations)
+                for lidar in lidars
+            ],
+        )
         for k in range(settings.frames):
-            keys = [np.array([settings.seed, (1 << 44) + (key << 20) + (k << 3) + i], np.uint64) for i in range(5)]
-            _simulate_frame(writer, scene, lidars, k, zone, origin, 1_550_000_000_000_000 + key * 100_000_000, keys)
+            keys = [
+                np.array([settings.seed, (1 << 44) + (key << 20) + (k << 3) + i], np.uint64)
+                for i in range(5)
+            ]
+            _simulate_frame(
+                writer,
+                scene,
+                lidars,
+                k,
+                zone,
+                origin,
+                1_550_000_000_000_000 + key * 100_000_000,
+                keys,
+            )
     return settings.frames
 
 
@@ -158,19 +194,35 @@ def _simulate_frame(
     for lidar, key in zip(lidars, keys):
         rng = np.random.Generator(np.random.Philox(key=key))
         images = lidar.scan(scene, now, rng, Noise(), zone, origin)
-        rows.append((stamp, lidar.laser, images.first, images.first.shape, images.second, images.second.shape))
+        rows.append(
+            (
+                stamp,
+                lidar.laser,
+                images.first,
+                images.first.shape,
+                images.second,
+                images.second.shape,
+            )
+        )
         clouds.append(images.points)
         if images.pose is not None:
             writer.add('lidar_pose', [(stamp, lidar.laser, images.pose, images.pose.shape)])
     writer.add('lidar', rows)
     vehicle = scene.ego_pose(np.array([now]))
-    matrix = to_matrix(vehicle._replace(rotation=vehicle.rotation[0], translation=vehicle.translation[0] + origin))
+    matrix = to_matrix(
+        vehicle._replace(rotation=vehicle.rotation[0], translation=vehicle.translation[0] + origin)
+    )
     writer.add('vehicle_pose', [(stamp, matrix.ravel())])
     writer.add('lidar_box', label_boxes(scene, now, stamp, clouds, zone, lidars[0]))
 
 
 def label_boxes(
-    scene: Scene, now: float, stamp: int, clouds: list[np.ndarray], zone: np.ndarray, top: WaymoLidar
+    scene: Scene,
+    now: float,
+    stamp: int,
+    clouds: list[np.ndarray],
+    zone: np.ndarray,
+    top: WaymoLidar,
 ) -> list[tuple]:
     """Rows of `lidar_box`: what is in sight, outside the no-label zone, in the vehicle frame.
 
@@ -193,15 +245,27 @@ def label_boxes(
         if not boxes.num_points[i] and boxes.visibility[i] < 0.3:
             continue
         ahead = np.array([np.cos(boxes.yaw[i]), np.sin(boxes.yaw[i]), 0.0]) @ rotation
-        rows.append((
-            stamp, f'actor-{index}', *centre, *boxes.size[i], float(np.arctan2(ahead[1], ahead[0])), kind,
-            boxes.num_points[i], top_points[i], *boxes.velocity[i], 0.0, 2 if boxes.visibility[i] < _HARD else 0,
-        ))
+        rows.append(
+            (
+                stamp,
+                f'actor-{index}',
+                *centre,
+                *boxes.size[i],
+                float(np.arctan2(ahead[1], ahead[0])),
+                kind,
+                boxes.num_points[i],
+                top_points[i],
+                *boxes.velocity[i],
+                0.0,
+                2 if boxes.visibility[i] < _HARD else 0,
+            )
+        )
     return rows
 
 
 def label_type(category: str, state: str) -> int | None:
-    """Waymo's type of a nuScenes category; None for what it does not label, bicycles without a rider among it."""
+    """Waymo's type of a nuScenes category; None for what it does not label, bicycles without a
+    rider among it."""
     if category == BICYCLE:
         return CYCLIST if state == 'cycle.with_rider' else None
     if category.startswith('vehicle'):

@@ -1,7 +1,9 @@
-"""Waymo's five LiDARs: a 64-beam TOP that turns with the car under way, four short-range ones, and their range images.
+"""Waymo's five LiDARs: a 64-beam TOP that turns with the car under way, four short-range ones, and
+their range images.
 
-Row 0 of a range image is the highest beam; column j looks, in the vehicle frame, towards the heading
-((W - j - 0.5) / W * 2 - 1) pi, so the middle one looks ahead and the image runs clockwise from the rear.
+Row 0 of a range image is the highest beam; column j looks, in the vehicle frame, towards the
+heading ((W - j - 0.5) / W * 2 - 1) pi, so the middle one looks ahead and the image runs clockwise
+from the rear.
 """
 
 from __future__ import annotations
@@ -26,15 +28,18 @@ _SHORT_PLACES = {  # laser: (heading rad, place m)
     SIDE_RIGHT: (-math.pi / 2, (3.25, -1.02, 0.98)),
     REAR: (math.pi, (-1.15, 0.0, 0.47)),
 }
-_SECOND_GAP, _SECOND_SHARE = 1.0, 0.35  # m between two echoes that are told apart; how often there is a second one
+_SECOND_GAP, _SECOND_SHARE = (
+    1.0,
+    0.35,
+)  # m between two echoes that are told apart; how often there is a second one
 _DIVERGENCE = 3e-3  # rad, of the beam: what lies slanted in it stretches the echo
 
 
 class RangeImages(NamedTuple):
-    """One laser's frame: returns 1 and 2, each [H, W, 4] float32 range (m, -1 where there is none), intensity,
-    elongation, in-no-label-zone (1 or -1); pose [H, W, 6] float32 roll, pitch, yaw, x, y, z (TOP, else None);
-    points [N, 3] of all returns in the scene, m, row by row and
-    return by return."""
+    """One laser's frame: returns 1 and 2, each [H, W, 4] float32 range (m, -1 where there is none),
+    intensity, elongation, in-no-label-zone (1 or -1); pose [H, W, 6] float32 roll, pitch, yaw, x,
+    y, z (TOP, else None); points [N, 3] of all returns in the scene, m, row by row and return by
+    return."""
 
     first: np.ndarray
     second: np.ndarray
@@ -47,14 +52,20 @@ class WaymoLidar(MountedLidar):
 
     Attributes:
         laser: its name, 1 to 5. shape: rows and columns of its range image. max_range: m.
-        columns: those of its image that it fills. inclinations: rad, ascending; None where `limits` say it all.
+        columns: those of its image that it fills. inclinations: rad, ascending; None where `limits`
+        say it all.
         limits: (min, max) of the inclination: rows are spread evenly between them.
     """
 
     def __init__(self, laser: int, tilt: tuple[float, float]):
         self.laser = laser
         if laser == TOP:
-            self.shape, self.max_range, yaw, place = (_TOP_ROWS, _TOP_COLUMNS), _TOP_RANGE, _TOP_YAW, _TOP_PLACE
+            self.shape, self.max_range, yaw, place = (
+                (_TOP_ROWS, _TOP_COLUMNS),
+                _TOP_RANGE,
+                _TOP_YAW,
+                _TOP_PLACE,
+            )
             # beams lie closest together near the horizon
             self.inclinations = 0.042 - 0.352 * np.linspace(1.0, 0.0, _TOP_ROWS) ** 1.6
             self.limits = (float(self.inclinations[0]), float(self.inclinations[-1]))
@@ -71,12 +82,21 @@ class WaymoLidar(MountedLidar):
             aside = np.abs((every - yaw + math.pi) % (2 * math.pi) - math.pi)
             self.columns = np.flatnonzero(aside < _SHORT_HALF_FIELD)
             heading, delays = every[self.columns], np.zeros(len(self.columns))
-        turn = np.array([[math.cos(yaw), -math.sin(yaw), 0.0], [math.sin(yaw), math.cos(yaw), 0.0], [0.0, 0.0, 1.0]])
+        turn = np.array(
+            [
+                [math.cos(yaw), -math.sin(yaw), 0.0],
+                [math.sin(yaw), math.cos(yaw), 0.0],
+                [0.0, 0.0, 1.0],
+            ]
+        )
         mount = Pose(tip(*tilt) @ turn, np.array(place))
         azimuth = heading - math.atan2(mount.rotation[1, 0], mount.rotation[0, 0])
         azimuth, rows = azimuth[:, None], rows[None, ::-1]
         directions = np.stack(
-            np.broadcast_arrays(np.cos(azimuth) * np.cos(rows), np.sin(azimuth) * np.cos(rows), np.sin(rows)), -1
+            np.broadcast_arrays(
+                np.cos(azimuth) * np.cos(rows), np.sin(azimuth) * np.cos(rows), np.sin(rows)
+            ),
+            -1,
         )
         super().__init__(mount, directions, delays, 640 + laser)
 
@@ -108,14 +128,20 @@ class WaymoLidar(MountedLidar):
         first[~np.isfinite(cast[0])] = 0.0  # the own car's roof is left out
         # a pulse that meets an edge goes on to what lies behind it, where the next column looks
         beyond = np.roll(cast[0], -1, 0)
-        second = np.where((first > 0) & np.isfinite(beyond) & (beyond > first + _SECOND_GAP), beyond, 0.0)
+        second = np.where(
+            (first > 0) & np.isfinite(beyond) & (beyond > first + _SECOND_GAP), beyond, 0.0
+        )
         second *= rng.random(second.shape) < _SECOND_SHARE
         slant = np.sqrt(np.maximum(1 - cast[2] ** 2, 0.0)) / np.maximum(cast[2], 0.05)
         elongation = np.minimum(np.where(first > 0, first * _DIVERGENCE * slant, 0.0), 1.5)
         images, seen = [], []
         for measured, bright in ((first, intensity / 64.0), (second, intensity / 128.0)):
-            spots = poses.translation[:, None] + np.swapaxes(world, 1, 2) * measured[..., None]  # [C, B, 3]
-            hidden = np.where(np.hypot(spots[..., 0] - zone[0], spots[..., 1] - zone[1]) < zone[2], 1.0, -1.0)
+            spots = (
+                poses.translation[:, None] + np.swapaxes(world, 1, 2) * measured[..., None]
+            )  # [C, B, 3]
+            hidden = np.where(
+                np.hypot(spots[..., 0] - zone[0], spots[..., 1] - zone[1]) < zone[2], 1.0, -1.0
+            )
             image = np.full((*self.shape, 4), -1.0, np.float32)
             columns = np.stack([measured, bright, elongation, hidden], -1).astype(np.float32)
             columns[measured <= 0] = -1.0
@@ -127,8 +153,14 @@ class WaymoLidar(MountedLidar):
 
     def _pixel_poses(self, vehicle: Pose, origin: np.ndarray) -> np.ndarray:
         r = vehicle.rotation
-        angles = [np.arctan2(r[:, 2, 1], r[:, 2, 2]), -np.arcsin(r[:, 2, 0]), np.arctan2(r[:, 1, 0], r[:, 0, 0])]
-        pose = np.concatenate([np.stack(angles, 1), vehicle.translation + origin], 1).astype(np.float32)  # [W, 6]
+        angles = [
+            np.arctan2(r[:, 2, 1], r[:, 2, 2]),
+            -np.arcsin(r[:, 2, 0]),
+            np.arctan2(r[:, 1, 0], r[:, 0, 0]),
+        ]
+        pose = np.concatenate([np.stack(angles, 1), vehicle.translation + origin], 1).astype(
+            np.float32
+        )  # [W, 6]
         return np.broadcast_to(pose, (*self.shape, 6)).copy()
 
 

@@ -1,4 +1,5 @@
-"""Waymo's perception v2 layout: one parquet file per segment and component, written frame by frame."""
+"""Waymo's perception v2 layout: one parquet file per segment and component, written frame by
+frame."""
 
 from __future__ import annotations
 
@@ -14,13 +15,18 @@ from stratified3d.simulation.work import PARTIAL
 COMPONENTS = ('lidar', 'lidar_pose', 'lidar_calibration', 'vehicle_pose', 'lidar_box')
 _FRAME, _LASER = ('key.frame_timestamp_micros', 'int64'), ('key.laser_name', 'int8')
 _FLOATS, _COUNTS, _TRANSFORM = 'list<float>', 'list<int32>', 'list<double>'
-_BOX_NUMBERS = [f'{part}.{axis}' for part in ('box.center', 'box.size') for axis in 'xyz'] + ['box.heading']
+_BOX_NUMBERS = [f'{part}.{axis}' for part in ('box.center', 'box.size') for axis in 'xyz'] + [
+    'box.heading'
+]
 _COLUMNS = {  # component: its keys after the segment's, its Waymo name, its fields
     'lidar': (
         [_FRAME, _LASER],
         'LiDARComponent',
-        [(f'range_image_return{i}.{part}', kind) for i in (1, 2) for part, kind in
-         (('values', _FLOATS), ('shape', _COUNTS))],
+        [
+            (f'range_image_return{i}.{part}', kind)
+            for i in (1, 2)
+            for part, kind in (('values', _FLOATS), ('shape', _COUNTS))
+        ],
     ),
     'lidar_pose': (
         [_FRAME, _LASER],
@@ -30,15 +36,27 @@ _COLUMNS = {  # component: its keys after the segment's, its Waymo name, its fie
     'lidar_calibration': (
         [_LASER],
         'LiDARCalibrationComponent',
-        [('extrinsic.transform', _TRANSFORM), ('beam_inclination.min', 'double'), ('beam_inclination.max', 'double'),
-         ('beam_inclination.values', 'list<double>')],
+        [
+            ('extrinsic.transform', _TRANSFORM),
+            ('beam_inclination.min', 'double'),
+            ('beam_inclination.max', 'double'),
+            ('beam_inclination.values', 'list<double>'),
+        ],
     ),
-    'vehicle_pose': ([_FRAME], 'VehiclePoseComponent', [('world_from_vehicle.transform', _TRANSFORM)]),
+    'vehicle_pose': (
+        [_FRAME],
+        'VehiclePoseComponent',
+        [('world_from_vehicle.transform', _TRANSFORM)],
+    ),
     'lidar_box': (
         [_FRAME, ('key.laser_object_id', 'string')],
         'LiDARBoxComponent',
         [(name, 'double') for name in _BOX_NUMBERS]
-        + [('type', 'int8'), ('num_lidar_points_in_box', 'int64'), ('num_top_lidar_points_in_box', 'int64')]
+        + [
+            ('type', 'int8'),
+            ('num_lidar_points_in_box', 'int64'),
+            ('num_top_lidar_points_in_box', 'int64'),
+        ]
         + [(f'speed.{axis}', 'double') for axis in 'xyz']
         + [('difficulty_level.detection', 'int8')],
     ),
@@ -59,27 +77,40 @@ class SegmentWriter:
 
         self._arrow, self._context = pyarrow, context
         self._schemas, self._files = {}, {}
-        kinds = dict(int8=pyarrow.int8(), int64=pyarrow.int64(), double=pyarrow.float64(), string=pyarrow.string())
-        kinds |= {_FLOATS: pyarrow.list_(pyarrow.float32()), _COUNTS: pyarrow.list_(pyarrow.int32()),
-                  _TRANSFORM: pyarrow.list_(pyarrow.float64())}
+        kinds = dict(
+            int8=pyarrow.int8(),
+            int64=pyarrow.int64(),
+            double=pyarrow.float64(),
+            string=pyarrow.string(),
+        )
+        kinds |= {
+            _FLOATS: pyarrow.list_(pyarrow.float32()),
+            _COUNTS: pyarrow.list_(pyarrow.int32()),
+            _TRANSFORM: pyarrow.list_(pyarrow.float64()),
+        }
         for component, path in paths.items():
             keys, name, fields = _COLUMNS[component]
             columns = [('key.segment_context_name', 'string'), *keys]
             columns += [(f'[{name}].{field}', kind) for field, kind in fields]
-            self._schemas[component] = pyarrow.schema([(column, kinds[kind]) for column, kind in columns])
+            self._schemas[component] = pyarrow.schema(
+                [(column, kinds[kind]) for column, kind in columns]
+            )
             self._files[component] = pyarrow.parquet.ParquetWriter(
                 path, self._schemas[component], use_dictionary=False, write_page_checksum=True
             )
 
     def add(self, component: str, rows: list[tuple]) -> None:
-        """Add rows, as a row group: the keys after the segment's, then the fields; images [H, W, C] are arrays."""
+        """Add rows, as a row group: the keys after the segment's, then the fields; images [H, W, C]
+        are arrays."""
         schema, arrow = self._schemas[component], self._arrow
         columns = []
         for i, field in enumerate(schema):
             values = [self._context if i == 0 else row[i - 1] for row in rows]
             if field.type == arrow.list_(arrow.float32()):
                 ends = np.cumsum([0] + [value.size for value in values]).astype(np.int32)
-                flat = np.concatenate([value.ravel() for value in values] or [np.zeros(0)]).astype(np.float32)
+                flat = np.concatenate([value.ravel() for value in values] or [np.zeros(0)]).astype(
+                    np.float32
+                )
                 columns.append(arrow.ListArray.from_arrays(arrow.array(ends), arrow.array(flat)))
             else:
                 columns.append(arrow.array(values, field.type))
@@ -93,20 +124,25 @@ class SegmentWriter:
 
 @contextlib.contextmanager
 def write_segment(root: Path, split: str, context: str) -> Iterator[SegmentWriter]:
-    """A writer whose files appear, whole, at <root>/<split>/<component>/<context>.parquet when the block is left.
+    """A writer whose files appear, whole, at <root>/<split>/<component>/<context>.parquet when the
+    block is left.
 
     Raises:
         OSError: a full disk; it names the file.
     """
     paths = {component: root / split / component / f'{context}.parquet' for component in COMPONENTS}
-    partial = {component: path.with_name(f'{path.name}{PARTIAL}') for component, path in paths.items()}
+    partial = {
+        component: path.with_name(f'{path.name}{PARTIAL}') for component, path in paths.items()
+    }
     for path in paths.values():
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
         writer = SegmentWriter(partial, context)
         yield writer
         writer.close()
-        for component in reversed(COMPONENTS):  # `lidar` comes last and says that the segment is there
+        for component in reversed(
+            COMPONENTS
+        ):  # `lidar` comes last and says that the segment is there
             os.replace(partial[component], paths[component])
     except OSError as error:
         for path in partial.values():

@@ -53,14 +53,18 @@ def claim_folder(root: Path, wanted: dict) -> None:
             found = {}
         if found != wanted:
             differ = ', '.join(
-                f'{key} {found.get(key)} instead of {wanted[key]}' for key in wanted if found.get(key) != wanted[key]
+                f'{key} {found.get(key)} instead of {wanted[key]}'
+                for key in wanted
+                if found.get(key) != wanted[key]
             )
             raise ValueError(
                 f"'{root}' holds a simulated data set of other settings ({differ}); name another folder, or "
                 'delete this one'
             )
     elif root.exists() and any(root.iterdir()):
-        raise ValueError(f"'{root}' is not empty and holds no simulated data set; name another folder")
+        raise ValueError(
+            f"'{root}' is not empty and holds no simulated data set; name another folder"
+        )
     root.mkdir(parents=True, exist_ok=True)
     write_file(state, json.dumps(wanted, indent=1).encode())
 
@@ -74,7 +78,9 @@ def explaining() -> Iterator[None]:
         if error.filename is None:
             raise
         raise OSError(
-            error.errno, f'{error.strerror}; mend that, then run the same command again to go on', error.filename
+            error.errno,
+            f'{error.strerror}; mend that, then run the same command again to go on',
+            error.filename,
         ) from error
 
 
@@ -116,7 +122,10 @@ def run_batches(
     warm()
     method = 'fork' if 'fork' in multiprocessing.get_all_start_methods() else 'spawn'
     with ProcessPoolExecutor(
-        workers, multiprocessing.get_context(method), initializer=_end_with_parent, initargs=(os.getpid(),)
+        workers,
+        multiprocessing.get_context(method),
+        initializer=_end_with_parent,
+        initargs=(os.getpid(),),
     ) as pool:
         futures = [pool.submit(simulate, *batch) for batch in batches]
         try:

@@ -1,4 +1,5 @@
-"""A world under construction: terrain, painted ground, and actors that do not stand in each other."""
+"""A world under construction: terrain, painted ground, and actors that do not stand in each
+other."""
 
 from __future__ import annotations
 
@@ -26,7 +27,14 @@ class World:
         drive: +1 for traffic on the right, -1 on the left.
     """
 
-    def __init__(self, rng: np.random.Generator, reach: float, duration: float, bend: float = 1.5, drive: int = 1):
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        reach: float,
+        duration: float,
+        bend: float = 1.5,
+        drive: int = 1,
+    ):
         self.rng, self.reach, self.duration, self.drive = rng, reach, duration, drive
         slope, curve = rng.uniform(-bend, bend, 2) / 100, rng.uniform(-bend, bend, 3) / 100**2
         relax = min(1.0, 150.0 / reach)  # a long world bends less, or its ends would be cliffs
@@ -36,15 +44,23 @@ class World:
         self.actors: list[Actor] = []
         self._taken = np.zeros((0, 3))  # x, y, radius
 
-    def paint(self, x: float, y: float, yaw: float, length: float, width: float, material: int) -> None:
+    def paint(
+        self, x: float, y: float, yaw: float, length: float, width: float, material: int
+    ) -> None:
         """Cover a rectangle of the ground, `length` along `yaw`, centred on x, y."""
         radius = np.hypot(length, width) / 2
-        low = np.clip(((np.array([x, y]) - radius + self.reach) / CELL).astype(int), 0, len(self.grid))
-        high = np.clip(((np.array([x, y]) + radius + self.reach) / CELL).astype(int) + 1, 0, len(self.grid))
+        low = np.clip(
+            ((np.array([x, y]) - radius + self.reach) / CELL).astype(int), 0, len(self.grid)
+        )
+        high = np.clip(
+            ((np.array([x, y]) + radius + self.reach) / CELL).astype(int) + 1, 0, len(self.grid)
+        )
         dx = (np.arange(low[0], high[0]) + 0.5)[:, None] * CELL - self.reach - x
         dy = (np.arange(low[1], high[1]) + 0.5)[None] * CELL - self.reach - y
         cos, sin = np.cos(yaw), np.sin(yaw)
-        inside = (np.abs(cos * dx + sin * dy) <= length / 2) & (np.abs(cos * dy - sin * dx) <= width / 2)
+        inside = (np.abs(cos * dx + sin * dy) <= length / 2) & (
+            np.abs(cos * dy - sin * dx) <= width / 2
+        )
         self.grid[low[0] : high[0], low[1] : high[1]][inside] = material
 
     def _circles(self, shape: Shape, x: float, y: float, yaw: float) -> np.ndarray:
@@ -53,11 +69,18 @@ class World:
         along, across = (length, 0.0) if length >= width else (0.0, width)
         reach = max(along, across) / 2 - radius
         steps = (
-            np.linspace(-reach, reach, max(int(np.ceil(reach / max(radius, 0.2))) + 1, 1)) if reach > 0 else np.zeros(1)
+            np.linspace(-reach, reach, max(int(np.ceil(reach / max(radius, 0.2))) + 1, 1))
+            if reach > 0
+            else np.zeros(1)
         )
         heading = yaw if along else yaw + np.pi / 2
         return np.stack(
-            [x + steps * np.cos(heading), y + steps * np.sin(heading), np.full(len(steps), radius * 1.1)], 1
+            [
+                x + steps * np.cos(heading),
+                y + steps * np.sin(heading),
+                np.full(len(steps), radius * 1.1),
+            ],
+            1,
         )
 
     def reserve(self, x: float, y: float, radius: float) -> None:
@@ -65,7 +88,14 @@ class World:
         self._taken = np.concatenate([self._taken, [[x, y, radius]]])
 
     def stand(
-        self, shape: Shape, x: float, y: float, yaw: float, lift: float = 0.0, state: str = '', solid: bool = True
+        self,
+        shape: Shape,
+        x: float,
+        y: float,
+        yaw: float,
+        lift: float = 0.0,
+        state: str = '',
+        solid: bool = True,
     ) -> bool:
         """Put something down for good.
 
@@ -76,7 +106,9 @@ class World:
         """
         if solid:
             circles = self._circles(shape, x, y, yaw)
-            gap = np.hypot(self._taken[:, None, 0] - circles[:, 0], self._taken[:, None, 1] - circles[:, 1])
+            gap = np.hypot(
+                self._taken[:, None, 0] - circles[:, 0], self._taken[:, None, 1] - circles[:, 1]
+            )
             if (gap < self._taken[:, None, 2] + circles[:, 2]).any():
                 return False
             self._taken = np.concatenate([self._taken, circles])
@@ -94,7 +126,8 @@ class World:
         lift: float = 0.0,
         forbidden: list[tuple[float, float]] | None = None,
     ) -> None:
-        """Fill a path with a column of road users who all move with the same speed profile, so none meets another.
+        """Fill a path with a column of road users who all move with the same speed profile, so none
+        meets another.
 
         Args:
             low, high: arc lengths at time 0 between which they are spread, m.

@@ -1,4 +1,6 @@
-"""Open3D without a display, in a process of its own: where no driver fits, the renderer ends the process it is in."""
+"""Open3D without a display, in a process of its own: where no driver fits, the renderer ends the
+process it is in."""
+
 from __future__ import annotations
 
 import os
@@ -17,7 +19,8 @@ class RendererError(RuntimeError):
 
 
 class OffscreenRenderer:
-    """A child process that renders one picture after the other; `close` it, or use it as a context manager.
+    """A child process that renders one picture after the other; `close` it, or use it as a context
+    manager.
 
     Args:
         size: width and height of the pictures in pixels.
@@ -30,9 +33,21 @@ class OffscreenRenderer:
         self._pipe, theirs = Pipe()
         with theirs:
             self._child = subprocess.Popen(
-                [sys.executable, '-W', 'ignore', '-m', __name__, str(theirs.fileno()), *map(str, size)],
-                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
-                env=os.environ | dict(EGL_PLATFORM='surfaceless'))
+                [
+                    sys.executable,
+                    '-W',
+                    'ignore',
+                    '-m',
+                    __name__,
+                    str(theirs.fileno()),
+                    *map(str, size),
+                ],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+                env=os.environ | dict(EGL_PLATFORM='surfaceless'),
+            )
 
     def close(self) -> None:
         """End the process."""
@@ -50,15 +65,24 @@ class OffscreenRenderer:
     def __exit__(self, *error) -> None:
         self.close()
 
-    def render(self, points: np.ndarray, colours: np.ndarray, lines: list[tuple[np.ndarray, np.ndarray, float]],
-               intrinsics: np.ndarray, extrinsics: np.ndarray, *, background: np.ndarray,
-               point_size: float = 2.0) -> np.ndarray:
+    def render(
+        self,
+        points: np.ndarray,
+        colours: np.ndarray,
+        lines: list[tuple[np.ndarray, np.ndarray, float]],
+        intrinsics: np.ndarray,
+        extrinsics: np.ndarray,
+        *,
+        background: np.ndarray,
+        point_size: float = 2.0,
+    ) -> np.ndarray:
         """Render points and lines.
 
         Args:
             points: [P, 3] metres; colours: [P, 3] in 0 to 1.
             lines: (segments [S, 2, 3], colour [3], width in pixels) of each group.
-            intrinsics: [3, 3] pinhole; extrinsics: [4, 4] world to camera (x right, y down, z forward).
+            intrinsics: [3, 3] pinhole; extrinsics: [4, 4] world to camera (x right, y down, z
+            forward).
             background: [3]; point_size: pixels.
         Returns:
             [height, width, 3] uint8.
@@ -66,10 +90,14 @@ class OffscreenRenderer:
             RendererError: the process died or took longer than `timeout`.
         """
         try:
-            self._pipe.send((points, colours, lines, intrinsics, extrinsics, background, point_size))
+            self._pipe.send(
+                (points, colours, lines, intrinsics, extrinsics, background, point_size)
+            )
             if not self._pipe.poll(self.timeout):
                 self._child.kill()
-                raise RendererError(f'Open3D took longer than {self.timeout:.0f} s over one picture and was stopped')
+                raise RendererError(
+                    f'Open3D took longer than {self.timeout:.0f} s over one picture and was stopped'
+                )
             return self._pipe.recv()
         except (EOFError, OSError) as error:
             raise RendererError(self._obituary()) from error
@@ -78,14 +106,20 @@ class OffscreenRenderer:
         status = self._child.wait(10)
         how = f'signal {signal.Signals(-status).name}' if status < 0 else f'status {status}'
         self._log.seek(0)
-        lines = [line.strip() for line in self._log.read().decode(errors='replace').splitlines() if line.strip()]
-        return (f'Open3D cannot draw here: its process ended with {how} ({lines[-1] if lines else "without a word"}). '
-                'Without a GPU it needs software Vulkan: apt-get install libvulkan1 mesa-vulkan-drivers libusb-1.0-0')
+        lines = [
+            line.strip()
+            for line in self._log.read().decode(errors='replace').splitlines()
+            if line.strip()
+        ]
+        return (
+            f'Open3D cannot draw here: its process ended with {how} ({lines[-1] if lines else "without a word"}). '
+            'Without a GPU it needs software Vulkan: apt-get install libvulkan1 mesa-vulkan-drivers libusb-1.0-0'
+        )
 
 
 def _encoded(colour: np.ndarray) -> np.ndarray:
     """Linear light -> sRGB (IEC 61966-2-1)."""
-    return np.where(colour <= 0.0031308, 12.92 * colour, 1.055 * colour**(1 / 2.4) - 0.055)
+    return np.where(colour <= 0.0031308, 12.92 * colour, 1.055 * colour ** (1 / 2.4) - 0.055)
 
 
 def _serve(pipe: Connection, width: int, height: int) -> None:
@@ -102,7 +136,9 @@ def _serve(pipe: Connection, width: int, height: int) -> None:
             points, colours, lines, intrinsics, extrinsics, background, point_size = pipe.recv()
         except EOFError:
             return
-        scene.set_background([*_encoded(background), 1.0])  # the only colour that is decoded on the way
+        scene.set_background(
+            [*_encoded(background), 1.0]
+        )  # the only colour that is decoded on the way
         material = rendering.MaterialRecord()
         material.shader, material.point_size = 'defaultUnlit', point_size
         if len(points):  # Open3D warns of an empty cloud
@@ -112,8 +148,10 @@ def _serve(pipe: Connection, width: int, height: int) -> None:
         for i, (segments, colour, thickness) in enumerate(lines):
             if not len(segments):
                 continue
-            group = o3d.geometry.LineSet(o3d.utility.Vector3dVector(segments.reshape(-1, 3)),
-                                         o3d.utility.Vector2iVector(np.arange(2 * len(segments)).reshape(-1, 2)))
+            group = o3d.geometry.LineSet(
+                o3d.utility.Vector3dVector(segments.reshape(-1, 3)),
+                o3d.utility.Vector2iVector(np.arange(2 * len(segments)).reshape(-1, 2)),
+            )
             group.paint_uniform_color(colour)
             material = rendering.MaterialRecord()
             material.shader, material.line_width = 'unlitLine', thickness

@@ -1,11 +1,20 @@
 """Perspective pictures: Open3D draws points and boxes, matplotlib the words."""
+
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
 
-from stratified3d.visualization.annotations import FAINT, INK, add_legend, add_scale, halo, picture, write_scores
+from stratified3d.visualization.annotations import (
+    FAINT,
+    INK,
+    add_legend,
+    add_scale,
+    halo,
+    picture,
+    write_scores,
+)
 from stratified3d.visualization.offscreen import OffscreenRenderer
 from stratified3d.visualization.scene import (
     BACKGROUND,
@@ -26,8 +35,9 @@ _RINGS = (20, 40, 60, 80)  # m
 
 
 class Camera(NamedTuple):
-    """Where the picture is taken from: azimuth it looks to (degrees, 0 along x, 90 along y), elevation above the
-    ground (degrees), distance (m) from the place on the ground that it looks at, `ahead` (m) before the sensor."""
+    """Where the picture is taken from: azimuth it looks to (degrees, 0 along x, 90 along y),
+    elevation above the ground (degrees), distance (m) from the place on the ground that it looks
+    at, `ahead` (m) before the sensor."""
 
     azimuth: float = 90.0
     elevation: float = 36.0
@@ -38,7 +48,11 @@ class Camera(NamedTuple):
         """Intrinsics [3, 3] and extrinsics [4, 4] for pictures of SIZE; ground: its z in metres."""
         a, e = np.radians([self.azimuth, self.elevation])
         towards = np.array([np.cos(a) * np.cos(e), np.sin(a) * np.cos(e), -np.sin(e)])
-        eye = np.array([np.cos(a), np.sin(a), 0]) * self.ahead + [0, 0, ground] - self.distance * towards
+        eye = (
+            np.array([np.cos(a), np.sin(a), 0]) * self.ahead
+            + [0, 0, ground]
+            - self.distance * towards
+        )
         right = np.array([np.sin(a), -np.cos(a), 0])
         extrinsics = np.eye(4)
         extrinsics[:3, :3] = np.stack([right, np.cross(towards, right), towards])
@@ -48,7 +62,8 @@ class Camera(NamedTuple):
 
 
 def project(places: np.ndarray, intrinsics: np.ndarray, extrinsics: np.ndarray) -> np.ndarray:
-    """[N, 3] metres -> [N, 2] pixels, y upwards; NaN for what lies behind the camera or outside of the picture."""
+    """[N, 3] metres -> [N, 2] pixels, y upwards; NaN for what lies behind the camera or outside of
+    the picture."""
     seen = places @ extrinsics[:3, :3].T + extrinsics[:3, 3]
     pixels = seen @ intrinsics.T
     with np.errstate(divide='ignore', invalid='ignore'):
@@ -58,8 +73,13 @@ def project(places: np.ndarray, intrinsics: np.ndarray, extrinsics: np.ndarray) 
     return np.where(inside[:, None], pixels, np.nan)
 
 
-def draw_perspective(renderer: OffscreenRenderer, scene: Scene, camera: Camera | None = None,
-                     colouring: str = 'height', show_scores: bool = True) -> np.ndarray:
+def draw_perspective(
+    renderer: OffscreenRenderer,
+    scene: Scene,
+    camera: Camera | None = None,
+    colouring: str = 'height',
+    show_scores: bool = True,
+) -> np.ndarray:
     """Draw a scene from behind and above.
 
     Args:
@@ -89,17 +109,25 @@ def draw_perspective(renderer: OffscreenRenderer, scene: Scene, camera: Camera |
         mine = [i for i, other in enumerate(scene.names) if other == name]
         lines.append((segments[mine].reshape(-1, 2, 3), rgb(class_colour(name)), 2.5))
     lines.append((arrows.reshape(-1, 2, 3), rgb(INK), 2.0))
-    image = renderer.render(points[:, :3], ramp(values), lines, intrinsics, extrinsics, background=rgb(BACKGROUND))
+    image = renderer.render(
+        points[:, :3], ramp(values), lines, intrinsics, extrinsics, background=rgb(BACKGROUND)
+    )
 
     width, height = SIZE
     figure = Figure(figsize=np.array(SIZE) / _DPI, dpi=_DPI, facecolor=BACKGROUND)
     figure.figimage(image, zorder=-1)
     if show_scores and len(segments):
-        corners = project(segments[:, :, 0].reshape(-1, 3), intrinsics, extrinsics).reshape(len(segments), -1, 2)
-        anchors = np.stack([corners[..., 0].mean(1), corners[..., 1].max(1)], 1)  # above what is seen of the box
+        corners = project(segments[:, :, 0].reshape(-1, 3), intrinsics, extrinsics).reshape(
+            len(segments), -1, 2
+        )
+        anchors = np.stack(
+            [corners[..., 0].mean(1), corners[..., 1].max(1)], 1
+        )  # above what is seen of the box
         write_scores(figure, scene, anchors, (0, 0, width - 240, height - 50))
     _name_rings(figure, (camera or Camera()).azimuth, ground, intrinsics, extrinsics)
-    figure.text(24 / width, 1 - 34 / height, scene.title, color=INK, fontsize=13, path_effects=halo())
+    figure.text(
+        24 / width, 1 - 34 / height, scene.title, color=INK, fontsize=13, path_effects=halo()
+    )
     add_legend(figure, scene, (1 - 235 / width, 1 - 20 / height), len(arrows) > 0)
     add_scale(figure, (24 / width, 36 / height, 200 / width, 12 / height), title, ends)
     return picture(figure)
@@ -111,9 +139,18 @@ def _ring(radius: float, ground: float) -> np.ndarray:
     return np.stack([circle[:-1], circle[1:]], 1)
 
 
-def _name_rings(figure, azimuth: float, ground: float, intrinsics: np.ndarray, extrinsics: np.ndarray) -> None:
+def _name_rings(
+    figure, azimuth: float, ground: float, intrinsics: np.ndarray, extrinsics: np.ndarray
+) -> None:
     side = np.radians(azimuth - 60)
     places = np.array([[r * np.cos(side), r * np.sin(side), ground] for r in _RINGS])
     for radius, place in zip(_RINGS, project(places, intrinsics, extrinsics)):
         if np.isfinite(place).all():
-            figure.text(*(place / SIZE), f' {radius} m', color=FAINT, fontsize=9, va='center', path_effects=halo())
+            figure.text(
+                *(place / SIZE),
+                f' {radius} m',
+                color=FAINT,
+                fontsize=9,
+                va='center',
+                path_effects=halo(),
+            )

@@ -1,4 +1,6 @@
-"""A folder of pictures: every frame from above and, where Open3D can draw, in perspective; strata; videos of them."""
+"""A folder of pictures: every frame from above and, where Open3D can draw, in perspective; strata;
+videos of them."""
+
 from __future__ import annotations
 
 import sys
@@ -17,11 +19,11 @@ from stratified3d.visualization.video import write_video
 
 
 class PictureFolder:
-    """Writes pictures of scenes into bev/, perspective/ and strata/ of a folder; `close` it, or use it as a context
-    manager.
+    """Writes pictures of scenes into bev/, perspective/ and strata/ of a folder; `close` it, or use
+    it as a context manager.
 
-    Open3D runs in a process of its own. When that dies, what it said is printed once and in `failure`, and the
-    pictures from above go on.
+    Open3D runs in a process of its own. When that dies, what it said is printed once and in
+    `failure`, and the pictures from above go on.
 
     Args:
         folder: made where it is missing.
@@ -31,8 +33,14 @@ class PictureFolder:
         use_perspective: False draws from above only and needs no Open3D.
     """
 
-    def __init__(self, folder: str | Path, area: Sequence[float], camera: Camera | None = None,
-                 colouring: str = 'height', use_perspective: bool = True):
+    def __init__(
+        self,
+        folder: str | Path,
+        area: Sequence[float],
+        camera: Camera | None = None,
+        colouring: str = 'height',
+        use_perspective: bool = True,
+    ):
         self.folder, self.area, self.camera, self.colouring = Path(folder), area, camera, colouring
         self.failure: str | None = None
         self.written: dict[str, list[Path]] = defaultdict(list)
@@ -52,17 +60,26 @@ class PictureFolder:
             self._renderer = None
 
     def write(self, name: str, scene: Scene, token: int | None = None) -> None:
-        """Write the pictures of one scene as <kind>/<name>.png; token: of the strata map, see `draw_strata`."""
+        """Write the pictures of one scene as <kind>/<name>.png; token: of the strata map, see
+        `draw_strata`."""
         self._save('bev', name, draw_bev(scene, self.area, self.colouring))
         if scene.strata is not None:
             self._save('strata', name, draw_strata(scene.strata, self.area, token, scene.title))
         if self._renderer is None:
             return
         try:
-            self._save('perspective', name, draw_perspective(self._renderer, scene, self.camera, self.colouring))
+            self._save(
+                'perspective',
+                name,
+                draw_perspective(self._renderer, scene, self.camera, self.colouring),
+            )
         except RendererError as error:
             self.failure = str(error)
-            print(f'\n{error}\nThe pictures from above go on, without perspective.', file=sys.stderr, flush=True)
+            print(
+                f'\n{error}\nThe pictures from above go on, without perspective.',
+                file=sys.stderr,
+                flush=True,
+            )
             self.close()
 
     def write_videos(self, suffix: str, rate: float) -> list[Path]:
@@ -75,6 +92,7 @@ class PictureFolder:
 
     def _save(self, kind: str, name: str, pixels: np.ndarray) -> None:
         from PIL import Image
+
         path = self.folder / kind / f'{name}.png'
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(pixels).save(path)

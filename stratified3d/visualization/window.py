@@ -1,4 +1,5 @@
 """A window on a row of frames, by Open3D: turn with the mouse, step and toggle with keys."""
+
 from __future__ import annotations
 
 import os
@@ -24,9 +25,17 @@ from stratified3d.visualization.scene import (
 from stratified3d.visualization.strata import chosen_token
 
 KEYS = {
-    'N': 'next frame (or right arrow)', 'B': 'frame before (or left arrow)', 'T': 'truth on and off',
-    'S': 'scores on and off', 'P': 'predictions on and off', 'C': 'points by height or by intensity',
-    'A': 'strata tokens on and off', 'K': 'next token', 'V': 'camera back to its place', 'Q': 'close'}
+    'N': 'next frame (or right arrow)',
+    'B': 'frame before (or left arrow)',
+    'T': 'truth on and off',
+    'S': 'scores on and off',
+    'P': 'predictions on and off',
+    'C': 'points by height or by intensity',
+    'A': 'strata tokens on and off',
+    'K': 'next token',
+    'V': 'camera back to its place',
+    'Q': 'close',
+}
 _RIGHT, _LEFT = 262, 263  # GLFW's key codes
 _TOKEN_LINES = 60  # voxels that a token is joined with: those that it collects most from
 _PINK = rgb('#ff5fa2')
@@ -44,13 +53,25 @@ class Viewer:
         RuntimeError: there is no display, or no OpenGL for it.
     """
 
-    def __init__(self, load: Callable[[int], Scene], count: int, camera: Camera | None = None,
-                 is_visible: bool = True):
+    def __init__(
+        self,
+        load: Callable[[int], Scene],
+        count: int,
+        camera: Camera | None = None,
+        is_visible: bool = True,
+    ):
         import open3d as o3d
+
         # without a display Open3D would draw on, unseen, into a window that nobody can close
-        if is_visible and sys.platform == 'linux' and not (os.getenv('DISPLAY') or os.getenv('WAYLAND_DISPLAY')):
-            raise RuntimeError('there is no display for a window (DISPLAY and WAYLAND_DISPLAY are unset): without '
-                               '--show the pictures are drawn into files')
+        if (
+            is_visible
+            and sys.platform == 'linux'
+            and not (os.getenv('DISPLAY') or os.getenv('WAYLAND_DISPLAY'))
+        ):
+            raise RuntimeError(
+                'there is no display for a window (DISPLAY and WAYLAND_DISPLAY are unset): without '
+                '--show the pictures are drawn into files'
+            )
         self._o3d, self._load, self.count, self._camera = o3d, load, count, camera or Camera()
         self._scenes: dict[int, Scene] = {}
         self.index, self.token = 0, None
@@ -58,11 +79,21 @@ class Viewer:
         self.colouring = COLOURINGS[0]
         self.window = o3d.visualization.VisualizerWithKeyCallback()
         if not self.window.create_window('stratified3d', 1600, 900, visible=is_visible):
-            raise RuntimeError('Open3D cannot open a window on this display: has it OpenGL? Without --show the '
-                               'pictures are drawn into files')
-        actions = dict(N=lambda: self.step(1), B=lambda: self.step(-1), T=lambda: self.toggle('truth'),
-                       S=lambda: self.toggle('scores'), P=lambda: self.toggle('predictions'),
-                       A=lambda: self.toggle('strata'), C=self._recolour, K=self._next_token, V=self._look)
+            raise RuntimeError(
+                'Open3D cannot open a window on this display: has it OpenGL? Without --show the '
+                'pictures are drawn into files'
+            )
+        actions = dict(
+            N=lambda: self.step(1),
+            B=lambda: self.step(-1),
+            T=lambda: self.toggle('truth'),
+            S=lambda: self.toggle('scores'),
+            P=lambda: self.toggle('predictions'),
+            A=lambda: self.toggle('strata'),
+            C=self._recolour,
+            K=self._next_token,
+            V=self._look,
+        )
         codes = {ord(key): action for key, action in actions.items()}
         codes |= {_RIGHT: actions['N'], _LEFT: actions['B']}
         for code, action in codes.items():
@@ -105,7 +136,9 @@ class Viewer:
 
     def _next_token(self) -> None:
         if self.scene.strata is not None:
-            self.token = (chosen_token(self.scene.strata, self.token) + 1) % len(self.scene.strata.tokens)
+            self.token = (chosen_token(self.scene.strata, self.token) + 1) % len(
+                self.scene.strata.tokens
+            )
         self.draw()
 
     def _look(self) -> None:
@@ -121,7 +154,9 @@ class Viewer:
         self.window.clear_geometries()
         for geometry in self.geometries():
             self.window.add_geometry(geometry)
-        self.window.get_view_control().convert_from_pinhole_camera_parameters(before, allow_arbitrary=True)
+        self.window.get_view_control().convert_from_pinhole_camera_parameters(
+            before, allow_arbitrary=True
+        )
         print(f'\r[{self.index + 1}/{self.count}] {self.scene.title}\033[K', end='', flush=True)
 
     def geometries(self) -> list:
@@ -148,32 +183,45 @@ class Viewer:
     def _lines(self, segments: np.ndarray, colour: np.ndarray):
         lines = self._o3d.geometry.LineSet(
             self._o3d.utility.Vector3dVector(segments.reshape(-1, 3)),
-            self._o3d.utility.Vector2iVector(np.arange(2 * len(segments)).reshape(-1, 2)))
+            self._o3d.utility.Vector2iVector(np.arange(2 * len(segments)).reshape(-1, 2)),
+        )
         lines.paint_uniform_color(colour)
         return lines
 
     def _score(self, i: int):
         """The score as a flat sign over its box, leaning towards the first camera."""
         scene, angle = self.scene, np.radians(self._camera.azimuth - 90)
-        text = self._o3d.t.geometry.TriangleMesh.create_text(f'{scene.scores[i]:.2f}', depth=0.1).to_legacy()
+        text = self._o3d.t.geometry.TriangleMesh.create_text(
+            f'{scene.scores[i]:.2f}', depth=0.1
+        ).to_legacy()
         text.translate(-text.get_axis_aligned_bounding_box().get_center() * [1, 0, 1])
         text.scale(0.1, (0, 0, 0))
-        text.rotate(self._o3d.geometry.get_rotation_matrix_from_zyx((angle, 0, np.radians(60))), (0, 0, 0))
+        text.rotate(
+            self._o3d.geometry.get_rotation_matrix_from_zyx((angle, 0, np.radians(60))), (0, 0, 0)
+        )
         text.translate(scene.boxes[i, :3] + [0, 0, scene.boxes[i, 5] + 0.5])
         text.paint_uniform_color(rgb(class_colour(scene.names[i])))
         return text
 
     def _strata(self) -> list:
-        """A ball for every token, and lines from one of them to the voxels that it collects most from."""
+        """A ball for every token, and lines from one of them to the voxels that it collects most
+        from."""
         weights, token = self.scene.strata, chosen_token(self.scene.strata, self.token)
         balls = []
         for i, place in enumerate(weights.tokens):
-            balls.append(self._o3d.geometry.TriangleMesh.create_sphere(0.9 if i == token else 0.45, 10))
+            balls.append(
+                self._o3d.geometry.TriangleMesh.create_sphere(0.9 if i == token else 0.45, 10)
+            )
             balls[-1].translate(place)
             balls[-1].paint_uniform_color(_PINK)
         best = np.argsort(-weights.collected[token])[:_TOKEN_LINES]
         ends = weights.voxels[best]
-        return [*balls, self._lines(np.stack([np.broadcast_to(weights.tokens[token], ends.shape), ends], 1), _PINK)]
+        return [
+            *balls,
+            self._lines(
+                np.stack([np.broadcast_to(weights.tokens[token], ends.shape), ends], 1), _PINK
+            ),
+        ]
 
 
 def _callback(action: Callable[[], None]) -> Callable[[object], bool]:

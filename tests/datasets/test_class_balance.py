@@ -31,7 +31,9 @@ def drawn(dataset, labels, count):
     """How many frames of an epoch were drawn for each class: they come class by class."""
     size = len(dataset) // count
     chunks = np.array(dataset.sample_indices).reshape(count, size)
-    return [{label for label in range(3) if all(label in labels[i] for i in chunk)} for chunk in chunks]
+    return [
+        {label for label in range(3) if all(label in labels[i] for i in chunk)} for chunk in chunks
+    ]
 
 
 def test_every_class_is_drawn_equally_often():
@@ -51,7 +53,9 @@ def test_where_all_classes_occur_it_is_mmdet3ds():
 def test_an_absent_class_is_left_out_with_a_warning(monkeypatch):
     labels = [[0], [0], [0, 2], [0]]
     frames = Frames(labels, ['car', 'bus', 'truck'])
-    with pytest.raises(ZeroDivisionError):  # what is replaced: if this fails, mmdet3d has been mended
+    with pytest.raises(
+        ZeroDivisionError
+    ):  # what is replaced: if this fails, mmdet3d has been mended
         CBGSDataset(frames)
     warnings = []
     monkeypatch.setattr(class_balance, 'print_log', lambda text, *_: warnings.append(text))

@@ -1,4 +1,5 @@
 """Folders that several processes come to at the same time."""
+
 import errno
 import fcntl
 import json
@@ -21,7 +22,9 @@ def test_the_first_ones_settings_hold(tmp_path, monkeypatch):
     monkeypatch.setattr(disk.os, 'link', late)
     with pytest.raises(ValueError, match="was converted with .'a': 2., not .'a': 1."):
         claim_folder(tmp_path / 'out', dict(a=1))
-    assert json.loads(path.read_text()) == dict(a=2) and os.listdir(path.parent) == ['conversion.json']
+    assert json.loads(path.read_text()) == dict(a=2) and os.listdir(path.parent) == [
+        'conversion.json'
+    ]
     claim_folder(tmp_path / 'out', dict(a=2))
 
 

@@ -14,11 +14,21 @@ def points():
 @pytest.fixture
 def info(tmp_path, points):
     points.tofile(tmp_path / 'a__LIDAR_TOP__1.pcd.bin')
-    instance = dict(bbox_3d=[1.0, 2.0, 0.5, 4.0, 2.0, 1.0, 0.3], bbox_label_3d=1, velocity=[float('nan'), 2.0],
-                    num_lidar_pts=7)
-    content = dict(metainfo=dict(categories=dict(car=0, truck=1), dataset='nuscenes'), data_list=[dict(
-        lidar_points=dict(lidar_path='a__LIDAR_TOP__1.pcd.bin', num_pts_feats=5),
-        instances=[instance, instance | dict(bbox_label_3d=-1)])])
+    instance = dict(
+        bbox_3d=[1.0, 2.0, 0.5, 4.0, 2.0, 1.0, 0.3],
+        bbox_label_3d=1,
+        velocity=[float('nan'), 2.0],
+        num_lidar_pts=7,
+    )
+    content = dict(
+        metainfo=dict(categories=dict(car=0, truck=1), dataset='nuscenes'),
+        data_list=[
+            dict(
+                lidar_points=dict(lidar_path='a__LIDAR_TOP__1.pcd.bin', num_pts_feats=5),
+                instances=[instance, instance | dict(bbox_label_3d=-1)],
+            )
+        ],
+    )
     path = tmp_path / 'info.pkl'
     path.write_bytes(pickle.dumps(content))
     return path
@@ -26,7 +36,9 @@ def info(tmp_path, points):
 
 def test_frame(info, points):
     frame = read_frame(info)
-    assert np.array_equal(frame.points[:, :4], points[:, :4]) and not frame.points[:, 4].any()  # the ring is no time
+    assert (
+        np.array_equal(frame.points[:, :4], points[:, :4]) and not frame.points[:, 4].any()
+    )  # the ring is no time
     assert frame.names == ['truck'] and frame.num_points.tolist() == [7]
     np.testing.assert_allclose(frame.boxes, [[1, 2, 0, 4, 2, 1, 0.3, 0, 2]], rtol=1e-6)
 

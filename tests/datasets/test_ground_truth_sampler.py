@@ -17,32 +17,54 @@ def sampler(tmp_path):
     infos = []
     for i in range(3):
         np.full((8, 5), 0.1, np.float32).tofile(tmp_path / f'{i}.bin')
-        infos.append(dict(name='car', path=f'{i}.bin', image_idx=i, gt_idx=0, num_points_in_gt=8, difficulty=0,
-                          group_id=0, box3d_lidar=np.array([10.0 * i + 5, 5, -1, 4, 2, 1.5, 0, 1, 0], np.float32)))
+        infos.append(
+            dict(
+                name='car',
+                path=f'{i}.bin',
+                image_idx=i,
+                gt_idx=0,
+                num_points_in_gt=8,
+                difficulty=0,
+                group_id=0,
+                box3d_lidar=np.array([10.0 * i + 5, 5, -1, 4, 2, 1.5, 0, 1, 0], np.float32),
+            )
+        )
     (tmp_path / 'db.pkl').write_bytes(pickle.dumps(dict(car=infos)))
     init_default_scope('mmdet3d')
     return dict(
-        data_root=f'{tmp_path}/', info_path=str(tmp_path / 'db.pkl'), rate=1.0, classes=['car'],
-        prepare=dict(filter_by_difficulty=[-1], filter_by_min_points=dict(car=5)), sample_groups=dict(car=3),
-        points_loader=dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5))
+        data_root=f'{tmp_path}/',
+        info_path=str(tmp_path / 'db.pkl'),
+        rate=1.0,
+        classes=['car'],
+        prepare=dict(filter_by_difficulty=[-1], filter_by_min_points=dict(car=5)),
+        sample_groups=dict(car=3),
+        points_loader=dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=5),
+    )
 
 
 def frame():
-    return dict(points=LiDARPoints(torch.zeros(4, 5), points_dim=5),
-                gt_bboxes_3d=LiDARInstance3DBoxes(torch.tensor([[50.0, 0, 0, 4, 2, 1.5, 0, 0, 0]]), box_dim=9),
-                gt_labels_3d=np.array([0]))
+    return dict(
+        points=LiDARPoints(torch.zeros(4, 5), points_dim=5),
+        gt_bboxes_3d=LiDARInstance3DBoxes(
+            torch.tensor([[50.0, 0, 0, 4, 2, 1.5, 0, 0, 0]]), box_dim=9
+        ),
+        gt_labels_3d=np.array([0]),
+    )
 
 
 def test_objects_are_added_with_their_points(sampler):
     result = ObjectSample(dict(sampler, type='GroundTruthSampler')).transform(frame())
-    assert len(result['gt_bboxes_3d']) == len(result['gt_labels_3d']) == 3  # one was there, two were missing
+    assert (
+        len(result['gt_bboxes_3d']) == len(result['gt_labels_3d']) == 3
+    )  # one was there, two were missing
     assert len(result['points']) == 4 + 2 * 8
     assert not hasattr(np, 'long') or int(np.__version__.split('.')[0]) >= 2
 
 
 @pytest.mark.skipif(hasattr(np, 'long'), reason='numpy 2 has np.long again')
 def test_mmdet3d_fails_without_it(sampler):
-    """What is replaced: if this fails, mmdet3d has been mended and the class is no longer needed."""
+    """What is replaced: if this fails, mmdet3d has been mended and the class is no longer
+    needed."""
     with pytest.raises(AttributeError, match='long'):
         ObjectSample(sampler).transform(frame())
 
@@ -56,8 +78,13 @@ def test_classes_without_an_object_are_left_out(sampler, monkeypatch):
     with open(path, 'wb') as file:
         pickle.dump(database, file)
     names = ['car', 'truck', 'bus']
-    settings = dict(sampler, classes=names, sample_groups=dict.fromkeys(names, 3), type='GroundTruthSampler',
-                    prepare=dict(filter_by_difficulty=[-1], filter_by_min_points=dict.fromkeys(names, 5)))
+    settings = dict(
+        sampler,
+        classes=names,
+        sample_groups=dict.fromkeys(names, 3),
+        type='GroundTruthSampler',
+        prepare=dict(filter_by_difficulty=[-1], filter_by_min_points=dict.fromkeys(names, 5)),
+    )
     warnings = []
     monkeypatch.setattr(ground_truth_sampler, 'print_log', lambda text, *_: warnings.append(text))
     transform = ObjectSample(settings)
@@ -71,6 +98,8 @@ def test_classes_without_an_object_are_left_out(sampler, monkeypatch):
 
 def test_a_missing_database_says_what_makes_it(sampler, tmp_path):
     settings = dict(sampler, type='GroundTruthSampler', info_path=str(tmp_path / 'none.pkl'))
-    with pytest.raises(FileNotFoundError, match=f'no ground-truth database .*none.pkl: `python tools/create_data.py '
-                       f'{tmp_path}'):
+    with pytest.raises(
+        FileNotFoundError,
+        match=f'no ground-truth database .*none.pkl: `python tools/create_data.py {tmp_path}',
+    ):
         ObjectSample(settings)

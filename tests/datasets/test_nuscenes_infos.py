@@ -40,30 +40,46 @@ def differences(ours, theirs, place=''):
 
 
 def test_content_is_that_of_mmdet3d(prepared_set, infos, tmp_path):
-    """mmdet3d's converter needs ./data/nuscenes and writes into it, so it gets a copy of the tables."""
+    """mmdet3d's converter needs ./data/nuscenes and writes into it, so it gets a copy of the
+    tables."""
     copy = tmp_path / 'data/nuscenes'
     copy.mkdir(parents=True)
     for part in ('v1.0-mini', 'maps', 'samples', 'sweeps'):
-        shutil.copytree(prepared_set / part, copy / part, copy_function=os.symlink if part[0] == 's' else shutil.copy)
+        shutil.copytree(
+            prepared_set / part,
+            copy / part,
+            copy_function=os.symlink if part[0] == 's' else shutil.copy,
+        )
     tools = Path(mmdet3d.__file__).parent / '.mim'
-    code = ('from tools.dataset_converters import nuscenes_converter, update_infos_to_v2\n'
-            'nuscenes_converter.create_nuscenes_infos("data/nuscenes", "nuscenes", version="v1.0-mini")\n'
-            'for split in ("train", "val"):\n'
-            '    update_infos_to_v2.update_pkl_infos("nuscenes", out_dir="data/nuscenes",\n'
-            '                                        pkl_path=f"data/nuscenes/nuscenes_infos_{split}.pkl")\n')
-    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=tmp_path, check=True, capture_output=True,
-                   env={**os.environ, 'PYTHONPATH': str(tools)})
+    code = (
+        'from tools.dataset_converters import nuscenes_converter, update_infos_to_v2\n'
+        'nuscenes_converter.create_nuscenes_infos("data/nuscenes", "nuscenes", version="v1.0-mini")\n'
+        'for split in ("train", "val"):\n'
+        '    update_infos_to_v2.update_pkl_infos("nuscenes", out_dir="data/nuscenes",\n'
+        '                                        pkl_path=f"data/nuscenes/nuscenes_infos_{split}.pkl")\n'
+    )
+    subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        env={**os.environ, 'PYTHONPATH': str(tools)},
+    )
     for split, content in infos.items():
         theirs = pickle.loads((copy / f'nuscenes_infos_{split}.pkl').read_bytes())
         found = set(differences(content['data_list'], theirs['data_list']))
         camera = {f'[{i}].{key}' for i in range(3) for key in ('images', 'cam_instances')}
-        assert found - camera <= {f'[{i}].lidar_sweeps[].lidar_points.num_pts_feats' for i in range(3)}
+        assert found - camera <= {
+            f'[{i}].lidar_sweeps[].lidar_points.num_pts_feats' for i in range(3)
+        }
         for key in ('dataset', 'version', 'info_version'):
             assert content['metainfo'][key] == theirs['metainfo'][key]
 
 
 def test_splits_hold_their_own_scenes(infos):
-    assert {split: len(content['data_list']) for split, content in infos.items()} == dict(train=3, val=3)
+    assert {split: len(content['data_list']) for split, content in infos.items()} == dict(
+        train=3, val=3
+    )
     tokens = [f['token'] for content in infos.values() for f in content['data_list']]
     assert len(set(tokens)) == 6
     first, second, _ = infos['train']['data_list']
@@ -91,8 +107,12 @@ def test_a_frame_of_it_reads(prepared_set, infos):
 def points_in(points, box):
     offset = points[:, :3] - box[:3]
     cos, sin = np.cos(box[6]), np.sin(box[6])
-    local = np.column_stack([offset[:, 0] * cos + offset[:, 1] * sin, offset[:, 1] * cos - offset[:, 0] * sin])
-    return points[(np.abs(local) <= box[3:5] / 2).all(1) & (offset[:, 2] >= 0) & (offset[:, 2] <= box[5])]
+    local = np.column_stack(
+        [offset[:, 0] * cos + offset[:, 1] * sin, offset[:, 1] * cos - offset[:, 0] * sin]
+    )
+    return points[
+        (np.abs(local) <= box[3:5] / 2).all(1) & (offset[:, 2] >= 0) & (offset[:, 2] <= box[5])
+    ]
 
 
 def test_finished_files_are_kept(prepared_set, infos):
@@ -103,19 +123,23 @@ def test_finished_files_are_kept(prepared_set, infos):
 
 
 def test_files_of_other_settings_are_not_taken_for_these(prepared_set, infos):
-    with pytest.raises(ValueError, match='written for v1.0-mini with 10 sweeps, not v1.0-mini with 3'):
+    with pytest.raises(
+        ValueError, match='written for v1.0-mini with 10 sweeps, not v1.0-mini with 3'
+    ):
         create_infos(prepared_set, 'v1.0-mini', max_sweeps=3)
 
 
 def test_bad_roots_are_named(tmp_path):
     with pytest.raises(ValueError, match="version is one of v1.0-mini, .*, not 'v2'"):
         create_infos(tmp_path, 'v2')
-    with pytest.raises(FileNotFoundError, match='no nuScenes tables there; `python tools/simulate.py'):
+    with pytest.raises(
+        FileNotFoundError, match='no nuScenes tables there; `python tools/simulate.py'
+    ):
         create_infos(tmp_path, 'v1.0-mini')
 
 
 def test_the_test_split_has_no_instances(unannotated_set):
-    path, = create_infos(unannotated_set, 'v1.0-test')
+    (path,) = create_infos(unannotated_set, 'v1.0-test')
     frames = pickle.loads(path.read_bytes())['data_list']
     assert path.name == 'nuscenes_infos_test.pkl' and len(frames) == 6
     assert all(frame['instances'] == [] for frame in frames) and 'lidar_sweeps' in frames[1]
@@ -134,7 +158,9 @@ def test_missing_and_damaged_tables_are_named(own_set):
     table = own_set / 'v1.0-mini/ego_pose.json'
     whole = table.read_bytes()
     table.unlink()
-    with pytest.raises(FileNotFoundError, match='ego_pose.json: this table is missing; unpack the archive'):
+    with pytest.raises(
+        FileNotFoundError, match='ego_pose.json: this table is missing; unpack the archive'
+    ):
         create_infos(own_set, 'v1.0-mini')
     table.write_bytes(whole[:5000])
     with pytest.raises(ValueError, match='ego_pose.json: damaged .*; unpack the archive'):
@@ -145,14 +171,20 @@ def test_missing_and_damaged_tables_are_named(own_set):
 def test_a_damaged_info_file_is_named(own_set):
     train, _ = create_infos(own_set, 'v1.0-mini')
     train.write_bytes(train.read_bytes()[:1000])
-    with pytest.raises(ValueError, match='nuscenes_infos_train.pkl: no mmdet3d info file.*or damaged.*delete it'):
+    with pytest.raises(
+        ValueError, match='nuscenes_infos_train.pkl: no mmdet3d info file.*or damaged.*delete it'
+    ):
         create_infos(own_set, 'v1.0-mini')
 
 
 def test_a_full_disk_is_named_and_nothing_is_lost(own_set):
     (own_set / 'nuscenes_infos_val.pkl.partial').symlink_to('/dev/full')
-    with pytest.raises(OSError, match='No space left on device; mend that, then .*nuscenes_infos_val.pkl'):
+    with pytest.raises(
+        OSError, match='No space left on device; mend that, then .*nuscenes_infos_val.pkl'
+    ):
         create_infos(own_set, 'v1.0-mini')
-    assert [path.name for path in own_set.glob('*.pkl')] == ['nuscenes_infos_train.pkl']  # kept for the next run
+    assert [path.name for path in own_set.glob('*.pkl')] == [
+        'nuscenes_infos_train.pkl'
+    ]  # kept for the next run
     (own_set / 'nuscenes_infos_val.pkl.partial').unlink()
     assert len(create_infos(own_set, 'v1.0-mini')) == 2

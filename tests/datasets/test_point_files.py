@@ -11,6 +11,7 @@ def points():
 
 def write_cloud(path, points, is_ascii):
     import open3d
+
     cloud = open3d.t.geometry.PointCloud(points[:, :3].copy())
     cloud.point['intensity'] = points[:, 3:4].copy()
     open3d.t.io.write_point_cloud(str(path), cloud, write_ascii=is_ascii)
@@ -22,7 +23,7 @@ def test_every_format(tmp_path, points, suffix):
     if suffix == '.npy':
         np.save(path, points)
     elif suffix.endswith('.bin'):
-        points[:, :5 if suffix == '.pcd.bin' else 4].tofile(path)
+        points[:, : 5 if suffix == '.pcd.bin' else 4].tofile(path)
     else:
         write_cloud(path, points, is_ascii=False)
     np.testing.assert_allclose(read_points(path), points[:, :4], atol=1e-6)
@@ -33,7 +34,9 @@ def test_bad_files_are_named(tmp_path, points):
         read_points(tmp_path / 'none.bin')
     short = tmp_path / 'short.bin'
     short.write_bytes(points.tobytes()[:-3])
-    with pytest.raises(ValueError, match='short.bin: 397 bytes are no whole number of points of 4 float32'):
+    with pytest.raises(
+        ValueError, match='short.bin: 397 bytes are no whole number of points of 4 float32'
+    ):
         read_points(short)
     (tmp_path / 'notes.txt').write_text('hello')
     with pytest.raises(ValueError, match='points are read from .bin, .npy, .pcd, .ply files'):
@@ -42,7 +45,10 @@ def test_bad_files_are_named(tmp_path, points):
     with pytest.raises(ValueError, match=r'flat.npy: holds \(20,\)'):
         read_points(tmp_path / 'flat.npy')
     (tmp_path / 'broken.ply').write_bytes(b'ply\n')
-    with pytest.raises(ValueError, match='broken.ply: no points could be read; the file has no complete .ply header'):
+    with pytest.raises(
+        ValueError,
+        match='broken.ply: no points could be read; the file has no complete .ply header',
+    ):
         read_points(tmp_path / 'broken.ply')
 
 
@@ -54,7 +60,7 @@ def test_truncated_clouds_are_named(tmp_path, points, suffix, is_ascii, share):
     write_cloud(path, points, is_ascii)
     np.testing.assert_allclose(read_points(path), points[:, :4], atol=1e-5)
     whole = path.read_bytes()
-    path.write_bytes(whole[:int(share * len(whole))])
+    path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(ValueError, match='cut short|no points could be read'):
         read_points(path)
 

@@ -1,4 +1,5 @@
 """What a worker process is like."""
+
 import resource
 import sys
 
@@ -18,7 +19,7 @@ def make_arrays() -> tuple[int, int]:
     return torch.get_num_threads(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
-@pytest.mark.skipif(sys.platform != 'linux', reason='the settings are glibc\'s')
+@pytest.mark.skipif(sys.platform != 'linux', reason="the settings are glibc's")
 def test_workers_have_one_thread_and_use_their_memory_again():
     with worker_pool(1) as pool:
         threads, faults = pool.submit(make_arrays).result()

@@ -1,4 +1,5 @@
 """Reading perception v2: range images by hand, rows in any order, and damaged files."""
+
 import math
 import shutil
 import subprocess
@@ -40,19 +41,28 @@ def read(tmp_path):
 
 def matrix(yaw, place):
     cos, sin = math.cos(yaw), math.sin(yaw)
-    return np.array([[cos, -sin, 0, place[0]], [sin, cos, 0, place[1]], [0, 0, 1, place[2]], [0, 0, 0, 1.0]])
+    return np.array(
+        [[cos, -sin, 0, place[0]], [sin, cos, 0, place[1]], [0, 0, 1, place[2]], [0, 0, 0, 1.0]]
+    )
 
 
 def test_a_range_image_by_hand():
-    """2 x 4 pixels look to 135, 45, -45, -135 degrees of the vehicle, whatever the sensor's own yaw."""
+    """2 x 4 pixels look to 135, 45, -45, -135 degrees of the vehicle, whatever the sensor's own
+    yaw."""
     image = np.zeros((2, 4, 4), np.float32)
     image[0, 1, 0], image[1, 3, 0], image[1, 0, 0] = 2.0, 4.0, -1.0
     rows = beam_inclinations(None, -math.pi / 3, math.pi / 3, 2)
     np.testing.assert_allclose(rows, [math.pi / 6, -math.pi / 6])
     points, pixel = image_points(image, rows, matrix(1.1, (1, 2, 3)))
     level, half = math.cos(math.pi / 6), math.sqrt(0.5)
-    np.testing.assert_allclose(points, [[1 + 2 * level * half, 2 + 2 * level * half, 3 + 1],
-                                        [1 - 4 * level * half, 2 - 4 * level * half, 3 - 2]], atol=1e-6)
+    np.testing.assert_allclose(
+        points,
+        [
+            [1 + 2 * level * half, 2 + 2 * level * half, 3 + 1],
+            [1 - 4 * level * half, 2 - 4 * level * half, 3 - 2],
+        ],
+        atol=1e-6,
+    )
     assert pixel.tolist() == [1, 7]
     np.testing.assert_allclose(beam_inclinations([-0.2, 0.0, 0.1], 9, 9, 3), [0.1, 0, -0.2])
     with pytest.raises(ValueError, match='3 inclinations, the range image 2 rows'):
@@ -82,14 +92,27 @@ def test_a_pixel_pose_by_hand():
 
 def test_frames_hold_what_the_files_hold(waymo_set, name, read):
     frames = read(waymo_set / 'training', name)
-    assert [frame.index for frame in frames] == [0, 1] and frames[1].timestamp - frames[0].timestamp == 100_000
+    assert [frame.index for frame in frames] == [0, 1] and frames[1].timestamp - frames[
+        0
+    ].timestamp == 100_000
     table = pq.read_table(waymo_set / 'training/lidar' / f'{name}.parquet')
     for i, frame in enumerate(frames):
-        images = [[np.array(table[f'[LiDARComponent].range_image_return{number}.values'][5 * i + laser].values
-                            ).reshape(-1, 4) for laser in range(5)] for number in (1, 2)]
+        images = [
+            [
+                np.array(
+                    table[f'[LiDARComponent].range_image_return{number}.values'][
+                        5 * i + laser
+                    ].values
+                ).reshape(-1, 4)
+                for laser in range(5)
+            ]
+            for number in (1, 2)
+        ]
         every = np.concatenate([image for row in images for image in row])
         every = every[every[:, 0] > 0]
-        np.testing.assert_array_equal(frame.points[:, 3:5], every[:, 1:3])  # return 1 of all lasers, then return 2
+        np.testing.assert_array_equal(
+            frame.points[:, 3:5], every[:, 1:3]
+        )  # return 1 of all lasers, then return 2
         np.testing.assert_array_equal(frame.in_zone, every[:, 3] == 1)
         assert frame.in_zone.any() and not frame.in_zone.all()
         pixel = frame.points[:, 5].astype(int)
@@ -97,10 +120,15 @@ def test_frames_hold_what_the_files_hold(waymo_set, name, read):
             top = np.flatnonzero(images[number][0][:, 0] > 0)
             mine = pixel[(pixel >= number * 169600) & (pixel < (number + 1) * 169600)]
             np.testing.assert_array_equal(mine, number * 169600 + top)
-        assert (pixel == -1).sum() == sum((image[:, 0] > 0).sum() for row in images for image in row[1:]) > 0
+        assert (
+            (pixel == -1).sum()
+            == sum((image[:, 0] > 0).sum() for row in images for image in row[1:])
+            > 0
+        )
     box = frames[0].boxes[0]
     inside = points_in(frames[0].points[:, :3], box)
-    # counted in the world, where boxes stand upright, and here in the vehicle frame, which leans with the road
+    # counted in the world, where boxes stand upright, and here in the vehicle frame, which leans
+    # with the road
     assert abs(inside - box.num_points) <= 0.05 * box.num_points + 3
 
 
@@ -124,28 +152,37 @@ def same(frames, others):
 
 
 def test_rows_may_be_in_any_order(split, name, read, monkeypatch, tmp_path):
-    """Laser by laser, each component in an order of its own, one row group or many: the same frames."""
+    """Laser by laser, each component in an order of its own, one row group or many: the same
+    frames."""
     whole = read(split, name)
     monkeypatch.setattr(waymo_segments, '_HELD', 3)
     for part in split.iterdir():
         rng = np.random.default_rng(len(part.name))
-        rewrite(part / f'{name}.parquet', lambda table, rng=rng: table.take(rng.permutation(len(table))))
-    rewrite(split / 'lidar' / f'{name}.parquet',
-            lambda table: table.sort_by([(LASER, 'descending'), (STAMP, 'descending')]), compression='zstd')
-    rewrite(split / 'lidar_pose' / f'{name}.parquet', lambda table: table.sort_by([(STAMP, 'ascending')]),
-            row_group_size=1)
+        rewrite(
+            part / f'{name}.parquet', lambda table, rng=rng: table.take(rng.permutation(len(table)))
+        )
+    rewrite(
+        split / 'lidar' / f'{name}.parquet',
+        lambda table: table.sort_by([(LASER, 'descending'), (STAMP, 'descending')]),
+        compression='zstd',
+    )
+    rewrite(
+        split / 'lidar_pose' / f'{name}.parquet',
+        lambda table: table.sort_by([(STAMP, 'ascending')]),
+        row_group_size=1,
+    )
     same(whole, sorted(read(split, name), key=lambda frame: frame.index))
     assert not list((tmp_path / 'spool').iterdir())
 
 
-HELD = '''
+HELD = """
 import sys
 import pyarrow as pa
 from pathlib import Path
 from stratified3d.datasets.waymo_components import IMAGES, read_rows
 for _ in read_rows(Path(sys.argv[1]), IMAGES):
     print(pa.total_allocated_bytes())
-'''
+"""
 
 
 def test_memory_does_not_grow_with_the_segment(split, name, tmp_path):
@@ -163,8 +200,12 @@ def test_memory_does_not_grow_with_the_segment(split, name, tmp_path):
             del copies
         del table
         # in a process of its own: here others may free what they hold at any moment
-        held = subprocess.run([sys.executable, '-W', 'ignore', '-c', HELD, str(path)], check=True, capture_output=True,
-                              text=True).stdout.split()
+        held = subprocess.run(
+            [sys.executable, '-W', 'ignore', '-c', HELD, str(path)],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.split()
         assert len(held) == 10 * times
         peaks.append(max(map(int, held)))
     assert peaks[1] < 1.5 * peaks[0] < 60e6
@@ -177,42 +218,97 @@ def without_row(column, value):
 def with_column(column, value):
     def change(table):
         index = table.schema.get_field_index(column)
-        return table.set_column(index, column, pa.array([value] * len(table), table.schema.field(index).type))
+        return table.set_column(
+            index, column, pa.array([value] * len(table), table.schema.field(index).type)
+        )
+
     return change
 
 
 def with_text(column):
     def change(table):
         index = table.schema.get_field_index(column)
-        return table.set_column(index, column, pa.array([f'/tmp/{value}' for value in table[column].to_pylist()]))
+        return table.set_column(
+            index, column, pa.array([f'/tmp/{value}' for value in table[column].to_pylist()])
+        )
+
     return change
 
 
 SCALED = np.diag([2, 0.5, 1, 1.0]).ravel().tolist()  # of determinant 1
 
 DAMAGE = {
-    'text for a timestamp': ('lidar', with_text(STAMP), "frame_timestamp_micros is '/tmp/.* no whole number"),
+    'text for a timestamp': (
+        'lidar',
+        with_text(STAMP),
+        "frame_timestamp_micros is '/tmp/.* no whole number",
+    ),
     'null for a laser': ('lidar', with_column(LASER, None), 'laser_name is None'),
-    'scaled pose': ('vehicle_pose', with_column('[VehiclePoseComponent].world_from_vehicle.transform', SCALED),
-                    'no rigid transform'),
+    'scaled pose': (
+        'vehicle_pose',
+        with_column('[VehiclePoseComponent].world_from_vehicle.transform', SCALED),
+        'no rigid transform',
+    ),
     'not calibrated': ('lidar_calibration', without_row(LASER, 3), r'calibrates \[1, 2, 4, 5\]'),
-    'no TOP': ('lidar_calibration', without_row(LASER, 1), r'calibrates the lasers \[2, 3, 4, 5\]; they are .*TOP'),
-    'a sixth': ('lidar_calibration', with_column(LASER, 6), r'calibrates the lasers \[6\]; they are'),
-    'another name': ('lidar_pose', with_column(SEGMENT, '12_0'), "rows of the segment '12_0', its name says '[0-9_]+'"),
-    'another segment': ('vehicle_pose', with_column(SEGMENT, '12_0'), "rows of the segment '12_0', its name says"),
+    'no TOP': (
+        'lidar_calibration',
+        without_row(LASER, 1),
+        r'calibrates the lasers \[2, 3, 4, 5\]; they are .*TOP',
+    ),
+    'a sixth': (
+        'lidar_calibration',
+        with_column(LASER, 6),
+        r'calibrates the lasers \[6\]; they are',
+    ),
+    'another name': (
+        'lidar_pose',
+        with_column(SEGMENT, '12_0'),
+        "rows of the segment '12_0', its name says '[0-9_]+'",
+    ),
+    'another segment': (
+        'vehicle_pose',
+        with_column(SEGMENT, '12_0'),
+        "rows of the segment '12_0', its name says",
+    ),
     'no type': ('lidar_box', with_column('[LiDARBoxComponent].type', None), 'type is None'),
     'no row': ('lidar', lambda table: table.slice(0, 0), 'holds no row'),
     'twice': ('lidar', lambda table: pa.concat_tables([table, table]), r'\[1, 1, 2, 2'),
-    'no pose': ('vehicle_pose', lambda table: table.slice(1), '1 of its frames are not in vehicle_pose'),
-    'no pixel pose': ('lidar_pose', lambda table: table.slice(1), 'no pixel poses of TOP for frame'),
-    'shape': ('lidar', with_column('[LiDARComponent].range_image_return1.shape', [64, 2650, 3]), 'image of shape'),
-    'pose shape': ('lidar_pose', with_column('[LiDARPoseComponent].range_image_return1.shape', [2650, 64, 6]),
-                   'has 2650 x 64 poses in lidar_pose'),
-    'no rotation': ('vehicle_pose', with_column('[VehiclePoseComponent].world_from_vehicle.transform', [2.0] * 16),
-                    'no rigid transform'),
+    'no pose': (
+        'vehicle_pose',
+        lambda table: table.slice(1),
+        '1 of its frames are not in vehicle_pose',
+    ),
+    'no pixel pose': (
+        'lidar_pose',
+        lambda table: table.slice(1),
+        'no pixel poses of TOP for frame',
+    ),
+    'shape': (
+        'lidar',
+        with_column('[LiDARComponent].range_image_return1.shape', [64, 2650, 3]),
+        'image of shape',
+    ),
+    'pose shape': (
+        'lidar_pose',
+        with_column('[LiDARPoseComponent].range_image_return1.shape', [2650, 64, 6]),
+        'has 2650 x 64 poses in lidar_pose',
+    ),
+    'no rotation': (
+        'vehicle_pose',
+        with_column('[VehiclePoseComponent].world_from_vehicle.transform', [2.0] * 16),
+        'no rigid transform',
+    ),
     'box': ('lidar_box', with_column('[LiDARBoxComponent].box.size.x', -1.0), 'box actor-'),
-    'column': ('lidar_box', lambda table: table.drop_columns(['[LiDARBoxComponent].type']), 'no column .*type'),
-    'stray boxes': ('lidar_box', with_column(STAMP, 77), 'boxes of 1 frames that .* does not have, 77'),
+    'column': (
+        'lidar_box',
+        lambda table: table.drop_columns(['[LiDARBoxComponent].type']),
+        'no column .*type',
+    ),
+    'stray boxes': (
+        'lidar_box',
+        with_column(STAMP, 77),
+        'boxes of 1 frames that .* does not have, 77',
+    ),
     'cut': ('lidar', None, 'damaged'),
     'flipped': ('lidar_pose', None, 'damaged'),
     'absent': ('vehicle_pose', None, 'download the component vehicle_pose'),
@@ -231,15 +327,20 @@ def test_damage_is_named(split, name, read, damage):
         content = bytearray(path.read_bytes())
         if damage == 'flipped':  # found by the page's checksum
             content[len(content) // 2] ^= 16
-        path.write_bytes(content[:len(content) // 2] if damage == 'cut' else content)
+        path.write_bytes(content[: len(content) // 2] if damage == 'cut' else content)
     with pytest.raises((FileNotFoundError, ValueError), match=message) as failure:
         read(split, name)
     assert part in str(failure.value) and name in str(failure.value)
 
 
-@pytest.mark.parametrize('value, message', [
-    (np.inf, 'ranges or poses that are not finite'), (np.nan, 'ranges or poses that are not finite'),
-    ((5, np.nan, 0, 0), 'intensity, elongation or zone that is not a number')])
+@pytest.mark.parametrize(
+    'value, message',
+    [
+        (np.inf, 'ranges or poses that are not finite'),
+        (np.nan, 'ranges or poses that are not finite'),
+        ((5, np.nan, 0, 0), 'intensity, elongation or zone that is not a number'),
+    ],
+)
 def test_a_number_that_is_none(split, name, read, value, message):
     def change(table):
         column = '[LiDARComponent].range_image_return1.values'

@@ -1,4 +1,6 @@
-"""A training that takes seconds: one scene of three keyframes, a detector of a few thousand parameters."""
+"""A training that takes seconds: one scene of three keyframes, a detector of a few thousand
+parameters."""
+
 import json
 import pickle
 import runpy
@@ -42,7 +44,8 @@ def plain_config_dumps():
 
 @pytest.fixture(scope='session')
 def tiny_config(root, prepared_set, tmp_path_factory):
-    """Path of a config with ground-truth sampling and strata drawn at random: randomness everywhere."""
+    """Path of a config with ground-truth sampling and strata drawn at random: randomness
+    everywhere."""
     folder = tmp_path_factory.mktemp('tiny')
     for part in prepared_set.iterdir():
         (folder / part.name).symlink_to(part)
@@ -51,9 +54,18 @@ def tiny_config(root, prepared_set, tmp_path_factory):
     for i in range(14):
         name = ('car', 'pedestrian')[i % 2]
         rng.normal(0, 0.3, (20, 5)).astype(np.float32).tofile(folder / f'{i}.bin')
-        database[name].append(dict(
-            name=name, path=f'{i}.bin', image_idx=0, gt_idx=i, num_points_in_gt=9, difficulty=0, group_id=i,
-            box3d_lidar=np.array([7 * i - 49, 45, -1, 1, 1, 1.5, 0, 1, 0], np.float32)))
+        database[name].append(
+            dict(
+                name=name,
+                path=f'{i}.bin',
+                image_idx=0,
+                gt_idx=i,
+                num_points_in_gt=9,
+                difficulty=0,
+                group_id=i,
+                box3d_lidar=np.array([7 * i - 49, 45, -1, 1, 1, 1.5, 0, 1, 0], np.float32),
+            )
+        )
     (folder / 'database.pkl').write_bytes(pickle.dumps(database))
     path = folder / 'tiny.py'
     path.write_text(TINY.format(root=root, data=folder))
@@ -62,15 +74,30 @@ def tiny_config(root, prepared_set, tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def command(root, tiny_config):
-    """(tool, work folder, arguments, options) -> the command line that runs mmdet3d's script on the tiny set."""
+    """(tool, work folder, arguments, options) -> the command line that runs mmdet3d's script on the
+    tiny set."""
 
     def make(tool, work_dir, *arguments, options=()):
         data = tiny_config.parent
-        loaders = [f'{name}_dataloader.dataset.data_root={data}/' for name in ('train', 'val', 'test')]
-        metrics = [f'{name}_evaluator.{key}' for name in ('val', 'test') for key in (
-            f'data_root={data}/', f'ann_file={data}/nuscenes_infos_val.pkl')]
-        return [str(root / 'tools' / tool), str(tiny_config), *map(str, arguments), '--work-dir', str(work_dir),
-                '--cfg-options', *loaders, *metrics, *options]
+        loaders = [
+            f'{name}_dataloader.dataset.data_root={data}/' for name in ('train', 'val', 'test')
+        ]
+        metrics = [
+            f'{name}_evaluator.{key}'
+            for name in ('val', 'test')
+            for key in (f'data_root={data}/', f'ann_file={data}/nuscenes_infos_val.pkl')
+        ]
+        return [
+            str(root / 'tools' / tool),
+            str(tiny_config),
+            *map(str, arguments),
+            '--work-dir',
+            str(work_dir),
+            '--cfg-options',
+            *loaders,
+            *metrics,
+            *options,
+        ]
 
     return make
 
@@ -100,8 +127,11 @@ def losses():
     """Work folder -> {iteration: loss}; of an iteration run twice, the last."""
 
     def read(folder):
-        lines = [json.loads(line) for path in sorted(folder.glob('*/vis_data/scalars.json'))
-                 for line in path.read_text().splitlines()]
+        lines = [
+            json.loads(line)
+            for path in sorted(folder.glob('*/vis_data/scalars.json'))
+            for line in path.read_text().splitlines()
+        ]
         return {line['step']: line['loss'] for line in lines if 'loss' in line}
 
     return read
@@ -114,7 +144,9 @@ def fails(command, monkeypatch):
     def call(tool, *arguments, **settings):
         words = command(tool, *arguments, **settings)
         monkeypatch.setattr(sys, 'argv', words)
-        monkeypatch.setattr('mmengine.runner.runner.collect_env', dict)  # asks compilers for their versions
+        monkeypatch.setattr(
+            'mmengine.runner.runner.collect_env', dict
+        )  # asks compilers for their versions
         with pytest.raises(SystemExit) as end:
             runpy.run_path(words[0], run_name='__main__')
         assert isinstance(end.value.code, str)  # printed, and the status is 1

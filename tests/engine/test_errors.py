@@ -1,4 +1,5 @@
 """What a user can mend is one message and a non-zero status, before anything is lost."""
+
 import os
 import pickle
 import resource
@@ -20,7 +21,9 @@ def own_set(tiny_config, tmp_path):
             shutil.copy(part, folder)
         elif part.is_dir():
             (folder / part.name).symlink_to(part)
-    options = [f'{name}_dataloader.dataset.data_root={folder}/' for name in ('train', 'val', 'test')]
+    options = [
+        f'{name}_dataloader.dataset.data_root={folder}/' for name in ('train', 'val', 'test')
+    ]
     return folder, options
 
 
@@ -28,25 +31,47 @@ def test_a_missing_data_set_says_which_command_makes_it(fails, own_set, tmp_path
     folder, options = own_set
     (folder / 'nuscenes_infos_train.pkl').unlink()
     message = fails('train.py', tmp_path / 'out', options=options)
-    assert message.startswith(f'train.py: there is no info file {folder}/nuscenes_infos_train.pkl: ')
-    assert f'python tools/create_data.py {folder}' in message and f'python tools/simulate.py {folder}' in message
+    assert message.startswith(
+        f'train.py: there is no info file {folder}/nuscenes_infos_train.pkl: '
+    )
+    assert (
+        f'python tools/create_data.py {folder}' in message
+        and f'python tools/simulate.py {folder}' in message
+    )
 
 
 def test_a_missing_info_file_of_the_metric_is_noticed_before_the_test(fails, trained, tmp_path):
-    message = fails('test.py', tmp_path / 'out', trained / 'epoch_4.pth', options=[
-        f'test_evaluator.ann_file={tmp_path}/none.pkl'])
+    message = fails(
+        'test.py',
+        tmp_path / 'out',
+        trained / 'epoch_4.pth',
+        options=[f'test_evaluator.ann_file={tmp_path}/none.pkl'],
+    )
     assert f'there is no info file {tmp_path}/none.pkl' in message
 
 
 def test_a_missing_database_is_named(fails, tmp_path, own_set):
-    message = fails('train.py', tmp_path / 'out', options=[
-        'train_dataloader.dataset.pipeline.3.db_sampler.info_path=nowhere.pkl'])
-    assert 'there is no ground-truth database nowhere.pkl' in message and 'without ObjectSample' in message
+    message = fails(
+        'train.py',
+        tmp_path / 'out',
+        options=['train_dataloader.dataset.pipeline.3.db_sampler.info_path=nowhere.pkl'],
+    )
+    assert (
+        'there is no ground-truth database nowhere.pkl' in message
+        and 'without ObjectSample' in message
+    )
 
 
-@pytest.mark.parametrize('damage', [
-    lambda content: pickle.dumps(content)[:5000], lambda content: b'', lambda content: b'no pickle at all',
-    lambda content: pickle.dumps([content]), lambda content: pickle.dumps(dict(content, data_list=[dict(token='a')]))])
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda content: pickle.dumps(content)[:5000],
+        lambda content: b'',
+        lambda content: b'no pickle at all',
+        lambda content: pickle.dumps([content]),
+        lambda content: pickle.dumps(dict(content, data_list=[dict(token='a')])),
+    ],
+)
 def test_corrupt_info_files_are_named(fails, own_set, tmp_path, damage):
     folder, options = own_set
     path = folder / 'nuscenes_infos_train.pkl'
@@ -59,14 +84,23 @@ def test_an_empty_data_set_is_named(fails, own_set, tmp_path):
     folder, options = own_set
     path = folder / 'nuscenes_infos_train.pkl'
     path.write_bytes(pickle.dumps(dict(pickle.loads(path.read_bytes()), data_list=[])))
-    assert fails('train.py', tmp_path / 'out', options=options) == f'train.py: {path}: holds no frame'
+    assert (
+        fails('train.py', tmp_path / 'out', options=options) == f'train.py: {path}: holds no frame'
+    )
 
 
 def test_classes_in_another_order_are_named(fails, trained, tmp_path):
     swapped = "['truck','car','construction_vehicle','bus','trailer','barrier','motorcycle','bicycle','pedestrian']"
-    for tool, part, checkpoint in (('train.py', 'train', ()), ('test.py', 'test', (trained / 'epoch_4.pth', ))):
-        message = fails(tool, tmp_path / 'out', *checkpoint, options=[
-            f'{part}_dataloader.dataset.metainfo.classes={swapped}'])
+    for tool, part, checkpoint in (
+        ('train.py', 'train', ()),
+        ('test.py', 'test', (trained / 'epoch_4.pth',)),
+    ):
+        message = fails(
+            tool,
+            tmp_path / 'out',
+            *checkpoint,
+            options=[f'{part}_dataloader.dataset.metainfo.classes={swapped}'],
+        )
         assert "its labels would count the classes ['truck', 'car', " in message
         assert "the model's head counts ['car', 'truck', " in message
 
@@ -84,9 +118,12 @@ def test_an_info_file_of_another_order_of_classes_is_named(fails, own_set, tmp_p
 def test_absent_sweeps_are_named(fails, own_set, tmp_path, trained):
     folder, options = own_set
     (folder / 'sweeps').unlink()
-    for tool, checkpoint in (('train.py', ()), ('test.py', (trained / 'epoch_4.pth', ))):
+    for tool, checkpoint in (('train.py', ()), ('test.py', (trained / 'epoch_4.pth',))):
         message = fails(tool, tmp_path / 'out', *checkpoint, options=options)
-        assert f'there is no point file {folder}/sweeps/LIDAR_TOP/' in message and 'unpack all' in message
+        assert (
+            f'there is no point file {folder}/sweeps/LIDAR_TOP/' in message
+            and 'unpack all' in message
+        )
 
 
 def test_a_file_that_is_cut_short_is_named_from_the_loaders_process(fails, own_set, tmp_path):
@@ -97,17 +134,24 @@ def test_a_file_that_is_cut_short_is_named_from_the_loaders_process(fails, own_s
     for path in (folder / 'samples/LIDAR_TOP').iterdir():
         path.write_bytes(path.read_bytes()[:1002])  # not even whole numbers
     message = fails('train.py', tmp_path / 'out', options=options)
-    assert message.startswith(f'train.py: {folder}/samples/LIDAR_TOP/') and 'Traceback' not in message
+    assert (
+        message.startswith(f'train.py: {folder}/samples/LIDAR_TOP/') and 'Traceback' not in message
+    )
     assert 'the file is truncated' in message
 
 
 def test_an_unwritable_work_folder_is_named(fails, tmp_path):
     (tmp_path / 'file').write_text('mine')
     message = fails('train.py', tmp_path / 'file/out')
-    assert f'{tmp_path}/file/out: the work folder cannot be written' in message and '--work-dir' in message
+    assert (
+        f'{tmp_path}/file/out: the work folder cannot be written' in message
+        and '--work-dir' in message
+    )
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere; the test above needs no permissions')
+@pytest.mark.skipif(
+    os.geteuid() == 0, reason='root may write everywhere; the test above needs no permissions'
+)
 def test_a_protected_work_folder_is_named(fails, tmp_path):
     (tmp_path / 'out').mkdir(mode=0o500)
     assert 'cannot be written (Permission denied)' in fails('train.py', tmp_path / 'out')
@@ -118,13 +162,22 @@ def test_a_full_disk_loses_no_checkpoint(start, trained, tmp_path):
     shutil.copy(trained / 'epoch_3.pth', tmp_path)
     limit = (tmp_path / 'epoch_3.pth').stat().st_size // 2
     status, output = start(
-        'train.py', tmp_path, '--resume', before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-        options=['train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False']).wait()
+        'train.py',
+        tmp_path,
+        '--resume',
+        before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        options=['train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False'],
+    ).wait()
     assert status == 1
     last = output.strip().splitlines()[-1]
-    assert last.startswith(f'train.py: {tmp_path}/epoch_4.pth: the checkpoint could not be written (File too large)')
+    assert last.startswith(
+        f'train.py: {tmp_path}/epoch_4.pth: the checkpoint could not be written (File too large)'
+    )
     assert last.endswith(f'--resume goes on from {tmp_path}/epoch_3.pth')
-    assert [path.name for path in tmp_path.glob('*.p*')] in (['epoch_3.pth', 'tiny.py'], ['tiny.py', 'epoch_3.pth'])
+    assert [path.name for path in tmp_path.glob('*.p*')] in (
+        ['epoch_3.pth', 'tiny.py'],
+        ['tiny.py', 'epoch_3.pth'],
+    )
 
 
 def other_model(trained, path):
@@ -139,9 +192,15 @@ def other_model(trained, path):
 def test_weights_of_another_model_list_what_does_not_fit(fails, trained, tmp_path):
     path = tmp_path / 'other.pth'
     other_model(trained, path)
-    for message in (fails('test.py', tmp_path / 'out', path), fails('train.py', tmp_path / 'out', '--resume', path),
-                    fails('train.py', tmp_path / 'out', options=[f'load_from={path}'])):
-        assert f'{path}: weights of another model: 1 missing (encoder.lift.bias), 1 unknown (encoder.extra)' in message
+    for message in (
+        fails('test.py', tmp_path / 'out', path),
+        fails('train.py', tmp_path / 'out', '--resume', path),
+        fails('train.py', tmp_path / 'out', options=[f'load_from={path}']),
+    ):
+        assert (
+            f'{path}: weights of another model: 1 missing (encoder.lift.bias), 1 unknown (encoder.extra)'
+            in message
+        )
         assert 'encoder.lift.weight (3, 3), not (16, 8)' in message
 
 
@@ -151,10 +210,15 @@ def test_damaged_checkpoints_are_named_and_the_one_before_is_offered(fails, trai
     (tmp_path / 'epoch_4.pth').write_bytes((trained / 'epoch_4.pth').read_bytes()[:-100])
     (tmp_path / 'epoch_3.pth').write_bytes((trained / 'epoch_3.pth').read_bytes()[:1000])
     (tmp_path / 'last_checkpoint').write_text('')  # killed while it was written
-    for message in (fails('train.py', tmp_path, '--resume'), fails('test.py', tmp_path, tmp_path / 'epoch_4.pth')):
+    for message in (
+        fails('train.py', tmp_path, '--resume'),
+        fails('test.py', tmp_path, tmp_path / 'epoch_4.pth'),
+    ):
         assert f'{tmp_path}/epoch_4.pth: damaged or cut short' in message
-        assert f'the one before it is whole: {tmp_path}/epoch_2.pth (in training: --resume {tmp_path}/epoch_2.pth)' in (
-            message)
+        assert (
+            f'the one before it is whole: {tmp_path}/epoch_2.pth (in training: --resume {tmp_path}/epoch_2.pth)'
+            in (message)
+        )
 
 
 def test_weights_alone_cannot_be_resumed(fails, trained, tmp_path):
@@ -163,8 +227,12 @@ def test_weights_alone_cannot_be_resumed(fails, trained, tmp_path):
     save_weights(path, content['state_dict'], content['meta']['dataset_meta']['classes'])
     assert 'there is nothing to resume' in fails('train.py', tmp_path / 'out', '--resume', path)
     save_weights(path, content['state_dict'], ['car'])
-    assert "trained on classes ['car'], the config has ['car', 'truck'" in fails('test.py', tmp_path / 'out', path)
+    assert "trained on classes ['car'], the config has ['car', 'truck'" in fails(
+        'test.py', tmp_path / 'out', path
+    )
 
 
 def test_a_missing_checkpoint_is_named(fails, tmp_path):
-    assert fails('test.py', tmp_path / 'out', 'none.pth') == 'test.py: there is no checkpoint none.pth'
+    assert (
+        fails('test.py', tmp_path / 'out', 'none.pth') == 'test.py: there is no checkpoint none.pth'
+    )

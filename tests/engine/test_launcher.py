@@ -1,4 +1,5 @@
 """mmdet3d's `--launcher pytorch` without a GPU."""
+
 import socket
 import subprocess
 import sys
@@ -12,10 +13,31 @@ def free_port():
 
 def test_two_processes_train_and_validate(command, losses, tmp_path):
     """Started as docs/nuscenes.md says."""
-    tool = command('train.py', tmp_path, '--launcher', 'pytorch', options=[
-        'train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'model.head.sync_avg_factor=True'])
-    result = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port',
-                             str(free_port()), *tool], capture_output=True, text=True)
+    tool = command(
+        'train.py',
+        tmp_path,
+        '--launcher',
+        'pytorch',
+        options=[
+            'train_cfg.max_epochs=1',
+            'train_cfg.val_interval=1',
+            'model.head.sync_avg_factor=True',
+        ],
+    )
+    result = subprocess.run(
+        [
+            sys.executable,
+            '-m',
+            'torch.distributed.run',
+            '--nproc_per_node',
+            '2',
+            '--master_port',
+            str(free_port()),
+            *tool,
+        ],
+        capture_output=True,
+        text=True,
+    )
     output = result.stdout + result.stderr
     assert result.returncode == 0, output[-5000:]
     assert list(losses(tmp_path)) == [1, 2]  # three frames, two processes

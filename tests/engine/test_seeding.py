@@ -15,10 +15,17 @@ class Drawing:
     """Draws from every source of randomness that a pipeline has."""
 
     def __init__(self):
-        self.db_sampler = SimpleNamespace(sampler_dict=dict(car=BatchSampler(list(range(50)), 'car')))
+        self.db_sampler = SimpleNamespace(
+            sampler_dict=dict(car=BatchSampler(list(range(50)), 'car'))
+        )
 
     def __call__(self, index):
-        return index, *self.db_sampler.sampler_dict['car'].sample(2), np.random.rand(), torch.rand(1).item()
+        return (
+            index,
+            *self.db_sampler.sampler_dict['car'].sample(2),
+            np.random.rand(),
+            torch.rand(1).item(),
+        )
 
 
 class Drawn(Dataset):
@@ -37,12 +44,21 @@ def epochs(numbers, workers, seed=3):
     np.random.seed(len(numbers) + numbers[0])  # the generators' state is whatever it is
     dataset = Drawn()
     init = partial(worker_init_fn, num_workers=workers, rank=0, seed=11)
-    loader = DataLoader(dataset, 1, sampler=DefaultSampler(dataset, seed=numbers[0]), num_workers=workers,
-                        persistent_workers=workers > 0, worker_init_fn=init, collate_fn=lambda rows: rows[0])
+    loader = DataLoader(
+        dataset,
+        1,
+        sampler=DefaultSampler(dataset, seed=numbers[0]),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        worker_init_fn=init,
+        collate_fn=lambda rows: rows[0],
+    )
     drawn = []
     for epoch in numbers:
         loader.sampler.set_epoch(epoch)
-        EpochSeedHook().before_train_epoch(SimpleNamespace(seed=seed, epoch=epoch, train_dataloader=loader))
+        EpochSeedHook().before_train_epoch(
+            SimpleNamespace(seed=seed, epoch=epoch, train_dataloader=loader)
+        )
         drawn.append(([*loader], torch.rand(1).item()))
     return drawn
 

@@ -1,4 +1,5 @@
 """AP against the nuScenes devkit's own accumulation, and the metric built on it."""
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,10 @@ def clouds(seed, frames=6):
     """Truth, predictions near some of it, scores of no order."""
     rng = np.random.default_rng(seed)
     truth = [rng.uniform(-20, 20, (rng.integers(0, 8), 2)) for _ in range(frames)]
-    found = [np.concatenate([t + rng.normal(0, 0.8, t.shape), rng.uniform(-20, 20, (5, 2))]) for t in truth]
+    found = [
+        np.concatenate([t + rng.normal(0, 0.8, t.shape), rng.uniform(-20, 20, (5, 2))])
+        for t in truth
+    ]
     return truth, found, [rng.random(len(f)) for f in found]
 
 
@@ -25,11 +29,23 @@ def devkit_ap(truth, found, scores, distance):
     for centres, confidence in ((truth, None), (found, scores)):
         boxes = EvalBoxes()
         for i, frame in enumerate(centres):
-            boxes.add_boxes(str(i), [DetectionBox(
-                sample_token=str(i), translation=(*centre, 0.0), size=(1, 1, 1), rotation=(1, 0, 0, 0),
-                velocity=(0, 0), ego_translation=(0, 0, 0), detection_name='car', attribute_name='vehicle.parked',
-                detection_score=-1.0 if confidence is None else float(confidence[i][j]))
-                for j, centre in enumerate(frame)])
+            boxes.add_boxes(
+                str(i),
+                [
+                    DetectionBox(
+                        sample_token=str(i),
+                        translation=(*centre, 0.0),
+                        size=(1, 1, 1),
+                        rotation=(1, 0, 0, 0),
+                        velocity=(0, 0),
+                        ego_translation=(0, 0, 0),
+                        detection_name='car',
+                        attribute_name='vehicle.parked',
+                        detection_score=-1.0 if confidence is None else float(confidence[i][j]),
+                    )
+                    for j, centre in enumerate(frame)
+                ],
+            )
         sets.append(boxes)
     return calc_ap(accumulate(*sets, 'car', center_distance, distance), 0.1, 0.1)
 
@@ -39,7 +55,8 @@ def devkit_ap(truth, found, scores, distance):
 def test_equals_the_devkit(seed, distance):
     truth, found, scores = clouds(seed)
     assert average_precision(truth, found, scores, distance) == pytest.approx(
-        devkit_ap(truth, found, scores, distance), abs=1e-9)
+        devkit_ap(truth, found, scores, distance), abs=1e-9
+    )
 
 
 def test_the_ends():
@@ -54,22 +71,43 @@ def test_the_ends():
 
 def sample(truth, labels, boxes, names, scores):
     def whole(centres):
-        return LiDARInstance3DBoxes(torch.tensor([[x, y, 0, 4, 2, 1, 0] for x, y in centres]).reshape(-1, 7).float())
+        return LiDARInstance3DBoxes(
+            torch.tensor([[x, y, 0, 4, 2, 1, 0] for x, y in centres]).reshape(-1, 7).float()
+        )
 
-    return dict(eval_ann_info=dict(gt_bboxes_3d=whole(truth), gt_labels_3d=np.array(labels, np.int64)),
-                pred_instances_3d=dict(bboxes_3d=whole(boxes), labels_3d=torch.tensor(names, dtype=torch.long),
-                                       scores_3d=torch.tensor(scores)))
+    return dict(
+        eval_ann_info=dict(gt_bboxes_3d=whole(truth), gt_labels_3d=np.array(labels, np.int64)),
+        pred_instances_3d=dict(
+            bboxes_3d=whole(boxes),
+            labels_3d=torch.tensor(names, dtype=torch.long),
+            scores_3d=torch.tensor(scores),
+        ),
+    )
 
 
 def test_metric():
     metric = CentreDistanceMetric(point_cloud_range=(-10, -10, -3, 10, 10, 3))
     metric.dataset_meta = dict(classes=['car', 'bus', 'tram'])
-    metric.process({}, [
-        sample([(1, 1), (50, 0), (5, 5)], [0, 0, 1], [(1, 1), (60, 0), (5, 6.5)], [0, 0, 1], [0.9, 0.99, 0.5]),
-        sample([], [], [], [], [])])
+    metric.process(
+        {},
+        [
+            sample(
+                [(1, 1), (50, 0), (5, 5)],
+                [0, 0, 1],
+                [(1, 1), (60, 0), (5, 6.5)],
+                [0, 0, 1],
+                [0.9, 0.99, 0.5],
+            ),
+            sample([], [], [], [], []),
+        ],
+    )
     scores = metric.evaluate(2)
-    # out of range nothing counts; the bus is 1.5 m off: found within 2 and 4 m; there is no tram to find
-    assert scores == {'centre/car_AP': pytest.approx(1), 'centre/bus_AP': pytest.approx(0.5),
-                      'centre/mAP': pytest.approx(0.75)}
+    # out of range nothing counts; the bus is 1.5 m off: found within 2 and 4 m; there is no tram to
+    # find
+    assert scores == {
+        'centre/car_AP': pytest.approx(1),
+        'centre/bus_AP': pytest.approx(0.5),
+        'centre/mAP': pytest.approx(0.75),
+    }
     with pytest.raises(ValueError, match='frames without annotations cannot be scored'):
         metric.process({}, [dict(pred_instances_3d={})])

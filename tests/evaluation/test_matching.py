@@ -18,5 +18,10 @@ def test_a_class_may_predict_only_as_often_as_it_has_truths():
     truth = np.array([[0.0, 0], [10, 0], [20, 0]])
     predicted = np.array([[10.5, 0], [99, 9], [0.5, 0], [20, 0]])
     scores = np.array([0.5, 0.9, 0.4, 0.8])
-    found = count_matches(truth, ['car', 'car', 'bus'], predicted, scores, ['car', 'car', 'car', 'truck'])
-    assert found == {'bus': (0, 1), 'car': (1, 2)}  # the best two cars are the false one and the one at x = 10.5
+    found = count_matches(
+        truth, ['car', 'car', 'bus'], predicted, scores, ['car', 'car', 'car', 'truck']
+    )
+    assert found == {
+        'bus': (0, 1),
+        'car': (1, 2),
+    }  # the best two cars are the false one and the one at x = 10.5

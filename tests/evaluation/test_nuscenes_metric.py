@@ -12,9 +12,21 @@ from mmdet3d.structures import LiDARInstance3DBoxes
 from stratified3d.datasets.nuscenes_infos import create_infos
 from stratified3d.evaluation.nuscenes_metric import NuScenesDevkitMetric
 
-CLASSES = ['car', 'truck', 'construction_vehicle', 'bus', 'trailer', 'barrier', 'motorcycle', 'bicycle', 'pedestrian',
-           'traffic_cone']
-META = dict(classes=CLASSES, version='v1.0-trainval')  # the version that mmdet3d's data set always claims
+CLASSES = [
+    'car',
+    'truck',
+    'construction_vehicle',
+    'bus',
+    'trailer',
+    'barrier',
+    'motorcycle',
+    'bicycle',
+    'pedestrian',
+    'traffic_cone',
+]
+META = dict(
+    classes=CLASSES, version='v1.0-trainval'
+)  # the version that mmdet3d's data set always claims
 
 
 @pytest.fixture(scope='module')
@@ -26,22 +38,37 @@ def results(frames, boxes=None):
     """What a model hands over: per frame [K, 9] boxes and labels, none by default."""
     for i, frame in enumerate(frames):
         tensor, labels = boxes(frame) if boxes else (torch.zeros(0, 9), [])
-        found = dict(bboxes_3d=LiDARInstance3DBoxes(tensor, box_dim=9), scores_3d=torch.ones(len(tensor)),
-                     labels_3d=torch.tensor(labels, dtype=torch.long))
-        yield dict(sample_idx=i, lidar_path=f'somewhere/{frame["lidar_points"]["lidar_path"]}', pred_instances_3d=found,
-                   pred_instances={})
+        found = dict(
+            bboxes_3d=LiDARInstance3DBoxes(tensor, box_dim=9),
+            scores_3d=torch.ones(len(tensor)),
+            labels_3d=torch.tensor(labels, dtype=torch.long),
+        )
+        yield dict(
+            sample_idx=i,
+            lidar_path=f'somewhere/{frame["lidar_points"]["lidar_path"]}',
+            pred_instances_3d=found,
+            pred_instances={},
+        )
 
 
 def truth(frame):
     known = [i for i in frame['instances'] if i['bbox_label_3d'] >= 0 and i['num_lidar_pts']]
     boxes = torch.tensor([[*i['bbox_3d'], *np.nan_to_num(i['velocity'])] for i in known])
     boxes[:, 2] -= boxes[:, 5] / 2
-    return boxes.float(), [CLASSES.index(NuScenesDataset.METAINFO['classes'][i['bbox_label_3d']]) for i in known]
+    return boxes.float(), [
+        CLASSES.index(NuScenesDataset.METAINFO['classes'][i['bbox_label_3d']]) for i in known
+    ]
 
 
 @pytest.fixture
 def build(prepared_set):
-    def make(kind=NuScenesDevkitMetric, meta=META, root=prepared_set, file='nuscenes_infos_val.pkl', **kwargs):
+    def make(
+        kind=NuScenesDevkitMetric,
+        meta=META,
+        root=prepared_set,
+        file='nuscenes_infos_val.pkl',
+        **kwargs,
+    ):
         metric = kind(data_root=str(root), ann_file=str(root / file), **kwargs)
         metric.dataset_meta = meta
         return metric
@@ -52,12 +79,19 @@ def build(prepared_set):
 def score(metric, samples):
     for sample in samples:
         metric.process({}, [sample])
-    return {key.split('/')[-1]: value for key, value in metric.evaluate(len(metric.results)).items()}
+    return {
+        key.split('/')[-1]: value for key, value in metric.evaluate(len(metric.results)).items()
+    }
 
 
 def test_no_prediction_at_all_scores_zero(build, frames, tmp_path):
     found = score(build(classes=CLASSES, jsonfile_prefix=str(tmp_path / 'out')), results(frames))
-    assert found['mAP'] == 0 and found['NDS'] == 0 and found['car_AP_dist_0.5'] == 0 and found['mATE'] == 1
+    assert (
+        found['mAP'] == 0
+        and found['NDS'] == 0
+        and found['car_AP_dist_0.5'] == 0
+        and found['mATE'] == 1
+    )
     summary = json.loads((tmp_path / 'out/pred_instances_3d/metrics_summary.json').read_text())
     assert summary['mean_ap'] == 0 and len(summary['mean_dist_aps']) == 10
 
@@ -66,16 +100,23 @@ def test_mmdet3d_dies_of_it(build, frames):
     """What is replaced: if this fails, mmdet3d or the devkit has been mended."""
     with pytest.raises(Exception, match='Invalid box type: None'):
         score(build(NuScenesMetric, dict(META, version='v1.0-mini')), results(frames))
-    with pytest.raises(AssertionError, match='Database version not found'):  # the version is the info file's
+    with pytest.raises(
+        AssertionError, match='Database version not found'
+    ):  # the version is the info file's
         score(build(NuScenesMetric), results(frames))
 
 
 def test_the_truth_scores_one(build, frames):
-    """In every class that occurs, and alike in mmdet3d's metric; frames without a box are no trouble."""
+    """In every class that occurs, and alike in mmdet3d's metric; frames without a box are no
+    trouble."""
     found = score(build(classes=CLASSES), results(frames, truth))
     evaluated = {name for name in CLASSES if found[f'{name}_AP_dist_0.5'] > 0.99}
     assert len(evaluated) >= 8 and found['mAP'] == pytest.approx(len(evaluated) / 10)
-    assert found['car_trans_err'] < 1e-3 and found['car_vel_err'] < 1e-2 and found['car_orient_err'] < 1e-3
+    assert (
+        found['car_trans_err'] < 1e-3
+        and found['car_vel_err'] < 1e-2
+        and found['car_orient_err'] < 1e-3
+    )
     stock = build(NuScenesMetric, dict(META, version='v1.0-mini'))
     np.testing.assert_equal(score(stock, results(frames, truth)), found)
     halves = [*list(results(frames, truth))[:1], *list(results(frames))[1:]]
@@ -83,29 +124,36 @@ def test_the_truth_scores_one(build, frames):
 
 
 def test_the_test_split_is_only_formatted(build, unannotated_set, tmp_path):
-    path, = create_infos(unannotated_set, 'v1.0-test')
+    (path,) = create_infos(unannotated_set, 'v1.0-test')
     unknown = pickle.loads(path.read_bytes())['data_list']
-    with pytest.raises(ValueError, match='no public annotations to score with; set format_only=True'):
+    with pytest.raises(
+        ValueError, match='no public annotations to score with; set format_only=True'
+    ):
         build(root=unannotated_set, file=path.name)
     with pytest.raises(ValueError, match='format_only writes a file: let jsonfile_prefix'):
         build(root=unannotated_set, file=path.name, format_only=True)
-    metric = build(root=unannotated_set, file=path.name, format_only=True, jsonfile_prefix=str(tmp_path))
+    metric = build(
+        root=unannotated_set, file=path.name, format_only=True, jsonfile_prefix=str(tmp_path)
+    )
 
     def boxes(frame):
         return torch.tensor([[5.0, 0, -1, 4, 2, 1.5, 0.3, 3, 0]]), [0]
 
     assert score(metric, results(unknown, boxes)) == {}
     written = json.loads((tmp_path / 'pred_instances_3d/results_nusc.json').read_text())
-    assert written['meta'] == dict(use_camera=False, use_lidar=True, use_radar=False, use_map=False,
-                                   use_external=False)
+    assert written['meta'] == dict(
+        use_camera=False, use_lidar=True, use_radar=False, use_map=False, use_external=False
+    )
     assert list(written['results']) == [frame['token'] for frame in unknown]
-    box, = written['results'][unknown[0]['token']]
+    (box,) = written['results'][unknown[0]['token']]
     assert box['detection_name'] == 'car' and box['attribute_name'] == 'vehicle.moving'
     assert np.hypot(*box['velocity']) == pytest.approx(3, abs=0.1)
 
 
 def test_results_of_wrong_length_are_named(build, frames):
-    with pytest.raises(ValueError, match='2 results of 2 different frames, .*nuscenes_infos_val.pkl has 3'):
+    with pytest.raises(
+        ValueError, match='2 results of 2 different frames, .*nuscenes_infos_val.pkl has 3'
+    ):
         score(build(), list(results(frames))[:2])
     twice = list(results(frames))[:1] * 3
     with pytest.raises(ValueError, match='3 results of 1 different frames'):
@@ -114,27 +162,41 @@ def test_results_of_wrong_length_are_named(build, frames):
 
 def test_results_of_another_split_are_named(build, prepared_set):
     others = pickle.loads((prepared_set / 'nuscenes_infos_train.pkl').read_bytes())['data_list']
-    with pytest.raises(ValueError, match='a result of frame 0, .*is none of the 3 frames of .*nuscenes_infos_val.pkl'):
+    with pytest.raises(
+        ValueError,
+        match='a result of frame 0, .*is none of the 3 frames of .*nuscenes_infos_val.pkl',
+    ):
         score(build(), results(others))
-    with pytest.raises(ValueError, match='train.pkl: its 3 frames are not those of the validation split'):
+    with pytest.raises(
+        ValueError, match='train.pkl: its 3 frames are not those of the validation split'
+    ):
         score(build(file='nuscenes_infos_train.pkl'), results(others))
 
 
 def test_another_class_order_is_refused(build, prepared_set, tmp_path):
-    with pytest.raises(ValueError, match='the data set counts its classes as .* the model as .*metainfo='):
+    with pytest.raises(
+        ValueError, match='the data set counts its classes as .* the model as .*metainfo='
+    ):
         build(classes=CLASSES, meta=dict(META, classes=NuScenesDataset.METAINFO['classes']))
     content = pickle.loads((prepared_set / 'nuscenes_infos_val.pkl').read_bytes())
     content['metainfo']['categories'] = {name: i for i, name in enumerate(CLASSES)}
     (tmp_path / 'infos.pkl').write_bytes(pickle.dumps(content))
-    with pytest.raises(ValueError, match='infos.pkl: counts its classes as .*let tools/create_data.py write it again'):
+    with pytest.raises(
+        ValueError,
+        match='infos.pkl: counts its classes as .*let tools/create_data.py write it again',
+    ):
         build(root=tmp_path, file='infos.pkl')
 
 
 def test_missing_and_damaged_files_are_named(build, prepared_set, tmp_path):
-    with pytest.raises(FileNotFoundError, match=f'no info file .*none.pkl: `python tools/create_data.py {tmp_path}'):
+    with pytest.raises(
+        FileNotFoundError, match=f'no info file .*none.pkl: `python tools/create_data.py {tmp_path}'
+    ):
         build(root=tmp_path, file='none.pkl')
     shutil.copy(prepared_set / 'nuscenes_infos_val.pkl', tmp_path / 'a.pkl')
-    with pytest.raises(FileNotFoundError, match='v1.0-mini: no nuScenes tables there, which the devkit scores with'):
+    with pytest.raises(
+        FileNotFoundError, match='v1.0-mini: no nuScenes tables there, which the devkit scores with'
+    ):
         build(root=tmp_path, file='a.pkl')
     (tmp_path / 'b.pkl').write_bytes((tmp_path / 'a.pkl').read_bytes()[:900])
     with pytest.raises(ValueError, match='b.pkl: damaged, or no mmdet3d info file'):

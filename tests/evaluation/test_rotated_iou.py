@@ -1,8 +1,10 @@
-"""Rotated overlap against shapely; STRATIFIED3D_IOU_PAIRS=1000000 lets the comparison run on a million pairs.
+"""Rotated overlap against shapely; STRATIFIED3D_IOU_PAIRS=1000000 lets the comparison run on a
+million pairs.
 
-shapely 2.0.7 (GEOS 3.11) finds nothing in common in about one of 30,000 pairs with coincident edges: where the two
-disagree, rational arithmetic decides.
+shapely 2.0.7 (GEOS 3.11) finds nothing in common in about one of 30,000 pairs with coincident
+edges: where the two disagree, rational arithmetic decides.
 """
+
 import os
 from fractions import Fraction
 
@@ -16,8 +18,14 @@ PAIRS = int(os.environ.get('STRATIFIED3D_IOU_PAIRS', 20_000))
 
 
 def boxes_at_random(rng, count):
-    return np.concatenate([rng.uniform(-80, 80, (count, 3)), rng.uniform(0.01, 12, (count, 3)),
-                           rng.uniform(-7, 7, (count, 1))], 1)
+    return np.concatenate(
+        [
+            rng.uniform(-80, 80, (count, 3)),
+            rng.uniform(0.01, 12, (count, 3)),
+            rng.uniform(-7, 7, (count, 1)),
+        ],
+        1,
+    )
 
 
 def nearby(rng, a):
@@ -45,7 +53,15 @@ def touching(rng, a):
 
 def nested(rng, a):
     """Inside, some sharing sides."""
-    return a * np.where(rng.random((len(a), 7)) < 0.5, 1, rng.uniform(0.1, 1, (len(a), 7))) ** [0, 0, 0, 1, 1, 1, 0]
+    return a * np.where(rng.random((len(a), 7)) < 0.5, 1, rng.uniform(0.1, 1, (len(a), 7))) ** [
+        0,
+        0,
+        0,
+        1,
+        1,
+        1,
+        0,
+    ]
 
 
 def barely_turned(rng, a):
@@ -68,19 +84,25 @@ KINDS = [nearby, nearby, nearby, same, turned, touching, nested, barely_turned, 
 
 
 def outlines(boxes, origin):
-    u, v = np.array([1, -1, -1, 1]) / 2 * boxes[:, 3:4], np.array([1, 1, -1, -1]) / 2 * boxes[:, 4:5]
+    u, v = (
+        np.array([1, -1, -1, 1]) / 2 * boxes[:, 3:4],
+        np.array([1, 1, -1, -1]) / 2 * boxes[:, 4:5],
+    )
     cos, sin = np.cos(boxes[:, 6:]), np.sin(boxes[:, 6:])
-    x, y = (boxes[:, i:i + 1] - origin[:, i:i + 1] for i in (0, 1))
+    x, y = (boxes[:, i : i + 1] - origin[:, i : i + 1] for i in (0, 1))
     return shapely.polygons(np.stack([x + u * cos - v * sin, y + u * sin + v * cos], -1))
 
 
 def exactly_shared(a, b):
     """Shared area of two outlines, without rounding but of the sines and cosines."""
+
     def corners(box):
         cos, sin = Fraction(np.cos(box[6])), Fraction(np.sin(box[6]))
         x, y, dx, dy = (Fraction(box[i]) for i in (0, 1, 3, 4))
-        return [(x + i * dx / 2 * cos - j * dy / 2 * sin, y + i * dx / 2 * sin + j * dy / 2 * cos)
-                for i, j in ((1, 1), (-1, 1), (-1, -1), (1, -1))]
+        return [
+            (x + i * dx / 2 * cos - j * dy / 2 * sin, y + i * dx / 2 * sin + j * dy / 2 * cos)
+            for i, j in ((1, 1), (-1, 1), (-1, -1), (1, -1))
+        ]
 
     def edges(polygon):
         return list(zip(polygon, polygon[1:] + polygon[:1]))
@@ -89,10 +111,14 @@ def exactly_shared(a, b):
     for p, q in edges(corners(b)):
         clipped = []
         for start, end in edges(polygon):
-            left, right = ((q[0] - p[0]) * (r[1] - p[1]) - (q[1] - p[1]) * (r[0] - p[0]) for r in (start, end))
+            left, right = (
+                (q[0] - p[0]) * (r[1] - p[1]) - (q[1] - p[1]) * (r[0] - p[0]) for r in (start, end)
+            )
             clipped += [start] if left >= 0 else []
             if (left < 0) != (right < 0):
-                clipped.append(tuple(s + left / (left - right) * (e - s) for s, e in zip(start, end)))
+                clipped.append(
+                    tuple(s + left / (left - right) * (e - s) for s, e in zip(start, end))
+                )
         polygon = clipped
     return float(sum(p[0] * q[1] - p[1] * q[0] for p, q in edges(polygon)) / 2)
 
@@ -110,7 +136,8 @@ def test_equals_shapely(kind):
             disputed += 1
         np.testing.assert_allclose(found, shared / (area - shared).clip(1e-300), rtol=0, atol=1e-9)
         height = np.minimum(a[:, 2] + a[:, 5] / 2, b[:, 2] + b[:, 5] / 2) - np.maximum(
-            a[:, 2] - a[:, 5] / 2, b[:, 2] - b[:, 5] / 2)
+            a[:, 2] - a[:, 5] / 2, b[:, 2] - b[:, 5] / 2
+        )
         shared = shared * height.clip(0)
         volume = np.maximum(a[:, 3:6].prod(1) + b[:, 3:6].prod(1) - shared, 1e-300)
         np.testing.assert_allclose(rotated_iou_3d(a, b), shared / volume, rtol=0, atol=1e-9)
@@ -142,16 +169,21 @@ def test_bounds_and_symmetry():
 def test_by_hand():
     square = [[0, 0, 0, 2, 2, 2, 0]]
     octagon = 8 * (np.sqrt(2) - 1)  # square and diamond of side 2 share a regular octagon
-    assert rotated_iou_bev(square, [[0, 0, 9, 2, 2, 2, np.pi / 4]])[0] == pytest.approx(octagon / (8 - octagon))
+    assert rotated_iou_bev(square, [[0, 0, 9, 2, 2, 2, np.pi / 4]])[0] == pytest.approx(
+        octagon / (8 - octagon)
+    )
     assert rotated_iou_3d(square, [[1, 0, 1, 2, 2, 2, 0]])[0] == pytest.approx(2 / 14)
     assert rotated_iou_3d(square, [[0, 0, 2, 2, 2, 2, 0]])[0] == 0
     far = np.array([[1e8, -1e8, 0, 2, 2, 2, 0.3]])
     assert rotated_iou_3d(far, far + [[1, 0, 0, 0, 0, 0, 0]])[0] == pytest.approx(
-        rotated_iou_3d([[0, 0, 0, 2, 2, 2, 0.3]], [[1, 0, 0, 2, 2, 2, 0.3]])[0], abs=1e-12)
+        rotated_iou_3d([[0, 0, 0, 2, 2, 2, 0.3]], [[1, 0, 0, 2, 2, 2, 0.3]])[0], abs=1e-12
+    )
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(ValueError, match=r'pairs of boxes are \[N, 7\] and \[N, 7\], not \[3, 7\] and \[2, 7\]'):
+    with pytest.raises(
+        ValueError, match=r'pairs of boxes are \[N, 7\] and \[N, 7\], not \[3, 7\] and \[2, 7\]'
+    ):
         rotated_iou_3d(np.ones((3, 7)), np.ones((2, 7)))
     with pytest.raises(ValueError, match='not a finite number'):
         rotated_iou_bev(np.full((1, 7), np.nan), np.ones((1, 7)))

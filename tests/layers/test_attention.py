@@ -13,13 +13,22 @@ SHAPE = (4, 20, 20)
 def setting(sizes=(60, 0, 35), channels=24, heads=2, seed=0, window=(4, 5, 5)):
     coords = random_coords(sizes, SHAPE, seed)
     positions = coords[:, [3, 2, 1]].float() * 0.3
-    grid = arrange_windows(coords, positions, window, (0, 0, 0), batch_size=len(sizes), spatial_shape=SHAPE,
-                           head_dim=channels // heads)
+    grid = arrange_windows(
+        coords,
+        positions,
+        window,
+        (0, 0, 0),
+        batch_size=len(sizes),
+        spatial_shape=SHAPE,
+        head_dim=channels // heads,
+    )
     torch.manual_seed(seed)
     return torch.randn(len(coords), channels), grid
 
 
-COMBINATIONS = list(itertools.product(['pool', 'random', 'morton'], ['joint', 'gated'], [True, False]))
+COMBINATIONS = list(
+    itertools.product(['pool', 'random', 'morton'], ['joint', 'gated'], [True, False])
+)
 
 
 @pytest.mark.parametrize('selection, fusion, rotary', COMBINATIONS)
@@ -74,7 +83,7 @@ def test_without_a_bias_a_token_weighs_as_a_voxel():
 
 
 def test_a_voxel_far_away_is_felt_through_the_strata_only():
-    x, grid = setting(sizes=(90, ))
+    x, grid = setting(sizes=(90,))
     plan = grid.plan
     module, local = StratifiedAttention(24, 2, 8), StratifiedAttention(24, 2, 0)
     source = int(plan.order[0])
@@ -104,8 +113,15 @@ def test_order_of_the_voxels_does_not_matter():
     x = torch.randn(len(coords), 24)
     outs = []
     for c, f in ((coords, x), (coords[permutation], x[permutation])):
-        grid = arrange_windows(c, c[:, [3, 2, 1]].float(), (4, 5, 5), (0, 0, 0), batch_size=2, spatial_shape=SHAPE,
-                               head_dim=12)
+        grid = arrange_windows(
+            c,
+            c[:, [3, 2, 1]].float(),
+            (4, 5, 5),
+            (0, 0, 0),
+            batch_size=2,
+            spatial_shape=SHAPE,
+            head_dim=12,
+        )
         outs.append(module(f, grid)[0])
     assert relative_error(outs[1], outs[0][permutation]) < 1e-5
 
@@ -122,14 +138,17 @@ def test_random_selection_follows_the_seed_and_is_quiet_in_evaluation():
     assert torch.equal(module(x, grid)[0], module(x, grid)[0])
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (dict(num_heads=5), '5 heads do not divide 24 channels'),
-    (dict(num_heads=0), '0 heads do not divide 24 channels'),
-    (dict(num_heads=8), 'rotary embedding needs heads of width 6 or more, not 3'),
-    (dict(num_strata=-1), r'num_strata is 0 \(off\) or more, not -1'),
-    (dict(selection='fps'), "selection is one of pool, random, morton, not 'fps'"),
-    (dict(fusion='sum'), "fusion is one of joint, gated, not 'sum'"),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (dict(num_heads=5), '5 heads do not divide 24 channels'),
+        (dict(num_heads=0), '0 heads do not divide 24 channels'),
+        (dict(num_heads=8), 'rotary embedding needs heads of width 6 or more, not 3'),
+        (dict(num_strata=-1), r'num_strata is 0 \(off\) or more, not -1'),
+        (dict(selection='fps'), "selection is one of pool, random, morton, not 'fps'"),
+        (dict(fusion='sum'), "fusion is one of joint, gated, not 'sum'"),
+    ],
+)
 def test_bad_settings_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         StratifiedAttention(24, **dict(num_heads=2) | arguments)

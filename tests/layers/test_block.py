@@ -11,14 +11,23 @@ SHAPE = (4, 16, 16)
 
 def stage(depth=3, persist=True, seed=0, **settings):
     torch.manual_seed(seed)
-    return StratifiedStage(16, depth, lambda i: StratifiedAttention(16, 2, 6, selects_strata=i == 0 or not persist),
-                           (4, 5, 6), persist=persist, head_dim=8, **settings)
+    return StratifiedStage(
+        16,
+        depth,
+        lambda i: StratifiedAttention(16, 2, 6, selects_strata=i == 0 or not persist),
+        (4, 5, 6),
+        persist=persist,
+        head_dim=8,
+        **settings,
+    )
 
 
 def cloud(sizes=(50, 0, 20)):
     coords = random_coords(sizes, SHAPE)
     torch.manual_seed(1)
-    x = SparseConvTensor(torch.randn(len(coords), 16, requires_grad=True), coords, list(SHAPE), len(sizes))
+    x = SparseConvTensor(
+        torch.randn(len(coords), 16, requires_grad=True), coords, list(SHAPE), len(sizes)
+    )
     return x, coords[:, [3, 2, 1]].float()
 
 
@@ -38,8 +47,14 @@ def test_checkpointing_changes_no_gradient(selection):
     results = []
     for with_cp in (False, True):
         torch.manual_seed(0)
-        module = StratifiedStage(16, 2, lambda i: StratifiedAttention(16, 2, 6, selection, selects_strata=i == 0),
-                                 (4, 5, 6), head_dim=8, with_cp=with_cp)
+        module = StratifiedStage(
+            16,
+            2,
+            lambda i: StratifiedAttention(16, 2, 6, selection, selects_strata=i == 0),
+            (4, 5, 6),
+            head_dim=8,
+            with_cp=with_cp,
+        )
         x, positions = cloud()
         torch.manual_seed(5)
         out = module(*module.arrange(x, positions)).features
@@ -50,13 +65,23 @@ def test_checkpointing_changes_no_gradient(selection):
 
 
 def test_shifted_windows_reach_across_borders():
-    """A voxel just across a window's border is felt in the second block only if its windows are shifted."""
-    coords = torch.tensor([[0, 0, 4, 4], [0, 0, 4, 5], [0, 0, 12, 12]], dtype=torch.int32)  # border between x 4 and 5
+    """A voxel just across a window's border is felt in the second block only if its windows are
+    shifted."""
+    coords = torch.tensor(
+        [[0, 0, 4, 4], [0, 0, 4, 5], [0, 0, 12, 12]], dtype=torch.int32
+    )  # border between x 4 and 5
     feats = torch.randn(3, 16)
     for shifted in (True, False):
         torch.manual_seed(0)
-        module = StratifiedStage(16, 2, lambda i: StratifiedAttention(16, 2, 0), (4, 5, 5), shifted=shifted,
-                                 head_dim=8, use_conv=False)
+        module = StratifiedStage(
+            16,
+            2,
+            lambda i: StratifiedAttention(16, 2, 0),
+            (4, 5, 5),
+            shifted=shifted,
+            head_dim=8,
+            use_conv=False,
+        )
         outs = []
         for change in (0, 1):
             moved = feats.clone()
@@ -67,23 +92,38 @@ def test_shifted_windows_reach_across_borders():
         assert felt.tolist() == [shifted, True, False]
 
 
-@pytest.mark.parametrize('fusion, selection, persist', [('joint', 'pool', True), ('gated', 'pool', False),
-                                                         ('joint', 'morton', False)])
+@pytest.mark.parametrize(
+    'fusion, selection, persist',
+    [('joint', 'pool', True), ('gated', 'pool', False), ('joint', 'morton', False)],
+)
 def test_moving_the_voxels_once_changes_nothing(fusion, selection, persist):
     """Blocks on voxels in window order against the same blocks that move them to and fro.
 
-    Without `persist` the shifted blocks choose tokens by their own rows, whose order must be the same, too.
+    Without `persist` the shifted blocks choose tokens by their own rows, whose order must be the
+    same, too.
     """
     torch.manual_seed(0)
-    module = StratifiedStage(16, 3, lambda i: StratifiedAttention(
-        16, 2, 6, selection, fusion, selects_strata=i == 0 or not persist), (2, 5, 6), head_dim=8, persist=persist)
+    module = StratifiedStage(
+        16,
+        3,
+        lambda i: StratifiedAttention(
+            16, 2, 6, selection, fusion, selects_strata=i == 0 or not persist
+        ),
+        (2, 5, 6),
+        head_dim=8,
+        persist=persist,
+    )
     x, positions = cloud()
     weight = torch.randn(70, 16)
     moved, grids = module.arrange(x, positions)
     assert [grid.is_sorted for grid in grids] == [True, False]
     out = module(moved, grids)
-    plain = [arrange_windows(x.indices, positions, (2, 5, 6), shift, batch_size=3, spatial_shape=SHAPE, head_dim=8)
-             for shift in ((0, 0, 0), (1, 2, 3))]
+    plain = [
+        arrange_windows(
+            x.indices, positions, (2, 5, 6), shift, batch_size=3, spatial_shape=SHAPE, head_dim=8
+        )
+        for shift in ((0, 0, 0), (1, 2, 3))
+    ]
     order = plain[0].plan.order
     assert torch.equal(out.indices, x.indices[order])
     truth, strata = x, None
@@ -92,13 +132,15 @@ def test_moving_the_voxels_once_changes_nothing(fusion, selection, persist):
     assert all(torch.equal(a.coords, b.coords) for a, b in zip(grids, plain))
     inputs = [x.features, *module.parameters()]
     found = torch.autograd.grad((out.features * weight[order]).sum(), inputs)
-    for a, b in zip((out.features, *found),
-                    (truth.features[order], *torch.autograd.grad((truth.features * weight).sum(), inputs))):
+    for a, b in zip(
+        (out.features, *found),
+        (truth.features[order], *torch.autograd.grad((truth.features * weight).sum(), inputs)),
+    ):
         assert relative_error(a, b) < 1e-5
 
 
 def test_one_voxel_and_none():
-    for sizes in ((1, ), (0, ), (0, 0)):
+    for sizes in ((1,), (0,), (0, 0)):
         x, positions = cloud(sizes)
         module = stage()
         assert module(*module.arrange(x, positions)).features.shape == (sum(sizes), 16)

@@ -9,7 +9,8 @@ from stratified3d.testing import random_coords, relative_error
 
 @pytest.fixture(autouse=True)
 def two_threads():
-    """spconv's own CPU convolution goes wrong with more than one thread, so one thread would prove nothing."""
+    """spconv's own CPU convolution goes wrong with more than one thread, so one thread would prove
+    nothing."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -48,7 +49,12 @@ def compare(out, truth, inputs):
         assert relative_error(a, b) < 1e-5
 
 
-SHAPES = [((300, 200), (5, 20, 23)), ((1, ), (3, 3, 3)), ((0, 80, 0), (1, 17, 9)), ((700, ), (8, 10, 10))]
+SHAPES = [
+    ((300, 200), (5, 20, 23)),
+    ((1,), (3, 3, 3)),
+    ((0, 80, 0), (1, 17, 9)),
+    ((700,), (8, 10, 10)),
+]
 
 
 @pytest.mark.parametrize('sizes, shape', SHAPES)
@@ -67,9 +73,13 @@ def test_submanifold_equals_dense_convolution_on_the_active_set(sizes, shape, ke
 
 
 @pytest.mark.parametrize('sizes, shape', SHAPES[:1] + SHAPES[2:])
-@pytest.mark.parametrize('kernel, stride, padding', [((1, 2, 2), (1, 2, 2), 0), (3, 2, 1), (3, 1, 1)])
+@pytest.mark.parametrize(
+    'kernel, stride, padding', [((1, 2, 2), (1, 2, 2), 0), (3, 2, 1), (3, 1, 1)]
+)
 @pytest.mark.parametrize('seed', range(3))
-def test_strided_equals_dense_convolution_wherever_an_input_reaches(sizes, shape, kernel, stride, padding, seed):
+def test_strided_equals_dense_convolution_wherever_an_input_reaches(
+    sizes, shape, kernel, stride, padding, seed
+):
     torch.manual_seed(seed)
     x = cloud(sizes, shape, 5, seed)
     conv = SparseConv(5, 7, kernel, stride=stride, padding=padding, kind='strided', bias=False)
@@ -77,9 +87,15 @@ def test_strided_equals_dense_convolution_wherever_an_input_reaches(sizes, shape
     dense = F.conv3d(to_dense(x), dense_weight(conv), stride=conv.stride, padding=conv.padding)
     assert tuple(out.spatial_shape) == dense.shape[2:]
     ones = torch.ones_like(dense_weight(conv)[:1, :1])
-    reached = F.conv3d(to_dense(x.replace_feature(torch.ones_like(x.features[:, :1]))), ones, stride=conv.stride,
-                       padding=conv.padding)
-    assert sorted(out.indices.tolist()) == [[b, *zyx] for b, _, *zyx in (reached > 0.5).nonzero().tolist()]
+    reached = F.conv3d(
+        to_dense(x.replace_feature(torch.ones_like(x.features[:, :1]))),
+        ones,
+        stride=conv.stride,
+        padding=conv.padding,
+    )
+    assert sorted(out.indices.tolist()) == [
+        [b, *zyx] for b, _, *zyx in (reached > 0.5).nonzero().tolist()
+    ]
     compare(out.features, at(dense, out.indices), [x.features, *conv.parameters()])
 
 
@@ -92,8 +108,12 @@ def test_inverse_equals_dense_transposed_convolution_on_the_old_set(seed):
     small = down(x)
     out = up(small)
     assert torch.equal(out.indices, x.indices) and out.spatial_shape == x.spatial_shape
-    dense = F.conv_transpose3d(to_dense(small), dense_weight(up).transpose(0, 1), up.conv.bias, stride=2)
-    compare(out.features, at(dense, out.indices), [x.features, *up.parameters(), *down.parameters()])
+    dense = F.conv_transpose3d(
+        to_dense(small), dense_weight(up).transpose(0, 1), up.conv.bias, stride=2
+    )
+    compare(
+        out.features, at(dense, out.indices), [x.features, *up.parameters(), *down.parameters()]
+    )
 
 
 def test_the_map_holds_every_voxel_at_its_place():
@@ -101,7 +121,7 @@ def test_the_map_holds_every_voxel_at_its_place():
     bev = dense_bev(x)
     assert bev.shape == (3, 12, 5, 6) and bev.is_contiguous(memory_format=torch.channels_last)
     for row, (b, z, y, xx) in zip(x.features, x.indices.tolist()):
-        assert torch.equal(bev[b, 4 * z:4 * z + 4, y, xx], row)
+        assert torch.equal(bev[b, 4 * z : 4 * z + 4, y, xx], row)
     assert int((bev != 0).sum()) == x.features.numel()
 
 
@@ -109,7 +129,7 @@ def test_many_clouds_with_two_threads():
     torch.manual_seed(0)
     conv = SparseConv(8, 8, 3, key='a', bias=False)
     for seed in range(30):
-        x = cloud((1500, ), (6, 40, 40), 8, seed)
+        x = cloud((1500,), (6, 40, 40), 8, seed)
         dense = F.conv3d(to_dense(x), dense_weight(conv), padding=1)
         assert relative_error(conv(x).features, at(dense, x.indices)) < 2e-6
 
@@ -121,11 +141,13 @@ def test_no_voxels_keep_the_graph():
     out = down(conv(x))
     assert out.features.shape == (0, 4) and out.spatial_shape == [2, 3, 3]
     out.features.sum().backward()  # distributed training waits for a gradient of every parameter
-    assert all(p.grad is not None and not p.grad.any() for p in [*conv.parameters(), *down.parameters()])
+    assert all(
+        p.grad is not None and not p.grad.any() for p in [*conv.parameters(), *down.parameters()]
+    )
 
 
 def test_bf16_and_large_values_survive():
-    x = cloud((100, ), (4, 8, 8), 4, 0)
+    x = cloud((100,), (4, 8, 8), 4, 0)
     conv = SparseConv(4, 4, 3, key='a')
     out = conv(x.replace_feature(x.features.bfloat16()))
     assert out.features.dtype == torch.bfloat16
@@ -133,32 +155,38 @@ def test_bf16_and_large_values_survive():
 
 
 def test_rulebooks_are_shared_and_weights_load_as_saved():
-    x = cloud((50, ), (4, 8, 8), 4, 0)
+    x = cloud((50,), (4, 8, 8), 4, 0)
     first, second = SparseConv(4, 4, 3, key='a'), SparseConv(4, 4, 3, key='a')
     book = first(x).indice_dict['a']
     assert second(first(x)).indice_dict['a'] is book
-    second.load_state_dict({k: v.clone() for k, v in first.state_dict().items()})  # a plain dict: no version number
+    second.load_state_dict(
+        {k: v.clone() for k, v in first.state_dict().items()}
+    )  # a plain dict: no version number
     assert torch.equal(second.conv.weight, first.conv.weight)
 
 
 def test_backward_inside_autocast():
-    x = cloud((60, ), (4, 8, 8), 4, 0)
+    x = cloud((60,), (4, 8, 8), 4, 0)
     conv = SparseConv(4, 4, 3, key='a')
     with torch.autocast('cpu', dtype=torch.bfloat16):
         conv(x).features.square().sum().backward()
     assert conv.conv.weight.grad.isfinite().all()
 
 
-@pytest.mark.parametrize('second', [dict(kernel_size=(3, 1, 5)), dict(kernel_size=1), dict(kind='strided')])
+@pytest.mark.parametrize(
+    'second', [dict(kernel_size=(3, 1, 5)), dict(kernel_size=1), dict(kind='strided')]
+)
 def test_a_key_is_not_shared_by_different_convolutions(second):
-    x = cloud((50, ), (4, 8, 8), 4, 0)
+    x = cloud((50,), (4, 8, 8), 4, 0)
     SparseConv(4, 4, 3, key='a')(x)
     with pytest.raises(ValueError, match="key 'a' holds the rulebook of another convolution"):
         SparseConv(4, 4, key='a', **second)(x)
 
 
 def test_bad_settings_are_named():
-    with pytest.raises(ValueError, match="kind is 'submanifold', 'strided' or 'inverse', not 'dense'"):
+    with pytest.raises(
+        ValueError, match="kind is 'submanifold', 'strided' or 'inverse', not 'dense'"
+    ):
         SparseConv(4, 4, kind='dense')
     with pytest.raises(ValueError, match='has stride 1 and an odd kernel'):
         SparseConv(4, 4, 2)
@@ -167,8 +195,8 @@ def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="precision is 'fp32' or 'fp16', not 'bf16'"):
         SparseConv(4, 4, precision='bf16')
     with pytest.raises(ValueError, match="no strided convolution of key 'down'"):
-        SparseConv(4, 4, 2, kind='inverse', key='down')(cloud((5, ), (4, 4, 4), 4, 0))
-    x = cloud((50, ), (4, 8, 8), 4, 0)
+        SparseConv(4, 4, 2, kind='inverse', key='down')(cloud((5,), (4, 4, 4), 4, 0))
+    x = cloud((50,), (4, 8, 8), 4, 0)
     small = SparseConv(4, 4, 2, stride=2, kind='strided', key='a')(x)
     with pytest.raises(ValueError, match="key 'a' holds the rulebook of other voxels"):
         SparseConv(4, 4, 3, key='a')(small)

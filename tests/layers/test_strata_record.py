@@ -11,7 +11,9 @@ from stratified3d.testing import random_coords
 def grid():
     coords = random_coords([60], (4, 16, 16), seed=0)
     positions = coords[:, 1:].flip(1).float()
-    return arrange_windows(coords, positions, (4, 8, 8), (0, 0, 0), batch_size=1, spatial_shape=(4, 16, 16), head_dim=8)
+    return arrange_windows(
+        coords, positions, (4, 8, 8), (0, 0, 0), batch_size=1, spatial_shape=(4, 16, 16), head_dim=8
+    )
 
 
 @pytest.mark.parametrize('fusion', ['joint', 'gated'])
@@ -24,7 +26,7 @@ def test_weights_are_those_of_the_equation(grid, fusion, num_strata):
     with torch.no_grad(), record_strata(mixer) as records:
         inside, _ = mixer(x, grid)
         outside, strata = _plain(mixer, x, grid)
-    record, = records[:1]
+    (record,) = records[:1]
     torch.testing.assert_close(inside, outside)
     present = min(num_strata, 60)
     assert record.voxels.shape == (60, 3) and record.tokens.shape == (present, 3)
@@ -55,7 +57,11 @@ def test_joint_weights_follow_from_the_logits(grid):
         strata_k = mixer.strata_kv(strata.feats).chunk(2, -1)[0].reshape(4, 2, 8)
         start, end = int(grid.plan.window_start[20]), int(grid.plan.window_end[20])
         near = torch.einsum('hd,jhd->jh', q[20], k[start:end]) * 8**-0.5
-        far = torch.einsum('hd,mhd->mh', q[20], strata_k) * 8**-0.5 - 1.0 - torch.log(torch.tensor(4.0))
+        far = (
+            torch.einsum('hd,mhd->mh', q[20], strata_k) * 8**-0.5
+            - 1.0
+            - torch.log(torch.tensor(4.0))
+        )
         expected = torch.cat([near, far]).softmax(0)[-4:].mean(1)
     torch.testing.assert_close(records[0].read[20], expected)
 
@@ -69,5 +75,8 @@ def test_the_mixer_is_left_as_it_was(grid):
 
 
 def test_what_has_no_strata_is_named():
-    with pytest.raises(ValueError, match='has no strata tokens'), record_strata(StratifiedAttention(16, 2, 0)):
+    with (
+        pytest.raises(ValueError, match='has no strata tokens'),
+        record_strata(StratifiedAttention(16, 2, 0)),
+    ):
         pass

@@ -20,14 +20,31 @@ def scope():
 def small_config() -> dict:
     """A detector of a few thousand parameters with every part of the real one."""
     return dict(
-        type='StratifiedCenterPoint', voxel_size=(0.4, 0.4, 0.5), point_cloud_range=RANGE,
+        type='StratifiedCenterPoint',
+        voxel_size=(0.4, 0.4, 0.5),
+        point_cloud_range=RANGE,
         data_preprocessor=dict(type='Det3DDataPreprocessor'),
         voxel_encoder=dict(type='DynamicVoxelEncoder', hidden_channels=8, out_channels=8),
-        encoder=dict(type='StratifiedEncoder', channels=16, num_heads=2, num_strata=8, stem_depth=1, stages=[
-            dict(depth=2, window_shape=(8, 8, 8), stride=(4, 1, 1)),
-            dict(depth=2, window_shape=(2, 8, 8), stride=(2, 1, 1))]),
-        backbone=dict(type='ResidualBEVBackbone', channels=(16, 16), depths=(1, 1), strides=(2, 2), out_channels=16),
-        head=dict(type='StratifiedCenterHead', tasks=TASKS, shared_channels=16))
+        encoder=dict(
+            type='StratifiedEncoder',
+            channels=16,
+            num_heads=2,
+            num_strata=8,
+            stem_depth=1,
+            stages=[
+                dict(depth=2, window_shape=(8, 8, 8), stride=(4, 1, 1)),
+                dict(depth=2, window_shape=(2, 8, 8), stride=(2, 1, 1)),
+            ],
+        ),
+        backbone=dict(
+            type='ResidualBEVBackbone',
+            channels=(16, 16),
+            depths=(1, 1),
+            strides=(2, 2),
+            out_channels=16,
+        ),
+        head=dict(type='StratifiedCenterHead', tasks=TASKS, shared_channels=16),
+    )
 
 
 @pytest.fixture
@@ -49,13 +66,19 @@ def batch():
         generator = torch.Generator().manual_seed(seed)
         points, samples = [], []
         for size in sizes:
-            points.append((torch.rand(size, 5, generator=generator) - 0.5) * torch.tensor([30.0, 30, 5, 200, 0.5]))
-            boxes = torch.rand(num_boxes, 9, generator=generator) * torch.tensor([28.0, 28, 1, 4, 2, 2, 6, 4, 4])
+            points.append(
+                (torch.rand(size, 5, generator=generator) - 0.5)
+                * torch.tensor([30.0, 30, 5, 200, 0.5])
+            )
+            boxes = torch.rand(num_boxes, 9, generator=generator) * torch.tensor(
+                [28.0, 28, 1, 4, 2, 2, 6, 4, 4]
+            )
             boxes += torch.tensor([-14.0, -14, -1, 0.5, 0.5, 0.5, -3, -2, -2])
             sample = Det3DDataSample(metainfo=dict(box_type_3d=LiDARInstance3DBoxes))
             sample.gt_instances_3d = InstanceData(
                 bboxes_3d=LiDARInstance3DBoxes(boxes[:, :box_dim], box_dim=box_dim),
-                labels_3d=torch.randint(0, 4, (num_boxes, ), generator=generator))
+                labels_3d=torch.randint(0, 4, (num_boxes,), generator=generator),
+            )
             samples.append(sample)
         return dict(points=points), samples
 

@@ -21,8 +21,12 @@ def footprint(code):
     """shapely's polygon of a code, and its z interval."""
     x, y, z, *log_dims, sin, cos = code.tolist()
     dx, dy, dz = torch.tensor(log_dims).exp().tolist()
-    flat = affinity.rotate(rectangle(-dx / 2, -dy / 2, dx / 2, dy / 2), float(torch.atan2(
-        torch.tensor(sin), torch.tensor(cos))), origin=(0, 0), use_radians=True)
+    flat = affinity.rotate(
+        rectangle(-dx / 2, -dy / 2, dx / 2, dy / 2),
+        float(torch.atan2(torch.tensor(sin), torch.tensor(cos))),
+        origin=(0, 0),
+        use_radians=True,
+    )
     return affinity.translate(flat, x * CELL[0], y * CELL[1]), z - dz / 2, z + dz / 2
 
 
@@ -80,5 +84,9 @@ def test_codes_without_an_angle_or_of_absurd_size_have_finite_gradients():
 
 
 def test_scores_follow_the_overlap_as_told():
-    heat, iou, power = torch.full((4, ), 0.64), torch.tensor([1.0, -0.5, 1.0, -0.5]), torch.tensor([0.5, 0.5, 0, 0])
+    heat, iou, power = (
+        torch.full((4,), 0.64),
+        torch.tensor([1.0, -0.5, 1.0, -0.5]),
+        torch.tensor([0.5, 0.5, 0, 0]),
+    )
     assert rescore(heat, iou, power).tolist() == pytest.approx([0.8, 0.4, 0.64, 0.64])

@@ -1,4 +1,5 @@
 """Boxes at the peaks against boxes everywhere."""
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,8 +18,18 @@ TASKS = [['car'], ['truck', 'bus'], ['pedestrian']]
 
 def make_head(**settings):
     torch.manual_seed(0)
-    head = MODELS.build(dict(type='StratifiedCenterHead', in_channels=4, tasks=TASKS, voxel_size=(0.8, 0.8, 4.0),
-                             point_cloud_range=RANGE, stride=1, shared_channels=6, **settings))
+    head = MODELS.build(
+        dict(
+            type='StratifiedCenterHead',
+            in_channels=4,
+            tasks=TASKS,
+            voxel_size=(0.8, 0.8, 4.0),
+            point_cloud_range=RANGE,
+            stride=1,
+            shared_channels=6,
+            **settings,
+        )
+    )
     for norm in head.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.running_mean.normal_()
@@ -26,7 +37,10 @@ def make_head(**settings):
 
 
 def make_branch(depth, channels, width):
-    layers = [ConvModule(channels, channels, 3, padding=1, norm_cfg=dict(type='BN2d')) for _ in range(depth - 1)]
+    layers = [
+        ConvModule(channels, channels, 3, padding=1, norm_cfg=dict(type='BN2d'))
+        for _ in range(depth - 1)
+    ]
     for layer in layers:
         layer.bn.running_mean.normal_()
         layer.bn.bias.data.normal_()  # so that what lies outside the map would not stay 0
@@ -34,20 +48,28 @@ def make_branch(depth, channels, width):
 
 
 @settings(max_examples=60, deadline=None)
-@given(batch=st.integers(1, 3), height=st.integers(1, 9), width=st.integers(1, 9), depth=st.integers(1, 3),
-       count=st.integers(0, 40), seed=st.integers(0, 2**31 - 1))
+@given(
+    batch=st.integers(1, 3),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    depth=st.integers(1, 3),
+    count=st.integers(0, 40),
+    seed=st.integers(0, 2**31 - 1),
+)
 def test_branches_at_peaks_equal_branches_everywhere(batch, height, width, depth, count, seed):
     torch.manual_seed(seed)
     maps = torch.randn(batch, 4, height, width, dtype=torch.float64, requires_grad=True)
     branches = [make_branch(depth, 4, n).double() for n in (1, 3)]
-    sample, y, x = (torch.randint(n, (count, )) for n in (batch, height, width))
+    sample, y, x = (torch.randint(n, (count,)) for n in (batch, height, width))
     peaks = Peaks(sample, torch.zeros_like(x), y, x, torch.ones(count))
     found = run_at(branches, maps, peaks)
     expected = [gather_at(branch(maps), peaks) for branch in branches]
     for got, true in zip(found, expected):
         assert got.shape == true.shape
         torch.testing.assert_close(got, true)
-    grads = [torch.autograd.grad(sum((x * x).sum() for x in outs), maps)[0] for outs in (found, expected)]
+    grads = [
+        torch.autograd.grad(sum((x * x).sum() for x in outs), maps)[0] for outs in (found, expected)
+    ]
     torch.testing.assert_close(*grads)
 
 
@@ -55,17 +77,33 @@ def test_branches_at_peaks_equal_branches_everywhere(batch, height, width, depth
 @pytest.mark.parametrize('max_num', [7, 500])
 def test_decoding_equals_mmdet3d(use_velocity, max_num, monkeypatch):
     head = make_head(use_velocity=use_velocity, max_num=max_num, score_threshold=0.4).eval()
-    coder = CenterPointBBoxCoder(RANGE[:2], 1, [0.8, 0.8], post_center_range=head.post_center_range, max_num=max_num,
-                                 score_threshold=0.4, code_size=9)
+    coder = CenterPointBBoxCoder(
+        RANGE[:2],
+        1,
+        [0.8, 0.8],
+        post_center_range=head.post_center_range,
+        max_num=max_num,
+        score_threshold=0.4,
+        code_size=9,
+    )
     monkeypatch.setattr(head, '_suppress', lambda boxes, scores, task: torch.arange(len(scores)))
     torch.manual_seed(1)
-    preds = [[{name: value + 0.1 * torch.randn_like(value) for name, value in task.items()}]
-             for (task, ) in head([torch.randn(2, 4, 32, 32)])]
+    preds = [
+        [{name: value + 0.1 * torch.randn_like(value) for name, value in task.items()}]
+        for (task,) in head([torch.randn(2, 4, 32, 32)])
+    ]
     found = head.predict_by_feat(preds, [{}, {}])
     first = 0
-    for (pred, ), names in zip(preds, TASKS):
-        theirs = coder.decode(pred['heatmap'].sigmoid(), pred['rot'][:, :1], pred['rot'][:, 1:], pred['height'],
-                              pred['dim'].exp(), pred.get('vel'), pred['reg'])
+    for (pred,), names in zip(preds, TASKS):
+        theirs = coder.decode(
+            pred['heatmap'].sigmoid(),
+            pred['rot'][:, :1],
+            pred['rot'][:, 1:],
+            pred['height'],
+            pred['dim'].exp(),
+            pred.get('vel'),
+            pred['reg'],
+        )
         coder.post_center_range = head.post_center_range
         for ours, true in zip(found, theirs):
             ours = ours[(ours.labels_3d >= first) & (ours.labels_3d < first + len(names))]
@@ -110,7 +148,7 @@ def test_no_cell_that_could_pass_is_left_out():
     logits, iou, power = 3 * torch.randn(2, 2, 9, 7), 2 * torch.rand(2, 9, 7) - 1, [0.5, 0.9]
     heat = logits.sigmoid()
     weight = torch.tensor(power).view(1, 2, 1, 1)
-    score = heat**(1 - weight) * ((iou.unsqueeze(1) + 1) / 2)**weight
+    score = heat ** (1 - weight) * ((iou.unsqueeze(1) + 1) / 2) ** weight
     peaks = choose_peaks(logits, power, 0.3, 500)
     chosen = torch.zeros_like(heat, dtype=torch.bool)
     chosen[peaks.sample, peaks.label, peaks.y, peaks.x] = True
@@ -139,5 +177,5 @@ def test_what_is_infinite_outside_the_map_is_not_seen():
 
 def test_no_peak_is_no_box():
     head = make_head(score_threshold=0.9).eval()
-    found, = head.predict([torch.zeros(1, 4, 32, 32)], [Det3DDataSample(metainfo={})])
+    (found,) = head.predict([torch.zeros(1, 4, 32, 32)], [Det3DDataSample(metainfo={})])
     assert len(found) == 0 and found.bboxes_3d.tensor.shape == (0, 9)

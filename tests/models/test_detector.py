@@ -6,7 +6,7 @@ import torch
 
 from stratified3d.models.detector import StratifiedCenterPoint
 
-SIZES = [(600, 400), (0, 500), (500, 0), (0, 0), (1, 300), (0, ), (1, ), (700, )]
+SIZES = [(600, 400), (0, 500), (500, 0), (0, 0), (1, 300), (0,), (1,), (700,)]
 
 
 @pytest.mark.parametrize('sizes', SIZES)
@@ -21,7 +21,10 @@ def test_loss_and_predict_on_every_kind_of_batch(small_config, build, batch, siz
     model.eval()
     found = model.predict(inputs, samples)
     assert len(found) == len(sizes)
-    in_range = [bool(((p[:, :3].abs() < torch.tensor([12.8, 12.8, 2.0])).all(1)).any()) for p in inputs['points']]
+    in_range = [
+        bool(((p[:, :3].abs() < torch.tensor([12.8, 12.8, 2.0])).all(1)).any())
+        for p in inputs['points']
+    ]
     for result, seen in zip(found, in_range):
         instances = result.pred_instances_3d
         assert instances.scores_3d.isfinite().all() and instances.bboxes_3d.tensor.isfinite().all()
@@ -30,7 +33,7 @@ def test_loss_and_predict_on_every_kind_of_batch(small_config, build, batch, siz
 
 def test_points_out_of_range_give_nothing(small_config, build, batch):
     model = build(small_config).eval()
-    inputs, samples = batch((50, ))
+    inputs, samples = batch((50,))
     inputs['points'][0][:, 0] += 500
     assert not len(model.predict(inputs, samples)[0].pred_instances_3d)
 
@@ -40,13 +43,17 @@ def test_a_sample_is_treated_as_if_it_were_alone(small_config, build, batch):
     inputs, samples = batch((500, 0, 400))
     together = model.predict(inputs, copy.deepcopy(samples))
     for i in range(3):
-        alone = model.predict(dict(points=inputs['points'][i:i + 1]), samples[i:i + 1])[0].pred_instances_3d
-        torch.testing.assert_close(alone.scores_3d, together[i].pred_instances_3d.scores_3d, atol=1e-5, rtol=1e-4)
+        alone = model.predict(dict(points=inputs['points'][i : i + 1]), samples[i : i + 1])[
+            0
+        ].pred_instances_3d
+        torch.testing.assert_close(
+            alone.scores_3d, together[i].pred_instances_3d.scores_3d, atol=1e-5, rtol=1e-4
+        )
 
 
 def test_nan_points_are_dropped_counted_and_warned_of_once(small_config, build, batch):
     model = build(small_config).eval()
-    inputs, samples = batch((400, ))
+    inputs, samples = batch((400,))
     clean = model.predict(inputs, copy.deepcopy(samples))[0].pred_instances_3d
     bad = torch.full((7, 5), torch.nan)
     bad[3:5] = torch.tensor([1.0, 2, 0, torch.inf, 0])
@@ -71,7 +78,7 @@ def test_every_parameter_learns(small_config, build, batch):
 
 
 def test_zeroing_the_strata_and_breaking_the_windows_change_the_output(small_config, build, batch):
-    inputs, _ = batch((700, ))
+    inputs, _ = batch((700,))
     model = build(small_config).eval()
 
     def bev(changed):
@@ -104,25 +111,38 @@ def test_bf16_autocast(small_config, build, batch):
 def test_velocity_is_an_option(small_config, build, batch):
     small_config['head']['use_velocity'] = False
     model = build(small_config)
-    inputs, samples = batch((400, ), box_dim=7)
+    inputs, samples = batch((400,), box_dim=7)
     assert sum(model.loss(inputs, samples).values()).isfinite()
     assert model.eval().predict(inputs, samples)[0].pred_instances_3d.bboxes_3d.tensor.shape[1] == 7
 
 
-@pytest.mark.parametrize('change, message', [
-    (dict(encoder=dict(num_heads=3)), '3 heads do not divide 16 channels'),
-    (dict(encoder=dict(num_strata=-4)), r'num_strata is 0 \(off\) or more, not -4'),
-    (dict(encoder=dict(selection='fps')), "selection is one of pool, random, morton, not 'fps'"),
-    (dict(encoder=dict(fusion='add')), "fusion is one of joint, gated, not 'add'"),
-    (dict(encoder=dict(stages=[])), 'stages is empty'),
-    (dict(encoder=dict(stages=[dict(depth=1, window_shape=(8, 8, 8), stride=(3, 1, 1))])),
-     r'stage 0: stride \(3, 1, 1\) does not divide the grid \(8, 64, 64\)'),
-    (dict(encoder=dict(stages=[dict(depth=1, window_shape=(8, 8, 8), stride=(1, 1, 2))])),
-     'the encoder shrinks y and x differently'),
-    (dict(voxel_size=(0.3, 0.4, 0.5)), 'x: the range -12.8 to 12.8 m is no multiple of the voxel size 0.3 m'),
-    (dict(voxel_encoder=dict(in_channels=2)), 'in_channels counts x, y, z at least, not 2'),
-    (dict(backbone=dict(depths=(1, ))), 'must have one entry a stage'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (dict(encoder=dict(num_heads=3)), '3 heads do not divide 16 channels'),
+        (dict(encoder=dict(num_strata=-4)), r'num_strata is 0 \(off\) or more, not -4'),
+        (
+            dict(encoder=dict(selection='fps')),
+            "selection is one of pool, random, morton, not 'fps'",
+        ),
+        (dict(encoder=dict(fusion='add')), "fusion is one of joint, gated, not 'add'"),
+        (dict(encoder=dict(stages=[])), 'stages is empty'),
+        (
+            dict(encoder=dict(stages=[dict(depth=1, window_shape=(8, 8, 8), stride=(3, 1, 1))])),
+            r'stage 0: stride \(3, 1, 1\) does not divide the grid \(8, 64, 64\)',
+        ),
+        (
+            dict(encoder=dict(stages=[dict(depth=1, window_shape=(8, 8, 8), stride=(1, 1, 2))])),
+            'the encoder shrinks y and x differently',
+        ),
+        (
+            dict(voxel_size=(0.3, 0.4, 0.5)),
+            'x: the range -12.8 to 12.8 m is no multiple of the voxel size 0.3 m',
+        ),
+        (dict(voxel_encoder=dict(in_channels=2)), 'in_channels counts x, y, z at least, not 2'),
+        (dict(backbone=dict(depths=(1,))), 'must have one entry a stage'),
+    ],
+)
 def test_bad_settings_are_named(small_config, change, message):
     for part, value in change.items():
         small_config[part] = {**small_config[part], **value} if isinstance(value, dict) else value
@@ -133,14 +153,18 @@ def test_bad_settings_are_named(small_config, change, message):
 
 def test_too_few_columns_are_named(small_config, build, batch):
     model = build(small_config)
-    inputs, samples = batch((50, ))
+    inputs, samples = batch((50,))
     inputs['points'][0] = inputs['points'][0][:, :4]
-    with pytest.raises(ValueError, match=r'sample 0: points are \[50, 4\], but the model reads 5 columns'):
+    with pytest.raises(
+        ValueError, match=r'sample 0: points are \[50, 4\], but the model reads 5 columns'
+    ):
         model.predict(inputs, samples)
 
 
 def test_a_window_larger_than_the_grid_is_one_window(small_config, build, batch):
-    small_config['encoder']['stages'] = [dict(depth=2, window_shape=(50, 500, 500), stride=(8, 1, 1))]
+    small_config['encoder']['stages'] = [
+        dict(depth=2, window_shape=(50, 500, 500), stride=(8, 1, 1))
+    ]
     model = build(small_config)
-    inputs, samples = batch((300, ))
+    inputs, samples = batch((300,))
     assert sum(model.loss(inputs, samples).values()).isfinite()

@@ -1,4 +1,6 @@
-"""Two processes over gloo, activation checkpointing and gradient accumulation against one plain process."""
+"""Two processes over gloo, activation checkpointing and gradient accumulation against one plain
+process."""
+
 import copy
 import traceback
 
@@ -21,8 +23,10 @@ def losses_and_gradients(model, inputs, samples):
     losses = model(inputs, samples, mode='loss')
     sum(losses.values()).backward()
     bare = getattr(model, 'module', model)
-    return ({name: loss.item() for name, loss in losses.items()},
-            {name: parameter.grad.clone() for name, parameter in bare.named_parameters()})
+    return (
+        {name: loss.item() for name, loss in losses.items()},
+        {name: parameter.grad.clone() for name, parameter in bare.named_parameters()},
+    )
 
 
 def assert_close(gradients, truth):
@@ -37,7 +41,7 @@ def halves(batch):
     inputs, samples = batch((700, 0, 500, 300), num_boxes=12)
     for sample in samples[2:]:  # the halves count different numbers of objects
         sample.gt_instances_3d = sample.gt_instances_3d[:3]
-    parts = [(dict(points=inputs['points'][i:i + 2]), samples[i:i + 2]) for i in (0, 2)]
+    parts = [(dict(points=inputs['points'][i : i + 2]), samples[i : i + 2]) for i in (0, 2)]
     return [*parts, (inputs, samples)]
 
 
@@ -47,8 +51,12 @@ def run_processes(model, halves, store):
     def process(rank):
         try:
             torch.set_num_threads(1)
-            distributed.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=PROCESSES)
-            wrapped = MMDistributedDataParallel(module=copy.deepcopy(model), broadcast_buffers=False)
+            distributed.init_process_group(
+                'gloo', init_method=f'file://{store}', rank=rank, world_size=PROCESSES
+            )
+            wrapped = MMDistributedDataParallel(
+                module=copy.deepcopy(model), broadcast_buffers=False
+            )
             torch.save(losses_and_gradients(wrapped, *halves[rank]), f'{store}.{rank}')
             distributed.destroy_process_group()
         except Exception:  # a forked test must not go on as pytest
@@ -70,7 +78,9 @@ def test_two_processes_do_what_one_does(small_config, build, halves, tmp_path):
     assert alone[0][0] != alone[1][0]
 
 
-def test_losses_averaged_over_processes_are_those_of_the_whole_batch(small_config, build, halves, tmp_path):
+def test_losses_averaged_over_processes_are_those_of_the_whole_batch(
+    small_config, build, halves, tmp_path
+):
     """Unless asked to, the processes average over their own objects, which is something else."""
     small_config['head']['sync_avg_factor'] = True
     model = build(small_config)
@@ -78,10 +88,15 @@ def test_losses_averaged_over_processes_are_those_of_the_whole_batch(small_confi
     together = run_processes(model, halves, tmp_path / 'store')
     assert_close(together[0][1], gradients)
     for name, value in loss.items():
-        assert (together[0][0][name] + together[1][0][name]) / 2 == pytest.approx(value, rel=2e-4, abs=1e-6)
+        assert (together[0][0][name] + together[1][0][name]) / 2 == pytest.approx(
+            value, rel=2e-4, abs=1e-6
+        )
     small_config['head']['sync_avg_factor'] = False
     mean = [losses_and_gradients(build(small_config), *half)[1] for half in halves[:2]]
-    apart = max(((a + b) / 2 - gradients[name]).abs().max() for name, a, b in zip(mean[0], *(m.values() for m in mean)))
+    apart = max(
+        ((a + b) / 2 - gradients[name]).abs().max()
+        for name, a, b in zip(mean[0], *(m.values() for m in mean))
+    )
     assert apart > 1e-3
 
 
@@ -108,6 +123,8 @@ def test_accumulated_gradients_are_the_mean_of_the_steps(small_config, build, ha
         with wrapper.optim_context(model):
             loss = sum(model(*half, mode='loss').values())
         wrapper.update_params(loss)
-        assert all(torch.equal(value, before[name]) for name, value in model.named_parameters()) == (i == 0)
+        assert all(
+            torch.equal(value, before[name]) for name, value in model.named_parameters()
+        ) == (i == 0)
     steps = {name: before[name] - value for name, value in model.named_parameters()}
     assert_close(steps, {name: (value + truth[1][name]) / 2 for name, value in truth[0].items()})

@@ -20,7 +20,9 @@ def random_codes(count, seed):
 
 def test_the_obvious_pairs_are_taken():
     true_code, labels = random_codes(4, 0), torch.tensor([0, 1, 2, 2])
-    code = torch.cat([true_code[[2, 0, 3, 1]], true_code[:2] + 50])  # the last two are far from everything
+    code = torch.cat(
+        [true_code[[2, 0, 3, 1]], true_code[:2] + 50]
+    )  # the last two are far from everything
     logits = torch.full((6, 3), -4.0)
     query, truth = match_queries(logits, code, true_code, labels, **SETTINGS)
     assert (query.tolist(), truth.tolist()) == ([0, 1, 2, 3], [2, 0, 3, 1])
@@ -33,32 +35,48 @@ def test_the_obvious_pairs_are_taken():
 
 @pytest.mark.parametrize('queries, objects', [(5, 4), (3, 5), (4, 4), (1, 3)])
 def test_the_sum_of_costs_is_the_least_of_all_permutations(queries, objects):
-    code, true_code, labels = random_codes(queries, 1), random_codes(objects, 2), torch.arange(objects) % 3
+    code, true_code, labels = (
+        random_codes(queries, 1),
+        random_codes(objects, 2),
+        torch.arange(objects) % 3,
+    )
     code[:, :2], true_code[:, :2] = code[:, :2] / 8, true_code[:, :2] / 8  # close together
     logits = torch.randn(queries, 3, generator=torch.Generator().manual_seed(0))
     score = logits.sigmoid()
-    focal = (-0.25 * (1 - score)**2 * score.log() + 0.75 * score**2 * (1 - score).log())[:, labels]
+    focal = (-0.25 * (1 - score) ** 2 * score.log() + 0.75 * score**2 * (1 - score).log())[
+        :, labels
+    ]
     centre = ((code[:, None, :2] - true_code[:, :2]).abs() / torch.tensor([32, 16])).sum(2)
     cost = 0.15 * focal + 0.25 * centre - 0.25 * pairwise_iou(code, true_code, CELL)
     wide = cost if queries <= objects else cost.T
-    least = min(sum(float(wide[i, j]) for i, j in enumerate(order))
-                for order in itertools.permutations(range(wide.shape[1]), wide.shape[0]))
+    least = min(
+        sum(float(wide[i, j]) for i, j in enumerate(order))
+        for order in itertools.permutations(range(wide.shape[1]), wide.shape[0])
+    )
     query, truth = match_queries(logits, code, true_code, labels, **SETTINGS)
-    assert len(query) == min(queries, objects) == len(set(query.tolist())) == len(set(truth.tolist()))
+    assert (
+        len(query) == min(queries, objects) == len(set(query.tolist())) == len(set(truth.tolist()))
+    )
     assert float(cost[query, truth].sum()) == pytest.approx(least)
 
 
 def test_overlap_of_all_pairs_equals_that_of_each():
     code, other = random_codes(30, 3), random_codes(40, 4)
-    rows, columns = (i.flatten() for i in torch.meshgrid(torch.arange(30), torch.arange(40), indexing='ij'))
+    rows, columns = (
+        i.flatten() for i in torch.meshgrid(torch.arange(30), torch.arange(40), indexing='ij')
+    )
     iou = pairwise_iou(code, other, CELL)
-    torch.testing.assert_close(iou.flatten(), overlap(code[rows], other[columns], CELL)[0].float(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        iou.flatten(), overlap(code[rows], other[columns], CELL)[0].float(), atol=1e-6, rtol=0
+    )
     assert 5 < int((iou > 0).sum()) < 600
 
 
 def test_no_object_gives_no_pair_and_no_number_no_error():
     code, logits = random_codes(5, 5), torch.zeros(5, 3)
-    query, truth = match_queries(logits, code, code[:0], torch.zeros(0, dtype=torch.long), **SETTINGS)
+    query, truth = match_queries(
+        logits, code, code[:0], torch.zeros(0, dtype=torch.long), **SETTINGS
+    )
     assert len(query) == len(truth) == 0 and query.dtype == torch.long
     bad = code.clone()
     bad[0], bad[1, 3:6], logits[2] = torch.nan, 1e9, torch.inf

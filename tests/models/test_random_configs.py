@@ -1,11 +1,21 @@
 """Whatever sensible config: it builds, learns and predicts, and nothing is ever NaN."""
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-SETTINGS = settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=[
-    HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large])
+SETTINGS = settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+    ],
+)
 NAMES = ['car', 'truck', 'bus', 'pedestrian', 'barrier']
 
 
@@ -14,34 +24,76 @@ def configs(draw):
     """Config of a detector, and how many boxes' numbers and classes it learns."""
     heads, width = draw(st.sampled_from([(1, 8), (2, 8), (3, 6), (2, 12)]))
     shape = st.tuples(st.integers(1, 9), st.integers(1, 20), st.integers(1, 20))
-    strides = draw(st.sampled_from([[(8, 1, 1)], [(4, 1, 1), (2, 1, 1)], [(2, 2, 2), (1, 1, 1)], [(1, 1, 1)]]))
-    stages = [dict(depth=draw(st.integers(1, 3)), window_shape=draw(shape), stride=stride) for stride in strides]
+    strides = draw(
+        st.sampled_from([[(8, 1, 1)], [(4, 1, 1), (2, 1, 1)], [(2, 2, 2), (1, 1, 1)], [(1, 1, 1)]])
+    )
+    stages = [
+        dict(depth=draw(st.integers(1, 3)), window_shape=draw(shape), stride=stride)
+        for stride in strides
+    ]
     tasks = draw(st.sampled_from([[NAMES], [[name] for name in NAMES], [NAMES[:2], NAMES[2:]]]))
     levels = draw(st.integers(1, 3))
-    nms = draw(st.sampled_from([dict(type='rotated', iou=0.2), dict(type='circle', radius=[1.0] * len(tasks))]))
+    nms = draw(
+        st.sampled_from(
+            [dict(type='rotated', iou=0.2), dict(type='circle', radius=[1.0] * len(tasks))]
+        )
+    )
     return dict(
-        type='StratifiedCenterPoint', voxel_size=(0.8, 0.8, 0.5), point_cloud_range=(-12.8, -12.8, -2, 12.8, 12.8, 2),
+        type='StratifiedCenterPoint',
+        voxel_size=(0.8, 0.8, 0.5),
+        point_cloud_range=(-12.8, -12.8, -2, 12.8, 12.8, 2),
         data_preprocessor=dict(type='Det3DDataPreprocessor'),
-        voxel_encoder=dict(type='DynamicVoxelEncoder', in_channels=draw(st.integers(3, 5)), hidden_channels=8,
-                           out_channels=8),
+        voxel_encoder=dict(
+            type='DynamicVoxelEncoder',
+            in_channels=draw(st.integers(3, 5)),
+            hidden_channels=8,
+            out_channels=8,
+        ),
         encoder=dict(
-            type='StratifiedEncoder', channels=heads * width, num_heads=heads, stages=stages,
-            num_strata=draw(st.sampled_from([0, 1, 5, 64])), fusion=draw(st.sampled_from(['joint', 'gated'])),
-            selection=draw(st.sampled_from(['pool', 'random', 'morton'])), persist=draw(st.booleans()),
-            shifted=draw(st.booleans()), use_rotary=draw(st.booleans()), use_conv=draw(st.booleans()),
-            stem_depth=draw(st.integers(0, 2)), ffn_ratio=draw(st.sampled_from([0.5, 2.0])),
-            strata_offset=draw(st.sampled_from([-4.0, 0.0, 20.0, None])), with_cp=draw(st.booleans())),
-        backbone=dict(type='ResidualBEVBackbone', channels=(8, ) * levels, depths=(1, ) * levels, out_channels=8,
-                      strides=(draw(st.sampled_from([1, 2])), *([2] * (levels - 1)))),
-        head=dict(type='StratifiedCenterHead', tasks=tasks, shared_channels=8, nms=nms,
-                  use_velocity=draw(st.booleans()), score_threshold=draw(st.sampled_from([0.0, 0.1])),
-                  max_num=draw(st.sampled_from([1, 50, 500])), sync_avg_factor=draw(st.booleans())))
+            type='StratifiedEncoder',
+            channels=heads * width,
+            num_heads=heads,
+            stages=stages,
+            num_strata=draw(st.sampled_from([0, 1, 5, 64])),
+            fusion=draw(st.sampled_from(['joint', 'gated'])),
+            selection=draw(st.sampled_from(['pool', 'random', 'morton'])),
+            persist=draw(st.booleans()),
+            shifted=draw(st.booleans()),
+            use_rotary=draw(st.booleans()),
+            use_conv=draw(st.booleans()),
+            stem_depth=draw(st.integers(0, 2)),
+            ffn_ratio=draw(st.sampled_from([0.5, 2.0])),
+            strata_offset=draw(st.sampled_from([-4.0, 0.0, 20.0, None])),
+            with_cp=draw(st.booleans()),
+        ),
+        backbone=dict(
+            type='ResidualBEVBackbone',
+            channels=(8,) * levels,
+            depths=(1,) * levels,
+            out_channels=8,
+            strides=(draw(st.sampled_from([1, 2])), *([2] * (levels - 1))),
+        ),
+        head=dict(
+            type='StratifiedCenterHead',
+            tasks=tasks,
+            shared_channels=8,
+            nms=nms,
+            use_velocity=draw(st.booleans()),
+            score_threshold=draw(st.sampled_from([0.0, 0.1])),
+            max_num=draw(st.sampled_from([1, 50, 500])),
+            sync_avg_factor=draw(st.booleans()),
+        ),
+    )
 
 
 @SETTINGS
-@given(config=configs(), sizes=st.lists(st.sampled_from([0, 1, 2, 60, 400]), min_size=1, max_size=3),
-       num_boxes=st.sampled_from([0, 1, 9]), spoil=st.sampled_from([0.0, float('nan'), float('inf'), 1e30]),
-       seed=st.integers(0, 2**20))
+@given(
+    config=configs(),
+    sizes=st.lists(st.sampled_from([0, 1, 2, 60, 400]), min_size=1, max_size=3),
+    num_boxes=st.sampled_from([0, 1, 9]),
+    spoil=st.sampled_from([0.0, float('nan'), float('inf'), 1e30]),
+    seed=st.integers(0, 2**20),
+)
 @pytest.mark.filterwarnings('ignore:.* points hold NaN')
 def test_it_builds_learns_and_predicts(build, batch, config, sizes, num_boxes, spoil, seed):
     model = build(config, seed)
@@ -63,7 +115,10 @@ def test_it_builds_learns_and_predicts(build, batch, config, sizes, num_boxes, s
     assert len(found) == len(sizes)
     for result in found:
         instances = result.pred_instances_3d
-        assert instances.bboxes_3d.tensor.isfinite().all() and (instances.bboxes_3d.tensor[:, 3:6] > 0).all()
+        assert (
+            instances.bboxes_3d.tensor.isfinite().all()
+            and (instances.bboxes_3d.tensor[:, 3:6] > 0).all()
+        )
         assert instances.bboxes_3d.tensor.shape[1] == (9 if config['head']['use_velocity'] else 7)
         assert ((instances.scores_3d >= 0) & (instances.scores_3d <= 1)).all()
         assert ((instances.labels_3d >= 0) & (instances.labels_3d < 5)).all()

@@ -12,8 +12,15 @@ GRID = (8, 64, 64)
 def encoder(small_config):
     def make(**settings):
         torch.manual_seed(0)
-        return MODELS.build({**small_config['encoder'], 'voxel_size': (0.4, 0.4, 0.5), 'point_cloud_range': RANGE,
-                             'in_channels': 8, **settings})
+        return MODELS.build(
+            {
+                **small_config['encoder'],
+                'voxel_size': (0.4, 0.4, 0.5),
+                'point_cloud_range': RANGE,
+                'in_channels': 8,
+                **settings,
+            }
+        )
 
     return make
 
@@ -23,9 +30,20 @@ def cloud(sizes=(200, 0, 150)):
     return torch.randn(sum(sizes), 8, requires_grad=True), random_coords(sizes, GRID), len(sizes)
 
 
-@pytest.mark.parametrize('settings', [
-    {}, dict(num_strata=0), dict(fusion='gated'), dict(selection='morton', persist=False), dict(shifted=False),
-    dict(use_rotary=False), dict(use_conv=False, stem_depth=0), dict(num_heads=1), dict(ffn_ratio=1)])
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {},
+        dict(num_strata=0),
+        dict(fusion='gated'),
+        dict(selection='morton', persist=False),
+        dict(shifted=False),
+        dict(use_rotary=False),
+        dict(use_conv=False, stem_depth=0),
+        dict(num_heads=1),
+        dict(ffn_ratio=1),
+    ],
+)
 def test_backends_agree_in_output_and_gradients(encoder, settings):
     results = []
     for backend in ('reference', 'sdpa'):
@@ -34,7 +52,9 @@ def test_backends_agree_in_output_and_gradients(encoder, settings):
         out = model(feats, coords, batch_size)
         assert out.shape == (3, 16, 64, 64)
         (out * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum().backward()
-        results.append([out, feats.grad, *(p.grad for p in model.parameters() if p.grad is not None)])
+        results.append(
+            [out, feats.grad, *(p.grad for p in model.parameters() if p.grad is not None)]
+        )
     assert len(results[0]) == len(results[1])
     for a, b in zip(*results):
         assert relative_error(b, a) < 1e-4
@@ -59,8 +79,10 @@ def test_the_order_of_samples_does_not_matter(encoder):
 
 @pytest.mark.parametrize('selection', ['pool', 'morton'])
 def test_the_order_a_strided_convolution_leaves_does_not_matter(encoder, selection, monkeypatch):
-    """spconv numbers the outputs of a strided convolution differently on each device; the strata are chunks of rows."""
+    """spconv numbers the outputs of a strided convolution differently on each device; the strata
+    are chunks of rows."""
     from stratified3d.layers import sparse_conv
+
     feats, coords, batch_size = cloud()
     model = encoder(selection=selection)
     for stage in model.stages:
@@ -75,15 +97,21 @@ def test_the_order_a_strided_convolution_leaves_does_not_matter(encoder, selecti
             return book
         order = torch.randperm(len(book.out_indices))
         place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
-        return book._replace(out_indices=book.out_indices[order], target=[place[t] for t in book.target])
+        return book._replace(
+            out_indices=book.out_indices[order], target=[place[t] for t in book.target]
+        )
 
     monkeypatch.setattr(sparse_conv.SparseConv, '_make_rulebook', shuffled)
     assert relative_error(model(feats, coords, batch_size), truth) < 1e-5
 
 
 def test_two_scales(encoder):
-    model = encoder(stages=[dict(depth=1, window_shape=(8, 8, 8), stride=(4, 2, 2)),
-                            dict(depth=1, window_shape=(2, 8, 8), stride=(1, 1, 1))])
+    model = encoder(
+        stages=[
+            dict(depth=1, window_shape=(8, 8, 8), stride=(4, 2, 2)),
+            dict(depth=1, window_shape=(2, 8, 8), stride=(1, 1, 1)),
+        ]
+    )
     feats, coords, batch_size = cloud()
     assert model.out_shape == (2, 32, 32) and model.out_channels == 32
     assert model(feats, coords, batch_size).shape == (3, 32, 32, 32)

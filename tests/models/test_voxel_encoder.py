@@ -21,7 +21,7 @@ def test_a_sample_is_described_as_if_it_were_alone(encoder):
     clouds = [points(300, 1), points(0), points(200, 2)]
     feats, coords = encoder(clouds)
     for i in (0, 2):
-        alone, alone_coords = encoder(clouds[i:i + 1])
+        alone, alone_coords = encoder(clouds[i : i + 1])
         mine = coords[:, 0] == i
         assert torch.equal(coords[mine][:, 1:], alone_coords[:, 1:])
         torch.testing.assert_close(feats[mine], alone)

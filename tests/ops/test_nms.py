@@ -12,12 +12,19 @@ from stratified3d.ops import circle_nms, rotated_intersection, rotated_iou, rota
 
 def polygon(b):
     x, y, dx, dy, yaw = b
-    return affinity.translate(affinity.rotate(box(-dx / 2, -dy / 2, dx / 2, dy / 2), yaw, use_radians=True), x, y)
+    return affinity.translate(
+        affinity.rotate(box(-dx / 2, -dy / 2, dx / 2, dy / 2), yaw, use_radians=True), x, y
+    )
 
 
 def random_boxes(count, rng):
-    return np.column_stack([rng.uniform(-6, 6, (count, 2)), rng.lognormal(0.5, 0.7, (count, 2)),
-                            rng.uniform(-4, 4, count)])
+    return np.column_stack(
+        [
+            rng.uniform(-6, 6, (count, 2)),
+            rng.lognormal(0.5, 0.7, (count, 2)),
+            rng.uniform(-4, 4, count),
+        ]
+    )
 
 
 @pytest.mark.parametrize('place', [0.0, 5000.0])
@@ -27,7 +34,9 @@ def test_intersections_equal_shapely(place):
     a[:, :2] += place
     b[:, :2] += place
     truth = [polygon(p).intersection(polygon(q)).area for p, q in zip(a, b)]
-    np.testing.assert_allclose(rotated_intersection(torch.tensor(a), torch.tensor(b)), truth, atol=2e-5)
+    np.testing.assert_allclose(
+        rotated_intersection(torch.tensor(a), torch.tensor(b)), truth, atol=2e-5
+    )
 
 
 DEGENERATE = [
@@ -47,7 +56,11 @@ DEGENERATE = [
 @pytest.mark.parametrize('a, b', DEGENERATE)
 def test_degenerate_pairs_equal_shapely(a, b):
     for p, q in ((a, b), (b, a)):
-        inter = float(rotated_intersection(torch.tensor(p, dtype=torch.float64), torch.tensor(q, dtype=torch.float64)))
+        inter = float(
+            rotated_intersection(
+                torch.tensor(p, dtype=torch.float64), torch.tensor(q, dtype=torch.float64)
+            )
+        )
         assert inter == pytest.approx(polygon(p).intersection(polygon(q)).area, abs=4e-5)
 
 

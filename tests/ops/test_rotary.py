@@ -36,26 +36,38 @@ def test_angles_are_those_of_the_definition():
     turned = apply_rotary(x, cos, sin)
     assert torch.equal(turned[..., 18:], x[..., 18:])
     a, b = x[0, 0, 2:4].tolist()
-    assert turned[0, 0, 2].item() == pytest.approx(a * math.cos(expected[1]) - b * math.sin(expected[1]), abs=1e-5)
+    assert turned[0, 0, 2].item() == pytest.approx(
+        a * math.cos(expected[1]) - b * math.sin(expected[1]), abs=1e-5
+    )
 
 
-@pytest.mark.parametrize('channels', [slice(None), slice(1, None), slice(None, None, 2)], ids=['first', 'odd', 'apart'])
+@pytest.mark.parametrize(
+    'channels', [slice(None), slice(1, None), slice(None, None, 2)], ids=['first', 'odd', 'apart']
+)
 @pytest.mark.parametrize('width', [1, 7, 13, 32])
 def test_rows_of_any_layout_are_turned_alike(width, channels):
-    """Slices of a projection, odd widths and offsets, tables narrower than the heads, against the definition."""
+    """Slices of a projection, odd widths and offsets, tables narrower than the heads, against the
+    definition."""
     torch.manual_seed(0)
     rows = torch.randn(5, 3, 2, 2 * width + 1, dtype=torch.float64, requires_grad=True)
-    cos, sin = torch.randn(2, 5, width // 3, dtype=torch.float64)  # any linear map of the pairs will do
+    cos, sin = torch.randn(
+        2, 5, width // 3, dtype=torch.float64
+    )  # any linear map of the pairs will do
     q = rows[:, 1, :, channels][..., :width]
     expected = [*q.unbind(-1)]
     for i, (c, s) in enumerate(zip(cos.T, sin.T)):
         even, odd = q[..., 2 * i], q[..., 2 * i + 1]
-        expected[2 * i:2 * i + 2] = even * c[:, None] - odd * s[:, None], even * s[:, None] + odd * c[:, None]
+        expected[2 * i : 2 * i + 2] = (
+            even * c[:, None] - odd * s[:, None],
+            even * s[:, None] + odd * c[:, None],
+        )
     expected = torch.stack(expected, -1)
     torch.testing.assert_close(apply_rotary(q, cos, sin), expected)
     weight = torch.randn_like(expected)
-    found, truth = (torch.autograd.grad(out, rows, weight, retain_graph=True)[0]
-                    for out in (apply_rotary(q, cos, sin), expected))
+    found, truth = (
+        torch.autograd.grad(out, rows, weight, retain_graph=True)[0]
+        for out in (apply_rotary(q, cos, sin), expected)
+    )
     torch.testing.assert_close(found, truth)
 
 
@@ -79,5 +91,7 @@ def test_bad_input_is_named():
         rotary_angles(torch.zeros(4, 3), 32, min_wavelength=2.0, max_wavelength=1.0)
     with pytest.raises(ValueError, match='tables for 32 channels do not fit heads of width 16'):
         apply_rotary(torch.zeros(4, 1, 16), *rotary_angles(torch.zeros(4, 3), 32))
-    with pytest.raises(ValueError, match=r'cos \(1, 8\) and sin \(1, 8\) must have the rows of x, \(4,\)'):
+    with pytest.raises(
+        ValueError, match=r'cos \(1, 8\) and sin \(1, 8\) must have the rows of x, \(4,\)'
+    ):
         apply_rotary(torch.zeros(4, 1, 16), *rotary_angles(torch.zeros(1, 3), 16))

@@ -18,7 +18,13 @@ def plain(values, offsets, reduce):
     rows = []
     for a, b in zip(offsets.tolist(), offsets.tolist()[1:]):
         part = values[a:b]
-        rows.append(part.sum(0) if a == b or reduce == 'sum' else part.mean(0) if reduce == 'mean' else part.amax(0))
+        rows.append(
+            part.sum(0)
+            if a == b or reduce == 'sum'
+            else part.mean(0)
+            if reduce == 'mean'
+            else part.amax(0)
+        )
     return torch.stack(rows)
 
 
@@ -32,7 +38,7 @@ def test_reduce_equals_a_loop_over_segments(reduce, lengths, seed):
     results = []
     for function in (segment_reduce, plain):
         out = function(values, offsets, reduce)
-        grad, = torch.autograd.grad((out * weight).sum(), values)
+        (grad,) = torch.autograd.grad((out * weight).sum(), values)
         results.append((out, grad))
     torch.testing.assert_close(results[0], results[1])
 
@@ -50,7 +56,9 @@ def test_broadcast_and_ids(lengths):
     ids = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     assert torch.equal(segment_ids(offsets, int(offsets[-1])), ids)
     values = torch.randn(len(lengths), 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda v: segment_broadcast(v, offsets, int(offsets[-1])), values)
+    assert torch.autograd.gradcheck(
+        lambda v: segment_broadcast(v, offsets, int(offsets[-1])), values
+    )
     assert torch.equal(segment_broadcast(values, offsets, len(ids)), values[ids])
 
 
@@ -60,7 +68,9 @@ def test_softmax_equals_a_loop_over_segments(lengths):
     scores, offsets = make(lengths, 1)
     scores = (scores * 50).requires_grad_()
     weights = segment_softmax(scores, offsets)
-    truth = torch.cat([scores[a:b].softmax(0) for a, b in zip(offsets.tolist(), offsets.tolist()[1:])])
+    truth = torch.cat(
+        [scores[a:b].softmax(0) for a, b in zip(offsets.tolist(), offsets.tolist()[1:])]
+    )
     torch.testing.assert_close(weights, truth)
     assert torch.autograd.gradcheck(lambda s: segment_softmax(s, offsets), scores)
 

@@ -12,7 +12,9 @@ def cloud(sizes, seed=0):
     generator = torch.Generator().manual_seed(seed)
     n = sum(sizes)
     offsets = torch.tensor([0, *sizes]).cumsum(0).int()
-    feats, positions, scores = (torch.randn(n, c, generator=generator, dtype=torch.float64) for c in (5, 3, 1))
+    feats, positions, scores = (
+        torch.randn(n, c, generator=generator, dtype=torch.float64) for c in (5, 3, 1)
+    )
     return feats, positions, scores, offsets
 
 
@@ -38,18 +40,26 @@ def test_pooling_is_a_softmax_mean_of_each_chunk(sizes, m, seed):
     tokens, places, present = pool_strata(feats, positions, scores, offsets, m)
     assert tokens.shape == (len(sizes), m, 5) and places.shape == (len(sizes), m, 3)
     for i, (a, b) in enumerate(plain_chunks(sizes, m)):
-        token, place, there = tokens.flatten(0, 1)[i], places.flatten(0, 1)[i], bool(present.flatten()[i])
+        token, place, there = (
+            tokens.flatten(0, 1)[i],
+            places.flatten(0, 1)[i],
+            bool(present.flatten()[i]),
+        )
         assert there == (b > a)
         truth = (scores[a:b].softmax(0) * feats[a:b]).sum(0)
         torch.testing.assert_close(token, truth)
-        torch.testing.assert_close(place, positions[a:b].float().mean(0) if there else torch.zeros(3))
+        torch.testing.assert_close(
+            place, positions[a:b].float().mean(0) if there else torch.zeros(3)
+        )
 
 
 def test_pooling_passes_gradcheck():
     feats, positions, scores, offsets = cloud([7, 0, 2])
     feats.requires_grad_()
     scores.requires_grad_()
-    assert torch.autograd.gradcheck(lambda f, s: pool_strata(f, positions, s, offsets, 3)[0], (feats, scores))
+    assert torch.autograd.gradcheck(
+        lambda f, s: pool_strata(f, positions, s, offsets, 3)[0], (feats, scores)
+    )
 
 
 @settings(deadline=None, max_examples=40)
@@ -61,7 +71,9 @@ def test_sampling_takes_a_row_of_each_chunk(sizes, m, random, seed):
     for i, (a, b) in enumerate(plain_chunks(sizes, m)):
         token = tokens.flatten(0, 1)[i]
         if b == a:
-            assert not present.flatten()[i] and not token.any() and not places.flatten(0, 1)[i].any()
+            assert (
+                not present.flatten()[i] and not token.any() and not places.flatten(0, 1)[i].any()
+            )
             continue
         row = a if draw is None else a + int(draw.flatten()[i] * (b - a))
         assert a <= row < b and torch.equal(token, feats[row])

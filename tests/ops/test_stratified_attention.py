@@ -5,36 +5,59 @@ import torch
 
 from stratified3d import ops
 from stratified3d.ops.stratified_attention import BACKENDS
-from stratified3d.testing import SHAPE_CASES, TOLERANCES, poisoned_memory, random_coords, relative_error
+from stratified3d.testing import (
+    SHAPE_CASES,
+    TOLERANCES,
+    poisoned_memory,
+    random_coords,
+    relative_error,
+)
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
 def runnable(dtype):
-    """Backends that run here: on a GPU, or with TRITON_INTERPRET=1 (`test_triton.py` sets it), Triton's too."""
-    return [name for name in BACKENDS if not ops.unsupported_reason(name, torch.empty(1, 1, 8, dtype=dtype,
-                                                                                      device=DEVICE))]
+    """Backends that run here: on a GPU, or with TRITON_INTERPRET=1 (`test_triton.py` sets it),
+    Triton's too."""
+    return [
+        name
+        for name in BACKENDS
+        if not ops.unsupported_reason(name, torch.empty(1, 1, 8, dtype=dtype, device=DEVICE))
+    ]
 
 
-COMPARISONS = [pytest.param(backend, op, dtype, id=f'{backend}-{op}-{str(dtype)[6:]}')
-               for op, dtype in itertools.product(['attention', 'window', 'collect', 'read'], TOLERANCES)
-               for backend in runnable(dtype) if backend != 'reference']
+COMPARISONS = [
+    pytest.param(backend, op, dtype, id=f'{backend}-{op}-{str(dtype)[6:]}')
+    for op, dtype in itertools.product(['attention', 'window', 'collect', 'read'], TOLERANCES)
+    for backend in runnable(dtype)
+    if backend != 'reference'
+]
 
 
 def make(case, dtype, seed=0, bias='some_absent'):
     """Inputs of the three ops for a case, rounded to dtype, and the plan."""
     sizes, spatial_shape, window_shape, heads, width, strata = SHAPE_CASES[case]
-    plan = ops.plan_windows(random_coords(sizes, spatial_shape, seed).to(DEVICE), window_shape, batch_size=len(sizes))
+    plan = ops.plan_windows(
+        random_coords(sizes, spatial_shape, seed).to(DEVICE), window_shape, batch_size=len(sizes)
+    )
     generator = torch.Generator().manual_seed(seed)
     n, b = sum(sizes), len(sizes)
-    shapes = dict(q=(n, heads, width), k=(n, heads, width), v=(n, heads, width), strata_q=(b, strata, heads, width),
-                  strata_k=(b, strata, heads, width), strata_v=(b, strata, heads, width),
-                  strata_bias=(b, strata, heads))
+    shapes = dict(
+        q=(n, heads, width),
+        k=(n, heads, width),
+        v=(n, heads, width),
+        strata_q=(b, strata, heads, width),
+        strata_k=(b, strata, heads, width),
+        strata_v=(b, strata, heads, width),
+        strata_bias=(b, strata, heads),
+    )
     inputs = {}
     for name, shape in shapes.items():
         # every second column of a wider tensor's rows: strides that are not those of a fresh tensor
-        wide = torch.randn(*shape[:-1], 2 * shape[-1], generator=generator, dtype=torch.float64).to(DEVICE, dtype)
-        inputs[name] = wide[..., :shape[-1]].detach().requires_grad_()
+        wide = torch.randn(*shape[:-1], 2 * shape[-1], generator=generator, dtype=torch.float64).to(
+            DEVICE, dtype
+        )
+        inputs[name] = wide[..., : shape[-1]].detach().requires_grad_()
     bias_value = inputs['strata_bias'].detach().to(torch.promote_types(dtype, torch.float32))
     if bias == 'some_absent':
         bias_value[:, 1::3] = -torch.inf
@@ -46,12 +69,26 @@ def make(case, dtype, seed=0, bias='some_absent'):
 
 def run(op, inputs, plan, backend, wide=None):
     """Output and the gradient of every input of the op, computed in `wide` where given."""
-    x = {name: (t if wide is None else t.detach().to(wide if name != 'strata_bias' else t.dtype).requires_grad_())
-         for name, t in inputs.items()}
+    x = {
+        name: (
+            t
+            if wide is None
+            else t.detach().to(wide if name != 'strata_bias' else t.dtype).requires_grad_()
+        )
+        for name, t in inputs.items()
+    }
     if op == 'attention':
         names = ['q', 'k', 'v', 'strata_k', 'strata_v', 'strata_bias']
-        out = ops.stratified_attention(x['q'], x['k'], x['v'], plan, x['strata_k'], x['strata_v'],
-                                       strata_bias=x['strata_bias'], backend=backend)
+        out = ops.stratified_attention(
+            x['q'],
+            x['k'],
+            x['v'],
+            plan,
+            x['strata_k'],
+            x['strata_v'],
+            strata_bias=x['strata_bias'],
+            backend=backend,
+        )
     elif op == 'window':
         names = ['q', 'k', 'v']
         out = ops.stratified_attention(x['q'], x['k'], x['v'], plan, scale=0.7, backend=backend)
@@ -60,14 +97,23 @@ def run(op, inputs, plan, backend, wide=None):
         out = ops.collect_strata(x['strata_q'], x['k'], x['v'], plan.batch_offsets, backend=backend)
     else:
         names = ['q', 'strata_k', 'strata_v', 'strata_bias']
-        out = ops.read_strata(x['q'], x['strata_k'], x['strata_v'], plan.batch_offsets, strata_bias=x['strata_bias'],
-                              backend=backend)
+        out = ops.read_strata(
+            x['q'],
+            x['strata_k'],
+            x['strata_v'],
+            plan.batch_offsets,
+            strata_bias=x['strata_bias'],
+            backend=backend,
+        )
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)
     if not out.requires_grad:  # no strata at all: nothing depends on anything
         return out, {}
     grads = torch.autograd.grad(out, [x[name] for name in names], weight, allow_unused=True)
-    return out, {name: torch.zeros_like(x[name]) if grad is None else grad for name, grad in zip(names, grads)}
+    return out, {
+        name: torch.zeros_like(x[name]) if grad is None else grad
+        for name, grad in zip(names, grads)
+    }
 
 
 @pytest.mark.parametrize('backend, op, dtype', COMPARISONS)
@@ -89,16 +135,20 @@ def test_fast_backends_equal_the_reference_in_output_and_every_gradient(backend,
 @pytest.mark.parametrize('case', ['plain', 'empty_between', 'fewer_rows_than_strata'])
 def test_every_backend_equals_one_dense_masked_softmax(backend, case):
     inputs, plan = make(case, torch.float64)
-    q, k, v, sk, sv, bias = (inputs[n].detach() for n in ('q', 'k', 'v', 'strata_k', 'strata_v', 'strata_bias'))
+    q, k, v, sk, sv, bias = (
+        inputs[n].detach() for n in ('q', 'k', 'v', 'strata_k', 'strata_v', 'strata_bias')
+    )
     rows = torch.arange(len(q), device=DEVICE)
     window = (plan.window_start[:, None] <= rows) & (rows < plan.window_end[:, None])
     keys = torch.cat([k, sk.flatten(0, 1)])
     values = torch.cat([v, sv.flatten(0, 1)])
     owner = torch.arange(len(sk), device=DEVICE).repeat_interleave(sk.shape[1])
     seen = torch.cat([window, plan.sample[:, None] == owner], 1)
-    logits = torch.einsum('ihd,jhd->ijh', q, keys) * q.shape[-1]**-0.5
-    logits[:, len(q):] += bias.flatten(0, 1)
-    truth = torch.einsum('ijh,jhd->ihd', logits.masked_fill(~seen[..., None], -torch.inf).softmax(1), values)
+    logits = torch.einsum('ihd,jhd->ijh', q, keys) * q.shape[-1] ** -0.5
+    logits[:, len(q) :] += bias.flatten(0, 1)
+    truth = torch.einsum(
+        'ijh,jhd->ihd', logits.masked_fill(~seen[..., None], -torch.inf).softmax(1), values
+    )
     out = ops.stratified_attention(q, k, v, plan, sk, sv, strata_bias=bias, backend=backend)
     assert relative_error(out, truth) < 1e-12
 
@@ -112,13 +162,27 @@ def test_gradcheck(backend, op):
     sq, sk, sv = torch.randn(3, 3, 3, 2, 6, generator=generator, dtype=torch.float64).unbind(0)
     bias = torch.randn(3, 3, 2, generator=generator, dtype=torch.float64)
     functions = dict(
-        attention=(lambda q, k, v, sk, sv, b: ops.stratified_attention(
-            q, k, v, plan, sk, sv, strata_bias=b, backend=backend), (q, k, v, sk, sv, bias)),
-        collect=(lambda sq, k, v: ops.collect_strata(sq, k, v, plan.batch_offsets, backend=backend), (sq, k, v)),
-        read=(lambda q, sk, sv, b: ops.read_strata(
-            q, sk, sv, plan.batch_offsets, strata_bias=b, backend=backend), (q, sk, sv, bias)))
+        attention=(
+            lambda q, k, v, sk, sv, b: ops.stratified_attention(
+                q, k, v, plan, sk, sv, strata_bias=b, backend=backend
+            ),
+            (q, k, v, sk, sv, bias),
+        ),
+        collect=(
+            lambda sq, k, v: ops.collect_strata(sq, k, v, plan.batch_offsets, backend=backend),
+            (sq, k, v),
+        ),
+        read=(
+            lambda q, sk, sv, b: ops.read_strata(
+                q, sk, sv, plan.batch_offsets, strata_bias=b, backend=backend
+            ),
+            (q, sk, sv, bias),
+        ),
+    )
     function, tensors = functions[op]
-    assert torch.autograd.gradcheck(function, [t.to(DEVICE, copy=True).requires_grad_() for t in tensors])
+    assert torch.autograd.gradcheck(
+        function, [t.to(DEVICE, copy=True).requires_grad_() for t in tensors]
+    )
 
 
 @pytest.mark.parametrize('backend', runnable(torch.float32))
@@ -141,9 +205,17 @@ def test_nan_stays_in_its_window(backend, tensor):
     with torch.no_grad():
         inputs[tensor][row] = torch.nan
     hurt = torch.zeros(len(plan.sample), dtype=torch.bool, device=DEVICE)
-    hurt[plan.window_start[row]:plan.window_end[row]] = True
-    out = ops.stratified_attention(inputs['q'], inputs['k'], inputs['v'], plan, inputs['strata_k'], inputs['strata_v'],
-                                   strata_bias=inputs['strata_bias'], backend=backend)
+    hurt[plan.window_start[row] : plan.window_end[row]] = True
+    out = ops.stratified_attention(
+        inputs['q'],
+        inputs['k'],
+        inputs['v'],
+        plan,
+        inputs['strata_k'],
+        inputs['strata_v'],
+        strata_bias=inputs['strata_bias'],
+        backend=backend,
+    )
     assert out[~hurt].isfinite().all() and out[row].isnan().all()
     grads = torch.autograd.grad(out[~hurt].sum(), [inputs[n] for n in ('q', 'k', 'v')])
     assert all(g[~hurt].isfinite().all() for g in grads)
@@ -155,9 +227,14 @@ def test_nan_in_one_sample_stays_there(backend):
     with torch.no_grad():
         inputs['k'][:10] = torch.nan  # all of sample 0
         inputs['strata_k'][0] = torch.nan
-    outs = [ops.collect_strata(inputs['strata_q'], inputs['k'], inputs['v'], plan.batch_offsets, backend=backend)[1],
-            ops.read_strata(inputs['q'], inputs['strata_k'], inputs['strata_v'], plan.batch_offsets,
-                            backend=backend)[plan.sample == 1]]
+    outs = [
+        ops.collect_strata(
+            inputs['strata_q'], inputs['k'], inputs['v'], plan.batch_offsets, backend=backend
+        )[1],
+        ops.read_strata(
+            inputs['q'], inputs['strata_k'], inputs['strata_v'], plan.batch_offsets, backend=backend
+        )[plan.sample == 1],
+    ]
     assert all(out.isfinite().all() for out in outs)
 
 
@@ -167,33 +244,49 @@ def test_a_large_bias_keeps_its_precision_in_bf16():
         inputs['strata_bias'] -= 800
     truth, _ = run('read', inputs, plan, 'reference', torch.float32)
     for backend in runnable(torch.bfloat16):
-        assert relative_error(run('read', inputs, plan, backend)[0], truth) <= TOLERANCES[torch.bfloat16]
+        assert (
+            relative_error(run('read', inputs, plan, backend)[0], truth)
+            <= TOLERANCES[torch.bfloat16]
+        )
 
 
 def test_infinite_queries_of_an_empty_sample_give_zeros():
     inputs, plan = make('empty_between', torch.float32)
     for backend in runnable(torch.float32):
-        out = ops.collect_strata(inputs['strata_q'].detach() * torch.inf, inputs['k'], inputs['v'],
-                                 plan.batch_offsets, backend=backend)
+        out = ops.collect_strata(
+            inputs['strata_q'].detach() * torch.inf,
+            inputs['k'],
+            inputs['v'],
+            plan.batch_offsets,
+            backend=backend,
+        )
         assert not out[1].any()
 
 
 @pytest.mark.parametrize('backend', runnable(torch.bfloat16))
 def test_autocast_lowers_all_but_the_bias(backend):
     inputs, plan = make('plain', torch.float32)
-    lowered = {name: x if name == 'strata_bias' else x.detach().bfloat16() for name, x in inputs.items()}
+    lowered = {
+        name: x if name == 'strata_bias' else x.detach().bfloat16() for name, x in inputs.items()
+    }
     for op in ('attention', 'collect', 'read'):
         with torch.autocast(DEVICE, torch.bfloat16):
             # as a layer's mixed inputs may come: some lowered by a linear layer, some not
             mixed = inputs | {name: lowered[name].requires_grad_() for name in ('k', 'strata_v')}
             out, grads = run(op, mixed, plan, backend)
-        assert out.dtype == torch.bfloat16 and grads[{'collect': 'strata_q'}.get(op, 'q')].dtype == torch.float32
-        expected = run(op, {name: x.detach().requires_grad_() for name, x in lowered.items()}, plan, backend)[0]
+        assert (
+            out.dtype == torch.bfloat16
+            and grads[{'collect': 'strata_q'}.get(op, 'q')].dtype == torch.float32
+        )
+        expected = run(
+            op, {name: x.detach().requires_grad_() for name, x in lowered.items()}, plan, backend
+        )[0]
         assert torch.equal(out, expected)
 
 
 def test_windows_of_very_different_length_are_not_padded_to_the_longest():
     from stratified3d.ops.stratified_attention.sdpa import _window_chunks
+
     lengths = torch.tensor([1, 5, 520, 530, 3000, 700])
     end = lengths.cumsum(0)
     start = (end - lengths).repeat_interleave(lengths)
@@ -205,9 +298,19 @@ def test_windows_of_very_different_length_are_not_padded_to_the_longest():
 def test_large_logits_do_not_overflow():
     inputs, plan = make('plain', torch.float32, bias='none')
     for backend in runnable(torch.float32):
-        out = ops.stratified_attention(inputs['q'] * 1e3, inputs['k'] * 1e3, inputs['v'], plan, inputs['strata_k'],
-                                       inputs['strata_v'], strata_bias=inputs['strata_bias'], backend=backend)
-        assert out.isfinite().all() and out.abs().max() <= max(inputs['v'].abs().max(), inputs['strata_v'].abs().max())
+        out = ops.stratified_attention(
+            inputs['q'] * 1e3,
+            inputs['k'] * 1e3,
+            inputs['v'],
+            plan,
+            inputs['strata_k'],
+            inputs['strata_v'],
+            strata_bias=inputs['strata_bias'],
+            backend=backend,
+        )
+        assert out.isfinite().all() and out.abs().max() <= max(
+            inputs['v'].abs().max(), inputs['strata_v'].abs().max()
+        )
 
 
 def test_backend_choice(monkeypatch):
@@ -223,27 +326,48 @@ def test_backend_choice(monkeypatch):
 
 def bad_calls():
     inputs, plan = make('plain', torch.float32)
-    q, k, v, sk, sv, bias = (inputs[n].detach() for n in ('q', 'k', 'v', 'strata_k', 'strata_v', 'strata_bias'))
+    q, k, v, sk, sv, bias = (
+        inputs[n].detach() for n in ('q', 'k', 'v', 'strata_k', 'strata_v', 'strata_bias')
+    )
     attend, collect, read = ops.stratified_attention, ops.collect_strata, ops.read_strata
     offsets = plan.batch_offsets
     return [
         (lambda: attend(q, k[:, :1], v, plan), 'q, k, v are .* of one shape'),
-        (lambda: attend(q, k.half(), v, plan), 'device: q .* torch.float32 on cpu, k .* torch.float16'),
+        (
+            lambda: attend(q, k.half(), v, plan),
+            'device: q .* torch.float32 on cpu, k .* torch.float16',
+        ),
         (lambda: attend(q[:10], k[:10], v[:10], plan), 'the plan is for 240 rows, q has 10'),
-        (lambda: attend(*(x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)), plan),
-         'q: the last stride must be 1'),
+        (
+            lambda: attend(
+                *(x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)), plan
+            ),
+            'q: the last stride must be 1',
+        ),
         (lambda: attend(q, k, v, plan, sk), 'strata_k and strata_v come together'),
         (lambda: attend(q, k, v, plan, strata_bias=bias), 'strata_bias was given without'),
         (lambda: attend(q, k, v, plan, sk[:1], sv[:1]), 'with B = 2'),
         (lambda: attend(q, k, v, plan, sk.double(), sv.double()), 'strata and q share dtype'),
-        (lambda: attend(q, k, v, plan, sk, sv, strata_bias=bias[:, :2]), r'strata_bias is \[B, M, H\]'),
-        (lambda: attend(q, k, v, plan._replace(window_end=plan.window_end + 999)), 'windows outside rows 0 to 240'),
-        (lambda: attend(q, k, v, plan._replace(batch_offsets=offsets * 2)), 'must ascend from 0 to 240'),
+        (
+            lambda: attend(q, k, v, plan, sk, sv, strata_bias=bias[:, :2]),
+            r'strata_bias is \[B, M, H\]',
+        ),
+        (
+            lambda: attend(q, k, v, plan._replace(window_end=plan.window_end + 999)),
+            'windows outside rows 0 to 240',
+        ),
+        (
+            lambda: attend(q, k, v, plan._replace(batch_offsets=offsets * 2)),
+            'must ascend from 0 to 240',
+        ),
         (lambda: collect(sk, k, v, offsets[:2]), r'batch_offsets is \[B \+ 1\] = \[3\]'),
         (lambda: collect(sk, k, v, offsets.flip(0)), 'must ascend from 0 to 240, not'),
         (lambda: collect(sk.half(), k, v, offsets), r'q is \[B, M, H, D\] matching k'),
         (lambda: read(q, sk, sv[:, :1], offsets), r'strata_k and strata_v are \[B, M, H, D\]'),
-        (lambda: read(q.long(), sk.long(), sv.long(), offsets), 'dtype torch.int64 is none of fp64'),
+        (
+            lambda: read(q.long(), sk.long(), sv.long(), offsets),
+            'dtype torch.int64 is none of fp64',
+        ),
         (lambda: collect(sk, k, v, offsets.float()), 'batch_offsets .* are integers on cpu'),
     ]
 

@@ -1,4 +1,6 @@
-"""What only a GPU can show: nothing waits for it, few kernels, CUDA graphs, rows beyond 32-bit addresses."""
+"""What only a GPU can show: nothing waits for it, few kernels, CUDA graphs, rows beyond 32-bit
+addresses."""
+
 import contextlib
 
 import pytest
@@ -26,8 +28,12 @@ def no_waiting():
 
 def cloud(sizes=(3000, 0, 2000), heads=4, width=32, strata=64, seed=0):
     coords = random_coords(sizes, SHAPE, seed).cuda()
-    q, k, v = torch.randn(3, len(coords), heads, width, device='cuda', dtype=torch.bfloat16).unbind(0)
-    tokens = torch.randn(3, len(sizes), strata, heads, width, device='cuda', dtype=torch.bfloat16).unbind(0)
+    q, k, v = torch.randn(3, len(coords), heads, width, device='cuda', dtype=torch.bfloat16).unbind(
+        0
+    )
+    tokens = torch.randn(
+        3, len(sizes), strata, heads, width, device='cuda', dtype=torch.bfloat16
+    ).unbind(0)
     bias = torch.randn(len(sizes), strata, heads, device='cuda')
     return coords, [x.requires_grad_() for x in (q, k, v, *tokens, bias)]
 
@@ -36,9 +42,11 @@ def everything(coords, inputs, batch=3):
     """Plan and the three functions, forward and backward."""
     q, k, v, sq, sk, sv, bias = inputs
     plan = ops.plan_windows(coords, (8, 12, 12), batch_size=batch, spatial_shape=SHAPE)
-    outs = [ops.stratified_attention(q, k, v, plan, sk, sv, strata_bias=bias),
-            ops.collect_strata(sq, k, v, plan.batch_offsets),
-            ops.read_strata(q, sk, sv, plan.batch_offsets, strata_bias=bias)]
+    outs = [
+        ops.stratified_attention(q, k, v, plan, sk, sv, strata_bias=bias),
+        ops.collect_strata(sq, k, v, plan.batch_offsets),
+        ops.read_strata(q, sk, sv, plan.batch_offsets, strata_bias=bias),
+    ]
     return torch.autograd.grad(outs, inputs, [torch.ones_like(x) for x in outs])
 
 
@@ -49,8 +57,15 @@ def block_of(channels=128, heads=4):
 
 def mix(block, coords, feats, batch=3):
     positions = coords[:, [3, 2, 1]].float() * 0.3
-    grid = arrange_windows(coords, positions, (8, 12, 12), (0, 0, 0), batch_size=batch, spatial_shape=SHAPE,
-                           head_dim=32)
+    grid = arrange_windows(
+        coords,
+        positions,
+        (8, 12, 12),
+        (0, 0, 0),
+        batch_size=batch,
+        spatial_shape=SHAPE,
+        head_dim=32,
+    )
     return block.mix(feats, grid)[0]
 
 
@@ -81,9 +96,18 @@ def test_a_block_does_not_wait_either():
 
 def test_a_stage_does_not_wait_but_for_its_convolutions():
     coords, _ = cloud()
-    stage = StratifiedStage(128, 2, lambda i: StratifiedAttention(128, 4, selects_strata=i == 0), (8, 12, 12),
-                            head_dim=32, use_conv=False).cuda()
-    feats, positions = torch.randn(len(coords), 128, device='cuda', requires_grad=True), coords[:, [3, 2, 1]] * 0.3
+    stage = StratifiedStage(
+        128,
+        2,
+        lambda i: StratifiedAttention(128, 4, selects_strata=i == 0),
+        (8, 12, 12),
+        head_dim=32,
+        use_conv=False,
+    ).cuda()
+    feats, positions = (
+        torch.randn(len(coords), 128, device='cuda', requires_grad=True),
+        coords[:, [3, 2, 1]] * 0.3,
+    )
 
     def step():
         x = SparseConvTensor(feats, coords, list(SHAPE), 3)
@@ -101,7 +125,10 @@ def test_attention_is_few_kernels():
     assert attend == ['attend_kernel']
     turn = ops.rotary_angles(torch.randn(len(q), 3, device='cuda'), 32)
     assert kernels(lambda: ops.apply_rotary(q, *turn)) == ['rotate_kernel']
-    assert kernels(lambda: ops.collect_strata(sq, k, v, plan.batch_offsets)) == ['collect_kernel', 'combine_kernel']
+    assert kernels(lambda: ops.collect_strata(sq, k, v, plan.batch_offsets)) == [
+        'collect_kernel',
+        'combine_kernel',
+    ]
     block, feats = block_of(), torch.randn(len(coords), 128, device='cuda')
     names = kernels(lambda: mix(block, coords, feats))
     assert sum(name in ('attend_kernel', 'collect_kernel', 'combine_kernel') for name in names) == 3

@@ -11,29 +11,48 @@ from stratified3d.testing import random_coords
 def morton(z, y, x):
     code = 0
     for bit in range(16):
-        code |= (x >> bit & 1) << 3 * bit | (y >> bit & 1) << 3 * bit + 1 | (z >> bit & 1) << 3 * bit + 2
+        code |= (
+            (x >> bit & 1) << 3 * bit
+            | (y >> bit & 1) << 3 * bit + 1
+            | (z >> bit & 1) << 3 * bit + 2
+        )
     return code
 
 
 def plain_plan(coords, window_shape, shift):
     """Sort Python tuples; the reference for everything in a plan."""
-    keys = [(b, morton(*[(c + s) // w for c, s, w in zip(zyx, shift, window_shape)])) for b, *zyx in coords.tolist()]
+    keys = [
+        (b, morton(*[(c + s) // w for c, s, w in zip(zyx, shift, window_shape)]))
+        for b, *zyx in coords.tolist()
+    ]
     order = sorted(range(len(keys)), key=lambda i: keys[i])
     rows = [keys[i] for i in order]
-    return order, [rows.index(k) for k in rows], [rows.index(k) + rows.count(k) for k in rows], [k[0] for k in rows]
+    return (
+        order,
+        [rows.index(k) for k in rows],
+        [rows.index(k) + rows.count(k) for k in rows],
+        [k[0] for k in rows],
+    )
 
 
 shapes = st.tuples(st.integers(1, 6), st.integers(1, 25), st.integers(1, 25))
 
 
 @settings(deadline=None, max_examples=60)
-@given(shape=shapes, window=st.tuples(st.integers(1, 8), st.integers(1, 9), st.integers(1, 9)),
-       sizes=st.lists(st.integers(0, 40), min_size=1, max_size=4), data=st.data(), known=st.booleans())
+@given(
+    shape=shapes,
+    window=st.tuples(st.integers(1, 8), st.integers(1, 9), st.integers(1, 9)),
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=4),
+    data=st.data(),
+    known=st.booleans(),
+)
 def test_plan_equals_a_sort_of_tuples(shape, window, sizes, data, known):
     cells = shape[0] * shape[1] * shape[2]
     coords = random_coords([min(s, cells) for s in sizes], shape)
     shift = tuple(data.draw(st.integers(0, w - 1)) for w in window)
-    plan = plan_windows(coords, window, shift, batch_size=len(sizes), spatial_shape=shape if known else None)
+    plan = plan_windows(
+        coords, window, shift, batch_size=len(sizes), spatial_shape=shape if known else None
+    )
     if known and window[0] >= shape[0]:
         shift = (0, *shift[1:])  # z is not shifted where the window spans it
     order, start, end, sample = plain_plan(coords, window, shift)
@@ -47,8 +66,10 @@ def test_plan_equals_a_sort_of_tuples(shape, window, sizes, data, known):
 
 
 def test_the_full_range_of_windows_keeps_its_order():
-    coords = torch.tensor([[0, 65535, 65535, 65535], [0, 0, 65535, 0], [30, 0, 0, 1], [0, 65535, 0, 0]],
-                          dtype=torch.int32)
+    coords = torch.tensor(
+        [[0, 65535, 65535, 65535], [0, 0, 65535, 0], [30, 0, 0, 1], [0, 65535, 0, 0]],
+        dtype=torch.int32,
+    )
     plan = plan_windows(coords, (1, 1, 1), batch_size=31)
     assert plan.order.tolist() == plain_plan(coords, (1, 1, 1), (0, 0, 0))[0]
 
@@ -57,7 +78,9 @@ def test_permuted_rows_and_their_gradients():
     plan = plan_windows(random_coords([9, 0, 6], (2, 4, 4)), (2, 2, 2), batch_size=3)
     x = torch.randn(15, 2, 3, dtype=torch.float64, requires_grad=True)
     assert torch.equal(permute_rows(x, plan.order, plan.inverse), x[plan.order])
-    assert torch.equal(permute_rows(permute_rows(x, plan.order, plan.inverse), plan.inverse, plan.order), x)
+    assert torch.equal(
+        permute_rows(permute_rows(x, plan.order, plan.inverse), plan.inverse, plan.order), x
+    )
     torch.autograd.gradcheck(lambda x: permute_rows(x, plan.order, plan.inverse), x)
     torch.autograd.gradgradcheck(lambda x: permute_rows(x, plan.order, plan.inverse).sin(), x)
 
@@ -71,19 +94,22 @@ def test_a_plan_is_a_pytree():
 GOOD = torch.tensor([[0, 1, 2, 3]], dtype=torch.int32)
 
 
-@pytest.mark.parametrize('coords, arguments, message', [
-    (GOOD.long(), {}, r'coords are \[N, 4\] int32'),
-    (GOOD[:, :3], {}, r'coords are \[N, 4\] int32'),
-    (GOOD, dict(shift=(0, 4, 0)), r'shift \(0, 4, 0\) within 0 <= shift < window_shape'),
-    (GOOD, dict(shift=(0, -1, 0)), 'within 0 <= shift'),
-    (GOOD, dict(window_shape=(0, 4, 4)), r'window_shape \(0, 4, 4\) must be positive'),
-    (GOOD, dict(spatial_shape=(9, 9)), r'spatial_shape is \(z, y, x\), not \(9, 9\)'),
-    (GOOD, dict(batch_size=0), 'batch_size is at least 1, not 0'),
-    (-GOOD, {}, 'coords: z runs from -1 to -1, allowed is 0 to'),
-    (GOOD + 1, {}, 'coords: batch runs from 1 to 1, allowed is 0 to 0'),
-    (GOOD, dict(spatial_shape=(4, 4, 3)), 'coords: x runs from 3 to 3, allowed is 0 to 2'),
-    (GOOD * 100000, {}, 'coords: x runs from 300000 to 300000, allowed is 0 to 262143'),
-])
+@pytest.mark.parametrize(
+    'coords, arguments, message',
+    [
+        (GOOD.long(), {}, r'coords are \[N, 4\] int32'),
+        (GOOD[:, :3], {}, r'coords are \[N, 4\] int32'),
+        (GOOD, dict(shift=(0, 4, 0)), r'shift \(0, 4, 0\) within 0 <= shift < window_shape'),
+        (GOOD, dict(shift=(0, -1, 0)), 'within 0 <= shift'),
+        (GOOD, dict(window_shape=(0, 4, 4)), r'window_shape \(0, 4, 4\) must be positive'),
+        (GOOD, dict(spatial_shape=(9, 9)), r'spatial_shape is \(z, y, x\), not \(9, 9\)'),
+        (GOOD, dict(batch_size=0), 'batch_size is at least 1, not 0'),
+        (-GOOD, {}, 'coords: z runs from -1 to -1, allowed is 0 to'),
+        (GOOD + 1, {}, 'coords: batch runs from 1 to 1, allowed is 0 to 0'),
+        (GOOD, dict(spatial_shape=(4, 4, 3)), 'coords: x runs from 3 to 3, allowed is 0 to 2'),
+        (GOOD * 100000, {}, 'coords: x runs from 300000 to 300000, allowed is 0 to 262143'),
+    ],
+)
 def test_bad_input_is_named(coords, arguments, message):
     arguments = dict(window_shape=(4, 4, 4), batch_size=1) | arguments
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,5 @@
 """What the benchmarks do before and after they take the time."""
+
 import math
 import resource
 
@@ -22,7 +23,9 @@ CPU, FP32 = torch.device('cpu'), torch.float32
 @pytest.fixture(scope='module')
 def cloud():
     generator = torch.Generator().manual_seed(0)
-    points = torch.rand(900, 3, generator=generator) * torch.tensor([20.0, 20, 3]) - torch.tensor([10.0, 10, 3])
+    points = torch.rand(900, 3, generator=generator) * torch.tensor([20.0, 20, 3]) - torch.tensor(
+        [10.0, 10, 3]
+    )
     return voxelized('random', [points])
 
 
@@ -34,18 +37,20 @@ def test_everyone_is_there_with_three_settings():
     for kind in SAME + OTHER:
         mine = [c for c in field if c.name == kind.__name__]
         assert len({str(c.settings) for c in mine}) == len(mine) >= 3
-        assert [c.default for c in mine] == [True] + [False] * (len(mine) - 1) and mine[0].settings == kind.authors
+        assert [c.default for c in mine] == [True] + [False] * (len(mine) - 1) and mine[
+            0
+        ].settings == kind.authors
     with pytest.raises(ValueError, match="there is no 'DSVT' to benchmark; there are stratified3d"):
         contenders(CPU, FP32, (32, 12, 12), ['DSVT'])
 
 
 def test_who_needs_more_memory_than_there_is_is_refused_and_the_rest_goes_on(cloud, monkeypatch):
-    contender, = contenders(CPU, FP32, cloud.window_shape, ['stratified3d sdpa'])
+    (contender,) = contenders(CPU, FP32, cloud.window_shape, ['stratified3d sdpa'])
     attend = contender.mixer.attend
 
     def greedy(*arguments):
         if len(arguments[0]) == len(cloud.coords):  # not while it is checked
-            torch.empty(2 ** 40)
+            torch.empty(2**40)
         return attend(*arguments)
 
     before = resource.getrlimit(resource.RLIMIT_DATA)
@@ -62,7 +67,9 @@ def test_a_large_tensor_is_refused_under_the_bound_only():
     assert len(torch.empty(size)) == size  # never touched
 
 
-@pytest.mark.parametrize('name', ['stratified3d sdpa', 'SSTAttention', 'SetAttention', 'SpatialReductionAttention'])
+@pytest.mark.parametrize(
+    'name', ['stratified3d sdpa', 'SSTAttention', 'SetAttention', 'SpatialReductionAttention']
+)
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_who_is_right_passes_the_check(name, dtype):
     for contender in contenders(CPU, dtype, (32, 12, 12), [name]):
@@ -72,33 +79,66 @@ def test_who_is_right_passes_the_check(name, dtype):
 def test_a_wrong_one_is_refused(cloud, monkeypatch):
     contender = contenders(CPU, FP32, (32, 12, 12), ['SetAttention'], tuned=False)[0]
     right = SetAttention.attend
-    monkeypatch.setattr(SetAttention, 'attend', lambda self, q, k, v, grid: right(self, q, k * 1.01, v, grid))
+    monkeypatch.setattr(
+        SetAttention, 'attend', lambda self, q, k, v, grid: right(self, q, k * 1.01, v, grid)
+    )
     row = ops.time_contender(contender, cloud, CPU, FP32, 1, 30)
-    assert row['refused'].startswith('wrong, so not timed: output is off by') and 'forward_ms' not in row
-    monkeypatch.setattr(SetAttention, 'attend', lambda self, q, k, v, grid: right(self, q, k.detach(), v, grid) + 0 * k)
-    assert 'gradient of k is off by' in ops.time_contender(contender, cloud, CPU, FP32, 1, 30)['refused']
+    assert (
+        row['refused'].startswith('wrong, so not timed: output is off by')
+        and 'forward_ms' not in row
+    )
+    monkeypatch.setattr(
+        SetAttention,
+        'attend',
+        lambda self, q, k, v, grid: right(self, q, k.detach(), v, grid) + 0 * k,
+    )
+    assert (
+        'gradient of k is off by'
+        in ops.time_contender(contender, cloud, CPU, FP32, 1, 30)['refused']
+    )
 
 
 def test_rows_and_tables(cloud):
-    rows = [ops.time_contender(c, cloud, CPU, FP32, 1, 30) for c in contenders(
-        CPU, FP32, cloud.window_shape, ['stratified3d sdpa', 'SSTAttention', 'FullAttention', 'VarlenAttention'])]
+    rows = [
+        ops.time_contender(c, cloud, CPU, FP32, 1, 30)
+        for c in contenders(
+            CPU,
+            FP32,
+            cloud.window_shape,
+            ['stratified3d sdpa', 'SSTAttention', 'FullAttention', 'VarlenAttention'],
+        )
+    ]
     for row in rows:
         if row['name'] == 'VarlenAttention':
             assert 'runs on CUDA' in row['refused'] and 'forward_ms' not in row
         else:
-            assert row['forward_ms'].median > 0 and row['both_ms'].median > 0 and row['peak_mib'] > 0
+            assert (
+                row['forward_ms'].median > 0 and row['both_ms'].median > 0 and row['peak_mib'] > 0
+            )
     limits = ops.lower_limits(cloud, CPU, FP32, dict(copy_gb_s=10.0, matmul_gflop_s=100.0))
     assert limits['bytes_ms'] > 0 and limits['flops_ms'] > 0
-    text = ops.render(dict(ceilings=dict(copy_gb_s=10.0, matmul_gflop_s=100.0), rows=rows, limits={cloud.name: limits}))
+    text = ops.render(
+        dict(
+            ceilings=dict(copy_gb_s=10.0, matmul_gflop_s=100.0),
+            rows=rows,
+            limits={cloud.name: limits},
+        )
+    )
     same, other = text.index('the same function'), text.index('another function')
     assert same < text.index('SSTAttention (lengths (') < other < text.index('FullAttention (')
-    assert text[text.index('every setting'):].count('its authors') == 3  # one setting of each rival
+    assert (
+        text[text.index('every setting') :].count('its authors') == 3
+    )  # one setting of each rival
 
 
 def test_a_slow_one_runs_once(cloud):
     contender = contenders(CPU, FP32, cloud.window_shape, ['FullAttention'], tuned=False)[0]
     row = ops.time_contender(contender, cloud, CPU, FP32, 1, limit=0)
-    assert 'forward_ms' in row and 'both_ms' not in row and row['refused'] == 'one forward pass takes over 0 s'
+    assert (
+        'forward_ms' in row
+        and 'both_ms' not in row
+        and row['refused'] == 'one forward pass takes over 0 s'
+    )
 
 
 def test_more_rows_have_the_same_density(cloud):
@@ -108,7 +148,7 @@ def test_more_rows_have_the_same_density(cloud):
     plans = [c.arrange(WIDTH, CPU).plan for c in (cloud, take(cloud, 5 * n))]
     sizes = [float((p.window_end - p.window_start).double().mean()) for p in plans]
     assert abs(sizes[1] / sizes[0] - 1) < 1e-9
-    apart = (larger.positions[:, 1] / 0.3 - larger.coords[:, 2])
+    apart = larger.positions[:, 1] / 0.3 - larger.coords[:, 2]
     assert float(apart.max() - apart.min()) < 0.01  # still 0.3 m a voxel
     assert len(take(cloud, 100).coords) == 100
 
@@ -150,6 +190,7 @@ def test_point_networks_are_counted_as_their_layers():
     neighbourhoods, points = [(8, 4, (3, 5))], [(10, (6, 7, 2))]
     x, y = torch.zeros(1, 3, 8, 4), torch.zeros(1, 6, 10)
     from torch.utils.flop_counter import FlopCounterMode
+
     with FlopCounterMode(display=False) as counter:
         torch.nn.Conv2d(3, 5, 1)(x)
         torch.nn.Sequential(torch.nn.Conv1d(6, 7, 1), torch.nn.Conv1d(7, 2, 1))(y)

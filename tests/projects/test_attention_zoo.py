@@ -1,4 +1,6 @@
-"""Every rival against one dense masked softmax (or its own equation), in fp64, outputs and every gradient."""
+"""Every rival against one dense masked softmax (or its own equation), in fp64, outputs and every
+gradient."""
+
 import pytest
 import torch
 
@@ -15,8 +17,14 @@ from stratified3d.testing import TOLERANCES, random_coords, relative_error
 
 SHAPE = (6, 11, 13)
 WINDOW = (4, 5, 6)
-CLOUDS = {'plain': (90, 60), 'no_voxel': (0, ), 'one_voxel': (1, ), 'empty_between': (60, 0, 33),
-          'empty_ends': (0, 57, 0), 'dense': (220, )}
+CLOUDS = {
+    'plain': (90, 60),
+    'no_voxel': (0,),
+    'one_voxel': (1,),
+    'empty_between': (60, 0, 33),
+    'empty_ends': (0, 57, 0),
+    'dense': (220,),
+}
 HEADS, WIDTH = 3, 12
 OTHER_BY_NAME = {kind.__name__: kind for kind in OTHER}
 
@@ -24,11 +32,22 @@ OTHER_BY_NAME = {kind.__name__: kind for kind in OTHER}
 def setting(cloud, shift=(0, 0, 0), rotary=True):
     sizes = CLOUDS[cloud]
     coords = random_coords(sizes, SHAPE)
-    grid = arrange_windows(coords, coords[:, [3, 2, 1]].double() / 4, WINDOW, shift, batch_size=len(sizes),
-                           spatial_shape=SHAPE, head_dim=WIDTH if rotary else None)
+    grid = arrange_windows(
+        coords,
+        coords[:, [3, 2, 1]].double() / 4,
+        WINDOW,
+        shift,
+        batch_size=len(sizes),
+        spatial_shape=SHAPE,
+        head_dim=WIDTH if rotary else None,
+    )
     generator = torch.Generator().manual_seed(1)
-    q, k, v = (torch.randn(len(coords), HEADS, WIDTH, generator=generator, dtype=torch.float64).requires_grad_()
-               for _ in range(3))
+    q, k, v = (
+        torch.randn(
+            len(coords), HEADS, WIDTH, generator=generator, dtype=torch.float64
+        ).requires_grad_()
+        for _ in range(3)
+    )
     return grid, q, k, v
 
 
@@ -38,28 +57,40 @@ def compare(out, truth, inputs, tolerance=1e-11):
     if not out.requires_grad:  # FlexAttention, on a CPU
         return
     weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
-    grads = [torch.autograd.grad(o, inputs, weight, allow_unused=True, retain_graph=True) for o in (out, truth)]
+    grads = [
+        torch.autograd.grad(o, inputs, weight, allow_unused=True, retain_graph=True)
+        for o in (out, truth)
+    ]
     for a, b, x in zip(*grads, inputs):
         a, b = (torch.zeros_like(x) if g is None else g for g in (a, b))
         assert relative_error(a, b) < tolerance
 
 
 # beside what the benchmarks try: settings that bring out borders on clouds of a hundred voxels
-SMALL = dict(FullAttention=[dict(queries_at_once=7)], SetAttention=[dict(set_size=1), dict(set_size=5)],
-             EqualGroupAttention=[dict(group_size=1), dict(group_size=7)], PerformerAttention=[dict(num_features=30)],
-             SpatialReductionAttention=[dict(reduction=1), dict(reduction=3)],
-             LinformerAttention=[dict(rank=5, length=length) for length in (7, 60, 400)])
+SMALL = dict(
+    FullAttention=[dict(queries_at_once=7)],
+    SetAttention=[dict(set_size=1), dict(set_size=5)],
+    EqualGroupAttention=[dict(group_size=1), dict(group_size=7)],
+    PerformerAttention=[dict(num_features=30)],
+    SpatialReductionAttention=[dict(reduction=1), dict(reduction=3)],
+    LinformerAttention=[dict(rank=5, length=length) for length in (7, 60, 400)],
+)
 
 
 def settings_of(kinds, more=None):
-    return [pytest.param(kind, settings, id=f'{kind.__name__}-{i}') for kind in kinds
-            for i, settings in enumerate([{}, *kind.tried, *(more or {}).get(kind.__name__, [])])]
+    return [
+        pytest.param(kind, settings, id=f'{kind.__name__}-{i}')
+        for kind in kinds
+        for i, settings in enumerate([{}, *kind.tried, *(more or {}).get(kind.__name__, [])])
+    ]
 
 
 def make(kind, block=0, rotary=True, **settings):
     torch.manual_seed(0)
     if kind is FlexAttention:
-        settings['compiled'] = False  # eagerly: compiling takes longer than all other tests together
+        settings['compiled'] = (
+            False  # eagerly: compiling takes longer than all other tests together
+        )
     if issubclass(kind, StratifiedAttention):
         return kind(HEADS * WIDTH, HEADS, num_strata=5, use_rotary=rotary, **settings).double()
     return kind(HEADS * WIDTH, HEADS, rotary, block, WINDOW, **settings).double()
@@ -67,7 +98,8 @@ def make(kind, block=0, rotary=True, **settings):
 
 @pytest.fixture
 def varlen_on_a_cpu(monkeypatch):
-    """torch's kernel runs on a GPU only: here the same two functions by the equation, sequence after sequence."""
+    """torch's kernel runs on a GPU only: here the same two functions by the equation, sequence
+    after sequence."""
 
     def parts(where, lse=None):
         for a, b, c, d in zip(*(x.tolist() for o in where[:2] for x in (o[:-1], o[1:]))):
@@ -85,12 +117,26 @@ def varlen_on_a_cpu(monkeypatch):
     def backward(grad, q, k, v, out, lse, where, scale):
         grads = [torch.zeros_like(x) for x in (q, k, v)]
         for rows, keys in parts(where):
-            p = (torch.einsum('ihd,jhd->hij', q[rows], k[keys]) * scale - lse[:, rows].unsqueeze(-1)).exp()
-            ds = p * (torch.einsum('ihd,jhd->hij', grad[rows], v[keys])
-                      - (grad[rows] * out[rows]).sum(-1).T.unsqueeze(-1)) * scale
-            for total, at, part in zip(grads, (rows, keys, keys), (
-                    torch.einsum('hij,jhd->ihd', ds, k[keys]), torch.einsum('hij,ihd->jhd', ds, q[rows]),
-                    torch.einsum('hij,ihd->jhd', p, grad[rows]))):
+            p = (
+                torch.einsum('ihd,jhd->hij', q[rows], k[keys]) * scale - lse[:, rows].unsqueeze(-1)
+            ).exp()
+            ds = (
+                p
+                * (
+                    torch.einsum('ihd,jhd->hij', grad[rows], v[keys])
+                    - (grad[rows] * out[rows]).sum(-1).T.unsqueeze(-1)
+                )
+                * scale
+            )
+            for total, at, part in zip(
+                grads,
+                (rows, keys, keys),
+                (
+                    torch.einsum('hij,jhd->ihd', ds, k[keys]),
+                    torch.einsum('hij,ihd->jhd', ds, q[rows]),
+                    torch.einsum('hij,ihd->jhd', p, grad[rows]),
+                ),
+            ):
                 total[at] += part
         return tuple(grads)
 
@@ -102,11 +148,16 @@ def varlen_on_a_cpu(monkeypatch):
 @pytest.mark.parametrize('cloud', CLOUDS)
 @pytest.mark.parametrize('kind, settings', settings_of(SAME))
 @pytest.mark.parametrize('absent', [False, True])
-def test_joint_rivals_equal_one_softmax_over_window_and_strata(kind, settings, cloud, absent, varlen_on_a_cpu):
+def test_joint_rivals_equal_one_softmax_over_window_and_strata(
+    kind, settings, cloud, absent, varlen_on_a_cpu
+):
     grid, q, k, v = setting(cloud, shift=(0, 2, 3))
     batch = len(grid.plan.batch_offsets) - 1
     generator = torch.Generator().manual_seed(2)
-    strata = [torch.randn(batch, 5, HEADS, WIDTH, generator=generator, dtype=torch.float64) for _ in range(2)]
+    strata = [
+        torch.randn(batch, 5, HEADS, WIDTH, generator=generator, dtype=torch.float64)
+        for _ in range(2)
+    ]
     bias = torch.randn(batch, 5, HEADS, generator=generator, dtype=torch.float64)
     if absent:
         bias[0, 2:] = -torch.inf
@@ -127,10 +178,23 @@ def test_the_other_rivals_equal_their_equation(kind, settings, cloud):
         rival = make(kind, block, rotary=block == 1, **settings)
         for table in getattr(rival, 'tables', []):
             table.data.mul_(20)
-        inputs = [q, k, v, *(p for name, p in rival.named_parameters() if name.split('.')[0] not in ('qkv', 'out'))]
+        inputs = [
+            q,
+            k,
+            v,
+            *(
+                p
+                for name, p in rival.named_parameters()
+                if name.split('.')[0] not in ('qkv', 'out')
+            ),
+        ]
         # angles are computed in fp32
-        compare(rival.attend(q, k, v, grid), equation(rival, q, k, v, grid), inputs,
-                1e-11 if rival.takes_rotated else 1e-6)
+        compare(
+            rival.attend(q, k, v, grid),
+            equation(rival, q, k, v, grid),
+            inputs,
+            1e-11 if rival.takes_rotated else 1e-6,
+        )
 
 
 def test_performer_features_are_orthogonal_and_approach_softmax():
@@ -141,7 +205,13 @@ def test_performer_features_are_orthogonal_and_approach_softmax():
     q, k = q * 0.5, k * 0.5
     truth, errors = equation(make(OTHER_BY_NAME['FullAttention']), q, k, v, grid), []
     for count in (24, 2400):
-        errors.append(float((make(type(rival), num_features=count).attend(q, k, v, grid) - truth).square().mean()))
+        errors.append(
+            float(
+                (make(type(rival), num_features=count).attend(q, k, v, grid) - truth)
+                .square()
+                .mean()
+            )
+        )
     assert errors[1] < 0.1 * errors[0] and errors[1] < 0.02 * float(truth.square().mean())
 
 
@@ -160,25 +230,34 @@ def test_samples_do_not_see_each_other(kind, varlen_on_a_cpu):
     q, k, v = (x.detach() for x in (q, k, v))
     first = grid.plan.sample == 0
     out = rival.attend(q, k, v, grid)
-    assert torch.equal(rival.attend(q, *(x.masked_fill(first[:, None, None], 7.0) for x in (k, v)), grid)[~first],
-                       out[~first])
+    assert torch.equal(
+        rival.attend(q, *(x.masked_fill(first[:, None, None], 7.0) for x in (k, v)), grid)[~first],
+        out[~first],
+    )
 
 
 def test_blocks_of_one_grid_share_what_they_arrange():
     grid, q, k, v = setting('plain')
     kind = OTHER_BY_NAME['SetAttention']
-    plans = [make(kind, block, **settings).arranged(grid) for block, settings in (
-        (0, {}), (2, {}), (1, {}), (0, dict(set_size=9)))]
+    plans = [
+        make(kind, block, **settings).arranged(grid)
+        for block, settings in ((0, {}), (2, {}), (1, {}), (0, dict(set_size=9)))
+    ]
     assert plans[0] is plans[1] and len({id(p) for p in plans}) == 3
 
 
 def test_padding_is_counted():
     grid, q, k, v = setting('plain')
     sizes = torch.unique(windows(grid), dim=0, return_counts=True)[1].double()
-    one = float((sizes**2).sum() / (len(sizes) * sizes.max()**2))
+    one = float((sizes**2).sum() / (len(sizes) * sizes.max() ** 2))
     assert abs(make(SAME[0]).arranged(grid).padding - (1 - one)) < 1e-12
     assert make(OTHER_BY_NAME['FullAttention']).arranged(grid).padding == 0
-    for kind in ('SetAttention', 'EqualGroupAttention', 'SampledWindowAttention', 'LinearWindowAttention'):
+    for kind in (
+        'SetAttention',
+        'EqualGroupAttention',
+        'SampledWindowAttention',
+        'LinearWindowAttention',
+    ):
         assert 0 < make(OTHER_BY_NAME[kind]).arranged(grid).padding < 1
     sets = make(OTHER_BY_NAME['SetAttention'], set_size=1).arranged(grid)
     assert sets.padding == 0
@@ -200,21 +279,37 @@ def test_the_block_mask_holds_exactly_the_blocks_with_a_pair(cloud, size):
     assert kept.sum() <= 1.3 * blocks.sum()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU: these two libraries compute gradients on CUDA only')
+@pytest.mark.skipif(
+    not torch.cuda.is_available(),
+    reason='no GPU: these two libraries compute gradients on CUDA only',
+)
 @pytest.mark.parametrize('kind', [VarlenAttention, FlexAttention])
 def test_libraries_of_the_gpu_equal_the_reference_there(kind):
     coords = random_coords((700, 0, 300), (6, 40, 40)).cuda()
-    grid = arrange_windows(coords, coords[:, [3, 2, 1]].float(), (6, 8, 8), (0, 4, 4), batch_size=3,
-                           spatial_shape=(6, 40, 40), head_dim=32)
+    grid = arrange_windows(
+        coords,
+        coords[:, [3, 2, 1]].float(),
+        (6, 8, 8),
+        (0, 4, 4),
+        batch_size=3,
+        spatial_shape=(6, 40, 40),
+        head_dim=32,
+    )
     torch.manual_seed(0)
     dtype = torch.float16 if kind is VarlenAttention else torch.float32
-    inputs = [torch.randn(1000, 2, 32, device='cuda', dtype=dtype).requires_grad_() for _ in range(3)]
-    inputs += [torch.randn(3, 64, 2, 32, device='cuda', dtype=dtype).requires_grad_() for _ in range(2)]
+    inputs = [
+        torch.randn(1000, 2, 32, device='cuda', dtype=dtype).requires_grad_() for _ in range(3)
+    ]
+    inputs += [
+        torch.randn(3, 64, 2, 32, device='cuda', dtype=dtype).requires_grad_() for _ in range(2)
+    ]
     inputs.append(torch.randn(3, 64, 2, device='cuda').requires_grad_())
     for settings in ({}, *kind.tried):
         results = []
-        for module, wide in ((kind(64, 2, num_strata=64, **settings), dtype),
-                             (StratifiedAttention(64, 2, 64, backend='reference'), torch.float32)):
+        for module, wide in (
+            (kind(64, 2, num_strata=64, **settings), dtype),
+            (StratifiedAttention(64, 2, 64, backend='reference'), torch.float32),
+        ):
             x = [t.detach().to(wide).requires_grad_() for t in inputs[:5]] + inputs[5:]
             out = module.attend(*x[:3], grid, *x[3:])
             results.append([out, *torch.autograd.grad(out, x, torch.ones_like(out) / 7)])

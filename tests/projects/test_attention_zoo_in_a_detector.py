@@ -1,4 +1,5 @@
 """One line of a config puts any rival into the detector."""
+
 import subprocess
 import sys
 
@@ -15,9 +16,20 @@ from projects.attention_zoo import OTHER, SAME, FlexAttention, VarlenAttention
 from stratified3d.models.stratified_encoder import build_mixer
 from stratified3d.testing import random_coords, relative_error
 
-SMALL = dict(type='StratifiedEncoder', voxel_size=(0.4, 0.4, 0.5), point_cloud_range=(-6.4, -6.4, -2.0, 6.4, 6.4, 2.0),
-             in_channels=8, channels=24, num_heads=3, num_strata=4, stem_depth=0, stages=[
-                 dict(depth=2, window_shape=(8, 6, 6), stride=(4, 1, 1)), dict(depth=2, window_shape=(2, 6, 6))])
+SMALL = dict(
+    type='StratifiedEncoder',
+    voxel_size=(0.4, 0.4, 0.5),
+    point_cloud_range=(-6.4, -6.4, -2.0, 6.4, 6.4, 2.0),
+    in_channels=8,
+    channels=24,
+    num_heads=3,
+    num_strata=4,
+    stem_depth=0,
+    stages=[
+        dict(depth=2, window_shape=(8, 6, 6), stride=(4, 1, 1)),
+        dict(depth=2, window_shape=(2, 6, 6)),
+    ],
+)
 
 
 def encoder(**settings):
@@ -35,8 +47,10 @@ def run(model, sizes=(120, 0, 70)):
 
 
 # what torch computes on a GPU only
-ON_A_GPU = {VarlenAttention: 'runs on CUDA in fp16 and bf16 only, not on cpu in float32',
-            FlexAttention: 'FlexAttention has no backward pass on a CPU'}
+ON_A_GPU = {
+    VarlenAttention: 'runs on CUDA in fp16 and bf16 only, not on cpu in float32',
+    FlexAttention: 'FlexAttention has no backward pass on a CPU',
+}
 ANYWHERE = [kind for kind in SAME + OTHER if kind not in ON_A_GPU]
 
 
@@ -48,7 +62,7 @@ def test_a_rival_mixes_and_learns(kind):
     assert out.isfinite().all() and grad.isfinite().all()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
-    run(model, (1, ))
+    run(model, (1,))
     run(model, (0, 0))
 
 
@@ -62,26 +76,39 @@ def test_what_needs_a_gpu_says_so(kind):
 @pytest.mark.parametrize('kind', [kind for kind in SAME if kind in ANYWHERE])
 @pytest.mark.parametrize('fusion', ['joint', 'gated'])
 def test_same_function_same_weights_same_map(kind, fusion):
-    ours, rival = (encoder(mixer=mixer, fusion=fusion) for mixer in (None, dict(type=kind.__name__)))
+    ours, rival = (
+        encoder(mixer=mixer, fusion=fusion) for mixer in (None, dict(type=kind.__name__))
+    )
     rival.load_state_dict(ours.state_dict())
     for a, b in zip(run(rival), run(ours)):
         assert relative_error(a, b) < 1e-5
 
 
 def test_the_type_may_be_a_path_to_import():
-    mixer = build_mixer(dict(type='projects.attention_zoo.SetAttention', set_size=7), channels=24, num_heads=3,
-                        num_strata=5, block=1)
+    mixer = build_mixer(
+        dict(type='projects.attention_zoo.SetAttention', set_size=7),
+        channels=24,
+        num_heads=3,
+        num_strata=5,
+        block=1,
+    )
     assert mixer.set_size == 7 and mixer.variant == 1 and mixer.num_heads == 3
 
 
-@pytest.mark.parametrize('mixer, message', [
-    (dict(type='SlotAttention'), "mixer: there is no 'SlotAttention'"),
-    (dict(type='SetAttention', size=5), "SetAttention has no setting 'size'; it has set_size"),
-    (dict(type='SetAttention', set_size=0), 'set_size is at least 1, not 0'),
-    (dict(type='PlaneAttention', num_heads=2), 'num_heads belong to the whole encoder'),
-    (dict(type='SampledWindowAttention', sampling='knn'), "sampling is 'fps' or 'stride', not 'knn'"),
-    (dict(type='SampledWindowAttention', part=2), 'part lies in 0 to 1, not 2'),
-])
+@pytest.mark.parametrize(
+    'mixer, message',
+    [
+        (dict(type='SlotAttention'), "mixer: there is no 'SlotAttention'"),
+        (dict(type='SetAttention', size=5), "SetAttention has no setting 'size'; it has set_size"),
+        (dict(type='SetAttention', set_size=0), 'set_size is at least 1, not 0'),
+        (dict(type='PlaneAttention', num_heads=2), 'num_heads belong to the whole encoder'),
+        (
+            dict(type='SampledWindowAttention', sampling='knn'),
+            "sampling is 'fps' or 'stride', not 'knn'",
+        ),
+        (dict(type='SampledWindowAttention', part=2), 'part lies in 0 to 1, not 2'),
+    ],
+)
 def test_what_a_rival_refuses_is_named(mixer, message):
     with pytest.raises(ValueError, match=message):
         encoder(mixer=mixer)
@@ -115,5 +142,7 @@ Config.fromfile({str(root / 'projects/attention_zoo/configs/attention_zoo.py')!r
 from mmdet3d.registry import MODELS
 assert MODELS.get('SetAttention').__module__ == 'projects.attention_zoo.sets'
 """
-    result = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=tmp_path, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code], cwd=tmp_path, capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr[-2000:]

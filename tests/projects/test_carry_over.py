@@ -1,4 +1,5 @@
 """The F1 of carry_over.py on hand-made cases, and the whole tool on simulated and real frames."""
+
 import runpy
 import sys
 
@@ -16,7 +17,10 @@ def tool(root):
 
 def test_f1_by_hand(tool):
     f1_over_scores = runpy.run_path(tool)['f1_over_scores']
-    frames = [(np.array([0.9, 0.2]), np.array([True, False]), 2), (np.array([0.5]), np.array([True]), 1)]
+    frames = [
+        (np.array([0.9, 0.2]), np.array([True, False]), 2),
+        (np.array([0.5]), np.array([True]), 1),
+    ]
     scores, f1 = f1_over_scores(frames)
     assert scores.tolist() == [0.9, 0.5, 0.2]
     # hits 1, 2, 2 of detections 1, 2, 3 and boxes 3
@@ -33,7 +37,9 @@ class Oracle:
         frame = next(f for f in self.frames if np.array_equal(f.points, points))
         boxes = np.vstack([frame.boxes, [[500, 0, 0, 1, 1, 1, 0, 0, 0]]]).astype(np.float32)
         boxes[:, 0] += self.off
-        return apis.Detections(boxes, np.r_[np.full(len(frame.boxes), 0.8), 0.1], [*frame.names, 'car'])
+        return apis.Detections(
+            boxes, np.r_[np.full(len(frame.boxes), 0.8), 0.1], [*frame.names, 'car']
+        )
 
 
 def run(tool, monkeypatch, capsys, *arguments):
@@ -47,21 +53,51 @@ def run(tool, monkeypatch, capsys, *arguments):
 def test_on_simulated_frames(tool, prepared_set, small_detector, monkeypatch, capsys, off, f1):
     info = prepared_set / 'nuscenes_infos_val.pkl'
     monkeypatch.setattr(apis, 'detect', Oracle(info, off))
-    status, said = run(tool, monkeypatch, capsys, info, '--val', info, '--config', small_detector / 'config.py',
-                       '--checkpoint', small_detector / 'model.pth')
+    status, said = run(
+        tool,
+        monkeypatch,
+        capsys,
+        info,
+        '--val',
+        info,
+        '--config',
+        small_detector / 'config.py',
+        '--checkpoint',
+        small_detector / 'model.pth',
+    )
     assert status == 0 and said.count('best F1') == 1 and said.endswith(f'F1 {f1}\n')
     if off < 2:  # the ghost lies below the score that was chosen
         assert 'at a score of 0.800' in said
 
 
 def test_on_a_real_frame(tool, real_data, prepared_set, small_detector, monkeypatch, capsys):
-    info, = (real_data / 'nuscenes_keyframe').glob('*.pkl')
-    status, said = run(tool, monkeypatch, capsys, info, '--val', prepared_set / 'nuscenes_infos_val.pkl', '--config',
-                       small_detector / 'config.py', '--checkpoint', small_detector / 'model.pth')
+    (info,) = (real_data / 'nuscenes_keyframe').glob('*.pkl')
+    status, said = run(
+        tool,
+        monkeypatch,
+        capsys,
+        info,
+        '--val',
+        prepared_set / 'nuscenes_infos_val.pkl',
+        '--config',
+        small_detector / 'config.py',
+        '--checkpoint',
+        small_detector / 'model.pth',
+    )
     assert status == 0 and '1 frames, 26 boxes with 5 or more points' in said
 
 
 def test_a_missing_file_is_named(tool, small_detector, monkeypatch, capsys):
-    status, _ = run(tool, monkeypatch, capsys, 'none.pkl', '--val', 'none.pkl', '--config',
-                    small_detector / 'config.py', '--checkpoint', small_detector / 'model.pth')
+    status, _ = run(
+        tool,
+        monkeypatch,
+        capsys,
+        'none.pkl',
+        '--val',
+        'none.pkl',
+        '--config',
+        small_detector / 'config.py',
+        '--checkpoint',
+        small_detector / 'model.pth',
+    )
     assert status.startswith('carry_over.py: ') and 'none.pkl' in status

@@ -1,4 +1,5 @@
 """What our configs cost, on a small frame."""
+
 import pytest
 import torch
 
@@ -19,13 +20,18 @@ def frame():
 
 
 def test_every_config_is_a_member():
-    assert {'centerpoint_voxel03', 'centerpoint_pillar03', 'centerpoint_tiny', 'transfusion_voxel03',
-            'centerpoint_voxel032'} <= family.members().keys()
+    assert {
+        'centerpoint_voxel03',
+        'centerpoint_pillar03',
+        'centerpoint_tiny',
+        'transfusion_voxel03',
+        'centerpoint_voxel032',
+    } <= family.members().keys()
 
 
 def test_costs(frame):
     result = family.run([frame], CPU, torch.float32, 1, ['centerpoint_tiny'], False)
-    row, = result['rows']
+    (row,) = result['rows']
     model = init_detector(family.members()['centerpoint_tiny'], device='cpu')
     assert row['parameters'] == sum(p.numel() for p in model.parameters())
     counts = []
@@ -48,17 +54,21 @@ def test_a_detector_that_misses_is_not_timed(frame, monkeypatch):
     right = StratifiedCenterHead.predict
 
     def wrong(self, *args):
-        found, = right(self, *args)
+        (found,) = right(self, *args)
         found.bboxes_3d.tensor[3, 0] += 0.2
         return [found]
 
     monkeypatch.setattr(StratifiedCenterHead, 'predict', wrong)
-    with pytest.raises(ValueError, match=r'tiny.*py: wrong, so not timed: a planted box is found 2\.0e-01 off'):
+    with pytest.raises(
+        ValueError, match=r'tiny.*py: wrong, so not timed: a planted box is found 2\.0e-01 off'
+    ):
         family.run([frame], CPU, torch.float32, 1, ['centerpoint_tiny'], False)
 
 
 def test_what_is_no_config_is_named(frame):
-    with pytest.raises(ValueError, match="there is no config 'huge'; there are centerpoint_pillar03, "):
+    with pytest.raises(
+        ValueError, match="there is no config 'huge'; there are centerpoint_pillar03, "
+    ):
         family.run([frame], CPU, torch.float32, 1, ['huge'], False)
     with pytest.raises(ValueError, match='--runs is 1 or more, not 0'):
         family.run([frame], CPU, torch.float32, 0, [], False)

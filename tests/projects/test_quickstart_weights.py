@@ -1,4 +1,5 @@
 """The released weights: small enough, whole, and good for something."""
+
 import runpy
 
 import pytest
@@ -7,7 +8,10 @@ from mmengine.config import Config
 from stratified3d.apis import init_detector
 from stratified3d.checkpoints import load_checkpoint_file
 
-WEIGHTS = ['projects/quickstart/quickstart.safetensors', 'projects/quickstart/quickstart-long.safetensors']
+WEIGHTS = [
+    'projects/quickstart/quickstart.safetensors',
+    'projects/quickstart/quickstart-long.safetensors',
+]
 CONFIG = 'projects/quickstart/configs/quickstart.py'
 
 
@@ -29,11 +33,18 @@ def test_they_find_objects_in_a_street_they_have_not_seen(root, prepared_set):
 
 
 def test_the_long_training_is_the_short_one_with_more_epochs_and_other_weights(root):
-    short, long = (Config.fromfile(root / f'projects/quickstart/configs/{name}.py').to_dict()
-                   for name in ('pretrain', 'pretrain-long'))
+    short, long = (
+        Config.fromfile(root / f'projects/quickstart/configs/{name}.py').to_dict()
+        for name in ('pretrain', 'pretrain-long')
+    )
     changed = {key for key in short if short[key] != long[key]}
     assert changed == {'model', 'epochs', 'param_scheduler', 'train_cfg'}
-    schedule, = long['param_scheduler']
-    assert schedule == dict(short['param_scheduler'][0], total_steps=8) and long['train_cfg']['max_epochs'] == 8
+    (schedule,) = long['param_scheduler']
+    assert (
+        schedule == dict(short['param_scheduler'][0], total_steps=8)
+        and long['train_cfg']['max_epochs'] == 8
+    )
     head = short['model']['head']
-    assert long['model'] == dict(short['model'], head=dict(head, code_weights=long['model']['head']['code_weights']))
+    assert long['model'] == dict(
+        short['model'], head=dict(head, code_weights=long['model']['head']['code_weights'])
+    )

@@ -44,7 +44,9 @@ def test_settings_are_checked():
 
 def test_the_same_bytes_for_any_number_of_workers(tiny_set, tmp_path):
     seen = []
-    assert simulate_dataset(tmp_path / 'two', TINY, workers=2, progress=lambda done, total: seen.append((done, total)))
+    assert simulate_dataset(
+        tmp_path / 'two', TINY, workers=2, progress=lambda done, total: seen.append((done, total))
+    )
     assert seen[0] == (0, 6)
     assert seen[-1] == (6, 6)
     assert digest(tmp_path / 'two') == digest(tiny_set)
@@ -84,7 +86,8 @@ def limit_files(size):
 
 
 def test_a_write_that_fails_leaves_nothing_half_written(tmp_path):
-    """A file-size limit below a sweep's size stands for a disk that fills up while the file is written."""
+    """A file-size limit below a sweep's size stands for a disk that fills up while the file is
+    written."""
     out = tmp_path / 'full'
     result = subprocess.run(
         command(out, '--scenes', '1+1', '--keyframes', 2, '--sweeps', 1, '--workers', 1),
@@ -119,7 +122,9 @@ def test_a_disk_that_fills_up_in_a_worker(tmp_path, monkeypatch):
 
 
 def test_too_small_a_disk_is_refused_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(10, 9, 1_000_000))
+    monkeypatch.setattr(
+        shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(10, 9, 1_000_000)
+    )
     with pytest.raises(OSError, match='0.00 GB free, the data set needs 0.03 GB'):
         simulate_dataset(tmp_path / 'out', TINY)
 
@@ -146,7 +151,9 @@ def test_command_line_errors(tmp_path):
         (('--scenes', 'x'), "'x' is neither"),
         (('--scenes', '9+1'), 'at most 8 training'),
     ):
-        result = subprocess.run(command(tmp_path / 'out', *arguments), capture_output=True, text=True)
+        result = subprocess.run(
+            command(tmp_path / 'out', *arguments), capture_output=True, text=True
+        )
         assert result.returncode != 0
         assert text in result.stderr
         assert 'Traceback' not in result.stderr

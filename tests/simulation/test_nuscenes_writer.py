@@ -45,9 +45,20 @@ def test_category_names_are_nuscenes(devkit):
 def test_quaternions():
     pyquaternion = pytest.importorskip('pyquaternion')
     for seed in range(20):
-        rotation = pyquaternion.Quaternion.random().rotation_matrix if seed else np.diag([-1.0, -1.0, 1.0])
-        np.testing.assert_allclose(pyquaternion.Quaternion(quaternion(rotation)).rotation_matrix, rotation, atol=1e-9)
-    assert [visibility_token(share) for share in (0.0, 0.39, 0.4, 0.6, 0.8, 1.0)] == ['1', '1', '2', '3', '4', '4']
+        rotation = (
+            pyquaternion.Quaternion.random().rotation_matrix if seed else np.diag([-1.0, -1.0, 1.0])
+        )
+        np.testing.assert_allclose(
+            pyquaternion.Quaternion(quaternion(rotation)).rotation_matrix, rotation, atol=1e-9
+        )
+    assert [visibility_token(share) for share in (0.0, 0.39, 0.4, 0.6, 0.8, 1.0)] == [
+        '1',
+        '1',
+        '2',
+        '3',
+        '4',
+        '4',
+    ]
 
 
 def test_format(tiny_set, devkit):
@@ -65,7 +76,10 @@ def test_format(tiny_set, devkit):
             token = samples[-1]['next']
         assert [s['token'] for s in samples][-1] == scene['last_sample_token']
         assert scene['nbr_samples'] == len(samples) == 3
-        assert [b['timestamp'] - a['timestamp'] for a, b in zip(samples, samples[1:])] == [500000, 500000]
+        assert [b['timestamp'] - a['timestamp'] for a, b in zip(samples, samples[1:])] == [
+            500000,
+            500000,
+        ]
         assert len(samples[0]['data']) == 7
         # sweeps: 20 Hz, each between keyframes belongs to the next one
         sweeps, token = [], samples[0]['data']['LIDAR_TOP']
@@ -79,7 +93,9 @@ def test_format(tiny_set, devkit):
         for sweep in sweeps:
             cloud = LidarPointCloud.from_file(str(tiny_set / sweep['filename']))
             assert cloud.points.shape == (4, 34688)
-    cloud, times = LidarPointCloud.from_file_multisweep(nusc, samples[2], 'LIDAR_TOP', 'LIDAR_TOP', nsweeps=10)
+    cloud, times = LidarPointCloud.from_file_multisweep(
+        nusc, samples[2], 'LIDAR_TOP', 'LIDAR_TOP', nsweeps=10
+    )
     np.testing.assert_allclose(np.unique(times.round(4)), np.arange(10) * 0.05, atol=1e-4)
     counts = {}
     for annotation in nusc.sample_annotation:
@@ -104,7 +120,8 @@ def test_format(tiny_set, devkit):
 
 
 def test_tables_hold_the_poses_of_the_scene(tiny_set, devkit):
-    """Calibration times ego pose of every sweep is where the sensor was, but for the scene's place on a map."""
+    """Calibration times ego pose of every sweep is where the sensor was, but for the scene's place
+    on a map."""
     from nuscenes import NuScenes
     from pyquaternion import Quaternion
 
@@ -122,9 +139,13 @@ def test_tables_hold_the_poses_of_the_scene(tiny_set, devkit):
             turn = Quaternion(ego['rotation']).rotation_matrix
             expected = scene.lidar_pose(np.array([0.05 * index]))
             np.testing.assert_allclose(
-                turn @ Quaternion(mount['rotation']).rotation_matrix, expected.rotation[0], atol=1e-9
+                turn @ Quaternion(mount['rotation']).rotation_matrix,
+                expected.rotation[0],
+                atol=1e-9,
             )
-            places.append(turn @ mount['translation'] + ego['translation'] - expected.translation[0])
+            places.append(
+                turn @ mount['translation'] + ego['translation'] - expected.translation[0]
+            )
             token, index = row['next'], index + 1
         assert index == 21
         assert np.ptp(places, axis=0).max() < 1e-6
@@ -147,7 +168,9 @@ def test_ground_truth_as_predictions_scores_one(mini_set, devkit, tmp_path):
             name = category_to_detection_name(annotation['category_name'])
             if name and annotation['num_lidar_pts']:
                 velocity = np.nan_to_num(nusc.box_velocity(annotation['token'])[:2])
-                attribute = [nusc.get('attribute', token)['name'] for token in annotation['attribute_tokens']]
+                attribute = [
+                    nusc.get('attribute', token)['name'] for token in annotation['attribute_tokens']
+                ]
                 rows.append(
                     {
                         'sample_token': sample['token'],
@@ -161,10 +184,17 @@ def test_ground_truth_as_predictions_scores_one(mini_set, devkit, tmp_path):
                     }
                 )
     path = tmp_path / 'results.json'
-    meta = dict.fromkeys(('use_camera', 'use_radar', 'use_map', 'use_external'), False) | {'use_lidar': True}
+    meta = dict.fromkeys(('use_camera', 'use_radar', 'use_map', 'use_external'), False) | {
+        'use_lidar': True
+    }
     path.write_text(json.dumps({'meta': meta, 'results': results}))
     scored = DetectionEval(
-        nusc, config_factory('detection_cvpr_2019'), str(path), 'mini_val', str(tmp_path), verbose=False
+        nusc,
+        config_factory('detection_cvpr_2019'),
+        str(path),
+        'mini_val',
+        str(tmp_path),
+        verbose=False,
     )
     summary = scored.main(plot_examples=0, render_curves=False)
     assert set(summary['mean_dist_aps']) == set(DETECTION_NAMES)
@@ -173,7 +203,8 @@ def test_ground_truth_as_predictions_scores_one(mini_set, devkit, tmp_path):
 
 
 def test_create_data_runs_unchanged(tiny_set, tmp_path):
-    """mmdet3d's own converter, as its documentation calls it, makes infos and a database of objects."""
+    """mmdet3d's own converter, as its documentation calls it, makes infos and a database of
+    objects."""
     mmdet3d = pytest.importorskip('mmdet3d')
     mim = Path(mmdet3d.__path__[0]) / '.mim'
     (tmp_path / 'data').mkdir()
@@ -206,7 +237,9 @@ def test_create_data_runs_unchanged(tiny_set, tmp_path):
     points = np.fromfile(path, np.float32).reshape(-1, 5)[:, :3].astype(float)
     boxes = np.array([instance['bbox_3d'] for instance in frame['instances']])
     stated = np.array([instance['num_lidar_pts'] for instance in frame['instances']])
-    counted = count_points(points[np.linalg.norm(points, axis=1) > 1], boxes[:, :3], boxes[:, 3:6], boxes[:, 6])
+    counted = count_points(
+        points[np.linalg.norm(points, axis=1) > 1], boxes[:, :3], boxes[:, 3:6], boxes[:, 6]
+    )
     # the sensor's mount is tilted by up to a degree or two, which mmdet3d's boxes do not know
     assert np.abs(counted - stated).sum() < 0.12 * stated.sum()
     database = pickle.loads((tmp_path / 'data/nuscenes/nuscenes_dbinfos_train.pkl').read_bytes())

@@ -1,11 +1,22 @@
-"""The ray caster against Open3D for polyhedra, and against the surfaces' equations for everything curved."""
+"""The ray caster against Open3D for polyhedra, and against the surfaces' equations for everything
+curved."""
 
 import numpy as np
 import pytest
 
 from stratified3d.simulation.layouts import build_scene
 from stratified3d.simulation.lidar import MAX_RANGE
-from stratified3d.simulation.primitives import BOX, ELLIPSOID, FRUSTUM, TAPERED, Primitives, Shape, join, move, rotate_z
+from stratified3d.simulation.primitives import (
+    BOX,
+    ELLIPSOID,
+    FRUSTUM,
+    TAPERED,
+    Primitives,
+    Shape,
+    join,
+    move,
+    rotate_z,
+)
 from stratified3d.simulation.raycast import GROUND, NOTHING, cast_rays
 
 DEEP = np.array([-1e6, 0.0, 0.0, 0.0, 0.0, 0.0])  # a ground that nothing reaches
@@ -16,7 +27,12 @@ def corners_of(primitives: Primitives, p: int) -> np.ndarray:
     x, y, z = primitives.half[p]
     front, rear, side = primitives.taper[p] if primitives.kind[p] == TAPERED else (0.0, 0.0, 0.0)
     foot = [(-x, -y, -z), (x, -y, -z), (x, y, -z), (-x, y, -z)]
-    top = [(-x + rear, -y + side, z), (x - front, -y + side, z), (x - front, y - side, z), (-x + rear, y - side, z)]
+    top = [
+        (-x + rear, -y + side, z),
+        (x - front, -y + side, z),
+        (x - front, y - side, z),
+        (-x + rear, y - side, z),
+    ]
     return np.array(foot + top) @ primitives.rotation[p].T + primitives.centre[p]
 
 
@@ -46,7 +62,9 @@ def open3d_cast(primitives: Primitives, origins: np.ndarray, directions: np.ndar
     for p in range(len(primitives.kind)):
         vertices = o3d.core.Tensor(corners_of(primitives, p).astype(np.float32))
         scene.add_triangles(vertices, o3d.core.Tensor(TRIANGLES))
-    answer = scene.cast_rays(o3d.core.Tensor(np.concatenate([origins, directions], 1).astype(np.float32)))
+    answer = scene.cast_rays(
+        o3d.core.Tensor(np.concatenate([origins, directions], 1).astype(np.float32))
+    )
     cosine = np.abs((answer['primitive_normals'].numpy() * directions).sum(1))
     return answer['t_hit'].numpy().astype(float), cosine, answer['geometry_ids'].numpy()
 
@@ -61,7 +79,9 @@ def random_rotation(rng: np.random.Generator) -> np.ndarray:
     return q * np.sign(np.linalg.det(q))
 
 
-def random_primitives(rng: np.random.Generator, kinds: tuple[int, ...], count: int, spread: float) -> Primitives:
+def random_primitives(
+    rng: np.random.Generator, kinds: tuple[int, ...], count: int, spread: float
+) -> Primitives:
     """`count` primitives at random poses, none at the origin."""
     parts = []
     for _ in range(count):
@@ -70,7 +90,12 @@ def random_primitives(rng: np.random.Generator, kinds: tuple[int, ...], count: i
         if kind == BOX:
             shape.box((0, 0, 0), size, 0)
         elif kind == TAPERED:
-            shape.tapered((0, 0, 0), size, (*rng.uniform(0, 0.45, 2) * size[0], rng.uniform(0, 0.45) * size[1]), 0)
+            shape.tapered(
+                (0, 0, 0),
+                size,
+                (*rng.uniform(0, 0.45, 2) * size[0], rng.uniform(0, 0.45) * size[1]),
+                0,
+            )
         elif kind == FRUSTUM:
             shape.frustum((0, 0, 0), size[0], rng.uniform(0.1, 2.0), size[2], 0)
         else:
@@ -80,7 +105,9 @@ def random_primitives(rng: np.random.Generator, kinds: tuple[int, ...], count: i
     return join(parts)
 
 
-def cast_from(origin: np.ndarray, directions: np.ndarray, primitives: Primitives, ground=DEEP, max_range=200.0):
+def cast_from(
+    origin: np.ndarray, directions: np.ndarray, primitives: Primitives, ground=DEEP, max_range=200.0
+):
     """Rays [R, 3] from one point."""
     count = len(directions)
     distance, hit, cosine = cast_rays(
@@ -97,9 +124,9 @@ def cast_from(origin: np.ndarray, directions: np.ndarray, primitives: Primitives
 
 def assert_agree(distance, cosine, expected, expected_cosine):
     """Within 1 mm for 99.9 % of the rays that meet either surface at more than 5 degrees."""
-    steep = np.where(np.isfinite(expected), expected_cosine, np.where(np.isfinite(distance), cosine, 1.0)) > np.sin(
-        np.radians(5)
-    )
+    steep = np.where(
+        np.isfinite(expected), expected_cosine, np.where(np.isfinite(distance), cosine, 1.0)
+    ) > np.sin(np.radians(5))
     both = np.isfinite(distance) & np.isfinite(expected)
     same = np.isclose(distance, expected, rtol=0, atol=1e-3)  # two misses are close, too
     assert both.sum() > 1000, 'too few hits to say anything'
@@ -125,7 +152,9 @@ def test_whole_sweeps_agree_with_open3d(layout):
     scene = build_scene(layout, (1, 2), 4.0)
     everything = scene.primitives_at(2.0)
     chosen = np.isin(everything.kind, (BOX, TAPERED))
-    primitives = Primitives(*(column[chosen] for column in everything))._replace(velocity=np.zeros((chosen.sum(), 3)))
+    primitives = Primitives(*(column[chosen] for column in everything))._replace(
+        velocity=np.zeros((chosen.sum(), 3))
+    )
     poses = scene.lidar_pose(2.0 + scene.sensor.delays)
     distance, _, cosine = cast_rays(
         poses.translation,
@@ -147,13 +176,16 @@ def test_whole_sweeps_agree_with_open3d(layout):
 
 
 def implicit(primitives: Primitives, p: int, world: np.ndarray) -> np.ndarray:
-    """Negative inside, positive outside, zero on the surface; not from the ray caster's formulas."""
+    """Negative inside, positive outside, zero on the surface; not from the ray caster's
+    formulas."""
     local = (world - primitives.centre[p]) @ primitives.rotation[p]
     half = primitives.half[p]
     if primitives.kind[p] == ELLIPSOID:
         return np.sqrt(((local / half) ** 2).sum(-1)) - 1.0
     radius = np.interp(local[..., 2], [-half[2], half[2]], half[:2])
-    return np.maximum(np.hypot(local[..., 0], local[..., 1]) - radius, np.abs(local[..., 2]) - half[2])
+    return np.maximum(
+        np.hypot(local[..., 0], local[..., 1]) - radius, np.abs(local[..., 2]) - half[2]
+    )
 
 
 @pytest.mark.parametrize('kind', [FRUSTUM, ELLIPSOID])
@@ -181,19 +213,28 @@ def test_closed_forms():
     """Distances and incidences that can be worked out by hand."""
     ahead = np.array([[1.0, 0.0, 0.0]])
     sphere = move(
-        Shape(None, (1, 1, 1)).ellipsoid((0, 0, 0), (2, 2, 2), 0).primitives(), np.eye(3), np.array([10.0, 0, 0.6]), -1
+        Shape(None, (1, 1, 1)).ellipsoid((0, 0, 0), (2, 2, 2), 0).primitives(),
+        np.eye(3),
+        np.array([10.0, 0, 0.6]),
+        -1,
     )
     distance, _, cosine = cast_from(np.zeros(3), ahead, sphere)
     assert distance[0] == pytest.approx(10 - 0.8, abs=1e-12)
     assert cosine[0] == pytest.approx(0.8, abs=1e-12)
     pole = move(
-        Shape(None, (1, 1, 1)).frustum((0, 0, 0), 0.5, 0.5, 4, 0).primitives(), np.eye(3), np.array([10.0, 0.3, 0]), -1
+        Shape(None, (1, 1, 1)).frustum((0, 0, 0), 0.5, 0.5, 4, 0).primitives(),
+        np.eye(3),
+        np.array([10.0, 0.3, 0]),
+        -1,
     )
     distance, _, cosine = cast_from(np.zeros(3), ahead, pole)
     assert distance[0] == pytest.approx(10 - 0.4, abs=1e-12)
     assert cosine[0] == pytest.approx(0.8, abs=1e-12)
     cone = move(
-        Shape(None, (1, 1, 1)).frustum((0, 0, 0), 1.0, 1e-9, 2, 0).primitives(), np.eye(3), np.array([10.0, 0, 0]), -1
+        Shape(None, (1, 1, 1)).frustum((0, 0, 0), 1.0, 1e-9, 2, 0).primitives(),
+        np.eye(3),
+        np.array([10.0, 0, 0]),
+        -1,
     )
     distance, _, cosine = cast_from(np.zeros(3), ahead, cone)
     assert distance[0] == pytest.approx(9.5, abs=1e-8)  # half-way up, half the radius
@@ -214,7 +255,9 @@ def test_ground_is_met_where_its_equation_says():
 
         directions = unit(rng.standard_normal((500, 3)) * [1, 1, 0.15])
         origin = np.array([20.0, -10.0, height(20.0, -10.0) + 1.84])
-        sky = random_primitives(rng, (ELLIPSOID,), 1, 9.0)._replace(centre=np.array([[0.0, 0.0, 900.0]]))
+        sky = random_primitives(rng, (ELLIPSOID,), 1, 9.0)._replace(
+            centre=np.array([[0.0, 0.0, 900.0]])
+        )
         distance, hit, _ = cast_from(origin, directions, sky, ground, max_range=100.0)
         met = hit == GROUND
         assert 100 < met.sum() < 500
@@ -222,20 +265,28 @@ def test_ground_is_met_where_its_equation_says():
         assert np.abs(z - height(x, y)).max() < 1e-9
         steps = np.linspace(0, 1, 500)[:-1]
         x, y, z = np.moveaxis(
-            origin + directions[:, None] * (steps * np.where(met, distance, 100.0)[:, None])[..., None], -1, 0
+            origin
+            + directions[:, None] * (steps * np.where(met, distance, 100.0)[:, None])[..., None],
+            -1,
+            0,
         )
         assert (z - height(x, y)).min() > -1e-9
 
 
 def test_a_moving_primitive_is_hit_where_it_is_at_the_firing():
     car = move(
-        Shape(None, (1, 1, 1)).box((0, 0, 0), (4, 2, 2), 0).primitives(), rotate_z(0.3), np.array([20.0, 1.0, 0.0]), 7
+        Shape(None, (1, 1, 1)).box((0, 0, 0), (4, 2, 2), 0).primitives(),
+        rotate_z(0.3),
+        np.array([20.0, 1.0, 0.0]),
+        7,
     )
     velocity = np.array([[8.0, -3.0, 0.0]])
     directions = unit(np.array([[20.0, y, 0.1] for y in np.linspace(-2, 4, 50)]))[:, None]
     delays = np.linspace(-0.05, 0.0, 50)
     origins, turns = np.zeros((50, 3)), np.tile(np.eye(3), (50, 1, 1))
-    moving, _, _ = cast_rays(origins, turns, delays, directions, car._replace(velocity=velocity), DEEP, max_range=100.0)
+    moving, _, _ = cast_rays(
+        origins, turns, delays, directions, car._replace(velocity=velocity), DEEP, max_range=100.0
+    )
     for i, delay in enumerate(delays):
         there = car._replace(centre=car.centre + velocity * delay)
         still, _, _ = cast_from(np.zeros(3), directions[i], there)
@@ -244,7 +295,12 @@ def test_a_moving_primitive_is_hit_where_it_is_at_the_firing():
 
 
 def test_blocked_rays_and_the_maximum_range():
-    wall = move(Shape(None, (1, 1, 1)).box((0, 0, 0), (1, 9, 9), 0).primitives(), np.eye(3), np.array([50.0, 0, 0]), -1)
+    wall = move(
+        Shape(None, (1, 1, 1)).box((0, 0, 0), (1, 9, 9), 0).primitives(),
+        np.eye(3),
+        np.array([50.0, 0, 0]),
+        -1,
+    )
     ahead = np.array([[[1.0, 0.0, 0.0]]])
     cast = [np.zeros((1, 3)), np.eye(3)[None], np.zeros(1), ahead, wall, DEEP]
     assert cast_rays(*cast, max_range=60.0)[0][0, 0] == pytest.approx(49.5)
@@ -255,7 +311,15 @@ def test_blocked_rays_and_the_maximum_range():
 def test_wrong_shapes_are_refused():
     empty = join([])
     with pytest.raises(ValueError, match='must be'):
-        cast_rays(np.zeros((2, 3)), np.eye(3)[None], np.zeros(2), np.zeros((2, 4, 3)), empty, DEEP, max_range=1.0)
+        cast_rays(
+            np.zeros((2, 3)),
+            np.eye(3)[None],
+            np.zeros(2),
+            np.zeros((2, 4, 3)),
+            empty,
+            DEEP,
+            max_range=1.0,
+        )
     flat = Shape(None, (1, 1, 1)).box((0, 0, 0), (1, 0, 1), 0).primitives()
     with pytest.raises(ValueError, match='positive size'):
         cast_from(np.zeros(3), np.array([[1.0, 0, 0]]), flat)

@@ -1,7 +1,8 @@
 """The world must not be easier than the real one: a mini set against a released keyframe.
 
-`real_keyframe.json` holds statistics derived from one keyframe (histograms, no points). With $STRATIFIED3D_REAL_DATA
-set to a folder that holds nuscenes_keyframe/ (the .pcd.bin and mmdet3d's v2 info .pkl) they come from the frame itself.
+`real_keyframe.json` holds statistics derived from one keyframe (histograms, no points). With
+$STRATIFIED3D_REAL_DATA set to a folder that holds nuscenes_keyframe/ (the .pcd.bin and mmdet3d's v2
+info .pkl) they come from the frame itself.
 """
 
 import json
@@ -53,7 +54,9 @@ def read_real(folder: Path) -> dict:
 @pytest.fixture(scope='module')
 def real():
     folder = os.environ.get('STRATIFIED3D_REAL_DATA')
-    return read_real(Path(folder) / 'nuscenes_keyframe') if folder else json.loads(STORED.read_text())
+    return (
+        read_real(Path(folder) / 'nuscenes_keyframe') if folder else json.loads(STORED.read_text())
+    )
 
 
 @pytest.fixture(scope='module')
@@ -76,13 +79,17 @@ def test_the_slope_is_that_of_the_ground_beside_walls(degrees):
     ground, wall = rng.uniform(-38, 38, (2, 20000, 2))
     climb = np.tan(np.radians(degrees)) * (ground @ [0.6, 0.8])
     ground = np.c_[ground, climb - 5 + rng.normal(0, 0.02, len(ground))]
-    wall = np.c_[wall[:, :1], 20 + wall[:, 1:] / 10, rng.uniform(-4, 2, len(wall))]  # 7 m deep, where no ground is seen
+    wall = np.c_[
+        wall[:, :1], 20 + wall[:, 1:] / 10, rng.uniform(-4, 2, len(wall))
+    ]  # 7 m deep, where no ground is seen
     ground = ground[np.abs(ground[:, 1] - 20) > 4]
     assert ground_slope(np.r_[ground, wall]) == pytest.approx(degrees, abs=0.15)
 
 
 def test_a_frame_without_ground_has_no_slope():
-    along_a_line = np.c_[np.repeat(np.linspace(-30, 30, 200), 20), np.zeros((4000, 1)), -np.ones((4000, 1))]
+    along_a_line = np.c_[
+        np.repeat(np.linspace(-30, 30, 200), 20), np.zeros((4000, 1)), -np.ones((4000, 1))
+    ]
     for points in (np.zeros((0, 3)), along_a_line):
         assert np.isnan(ground_slope(points))
 
@@ -108,7 +115,9 @@ def test_boxes_per_keyframe(simulated):
 
 def test_distant_boxes_are_as_thin_as_real_ones(simulated, real):
     """Beyond 40 m hardly a box has more than 20 points, and most have at most 5."""
-    ours, theirs = (sum(np.array(table)[2] for table in each['boxes'].values()) for each in (simulated, real))
+    ours, theirs = (
+        sum(np.array(table)[2] for table in each['boxes'].values()) for each in (simulated, real)
+    )
     assert ours[3] / ours.sum() < 0.05
     assert ours[:2].sum() / ours.sum() > 0.7 < theirs[:2].sum() / theirs.sum()
 
@@ -122,7 +131,10 @@ def boxes_by_class(root, scenes, points):
         for name in ('scene', 'sample', 'sample_annotation', 'instance', 'category')
     }
     category = {row['token']: row['name'] for row in rows['category']}
-    name = {row['token']: DETECTION_NAMES.get(category[row['category_token']]) for row in rows['instance']}
+    name = {
+        row['token']: DETECTION_NAMES.get(category[row['category_token']])
+        for row in rows['instance']
+    }
     chosen = {row['token'] for row in rows['scene'] if row['name'] in scenes}
     samples = {row['token'] for row in rows['sample'] if row['scene_token'] in chosen}
     found = [
@@ -155,7 +167,8 @@ def test_every_class_is_there(mini_set):
 
 def test_other_categories_are_annotated_too(mini_set):
     rows = {
-        name: json.loads((mini_set / 'v1.0-mini' / f'{name}.json').read_text()) for name in ('instance', 'category')
+        name: json.loads((mini_set / 'v1.0-mini' / f'{name}.json').read_text())
+        for name in ('instance', 'category')
     }
     category = {row['token']: row['name'] for row in rows['category']}
     found = {category[row['category_token']] for row in rows['instance']}

@@ -1,4 +1,5 @@
-"""The world: what is annotated agrees with what is seen, sizes are nuScenes', nobody stands in anybody."""
+"""The world: what is annotated agrees with what is seen, sizes are nuScenes', nobody stands in
+anybody."""
 
 import numpy as np
 import pytest
@@ -49,7 +50,11 @@ def local_extent(shape):
         half, turn = parts.half[p].copy(), parts.rotation[p]
         if parts.kind[p] == FRUSTUM:
             half = np.array([half[:2].max()] * 2 + [half[2]])
-        reach = np.linalg.norm(turn * half, axis=1) if parts.kind[p] == ELLIPSOID else np.abs(turn) @ half
+        reach = (
+            np.linalg.norm(turn * half, axis=1)
+            if parts.kind[p] == ELLIPSOID
+            else np.abs(turn) @ half
+        )
         if parts.kind[p] == FRUSTUM:  # round about its own axis
             axis = turn[:, 2]
             reach = np.abs(axis) * half[2] + half[0] * np.sqrt(np.maximum(1 - axis**2, 0))
@@ -81,9 +86,15 @@ def test_sizes_are_those_of_nuscenes_and_shapes_fill_their_boxes(name):
         half = np.array(shape.size) / 2
         slack = 0.16 if name in ('construction_vehicle', 'pedestrian', 'truck') else 0.12
         assert low[2] > -0.05
-        assert (np.array([*-half[:2], 0]) - low < slack).all(), f'{name} reaches {low}, box {shape.size}'
-        assert (high - np.array([*half[:2], shape.size[2]]) < slack).all(), f'{name} reaches {high}, box {shape.size}'
-        assert (high - low > 0.7 * np.array(shape.size)).all(), f'{name} fills {high - low} of {shape.size}'
+        assert (np.array([*-half[:2], 0]) - low < slack).all(), (
+            f'{name} reaches {low}, box {shape.size}'
+        )
+        assert (high - np.array([*half[:2], shape.size[2]]) < slack).all(), (
+            f'{name} reaches {high}, box {shape.size}'
+        )
+        assert (high - low > 0.7 * np.array(shape.size)).all(), (
+            f'{name} fills {high - low} of {shape.size}'
+        )
 
 
 def test_clutter_varies_and_is_not_annotated():
@@ -109,10 +120,14 @@ def test_paths_are_continuous_and_a_fleet_is_its_motions():
     s = np.linspace(-5, 45, 5001)
     x, y, yaw = path.at(s).T
     np.testing.assert_allclose(np.hypot(np.diff(x), np.diff(y)), s[1] - s[0], rtol=1e-4)
-    np.testing.assert_allclose(np.arctan2(np.diff(y), np.diff(x)), 0.5 * (yaw[1:] + yaw[:-1]), atol=1e-6)
+    np.testing.assert_allclose(
+        np.arctan2(np.diff(y), np.diff(x)), 0.5 * (yaw[1:] + yaw[:-1]), atol=1e-6
+    )
     speed = Speed(6.0, 2.0, 1.0, 4.0)
     t = np.linspace(0, 8, 4001)
-    np.testing.assert_allclose(np.gradient(speed.travelled(t), t)[1:-1], speed.at(t)[1:-1], atol=1e-3)
+    np.testing.assert_allclose(
+        np.gradient(speed.travelled(t), t)[1:-1], speed.at(t)[1:-1], atol=1e-3
+    )
     ground = Ground(np.array([0.1, 0.02, -0.01, 1e-4, -5e-5, 1e-4]))
     motions = [
         Motion(path, speed, 3.0, 0.15),
@@ -131,7 +146,11 @@ def test_paths_are_continuous_and_a_fleet_is_its_motions():
 
 def test_count_points_against_brute_force():
     rng = np.random.default_rng(2)
-    world, centre, yaw = rng.uniform(-10, 10, (5000, 3)), rng.uniform(-8, 8, (40, 3)), rng.uniform(-4, 4, 40)
+    world, centre, yaw = (
+        rng.uniform(-10, 10, (5000, 3)),
+        rng.uniform(-8, 8, (40, 3)),
+        rng.uniform(-4, 4, 40),
+    )
     size = rng.uniform(0.5, 6, (40, 3))
     expected = []
     for c, s, a in zip(centre, size, yaw):
@@ -159,7 +178,8 @@ def overlap(a, b) -> bool:
 
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_layouts(layout):
-    """Returns lie in their owners' boxes, tracks move as annotated, and nobody drives through anybody."""
+    """Returns lie in their owners' boxes, tracks move as annotated, and nobody drives through
+    anybody."""
     for seed, duration in ((11, 9.5), (12, 19.5)):
         scene = build_scene(layout, (seed, 3), duration)
         inside_all, total = 0, 0
@@ -174,10 +194,14 @@ def test_layouts(layout):
             for k, actor in enumerate(boxes.actor):
                 mine = world[owner == actor]
                 total += len(mine)
-                # a car moves while the sensor turns; nothing undoes that, here as in the released files
+                # a car moves while the sensor turns; nothing undoes that, here as in the released
+                # files
                 smear = 0.3 + 2 * 0.05 * np.hypot(*boxes.velocity[k])
                 inside_all += count_points(
-                    mine, boxes.centre[k : k + 1], boxes.size[k : k + 1] + smear, boxes.yaw[k : k + 1]
+                    mine,
+                    boxes.centre[k : k + 1],
+                    boxes.size[k : k + 1] + smear,
+                    boxes.yaw[k : k + 1],
                 )[0]
             assert ((boxes.visibility >= 0) & (boxes.visibility <= 1)).all()
             if time == 0.5:
@@ -203,18 +227,26 @@ def test_layouts(layout):
                     'motorcycle',
                 )
             ]
-            rects = [(*boxes.centre[k, :2], *(boxes.size[k, :2] - 0.25), boxes.yaw[k]) for k in solid]
+            rects = [
+                (*boxes.centre[k, :2], *(boxes.size[k, :2] - 0.25), boxes.yaw[k]) for k in solid
+            ]
             position, _, yaw = scene.ego.pose(np.array([time]), scene.ground)
             forward = np.array([np.cos(yaw[0]), np.sin(yaw[0])])
             rects.append((*(position[0, :2] + 1.35 * forward), 3.9, 1.6, yaw[0]))
             where = np.array(rects)
             clashes = []
             for i in range(len(rects)):
-                close = np.nonzero(np.hypot(*(where[i + 1 :, :2] - where[i, :2]).T) < 12.0)[0] + i + 1
+                close = (
+                    np.nonzero(np.hypot(*(where[i + 1 :, :2] - where[i, :2]).T) < 12.0)[0] + i + 1
+                )
                 clashes += [(i, j) for j in close if overlap(rects[i], rects[j])]
             with_ego = [pair for pair in clashes if pair[1] == len(rects) - 1]
-            assert not with_ego, f'{layout}: the ego car drives through {len(with_ego)} objects at {time} s'
-            assert len(clashes) <= 0.03 * len(rects), f'{layout} at {time} s: {len(clashes)} of {len(rects)} overlap'
+            assert not with_ego, (
+                f'{layout}: the ego car drives through {len(with_ego)} objects at {time} s'
+            )
+            assert len(clashes) <= 0.03 * len(rects), (
+                f'{layout} at {time} s: {len(clashes)} of {len(rects)} overlap'
+            )
         assert total > 1000
         assert inside_all / total > 0.97
 
@@ -235,7 +267,10 @@ def test_simulate_frame():
     assert set(frame['names']) <= set(NUSCENES_SIZES)
     key = points[points[:, 4] == 0]
     counts = count_points(
-        key[:, :3].astype(float), boxes[:, :3] + [0, 0, 0.5] * boxes[:, 3:6], boxes[:, 3:6], boxes[:, 6]
+        key[:, :3].astype(float),
+        boxes[:, :3] + [0, 0, 0.5] * boxes[:, 3:6],
+        boxes[:, 3:6],
+        boxes[:, 6],
     )
     assert (
         np.abs(counts - frame['num_points']).sum() < 0.1 * frame['num_points'].sum()

@@ -1,4 +1,5 @@
-"""The simulated Waymo: its range images against known truth, its files, and what happens when it is interrupted."""
+"""The simulated Waymo: its range images against known truth, its files, and what happens when it is
+interrupted."""
 
 import errno
 import math
@@ -15,11 +16,18 @@ from stratified3d.simulation import dataset, waymo_dataset
 from stratified3d.simulation.layouts import build_scene
 from stratified3d.simulation.lidar import SILENT, fire
 from stratified3d.simulation.raycast import GROUND
-from stratified3d.simulation.waymo_dataset import WaymoSettings, context_name, label_type, simulate_waymo
+from stratified3d.simulation.waymo_dataset import (
+    WaymoSettings,
+    context_name,
+    label_type,
+    simulate_waymo,
+)
 from stratified3d.simulation.waymo_lidar import TOP, WaymoLidar, to_matrix
 from stratified3d.simulation.waymo_writer import COMPONENTS, SegmentWriter
 
-ORIGIN = np.array([7213.26, -1571.12, 211.95])  # as far from the origin as real poses are: float32 has 0.5 mm there
+ORIGIN = np.array(
+    [7213.26, -1571.12, 211.95]
+)  # as far from the origin as real poses are: float32 has 0.5 mm there
 FAR = np.array([1e6, 1e6, 1.0])  # no-label zone nowhere
 
 
@@ -31,7 +39,9 @@ def turning():
 
 def pose_at(scene, time):
     pose = scene.ego_pose(np.array([time]))
-    return to_matrix(pose._replace(rotation=pose.rotation[0], translation=pose.translation[0] + ORIGIN))
+    return to_matrix(
+        pose._replace(rotation=pose.rotation[0], translation=pose.translation[0] + ORIGIN)
+    )
 
 
 def scan(scene, time, lidar):
@@ -45,7 +55,8 @@ def decode(lidar, image, pose=None, vehicle_pose=None):
 
 @pytest.mark.parametrize('laser', range(1, 6))
 def test_range_images_give_back_the_points_in_a_turn(turning, laser):
-    """Every return of every laser to 1 cm of where the ray met the world, seen from the vehicle at the timestamp."""
+    """Every return of every laser to 1 cm of where the ray met the world, seen from the vehicle at
+    the timestamp."""
     scene, time = turning
     lidar, vehicle = WaymoLidar(laser, (0.01, -0.02)), pose_at(scene, time)
     images = scan(scene, time, lidar)
@@ -60,12 +71,19 @@ def test_range_images_give_back_the_points_in_a_turn(turning, laser):
 
 
 def test_ground_is_where_the_ground_is(turning):
-    """Another truth, without the simulator's own points; and without pixel poses the same returns miss it by far."""
+    """Another truth, without the simulator's own points; and without pixel poses the same returns
+    miss it by far."""
     scene, time = turning
     lidar, vehicle = WaymoLidar(TOP, (0.01, -0.02)), pose_at(scene, time)
     poses = scene.ego_pose(time + lidar.delays)
     assert np.degrees(math.acos((np.trace(poses.rotation[0].T @ poses.rotation[-1]) - 1) / 2)) > 2
-    _, hit, _ = fire(lidar, poses @ lidar.mount, scene.primitives_at(time), scene.ground.coefficients, lidar.max_range)
+    _, hit, _ = fire(
+        lidar,
+        poses @ lidar.mount,
+        scene.primitives_at(time),
+        scene.ground.coefficients,
+        lidar.max_range,
+    )
     images = scan(scene, time, lidar)
 
     def height(pose):
@@ -83,7 +101,9 @@ def test_files_have_waymos_columns(waymo_set):
     settings = WaymoSettings(2, 1, 2)
     for split, number, _ in settings.segments():
         name = context_name(settings, split, number)
-        tables = {part: pq.read_table(waymo_set / split / part / f'{name}.parquet') for part in COMPONENTS}
+        tables = {
+            part: pq.read_table(waymo_set / split / part / f'{name}.parquet') for part in COMPONENTS
+        }
         assert [len(tables[part]) for part in COMPONENTS[:4]] == [10, 2, 5, 2]
         for table in tables.values():
             assert set(table['key.segment_context_name'].to_pylist()) == {name}
@@ -103,8 +123,14 @@ def test_files_have_waymos_columns(waymo_set):
 
 def test_types_are_waymos():
     assert label_type('vehicle.bicycle', 'cycle.with_rider') == 4
-    assert label_type('vehicle.bicycle', 'cycle.without_rider') is None  # parked ones have no label there
-    assert label_type('vehicle.motorcycle', 'cycle.with_rider') == label_type('vehicle.bus.rigid', '') == 1
+    assert (
+        label_type('vehicle.bicycle', 'cycle.without_rider') is None
+    )  # parked ones have no label there
+    assert (
+        label_type('vehicle.motorcycle', 'cycle.with_rider')
+        == label_type('vehicle.bus.rigid', '')
+        == 1
+    )
     assert label_type('human.pedestrian.child', '') == 2
     assert label_type('movable_object.barrier', '') is label_type('animal', '') is None
 
@@ -124,10 +150,12 @@ def test_it_goes_on_and_gives_the_same_with_more_workers(waymo_set, tmp_path, mo
         simulate_waymo(tmp_path / 'a', settings, workers=1)
     monkeypatch.undo()
     assert failure.value.errno == errno.ENOSPC and failure.value.filename.endswith('.parquet')
-    first, = (tmp_path / 'a').glob('*/lidar/*')  # no half of the other one
+    (first,) = (tmp_path / 'a').glob('*/lidar/*')  # no half of the other one
     before = first.stat().st_mtime_ns
     seen = []
-    assert simulate_waymo(tmp_path / 'a', settings, workers=1, progress=lambda *now: seen.append(now))
+    assert simulate_waymo(
+        tmp_path / 'a', settings, workers=1, progress=lambda *now: seen.append(now)
+    )
     assert seen == [(1, 2), (2, 2)] and first.stat().st_mtime_ns == before
     assert not simulate_waymo(tmp_path / 'a', settings, workers=1)
     simulate_waymo(tmp_path / 'b', settings, workers=2)
@@ -139,27 +167,49 @@ def test_it_goes_on_and_gives_the_same_with_more_workers(waymo_set, tmp_path, mo
         simulate_waymo(tmp_path / 'a', WaymoSettings(1, 1, 1, seed=1))
 
 
-@pytest.mark.parametrize('numbers', [(0, 0, 2), (-1, 1, 2), (799, 0, 2), (1, 1, 0), (1, 1, 201), (1, 1, 2, -1)])
+@pytest.mark.parametrize(
+    'numbers', [(0, 0, 2), (-1, 1, 2), (799, 0, 2), (1, 1, 0), (1, 1, 201), (1, 1, 2, -1)]
+)
 def test_impossible_settings_are_refused(tmp_path, numbers):
     with pytest.raises(ValueError):
         simulate_waymo(tmp_path / 'none', WaymoSettings(*numbers))
     assert not (tmp_path / 'none').exists()
 
 
-@pytest.mark.parametrize(('options', 'module', 'name'), [
-    (('--format', 'waymo'), waymo_dataset, '_simulate_frame'), (('--sweeps', '1'), dataset, '_simulate_keyframe')])
+@pytest.mark.parametrize(
+    ('options', 'module', 'name'),
+    [
+        (('--format', 'waymo'), waymo_dataset, '_simulate_frame'),
+        (('--sweeps', '1'), dataset, '_simulate_keyframe'),
+    ],
+)
 def test_a_killed_worker(root, tool_process, tmp_path, monkeypatch, options, module, name):
-    """As by the system when memory runs out: one line that says what to do, and the command goes on."""
+    """As by the system when memory runs out: one line that says what to do, and the command goes
+    on."""
+
     def kill(*_):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    words = [str(root / 'tools/simulate.py'), str(tmp_path / 'out'), *options, '--scenes', '1+1', '--keyframes', '2',
-             '--workers', '2']
+    words = [
+        str(root / 'tools/simulate.py'),
+        str(tmp_path / 'out'),
+        *options,
+        '--scenes',
+        '1+1',
+        '--keyframes',
+        '2',
+        '--workers',
+        '2',
+    ]
     with monkeypatch.context() as patch:
         patch.setattr(module, name, kill)  # the tool is forked, and its workers from it
         status, said = tool_process(words, tmp_path / 'killed.log').wait()
     assert status == 1 and 'Traceback' not in said, said
-    assert re.search('^simulate.py: one of the 2 worker processes was killed, .* run the same command with fewer '
-                     '--workers to go on$', said, re.MULTILINE), said
+    assert re.search(
+        '^simulate.py: one of the 2 worker processes was killed, .* run the same command with fewer '
+        '--workers to go on$',
+        said,
+        re.MULTILINE,
+    ), said
     status, said = tool_process([*words[:-1], '1'], tmp_path / 'again.log').wait()
     assert status == 0 and 'complete' in said

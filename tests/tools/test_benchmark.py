@@ -7,8 +7,21 @@ import sys
 
 def test_the_parts_make_up_the_encoder(root, tiny_set):
     sweep = next((tiny_set / 'samples/LIDAR_TOP').glob('*.bin'))
-    result = subprocess.run([sys.executable, '-W', 'ignore', str(root / 'tools/benchmark.py'), 'encoder', str(sweep),
-                             '--runs', '2'], capture_output=True, text=True, timeout=200)
+    result = subprocess.run(
+        [
+            sys.executable,
+            '-W',
+            'ignore',
+            str(root / 'tools/benchmark.py'),
+            'encoder',
+            str(sweep),
+            '--runs',
+            '2',
+        ],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     assert result.returncode == 0, result.stderr[-2000:]
     times = [float(t) for t in re.findall(r'([-\d.]+) ms', result.stdout)]
     assert len(times) == 5 and all(t > 0 for t in times)
@@ -17,29 +30,89 @@ def test_the_parts_make_up_the_encoder(root, tiny_set):
 
 
 def test_a_missing_file_is_named(root):
-    result = subprocess.run([sys.executable, '-W', 'ignore', str(root / 'tools/benchmark.py'), 'encoder', 'none.bin'],
-                            capture_output=True, text=True, timeout=100)
-    assert result.returncode != 0 and 'benchmark.py: there is no point file none.bin' in result.stderr
+    result = subprocess.run(
+        [sys.executable, '-W', 'ignore', str(root / 'tools/benchmark.py'), 'encoder', 'none.bin'],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (
+        result.returncode != 0 and 'benchmark.py: there is no point file none.bin' in result.stderr
+    )
 
 
 def test_attention_benchmarks_keep_what_they_found(root, tmp_path):
-    for words, files in ((['complexity', '--quick'], ['complexity.json', 'complexity.md']),
-                         (['ops', '--quick', '--runs', '1', '--only', 'stratified3d sdpa', 'SSTAttention'],
-                          ['ops.json', 'ops.md', 'roofline.png']),
-                         (['growth', '--rows', '500', '1000', '2000', '--quick', '--runs', '1', '--only',
-                           'stratified3d sdpa'], ['growth.json', 'growth.md', 'growth.png']),
-                         (['model', '--quick', '--runs', '1', '--only', 'stratified pillar 0.3',
-                           'CenterPoint pillar 0.2'], ['model.json', 'model.md'])):
-        result = subprocess.run([sys.executable, '-W', 'ignore', str(root / 'tools/benchmark.py'), *words, '--out',
-                                 str(tmp_path)], capture_output=True, text=True, timeout=250)
+    for words, files in (
+        (['complexity', '--quick'], ['complexity.json', 'complexity.md']),
+        (
+            ['ops', '--quick', '--runs', '1', '--only', 'stratified3d sdpa', 'SSTAttention'],
+            ['ops.json', 'ops.md', 'roofline.png'],
+        ),
+        (
+            [
+                'growth',
+                '--rows',
+                '500',
+                '1000',
+                '2000',
+                '--quick',
+                '--runs',
+                '1',
+                '--only',
+                'stratified3d sdpa',
+            ],
+            ['growth.json', 'growth.md', 'growth.png'],
+        ),
+        (
+            [
+                'model',
+                '--quick',
+                '--runs',
+                '1',
+                '--only',
+                'stratified pillar 0.3',
+                'CenterPoint pillar 0.2',
+            ],
+            ['model.json', 'model.md'],
+        ),
+    ):
+        result = subprocess.run(
+            [
+                sys.executable,
+                '-W',
+                'ignore',
+                str(root / 'tools/benchmark.py'),
+                *words,
+                '--out',
+                str(tmp_path),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=250,
+        )
         assert result.returncode == 0, result.stderr[-2000:]
-        place, = tmp_path.iterdir()
+        (place,) = tmp_path.iterdir()
         assert all((place / name).stat().st_size > 100 for name in files)
         kept = json.loads((place / files[0]).read_text())
-        assert shlex.split(kept['command'])[:len(words)] == words and kept['environment']['torch']
+        assert shlex.split(kept['command'])[: len(words)] == words and kept['environment']['torch']
 
 
 def test_an_unknown_contender_is_named(root):
-    result = subprocess.run([sys.executable, '-W', 'ignore', str(root / 'tools/benchmark.py'), 'ops', '--quick',
-                             '--only', 'DSVT'], capture_output=True, text=True, timeout=100)
-    assert result.returncode != 0 and "benchmark.py: there is no 'DSVT' to benchmark" in result.stderr
+    result = subprocess.run(
+        [
+            sys.executable,
+            '-W',
+            'ignore',
+            str(root / 'tools/benchmark.py'),
+            'ops',
+            '--quick',
+            '--only',
+            'DSVT',
+        ],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (
+        result.returncode != 0 and "benchmark.py: there is no 'DSVT' to benchmark" in result.stderr
+    )

@@ -3,10 +3,16 @@ import sys
 
 
 def test_it_reports_versions_backends_and_right_sums():
-    result = subprocess.run([sys.executable, '-m', 'stratified3d.doctor'], capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        [sys.executable, '-m', 'stratified3d.doctor'], capture_output=True, text=True, timeout=120
+    )
     assert result.returncode == 0, result.stdout + result.stderr
-    for part in ('mmdet3d          1.4.0', 'cpu     float32   sdpa', 'reference: runs too, slower',
-                 'all imports work, attention and sparse convolution compute right sums'):
+    for part in (
+        'mmdet3d          1.4.0',
+        'cpu     float32   sdpa',
+        'reference: runs too, slower',
+        'all imports work, attention and sparse convolution compute right sums',
+    ):
         assert part in result.stdout
 
 

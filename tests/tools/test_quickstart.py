@@ -1,4 +1,6 @@
-"""The whole job on a tiny set: simulate, prepare, train and test through mmdet3d's own scripts, draw."""
+"""The whole job on a tiny set: simulate, prepare, train and test through mmdet3d's own scripts,
+draw."""
+
 import json
 import subprocess
 import sys
@@ -10,13 +12,31 @@ SAMPLER = 'train_dataloader.dataset.pipeline.3.db_sampler'
 
 
 def quickstart(root, folder, *arguments):
-    command = [sys.executable, '-W', 'ignore', str(root / 'tools/quickstart.py'), '--data', str(folder / 'data'),
-               '--out', str(folder / 'out'), '--scenes', '1+1', '--keyframes', '3', *arguments]
+    command = [
+        sys.executable,
+        '-W',
+        'ignore',
+        str(root / 'tools/quickstart.py'),
+        '--data',
+        str(folder / 'data'),
+        '--out',
+        str(folder / 'out'),
+        '--scenes',
+        '1+1',
+        '--keyframes',
+        '3',
+        *arguments,
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=400)
 
 
-OPTIONS = ['--cfg-options', 'train_cfg.max_epochs=1', 'train_cfg.val_interval=9', 'param_scheduler.0.total_steps=1',
-           'train_dataloader.batch_size=1']
+OPTIONS = [
+    '--cfg-options',
+    'train_cfg.max_epochs=1',
+    'train_cfg.val_interval=9',
+    'param_scheduler.0.total_steps=1',
+    'train_dataloader.batch_size=1',
+]
 
 
 @pytest.fixture(scope='module')
@@ -35,7 +55,10 @@ def test_summary_and_table(done):
     assert list(summary['seconds']) == ['simulate', 'prepare', 'train', 'test', 'draw']
     assert sum('/bev/' in picture for picture in summary['pictures']) == 3
     assert all(Path(picture).stat().st_size > 10000 for picture in summary['pictures'])
-    assert f'mAP                     {summary["mAP"]:.3f}' in result.stdout and 'AP traffic_cone' in result.stdout
+    assert (
+        f'mAP                     {summary["mAP"]:.3f}' in result.stdout
+        and 'AP traffic_cone' in result.stdout
+    )
 
 
 def test_finished_steps_are_not_done_again(root, done):
@@ -64,13 +87,26 @@ def test_fresh_deletes_nothing_of_others(root, tmp_path):
 def test_training_resumes(root, done):
     """mmengine's checkpoint, optimizer and message hub come back through the restricted loader."""
     folder, _ = done
-    command = [sys.executable, '-W', 'ignore', str(root / 'tools/train.py'),
-               str(root / 'projects/quickstart/configs/quickstart.py'), '--work-dir', str(folder / 'out'), '--resume',
-               '--cfg-options', f'train_dataloader.dataset.data_root={folder}/data/', 'train_cfg.max_epochs=1',
-               'train_cfg.val_interval=9', f'val_dataloader.dataset.data_root={folder}/data/',
-               f'test_dataloader.dataset.data_root={folder}/data/', f'val_evaluator.data_root={folder}/data/',
-               f'val_evaluator.ann_file={folder}/data/nuscenes_infos_val.pkl',
-               f'{SAMPLER}.data_root={folder}/data/', f'{SAMPLER}.info_path={folder}/data/nuscenes_dbinfos_train.pkl']
+    command = [
+        sys.executable,
+        '-W',
+        'ignore',
+        str(root / 'tools/train.py'),
+        str(root / 'projects/quickstart/configs/quickstart.py'),
+        '--work-dir',
+        str(folder / 'out'),
+        '--resume',
+        '--cfg-options',
+        f'train_dataloader.dataset.data_root={folder}/data/',
+        'train_cfg.max_epochs=1',
+        'train_cfg.val_interval=9',
+        f'val_dataloader.dataset.data_root={folder}/data/',
+        f'test_dataloader.dataset.data_root={folder}/data/',
+        f'val_evaluator.data_root={folder}/data/',
+        f'val_evaluator.ann_file={folder}/data/nuscenes_infos_val.pkl',
+        f'{SAMPLER}.data_root={folder}/data/',
+        f'{SAMPLER}.info_path={folder}/data/nuscenes_dbinfos_train.pkl',
+    ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr[-3000:]
     assert 'resumed epoch: 1, iter: 3' in result.stdout + result.stderr
@@ -85,11 +121,28 @@ def test_a_failing_step_says_which(root, tmp_path):
     assert (tmp_path / 'data/notes.txt').read_text() == 'mine'
 
 
-@pytest.mark.parametrize('script', ['train.py', 'test.py', 'simulate.py', 'create_data.py', 'visualize.py',
-                                    'overfit_frame.py', 'quickstart.py', 'benchmark.py', 'soak.py', 'ablate.py',
-                                    'export_weights.py'])
+@pytest.mark.parametrize(
+    'script',
+    [
+        'train.py',
+        'test.py',
+        'simulate.py',
+        'create_data.py',
+        'visualize.py',
+        'overfit_frame.py',
+        'quickstart.py',
+        'benchmark.py',
+        'soak.py',
+        'ablate.py',
+        'export_weights.py',
+    ],
+)
 def test_every_tool_explains_itself(root, script):
-    result = subprocess.run([sys.executable, '-W', 'ignore', str(root / 'tools' / script), '--help'],
-                            capture_output=True, text=True, timeout=100)
+    result = subprocess.run(
+        [sys.executable, '-W', 'ignore', str(root / 'tools' / script), '--help'],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
     assert result.returncode == 0 and 'usage:' in result.stdout
     assert script in ('train.py', 'test.py') or 'examples:' in result.stdout

@@ -21,7 +21,9 @@ def soak(root, monkeypatch, capsys):
 def test_a_slice_of_it(soak):
     status, out = soak('--count', 30, '--seed', 1)
     assert status == 0
-    clouds = int(re.fullmatch(r'(\d+) clouds in 30 batches agree \(seed 1, from 0\)\n', out).group(1))
+    clouds = int(
+        re.fullmatch(r'(\d+) clouds in 30 batches agree \(seed 1, from 0\)\n', out).group(1)
+    )
     assert 30 < clouds < 120
 
 
@@ -35,7 +37,11 @@ def test_a_wrong_backend_fails_loudly_and_can_be_replayed(soak, monkeypatch):
     monkeypatch.setattr(sdpa, 'read_strata', wrong)
     status, out = soak('--count', 40, '--seed', 2)
     assert status == 1 and 'differs by' in out and "'fusion': 'gated'" in out
-    again = next(line for line in out.splitlines() if line.startswith('FAILED; again: python tools/soak.py --seed 2'))
+    again = next(
+        line
+        for line in out.splitlines()
+        if line.startswith('FAILED; again: python tools/soak.py --seed 2')
+    )
     arguments = again.split('soak.py ')[1].split()
     assert soak(*arguments)[0] == 1
     monkeypatch.undo()

@@ -1,4 +1,6 @@
-"""The tool, and the hook in mmdet3d's scripts, on a prepared simulated set, with a small model of random weights."""
+"""The tool, and the hook in mmdet3d's scripts, on a prepared simulated set, with a small model of
+random weights."""
+
 import json
 import re
 import runpy
@@ -17,12 +19,25 @@ from stratified3d.visualization.scene import TRUTH, rgb
 
 @pytest.fixture
 def visualize(root, small_detector, monkeypatch, capfd):
-    """Run the tool in this process (it starts faster) -> exit status, standard output, standard error."""
+    """Run the tool in this process (it starts faster) -> exit status, standard output, standard
+    error."""
 
     def run(*arguments):
         script = root / 'tools/visualize.py'
-        monkeypatch.setattr(sys, 'argv', [str(script), 'config.py', 'model.pth', '--score', '0.05', '--device', 'cpu',
-                                          *map(str, arguments)])
+        monkeypatch.setattr(
+            sys,
+            'argv',
+            [
+                str(script),
+                'config.py',
+                'model.pth',
+                '--score',
+                '0.05',
+                '--device',
+                'cpu',
+                *map(str, arguments),
+            ],
+        )
         monkeypatch.chdir(small_detector)
         with pytest.raises(SystemExit) as left:
             runpy.run_path(str(script), run_name='__main__')
@@ -32,20 +47,30 @@ def visualize(root, small_detector, monkeypatch, capfd):
     return run
 
 
-def test_every_command_of_the_page(root, small_detector, prepared_set, tool_process, monkeypatch, tmp_path):
+def test_every_command_of_the_page(
+    root, small_detector, prepared_set, tool_process, monkeypatch, tmp_path
+):
     """docs/visualization.md without a display: the small detector stands for the quickstart's."""
     for name in ('DISPLAY', 'WAYLAND_DISPLAY'):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     for path in small_detector.iterdir():
         (tmp_path / path.name).symlink_to(path)
-    (tmp_path / 'sweep.pcd.bin').symlink_to(next((prepared_set / 'samples/LIDAR_TOP').glob('*.bin')))
-    stands_for = {'projects/quickstart/configs/quickstart.py': 'config.py',
-                  'tools/': f'{root}/tools/',
-                  '--score-thr 0.3': '--score-thr 0.05 --cfg-options default_hooks.visualization.interval=2',
-                  '--dataset': '--dataset --score 0.05'}
+    (tmp_path / 'sweep.pcd.bin').symlink_to(
+        next((prepared_set / 'samples/LIDAR_TOP').glob('*.bin'))
+    )
+    stands_for = {
+        'projects/quickstart/configs/quickstart.py': 'config.py',
+        'tools/': f'{root}/tools/',
+        '--score-thr 0.3': '--score-thr 0.05 --cfg-options default_hooks.visualization.interval=2',
+        '--dataset': '--dataset --score 0.05',
+    }
     page = (root / 'docs/visualization.md').read_text()
-    commands = [line for block in re.findall(r'```bash\n(.*?)```', page, re.DOTALL) for line in block.splitlines()]
+    commands = [
+        line
+        for block in re.findall(r'```bash\n(.*?)```', page, re.DOTALL)
+        for line in block.splitlines()
+    ]
     assert len(commands) == 6
     said = {}
     for line in commands:
@@ -58,12 +83,14 @@ def test_every_command_of_the_page(root, small_detector, prepared_set, tool_proc
     work, frames = tmp_path / 'work_dirs', [f'frame_{i:04d}.png' for i in range(3)]
     draws = not any('Open3D cannot draw here' in text for text in said.values())
     assert draws == (find_library('vulkan') is not None)
-    for kind in ('bev', 'perspective') if draws else ('bev', ):
+    for kind in ('bev', 'perspective') if draws else ('bev',):
         assert sorted(path.name for path in (work / 'pictures' / kind).iterdir()) == frames
         assert len(list((work / 'sweep' / kind).iterdir())) == 1
         assert (work / f'video/{kind}.mp4').stat().st_size > 10000
         assert len(list((work / 'config').glob(f'*/pictures/{kind}/*.png'))) == 2  # of three frames
-    assert (work / 'strata/strata/frame_0001.png').is_file() and not (work / 'strata/perspective').exists()
+    assert (work / 'strata/strata/frame_0001.png').is_file() and not (
+        work / 'strata/perspective'
+    ).exists()
     for path in work.glob('config/*/pictures/bev/*.png'):
         assert (np.abs(np.asarray(Image.open(path)) - 255 * rgb(TRUTH)) < 30).all(-1).any()
     check_tensorboard(next(work.glob('config/*/vis_data/events*')).parent)
@@ -80,16 +107,22 @@ def check_tensorboard(folder):
     assert events.Images('val_frame_0')[0].width == 1480
 
 
-@pytest.mark.parametrize('arguments, message', [
-    ([], 'give either --dataset or point files'),
-    (['a.bin', '--dataset'], 'give either --dataset or point files'),
-    (['a.bin'], 'visualize.py: there is no point file a.bin'),
-    (['--dataset', '--index', '7'], 'the data set has frames 0 to 2, not [7]'),
-    (['a.bin', '--index', 'first'], 'argument --index'),
-    (['a.bin', '--camera', '1', '2', '3', '4', '5'], '--camera at most four numbers'),
-    (['--dataset', '--strata', '7'], 'there is no block -1 of stage 7; the stages have [2] blocks'),
-    (['--dataset', '--out', 'model.pth/a'], 'model.pth/a'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ([], 'give either --dataset or point files'),
+        (['a.bin', '--dataset'], 'give either --dataset or point files'),
+        (['a.bin'], 'visualize.py: there is no point file a.bin'),
+        (['--dataset', '--index', '7'], 'the data set has frames 0 to 2, not [7]'),
+        (['a.bin', '--index', 'first'], 'argument --index'),
+        (['a.bin', '--camera', '1', '2', '3', '4', '5'], '--camera at most four numbers'),
+        (
+            ['--dataset', '--strata', '7'],
+            'there is no block -1 of stage 7; the stages have [2] blocks',
+        ),
+        (['--dataset', '--out', 'model.pth/a'], 'model.pth/a'),
+    ],
+)
 def test_bad_arguments_are_named(visualize, arguments, message):
     code, _, err = visualize('--no-perspective', *arguments)
     assert code != 0 and message in err and 'Traceback' not in err
@@ -104,6 +137,8 @@ def test_a_window_without_a_display_is_refused(visualize, monkeypatch):
 
 def test_strata_of_a_whole_detector(small_detector):
     model = init_detector(small_detector / 'config.py', small_detector / 'model.pth', 'cpu')
-    record = inspect_strata(model, torch.rand(3000, 4) * torch.tensor([40, 40, 3, 200]) - torch.tensor([20, 20, 2, 0]))
+    record = inspect_strata(
+        model, torch.rand(3000, 4) * torch.tensor([40, 40, 3, 200]) - torch.tensor([20, 20, 2, 0])
+    )
     assert record.read.shape == record.collected.T.shape and record.read.max() > 0
     assert abs(record.voxels[:, :2]).max() <= 20.4 and record.tokens.shape == (8, 3)

@@ -1,4 +1,5 @@
 """tools/waymo_eval.py from the command line."""
+
 import itertools
 import json
 import re
@@ -27,7 +28,9 @@ def run(root, folder, tool_process, tmp_path):
 
     def call(*words):
         words = [str(folder / word) if '.' in word else word for word in words]
-        return tool_process([str(root / 'tools/waymo_eval.py'), *words], tmp_path / f'{next(number)}.log').wait()
+        return tool_process(
+            [str(root / 'tools/waymo_eval.py'), *words], tmp_path / f'{next(number)}.log'
+        ).wait()
 
     return call
 
@@ -35,22 +38,34 @@ def run(root, folder, tool_process, tmp_path):
 def test_scores(run, folder):
     status, printed = run('found.bin', 'true.bin', '--json', 'scores.json')
     assert status == 0, printed
-    scores, expected = json.loads((folder / 'scores.json').read_text()), score_waymo(
-        *random_frames(6, 30, 12, seed=5, reach=60))
+    scores, expected = (
+        json.loads((folder / 'scores.json').read_text()),
+        score_waymo(*random_frames(6, 30, 12, seed=5, reach=60)),
+    )
     assert scores == expected
     assert set(scores) == {f'{name}_LEVEL_{level}' for name in BREAKDOWNS for level in (1, 2)}
-    assert {'VEHICLE_LEVEL_1', 'PEDESTRIAN_LEVEL_2', 'VEHICLE_[0,30)_LEVEL_1', 'SIGN_[30,50)_LEVEL_2',
-            'CYCLIST_[50,inf)_LEVEL_2'} <= set(scores)
+    assert {
+        'VEHICLE_LEVEL_1',
+        'PEDESTRIAN_LEVEL_2',
+        'VEHICLE_[0,30)_LEVEL_1',
+        'SIGN_[30,50)_LEVEL_2',
+        'CYCLIST_[50,inf)_LEVEL_2',
+    } <= set(scores)
     means = re.search('^mean.*$', printed, re.MULTILINE)[0]
     assert [float(word) for word in re.findall(r'\d\.\d+', means)] == [
-        round(mean_scores(scores)[f'LEVEL_{level}'][key], 4) for level in (1, 2) for key in ('AP', 'APH')]
+        round(mean_scores(scores)[f'LEVEL_{level}'][key], 4)
+        for level in (1, 2)
+        for key in ('AP', 'APH')
+    ]
 
 
 def test_a_submission_and_what_is_left_out(run, folder):
     boxes, _ = random_frames(6, 30, 12, seed=5, reach=60)
     boxes.types = boxes.types.copy()
     boxes.types[:2] = 0
-    write_objects(folder / 'submission.bin', make_messages(boxes), b'\x12\x00\x12\x00', Submission(task=2))
+    write_objects(
+        folder / 'submission.bin', make_messages(boxes), b'\x12\x00\x12\x00', Submission(task=2)
+    )
     status, printed = run('submission.bin', 'true.bin')
     assert status == 0, printed
     assert 'submission.bin: 2 of 180 objects are of no type that is scored' in printed
@@ -60,13 +75,18 @@ def test_a_submission_and_what_is_left_out(run, folder):
 def test_errors_are_one_line(run, folder):
     (folder / 'empty.bin').write_bytes(b'')
     (folder / 'cut.bin').write_bytes((folder / 'true.bin').read_bytes()[:-3])
-    for words, message in ((('none.bin', 'true.bin'), 'there is no Objects file '),
-                           (('found.bin', 'empty.bin'), 'empty.bin: holds no object to compare with'),
-                           (('found.bin', 'cut.bin'), 'cut.bin: no Waymo Objects file, or damaged: at byte'),
-                           (('found.bin', 'true.bin', '--json', 'no/where.json'), 'no/where.json')):
+    for words, message in (
+        (('none.bin', 'true.bin'), 'there is no Objects file '),
+        (('found.bin', 'empty.bin'), 'empty.bin: holds no object to compare with'),
+        (('found.bin', 'cut.bin'), 'cut.bin: no Waymo Objects file, or damaged: at byte'),
+        (('found.bin', 'true.bin', '--json', 'no/where.json'), 'no/where.json'),
+    ):
         status, printed = run(*words)
         assert status == 1 and 'Traceback' not in printed
-        assert printed.splitlines()[-1].startswith('waymo_eval.py: ') and message in printed.splitlines()[-1]
+        assert (
+            printed.splitlines()[-1].startswith('waymo_eval.py: ')
+            and message in printed.splitlines()[-1]
+        )
     assert run('empty.bin', 'true.bin')[0] == 0  # no prediction at all is a result
 
 
@@ -86,18 +106,24 @@ def test_the_page(root, run, folder, tool_process, tmp_path, monkeypatch):
     page = (root / 'docs/waymo_evaluation.md').read_text()
     score, benchmark = re.findall(r'```bash\npython (.*)\n', page)
     for name in ('found', 'true'):
-        (tmp_path / dict(found='predictions.bin', true='ground_truths.bin')[name]).symlink_to(folder / f'{name}.bin')
+        (tmp_path / dict(found='predictions.bin', true='ground_truths.bin')[name]).symlink_to(
+            folder / f'{name}.bin'
+        )
     monkeypatch.chdir(tmp_path)
     for line in (score, benchmark.replace('40000', '3')):
         tool, *words = line.split()
         status, printed = tool_process([str(root / tool), *words], tmp_path / 'log').wait()
         assert status == 0, printed
-    assert re.search(r'3 frames of 100 predictions and 40 truths: [\d.]+ s \([\d.]+ s of CPU time\), [\d.]+ GB',
-                     printed)
+    assert re.search(
+        r'3 frames of 100 predictions and 40 truths: [\d.]+ s \([\d.]+ s of CPU time\), [\d.]+ GB',
+        printed,
+    )
     assert len(json.loads((tmp_path / 'scores.json').read_text())) == 32
     config, script = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
     known = {}
     exec(config + script, known)
     assert known['val_evaluator']['type'] == 'WaymoLevelMetric'
-    assert mean_scores(score_waymo(known['found'], known['truth']))['LEVEL_2']['APH'] == pytest.approx(1)
+    assert mean_scores(score_waymo(known['found'], known['truth']))['LEVEL_2'][
+        'APH'
+    ] == pytest.approx(1)
     assert ObjectsFile('submission.bin').submission == known['head']

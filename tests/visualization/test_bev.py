@@ -22,7 +22,9 @@ def test_boxes_are_drawn_in_their_colours(points):
     assert not has(bare, TRUTH) and not has(bare, class_colour('car'))
     found = draw_bev(Scene(points, boxes, np.array([0.9]), ['car']))
     assert has(found, class_colour('car')) and not has(found, TRUTH)
-    both = draw_bev(Scene(points, boxes, np.array([0.9]), ['car'], truth=boxes + [8.0, 0, 0, 0, 0, 0, 0]))
+    both = draw_bev(
+        Scene(points, boxes, np.array([0.9]), ['car'], truth=boxes + [8.0, 0, 0, 0, 0, 0, 0])
+    )
     assert has(both, class_colour('car')) and has(both, TRUTH)
 
 

@@ -1,4 +1,5 @@
 """What the hook refuses; its pictures are tested with the commands of docs/visualization.md."""
+
 import sys
 
 import pytest
@@ -16,10 +17,15 @@ def test_without_tensorboard_the_switch_is_named_and_nothing_else_needs_it(monke
 
 
 def test_what_cannot_be_drawn_is_refused(root):
-    for settings, message in ((dict(show=True), r'--show: a window is opened by `tools/visualize.py'),
-                              (dict(vis_task='mono_det'), 'this plugin draws lidar_det, not mono_det'),
-                              (dict(draw=True), 'without test_out_dir'), (dict(interval=0), 'at least 1, not 0')):
+    for settings, message in (
+        (dict(show=True), r'--show: a window is opened by `tools/visualize.py'),
+        (dict(vis_task='mono_det'), 'this plugin draws lidar_det, not mono_det'),
+        (dict(draw=True), 'without test_out_dir'),
+        (dict(interval=0), 'at least 1, not 0'),
+    ):
         with pytest.raises(ValueError, match=message):
             HOOKS.build(dict(type='mmdet3d.DetectionPictureHook', **settings))
-    hooks = Config.fromfile(root / 'configs/stratified/stratified-centerpoint_tiny_1xb2-cyclic-20e_nus-3d.py')
+    hooks = Config.fromfile(
+        root / 'configs/stratified/stratified-centerpoint_tiny_1xb2-cyclic-20e_nus-3d.py'
+    )
     assert hooks.default_hooks.visualization.type == 'DetectionPictureHook'

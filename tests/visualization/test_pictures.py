@@ -1,4 +1,5 @@
 """Open3D's pictures where it can draw, and what happens where it cannot."""
+
 import re
 from ctypes.util import find_library
 
@@ -9,22 +10,40 @@ from PIL import Image
 from stratified3d.visualization import offscreen
 from stratified3d.visualization.perspective import SIZE, Camera, project
 from stratified3d.visualization.pictures import PictureFolder
-from stratified3d.visualization.scene import BACKGROUND, TRUTH, Scene, StrataWeights, class_colour, rgb
+from stratified3d.visualization.scene import (
+    BACKGROUND,
+    TRUTH,
+    Scene,
+    StrataWeights,
+    class_colour,
+    rgb,
+)
 from stratified3d.visualization.strata import chosen_token, draw_strata
 from stratified3d.visualization.video import write_video
 
-needs_vulkan = pytest.mark.skipif(find_library('vulkan') is None, reason='no libvulkan: Open3D cannot draw off-screen')
+needs_vulkan = pytest.mark.skipif(
+    find_library('vulkan') is None, reason='no libvulkan: Open3D cannot draw off-screen'
+)
 AREA = (-20.0, -20.0, 20.0, 20.0)
 
 
 @pytest.fixture
 def scene():
     rng = np.random.default_rng(0)
-    points = np.hstack([rng.uniform(-20, 20, (2000, 2)), rng.normal(-1.8, 0.05, (2000, 1)), np.ones((2000, 1))])
+    points = np.hstack(
+        [rng.uniform(-20, 20, (2000, 2)), rng.normal(-1.8, 0.05, (2000, 1)), np.ones((2000, 1))]
+    )
     boxes = np.array([[0.0, 12, -1.8, 4, 2, 1.6, 1.5, 0, 5]])
     weights = rng.dirichlet(np.ones(50), 4)
-    return Scene(points, boxes, np.array([0.9]), ['car'], boxes + [5.0, 0, 0, 0, 0, 0, 0, 0, 0], 'a scene',
-                 StrataWeights(points[:50, :3], points[:4, :3], weights, weights.T / 4))
+    return Scene(
+        points,
+        boxes,
+        np.array([0.9]),
+        ['car'],
+        boxes + [5.0, 0, 0, 0, 0, 0, 0, 0, 0],
+        'a scene',
+        StrataWeights(points[:50, :3], points[:4, :3], weights, weights.T / 4),
+    )
 
 
 def near(pixels, colour):
@@ -38,8 +57,17 @@ def test_colours_and_places_are_those_asked_for():
     place = np.array([[3.0, 10, 0]])
     segment = place + np.array([[[-0.5, 0, 0], [0.5, 0, 0]]])
     with offscreen.OffscreenRenderer(SIZE) as renderer:
-        pictures = [renderer.render(np.zeros((0, 3)), np.zeros((0, 3)), [(segment, rgb(colour), 4.0)], intrinsics,
-                                    extrinsics, background=rgb(BACKGROUND)) for colour in (TRUTH, class_colour('bus'))]
+        pictures = [
+            renderer.render(
+                np.zeros((0, 3)),
+                np.zeros((0, 3)),
+                [(segment, rgb(colour), 4.0)],
+                intrinsics,
+                extrinsics,
+                background=rgb(BACKGROUND),
+            )
+            for colour in (TRUTH, class_colour('bus'))
+        ]
     x, y = project(place, intrinsics, extrinsics)[0]
     for picture, colour in zip(pictures, (TRUTH, class_colour('bus'))):
         assert picture.shape == (SIZE[1], SIZE[0], 3) and near(picture[:20], BACKGROUND).all()
@@ -64,20 +92,35 @@ def test_all_kinds_and_their_videos_are_written(scene, tmp_path):
         if kind != 'strata':
             assert near(pixels, TRUTH).any() and near(pixels, class_colour('car')).any()
     import cv2
+
     for video in videos:
         capture = cv2.VideoCapture(str(video))
         assert (capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)) == (2, 4)
 
 
-@pytest.mark.parametrize('child, message', [
-    ('import os, signal; os.kill(os.getpid(), signal.SIGSEGV)', r'ended with signal SIGSEGV \(without a word\)'),
-    ('raise SystemExit("no Vulkan here")', r'ended with status 1 \(no Vulkan here\). Without a GPU it needs'),
-])
-def test_a_dying_renderer_leaves_the_pictures_from_above(scene, tmp_path, monkeypatch, capsys, child, message):
+@pytest.mark.parametrize(
+    'child, message',
+    [
+        (
+            'import os, signal; os.kill(os.getpid(), signal.SIGSEGV)',
+            r'ended with signal SIGSEGV \(without a word\)',
+        ),
+        (
+            'raise SystemExit("no Vulkan here")',
+            r'ended with status 1 \(no Vulkan here\). Without a GPU it needs',
+        ),
+    ],
+)
+def test_a_dying_renderer_leaves_the_pictures_from_above(
+    scene, tmp_path, monkeypatch, capsys, child, message
+):
     """The child is replaced by one that dies as drivers make it die."""
     real = offscreen.subprocess.Popen
-    monkeypatch.setattr(offscreen.subprocess, 'Popen',
-                        lambda command, **options: real([command[0], '-c', child], **options))
+    monkeypatch.setattr(
+        offscreen.subprocess,
+        'Popen',
+        lambda command, **options: real([command[0], '-c', child], **options),
+    )
     with PictureFolder(tmp_path, AREA) as folder:
         folder.write('a', scene)
         folder.write('b', scene)
@@ -90,11 +133,20 @@ def test_a_dying_renderer_leaves_the_pictures_from_above(scene, tmp_path, monkey
 
 def test_a_hanging_renderer_is_stopped(scene, monkeypatch):
     real = offscreen.subprocess.Popen
-    monkeypatch.setattr(offscreen.subprocess, 'Popen', lambda command, **options: real(
-        [command[0], '-c', 'import time; time.sleep(60)'], **options))
-    with offscreen.OffscreenRenderer(SIZE, timeout=0.5) as renderer, \
-            pytest.raises(offscreen.RendererError, match='longer than 0 s|longer than 1 s'):
-        renderer.render(np.zeros((0, 3)), np.zeros((0, 3)), [], np.eye(3), np.eye(4), background=np.zeros(3))
+    monkeypatch.setattr(
+        offscreen.subprocess,
+        'Popen',
+        lambda command, **options: real(
+            [command[0], '-c', 'import time; time.sleep(60)'], **options
+        ),
+    )
+    with (
+        offscreen.OffscreenRenderer(SIZE, timeout=0.5) as renderer,
+        pytest.raises(offscreen.RendererError, match='longer than 0 s|longer than 1 s'),
+    ):
+        renderer.render(
+            np.zeros((0, 3)), np.zeros((0, 3)), [], np.eye(3), np.eye(4), background=np.zeros(3)
+        )
 
 
 def test_strata_maps_differ_by_token(scene):
@@ -115,10 +167,12 @@ def test_videos(tmp_path):
     animation = Image.open(tmp_path / 'a.gif')
     assert animation.n_frames == 3 and animation.info['duration'] == 200
     Image.new('RGB', (32, 48)).save(paths[2])
-    for arguments, message in (((tmp_path / 'a.avi', paths), r'videos are .mp4 or .gif'),
-                               ((tmp_path / 'a.mp4', []), '0 pictures'),
-                               ((tmp_path / 'a.mp4', paths, 0), 'at 0 a second make no video'),
-                               ((tmp_path / 'a.mp4', paths), r'2.png: \(32, 48\) pixels, the first picture has')):
+    for arguments, message in (
+        ((tmp_path / 'a.avi', paths), r'videos are .mp4 or .gif'),
+        ((tmp_path / 'a.mp4', []), '0 pictures'),
+        ((tmp_path / 'a.mp4', paths, 0), 'at 0 a second make no video'),
+        ((tmp_path / 'a.mp4', paths), r'2.png: \(32, 48\) pixels, the first picture has'),
+    ):
         with pytest.raises(ValueError, match=message):
             write_video(*arguments)
     assert not list(tmp_path.glob('*.partial*'))

@@ -52,7 +52,9 @@ def test_colours_of_classes_are_fixed():
 
 def test_heights_are_counted_from_the_ground():
     rng = np.random.default_rng(0)
-    points = np.hstack([rng.uniform(-15, 15, (1000, 2)), rng.normal(-1.8, 0.01, (1000, 1)), np.ones((1000, 1))])
+    points = np.hstack(
+        [rng.uniform(-15, 15, (1000, 2)), rng.normal(-1.8, 0.01, (1000, 1)), np.ones((1000, 1))]
+    )
     points[:50, 2] = 2.2
     assert abs(ground_height(points) + 1.8) < 0.05
     values, _, ends = point_values(points, 'height')

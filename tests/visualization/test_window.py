@@ -1,4 +1,6 @@
-"""The viewer drawn without a window: what its keys change is seen in its geometries and its picture."""
+"""The viewer drawn without a window: what its keys change is seen in its geometries and its
+picture."""
+
 from ctypes.util import find_library
 
 import numpy as np
@@ -7,16 +9,29 @@ import pytest
 from stratified3d.visualization.scene import TRUTH, Scene, StrataWeights, rgb
 from stratified3d.visualization.window import KEYS, Viewer
 
-pytestmark = pytest.mark.skipif(find_library('EGL') is None, reason='no libEGL: Open3D cannot draw without a display')
+pytestmark = pytest.mark.skipif(
+    find_library('EGL') is None, reason='no libEGL: Open3D cannot draw without a display'
+)
 
 
 def make_scene(index):
     rng = np.random.default_rng(index)
-    points = np.hstack([rng.uniform(-20, 20, (500, 2)), rng.normal(-1.8, 0.05, (500, 1)), rng.random((500, 1))])
-    boxes = np.array([[0.0, 12, -1.8, 4, 2, 1.6, 1.5, 0, 5], [3.0, -5, -1.8, 1, 1, 1.6, 0, 0, 0]])[:index + 1]
+    points = np.hstack(
+        [rng.uniform(-20, 20, (500, 2)), rng.normal(-1.8, 0.05, (500, 1)), rng.random((500, 1))]
+    )
+    boxes = np.array([[0.0, 12, -1.8, 4, 2, 1.6, 1.5, 0, 5], [3.0, -5, -1.8, 1, 1, 1.6, 0, 0, 0]])[
+        : index + 1
+    ]
     weights = rng.dirichlet(np.ones(80), 5)
-    return Scene(points, boxes, np.full(len(boxes), 0.9), ['car'] * len(boxes), boxes + [5.0, 0, 0, 0, 0, 0, 0, 0, 0],
-                 f'scene {index}', StrataWeights(points[:80, :3], points[:5, :3], weights, weights.T / 5))
+    return Scene(
+        points,
+        boxes,
+        np.full(len(boxes), 0.9),
+        ['car'] * len(boxes),
+        boxes + [5.0, 0, 0, 0, 0, 0, 0, 0, 0],
+        f'scene {index}',
+        StrataWeights(points[:80, :3], points[:5, :3], weights, weights.T / 5),
+    )
 
 
 @pytest.fixture
@@ -34,8 +49,11 @@ def kinds(viewer):
 
 
 def colours(viewer):
-    return {tuple(np.round(np.asarray(g.colors)[0], 3)) for g in viewer.geometries() if type(g).__name__ == 'LineSet'
-            and len(g.colors)}
+    return {
+        tuple(np.round(np.asarray(g.colors)[0], 3))
+        for g in viewer.geometries()
+        if type(g).__name__ == 'LineSet' and len(g.colors)
+    }
 
 
 def test_keys_step_and_toggle(viewer, capsys):

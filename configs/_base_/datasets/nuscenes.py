@@ -3,8 +3,14 @@ _base_ = 'mmdet3d::_base_/datasets/nus-3d.py'
 
 point_cloud_range = [-54.0, -54.0, -5.0, 54.0, 54.0, 3.0]
 # labels count the classes in the order of the head's tasks
-tasks = [['car'], ['truck', 'construction_vehicle'], ['bus', 'trailer'], ['barrier'], ['motorcycle', 'bicycle'],
-         ['pedestrian', 'traffic_cone']]
+tasks = [
+    ['car'],
+    ['truck', 'construction_vehicle'],
+    ['bus', 'trailer'],
+    ['barrier'],
+    ['motorcycle', 'bicycle'],
+    ['pedestrian', 'traffic_cone'],
+]
 class_names = [name for names in tasks for name in names]
 metainfo = dict(classes=class_names)
 data_root = 'data/nuscenes/'
@@ -12,7 +18,13 @@ data_root = 'data/nuscenes/'
 load_points = [
     dict(type='LoadKeyframe', coord_type='LIDAR', load_dim=5, use_dim=5),
     # the nearest nine, aligned; mmdet3d's own loader misplaces them and draws them at random
-    dict(type='LoadAlignedSweeps', sweeps_num=9, use_dim=[0, 1, 2, 3, 4], remove_close=True, test_mode=True),
+    dict(
+        type='LoadAlignedSweeps',
+        sweeps_num=9,
+        use_dim=[0, 1, 2, 3, 4],
+        remove_close=True,
+        test_mode=True,
+    ),
 ]
 db_sampler = dict(
     type='GroundTruthSampler',
@@ -21,16 +33,38 @@ db_sampler = dict(
     rate=1.0,
     prepare=dict(filter_by_difficulty=[-1], filter_by_min_points=dict.fromkeys(class_names, 5)),
     classes=class_names,
-    sample_groups=dict(car=2, truck=3, construction_vehicle=7, bus=4, trailer=6, barrier=2, motorcycle=6, bicycle=6,
-                       pedestrian=2, traffic_cone=2),
-    points_loader=dict(type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=[0, 1, 2, 3, 4]))
+    sample_groups=dict(
+        car=2,
+        truck=3,
+        construction_vehicle=7,
+        bus=4,
+        trailer=6,
+        barrier=2,
+        motorcycle=6,
+        bicycle=6,
+        pedestrian=2,
+        traffic_cone=2,
+    ),
+    points_loader=dict(
+        type='LoadPointsFromFile', coord_type='LIDAR', load_dim=5, use_dim=[0, 1, 2, 3, 4]
+    ),
+)
 train_pipeline = [
     *load_points,
     dict(type='LoadAnnotations3D', with_bbox_3d=True, with_label_3d=True),
     dict(type='ObjectSample', db_sampler=db_sampler),
-    dict(type='GlobalRotScaleTrans', rot_range=[-0.785, 0.785], scale_ratio_range=[0.9, 1.1],
-         translation_std=[0.5, 0.5, 0.5]),
-    dict(type='RandomFlip3D', sync_2d=False, flip_ratio_bev_horizontal=0.5, flip_ratio_bev_vertical=0.5),
+    dict(
+        type='GlobalRotScaleTrans',
+        rot_range=[-0.785, 0.785],
+        scale_ratio_range=[0.9, 1.1],
+        translation_std=[0.5, 0.5, 0.5],
+    ),
+    dict(
+        type='RandomFlip3D',
+        sync_2d=False,
+        flip_ratio_bev_horizontal=0.5,
+        flip_ratio_bev_vertical=0.5,
+    ),
     dict(type='PointsRangeFilter', point_cloud_range=point_cloud_range),
     dict(type='ObjectRangeFilter', point_cloud_range=point_cloud_range),
     dict(type='ObjectNameFilter', classes=class_names),
@@ -58,7 +92,10 @@ train_dataloader = dict(
             metainfo=metainfo,
             data_prefix=dict(pts='samples/LIDAR_TOP', img='', sweeps='sweeps/LIDAR_TOP'),
             use_valid_flag=True,
-            box_type_3d='LiDAR')))
+            box_type_3d='LiDAR',
+        ),
+    ),
+)
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline, metainfo=metainfo))
 test_dataloader = val_dataloader
 val_evaluator = dict(type='NuScenesDevkitMetric', classes=class_names)

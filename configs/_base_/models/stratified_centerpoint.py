@@ -2,7 +2,9 @@
 model = dict(
     type='StratifiedCenterPoint',
     data_preprocessor=dict(type='Det3DDataPreprocessor'),
-    voxel_encoder=dict(type='DynamicVoxelEncoder', in_channels=5, hidden_channels=64, out_channels=64),
+    voxel_encoder=dict(
+        type='DynamicVoxelEncoder', in_channels=5, hidden_channels=64, out_channels=64
+    ),
     encoder=dict(
         type='StratifiedEncoder',
         channels=128,
@@ -16,9 +18,22 @@ model = dict(
             dict(depth=2, window_shape=(32, 12, 12), stride=(4, 1, 1)),
             dict(depth=2, window_shape=(8, 12, 12), stride=(4, 1, 1)),
             dict(depth=2, window_shape=(2, 24, 24), stride=(2, 1, 1)),
-        ]),
+        ],
+    ),
     backbone=dict(
-        type='ResidualBEVBackbone', channels=(128, 128, 256), depths=(1, 2, 2), strides=(2, 2, 2), out_channels=128),
+        type='ResidualBEVBackbone',
+        channels=(128, 128, 256),
+        depths=(1, 2, 2),
+        strides=(2, 2, 2),
+        out_channels=128,
+    ),
     # IoU branch, IoU-aware scores and IoU loss, as the LiDAR transformers train
-    head=dict(type='StratifiedCenterHead', shared_channels=64, iou_weight=0.5, iou_power=0.5, iou_loss_weight=0.5,
-              nms=dict(type='rotated', iou=0.2)))
+    head=dict(
+        type='StratifiedCenterHead',
+        shared_channels=64,
+        iou_weight=0.5,
+        iou_power=0.5,
+        iou_loss_weight=0.5,
+        nms=dict(type='rotated', iou=0.2),
+    ),
+)

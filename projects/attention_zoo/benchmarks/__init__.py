@@ -1,1 +1,2 @@
-"""What tools/benchmark.py times and counts: attention operators, their growth, their arithmetic, and the encoder."""
+"""What tools/benchmark.py times and counts: attention operators, their growth, their arithmetic,
+and the encoder."""

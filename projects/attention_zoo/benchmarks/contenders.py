@@ -1,4 +1,6 @@
-"""Who competes: our backends and every rival of the zoo in each of its settings, checked before they are timed."""
+"""Who competes: our backends and every rival of the zoo in each of its settings, checked before
+they are timed."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -19,8 +21,8 @@ HEADS, WIDTH, STRATA = 4, 32, 64
 
 
 class Contender(NamedTuple):
-    """name; group: 'ours', 'same' or 'other' function; settings: of a rival; default: whether these are its authors';
-    mixer: module on the device, in fp32."""
+    """name; group: 'ours', 'same' or 'other' function; settings: of a rival; default: whether these
+    are its authors'; mixer: module on the device, in fp32."""
 
     name: str
     group: str
@@ -35,12 +37,18 @@ class Contender(NamedTuple):
         return unsupported_reason(self.mixer.backend, q)
 
     def attend(self, inputs: Sequence[Tensor], grid: WindowGrid) -> Tensor:
-        """inputs: q, k, v, strata_k, strata_v, strata_bias; those that compute another function take q, k, v."""
+        """inputs: q, k, v, strata_k, strata_v, strata_bias; those that compute another function
+        take q, k, v."""
         return self.mixer.attend(*inputs[:3], grid, *(inputs[3:] if self.group != 'other' else ()))
 
 
-def contenders(device: torch.device, dtype: torch.dtype, window_shape: Sequence[int],
-               only: Sequence[str] = (), tuned: bool = True) -> list[Contender]:
+def contenders(
+    device: torch.device,
+    dtype: torch.dtype,
+    window_shape: Sequence[int],
+    only: Sequence[str] = (),
+    tuned: bool = True,
+) -> list[Contender]:
     """All of them, or those whose names are given.
 
     Args:
@@ -57,8 +65,10 @@ def contenders(device: torch.device, dtype: torch.dtype, window_shape: Sequence[
             found.append(Contender(f'stratified3d {backend}', 'ours', {}, True, mixer))
     for group, kinds in (('same', SAME), ('other', OTHER)):
         for kind in kinds:
-            for settings in ({}, *kind.tried)[:None if tuned else 1]:
-                more = dict(window_shape=window_shape) if group == 'other' else dict(num_strata=STRATA)
+            for settings in ({}, *kind.tried)[: None if tuned else 1]:
+                more = (
+                    dict(window_shape=window_shape) if group == 'other' else dict(num_strata=STRATA)
+                )
                 torch.manual_seed(0)
                 mixer = kind(channels, HEADS, **more, **settings)
                 found.append(Contender(kind.__name__, group, mixer.settings, not settings, mixer))
@@ -66,25 +76,45 @@ def contenders(device: torch.device, dtype: torch.dtype, window_shape: Sequence[
     unknown = [name for name in only if name not in names]
     if unknown:
         raise ValueError(f'there is no {unknown[0]!r} to benchmark; there are {", ".join(names)}')
-    return [c._replace(mixer=c.mixer.to(device, dtype)) for c in found if not only or c.name in only]
+    return [
+        c._replace(mixer=c.mixer.to(device, dtype)) for c in found if not only or c.name in only
+    ]
 
 
-def make_inputs(grid: WindowGrid, device: torch.device, dtype: torch.dtype, gradients: bool = True) -> list[Tensor]:
-    """q, k, v [N, H, D], strata_k, strata_v [B, M, H, D] and strata_bias [B, M, H] fp32, the same for everyone."""
+def make_inputs(
+    grid: WindowGrid, device: torch.device, dtype: torch.dtype, gradients: bool = True
+) -> list[Tensor]:
+    """q, k, v [N, H, D], strata_k, strata_v [B, M, H, D] and strata_bias [B, M, H] fp32, the same
+    for everyone."""
     generator = torch.Generator().manual_seed(0)
-    rows, batch = (len(grid.coords), HEADS, WIDTH), (len(grid.plan.batch_offsets) - 1, STRATA, HEADS, WIDTH)
-    tensors = [torch.randn(shape, generator=generator).to(device, dtype) for shape in (rows, ) * 3 + (batch, ) * 2]
+    rows, batch = (
+        (len(grid.coords), HEADS, WIDTH),
+        (len(grid.plan.batch_offsets) - 1, STRATA, HEADS, WIDTH),
+    )
+    tensors = [
+        torch.randn(shape, generator=generator).to(device, dtype)
+        for shape in (rows,) * 3 + (batch,) * 2
+    ]
     tensors.append(torch.randn(batch[:3], generator=generator).to(device) - 4)
     return [x.requires_grad_(gradients) for x in tensors]
 
 
-def check(contender: Contender, device: torch.device, dtype: torch.dtype, gradients: bool) -> str | None:
-    """What is wrong with it on a small cloud, against its equation in fp32 (output, and every gradient of its inputs),
-    or None."""
+def check(
+    contender: Contender, device: torch.device, dtype: torch.dtype, gradients: bool
+) -> str | None:
+    """What is wrong with it on a small cloud, against its equation in fp32 (output, and every
+    gradient of its inputs), or None."""
     shape, window = (8, 16, 16), getattr(contender.mixer, 'window_shape', None) or (32, 12, 12)
     coords = random_coords((90, 0, 60), shape).to(device)
-    grid = arrange_windows(coords, coords[:, [3, 2, 1]].float() / 4, window, (0, 0, 0), batch_size=3,
-                           spatial_shape=shape, head_dim=WIDTH)
+    grid = arrange_windows(
+        coords,
+        coords[:, [3, 2, 1]].float() / 4,
+        window,
+        (0, 0, 0),
+        batch_size=3,
+        spatial_shape=shape,
+        head_dim=WIDTH,
+    )
     inputs = make_inputs(grid, device, dtype, gradients)
     given = inputs if contender.group != 'other' else inputs[:3]
     results = []

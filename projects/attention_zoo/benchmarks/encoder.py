@@ -1,4 +1,5 @@
 """`benchmark.py encoder`: a detector's sparse parts on one point cloud, forward only."""
+
 from __future__ import annotations
 
 import statistics
@@ -16,7 +17,9 @@ from stratified3d.layers.sparse_conv import SparseConv
 PARTS = {'attention and strata': StratifiedAttention, 'sparse convolutions': SparseConv}
 
 
-def time_encoder(model: nn.Module, points: torch.Tensor, runs: int) -> tuple[dict[str, list[float]], int]:
+def time_encoder(
+    model: nn.Module, points: torch.Tensor, runs: int
+) -> tuple[dict[str, list[float]], int]:
     """Seconds of each part in every run, and the number of voxels."""
     seconds, started = defaultdict(list), {}
 
@@ -24,6 +27,7 @@ def time_encoder(model: nn.Module, points: torch.Tensor, runs: int) -> tuple[dic
         started[module] = time.perf_counter()
 
     for name, kind in PARTS.items():
+
         def end(module: nn.Module, *_, name: str = name) -> None:
             seconds[name][-1] += time.perf_counter() - started[module]
 
@@ -49,9 +53,14 @@ def render(seconds: dict[str, list[float]], points: int, voxels: int, machine: s
     """Medians, and what part of the encoder each takes."""
     median = {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
     rest = median['encoder'] - sum(median[name] for name in PARTS)
-    lines = [f'{points} points, {voxels} voxels; {machine}; median of {len(seconds["encoder"])} runs',
-             f'{"voxel encoder":<36}{median["voxel encoder"]:>8.1f} ms',
-             f'{"stratified encoder":<36}{median["encoder"]:>8.1f} ms']
-    for name, value in [*((n, median[n]) for n in PARTS), ('norms, feed-forward, windows, map', rest)]:
+    lines = [
+        f'{points} points, {voxels} voxels; {machine}; median of {len(seconds["encoder"])} runs',
+        f'{"voxel encoder":<36}{median["voxel encoder"]:>8.1f} ms',
+        f'{"stratified encoder":<36}{median["encoder"]:>8.1f} ms',
+    ]
+    for name, value in [
+        *((n, median[n]) for n in PARTS),
+        ('norms, feed-forward, windows, map', rest),
+    ]:
         lines.append(f'  {name:<34}{value:>8.1f} ms {value / median["encoder"]:>6.0%}')
     return '\n'.join(lines)

@@ -1,4 +1,6 @@
-"""`benchmark.py family`: what each of our configs costs: parameters, operations, time, memory of training."""
+"""`benchmark.py family`: what each of our configs costs: parameters, operations, time, memory of
+training."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -28,12 +30,20 @@ REACH, OBJECTS = 51.2, 240
 
 def members() -> dict[str, Path]:
     """{name without what all have in common: config} of the family."""
-    return {path.name.split('_8xb')[0].split('_1xb')[0].removeprefix('stratified-'): path
-            for path in sorted(OURS.glob('*.py'))}
+    return {
+        path.name.split('_8xb')[0].split('_1xb')[0].removeprefix('stratified-'): path
+        for path in sorted(OURS.glob('*.py'))
+    }
 
 
-def run(frames: Sequence[Frame], device: torch.device, dtype: torch.dtype, runs: int, only: Sequence[str],
-        quick: bool) -> dict[str, Any]:
+def run(
+    frames: Sequence[Frame],
+    device: torch.device,
+    dtype: torch.dtype,
+    runs: int,
+    only: Sequence[str],
+    quick: bool,
+) -> dict[str, Any]:
     """Every config on the last frame, ten simulated sweeps.
 
     Raises:
@@ -44,28 +54,36 @@ def run(frames: Sequence[Frame], device: torch.device, dtype: torch.dtype, runs:
         raise ValueError(f'there is no config {unknown[0]!r}; there are {", ".join(found)}')
     if runs < 1:
         raise ValueError(f'--runs is 1 or more, not {runs}')
-    names = list(only or found)[:1 if quick else None]
-    rows = [dict(name=name, **measure(found[name], frames[-1].points, device, dtype, runs))
-            for name in tqdm(names, desc='configs')]
+    names = list(only or found)[: 1 if quick else None]
+    rows = [
+        dict(name=name, **measure(found[name], frames[-1].points, device, dtype, runs))
+        for name in tqdm(names, desc='configs')
+    ]
     return dict(frame=frames[-1].name, points=len(frames[-1].points), rounds=runs, rows=rows)
 
 
-def measure(path: Path, points: Tensor, device: torch.device, dtype: torch.dtype, runs: int) -> dict[str, Any]:
-    """One config with random weights, norms calibrated on the frame: parameters, GFLOP and milliseconds of a detection,
-    and of a training step of one frame milliseconds and MiB on top of the weights."""
+def measure(
+    path: Path, points: Tensor, device: torch.device, dtype: torch.dtype, runs: int
+) -> dict[str, Any]:
+    """One config with random weights, norms calibrated on the frame: parameters, GFLOP and
+    milliseconds of a detection, and of a training step of one frame milliseconds and MiB on top of
+    the weights."""
     config = Config.fromfile(path)
     trained = init_detector(config, device=device).train()
     tasks = config.model.head.tasks
     planted = PlantedObjects(REACH, tuple(map(len, tasks)), OBJECTS // len(tasks))
     entry = Entry(path.stem, config, trained.head.cell[0], config.model.point_cloud_range[0], True)
     detector = Detector(entry, entry.build(), {}, planted, device, dtype)
-    points = points[:, :trained.voxel_encoder.in_channels].to(device)
+    points = points[:, : trained.voxel_encoder.in_channels].to(device)
     calibrate(detector.model, lambda: detector.detect(points))
     seen, columns = detector.detect(points), len(trained.head.code_weights) - 1
     if isinstance(trained.head, StratifiedCenterHead) and (missed := planted.missed(seen, columns)):
         raise ValueError(f'{path.name}: wrong, so not timed: {missed}')
-    found = dict(parameters=detector.parameters, gflop=count_flops(detector, points),
-                 detect_ms=timed(lambda: detector.detect(points), device, runs))
+    found = dict(
+        parameters=detector.parameters,
+        gflop=count_flops(detector, points),
+        detect_ms=timed(lambda: detector.detect(points), device, runs),
+    )
     truth = _truth(planted, trained, device)
 
     def step() -> None:
@@ -78,7 +96,8 @@ def measure(path: Path, points: Tensor, device: torch.device, dtype: torch.dtype
 
 
 def count_flops(detector: Detector, points: Tensor) -> float:
-    """GFLOP of a detection: products as torch counts them, of the windows' own pairs without a backend's padding."""
+    """GFLOP of a detection: products as torch counts them, of the windows' own pairs without a
+    backend's padding."""
     mixers = [m for m in detector.model.modules() if isinstance(m, StratifiedAttention)]
     backends = [mixer.backend for mixer in mixers]
     for mixer in mixers:
@@ -95,16 +114,31 @@ def count_flops(detector: Detector, points: Tensor) -> float:
 
 def _truth(planted: PlantedObjects, model: nn.Module, device: torch.device) -> Det3DDataSample:
     boxes, labels = planted.truth()
-    boxes = boxes[:, :len(model.head.code_weights) - 1].to(device)
-    return Det3DDataSample(gt_instances_3d=InstanceData(
-        bboxes_3d=LiDARInstance3DBoxes(boxes, box_dim=boxes.shape[1]), labels_3d=labels.to(device)))
+    boxes = boxes[:, : len(model.head.code_weights) - 1].to(device)
+    return Det3DDataSample(
+        gt_instances_3d=InstanceData(
+            bboxes_3d=LiDARInstance3DBoxes(boxes, box_dim=boxes.shape[1]),
+            labels_3d=labels.to(device),
+        )
+    )
 
 
 def render(result: dict[str, Any]) -> str:
     """One table."""
     head = ['config', 'parameters', 'GFLOP', 'detect, ms', 'training step, ms', 'its memory, MiB']
-    rows = [[row['name'], f'{row["parameters"]:,}', number(row['gflop']), number(row['detect_ms'].median),
-             number(row['step_ms'].median), number(row['step_mib'])] for row in result['rows']]
-    return (f'{result["frame"]}: {result["points"]:,} points, one frame at a time; median of {result["rounds"]} runs. '
-            'GFLOP: products and convolutions of a detection, two operations a multiply-add; memory: what a step '
-            f'holds at most on top of the weights.\n\n{table([head, *rows])}')
+    rows = [
+        [
+            row['name'],
+            f'{row["parameters"]:,}',
+            number(row['gflop']),
+            number(row['detect_ms'].median),
+            number(row['step_ms'].median),
+            number(row['step_mib']),
+        ]
+        for row in result['rows']
+    ]
+    return (
+        f'{result["frame"]}: {result["points"]:,} points, one frame at a time; median of {result["rounds"]} runs. '
+        'GFLOP: products and convolutions of a detection, two operations a multiply-add; memory: what a step '
+        f'holds at most on top of the weights.\n\n{table([head, *rows])}'
+    )

@@ -1,4 +1,5 @@
 """Time, memory and the ceilings of a device."""
+
 from __future__ import annotations
 
 import gc
@@ -41,7 +42,8 @@ def spread(values: Sequence[float]) -> Timing:
 
 
 def peak_memory(function: Callable[[], Any], device: torch.device) -> float:
-    """MiB that one run holds at most on top of what is there, by torch's own count of what it hands out."""
+    """MiB that one run holds at most on top of what is there, by torch's own count of what it hands
+    out."""
     gc.collect()
     wait(device)
     if device.type == 'cuda':
@@ -49,17 +51,22 @@ def peak_memory(function: Callable[[], Any], device: torch.device) -> float:
         before = torch.cuda.memory_allocated(device)
         function()
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         function()
-    events = sorted((event.start_ns(), event.nbytes()) for event in profile.profiler.kineto_results.events()
-                    if event.name() == '[memory]')
+    events = sorted(
+        (event.start_ns(), event.nbytes())
+        for event in profile.profiler.kineto_results.events()
+        if event.name() == '[memory]'
+    )
     return max(itertools.accumulate((size for _, size in events), initial=0)) / 2**20
 
 
 @contextmanager
 def bounded_memory(device: torch.device, share: float = 0.9) -> Iterator[None]:
-    """On a CPU: who asks for more than this share of the memory that is free now is refused it, as on a GPU, where
-    otherwise the system would end the whole process."""
+    """On a CPU: who asks for more than this share of the memory that is free now is refused it, as
+    on a GPU, where otherwise the system would end the whole process."""
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if device.type == 'cpu':
         most = int(share * psutil.virtual_memory().available) + psutil.Process().memory_info().data
@@ -77,7 +84,8 @@ def wait(device: torch.device) -> None:
 
 
 def ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """What the device reaches here and now: GB/s of a copy (read and written), GFLOP/s of a matrix product."""
+    """What the device reaches here and now: GB/s of a copy (read and written), GFLOP/s of a matrix
+    product."""
     size = 1 << (28 if device.type == 'cuda' else 24)
     source, target = torch.ones(size, device=device), torch.empty(size, device=device)
     copy = timed(lambda: target.copy_(source), device, 5, 2)

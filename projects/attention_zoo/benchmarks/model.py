@@ -1,4 +1,5 @@
 """`benchmark.py model`: whole detectors by part, in turns on the same points."""
+
 from __future__ import annotations
 
 import time
@@ -20,8 +21,8 @@ from projects.attention_zoo.benchmarks.report import number, table
 PARTS = ('voxelise', 'voxel features', 'encoder', 'backbone, neck', 'head', 'decode, NMS')
 # metres within which everyone's range lies, and which --quick cuts it to
 REACH, QUICK_REACH = 51.2, 14.4
-# difference of the heatmaps and of the boxes from those of the plain run, norm over norm; a GPU's convolutions in fp32
-# take TF32
+# difference of the heatmaps and of the boxes from those of the plain run, norm over norm; a GPU's
+# convolutions in fp32 take TF32
 TOLERANCES = {torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 0.15}
 TF32_TOLERANCE = 1e-2
 TUNING_ROUNDS = 2
@@ -30,7 +31,8 @@ PASSES, MANY_PASSES = 2, 10
 
 
 def time_pass(detector: Detector, points: Tensor) -> dict[str, float]:
-    """Milliseconds of each part and 'total'; a GPU's parts by its own events, the total until it has finished."""
+    """Milliseconds of each part and 'total'; a GPU's parts by its own events, the total until it
+    has finished."""
     cuda = detector.device.type == 'cuda'
     marks: dict[str, Any] = {}
 
@@ -55,10 +57,11 @@ def time_pass(detector: Detector, points: Tensor) -> dict[str, float]:
     return dict(zip(PARTS, spans)) | dict(total=total)
 
 
-def time_in_turns(detectors: Sequence[Detector], points: Tensor, rounds: int, warmup: int,
-                  title: str) -> list[dict[str, list[float]]]:
-    """Milliseconds of every detector's parts, a number a round; in every round each runs once, and each round begins
-    with another one."""
+def time_in_turns(
+    detectors: Sequence[Detector], points: Tensor, rounds: int, warmup: int, title: str
+) -> list[dict[str, list[float]]]:
+    """Milliseconds of every detector's parts, a number a round; in every round each runs once, and
+    each round begins with another one."""
     spent: list[list[dict[str, float]]] = [[] for _ in detectors]
     for r in tqdm(range(warmup + rounds), desc=title):
         for i in range(len(detectors)):
@@ -70,9 +73,9 @@ def time_in_turns(detectors: Sequence[Detector], points: Tensor, rounds: int, wa
 
 
 def check(detector: Detector, points: Tensor, truth: dict[str, list[Tensor]]) -> str | None:
-    """Why it is not timed, or None: what the head made differs from `truth`, that of the same weights in a plain run
-    (on the CPU, in fp32, on one thread, by other means where there are some), in one of several passes, or the boxes
-    are not those of the planted objects."""
+    """Why it is not timed, or None: what the head made differs from `truth`, that of the same
+    weights in a plain run (on the CPU, in fp32, on one thread, by other means where there are
+    some), in one of several passes, or the boxes are not those of the planted objects."""
     tolerance = TOLERANCES[detector.dtype]
     if detector.device.type == 'cuda' and detector.dtype == torch.float32:
         tolerance = TF32_TOLERANCE
@@ -80,21 +83,28 @@ def check(detector: Detector, points: Tensor, truth: dict[str, list[Tensor]]) ->
         turn = f'in pass {i + 1} ' if i else ''
         try:
             found = detector.detect(points)
-        except (RuntimeError, AssertionError) as error:  # mmcv or spconv without CUDA operators, no memory
+        except (
+            RuntimeError,
+            AssertionError,
+        ) as error:  # mmcv or spconv without CUDA operators, no memory
             return f'does not run: {type(error).__name__}: {error}'.splitlines()[0][:150]
         for name, true in truth.items():
-            true, got = (torch.cat([m.float().cpu().flatten() for m in side]) for side in (true, detector.made[name]))
+            true, got = (
+                torch.cat([m.float().cpu().flatten() for m in side])
+                for side in (true, detector.made[name])
+            )
             error = float((got - true).norm() / true.norm())
             if not error <= tolerance:
-                return f'wrong, so not timed: {turn}the head\'s {name} are off by {error:.1e}'
+                return f"wrong, so not timed: {turn}the head's {name} are off by {error:.1e}"
         missed = detector.planted.missed(found)
         if missed:
             return f'wrong, so not timed: {turn}{missed}'
     return None
 
 
-def prepare(entry: Entry, points: Tensor, planted: PlantedObjects, device: torch.device,
-            dtype: torch.dtype) -> tuple[list[Detector], list[dict[str, Any]]]:
+def prepare(
+    entry: Entry, points: Tensor, planted: PlantedObjects, device: torch.device, dtype: torch.dtype
+) -> tuple[list[Detector], list[dict[str, Any]]]:
     """An entry in each of its settings: those that are right, and a row of results for each."""
     threads, model = torch.get_num_threads(), entry.build()
     plain = Detector(entry, model, None, planted, torch.device('cpu'), torch.float32)
@@ -105,14 +115,25 @@ def prepare(entry: Entry, points: Tensor, planted: PlantedObjects, device: torch
     finally:
         torch.set_num_threads(threads)
     if not all(bool(m.isfinite().all()) for made in plain.made.values() for m in made):
-        raise ValueError(f'{entry.name}: the plain run gives numbers that are not finite; are the points?')
+        raise ValueError(
+            f'{entry.name}: the plain run gives numbers that are not finite; are the points?'
+        )
     detectors, rows = [], []
     for settings in entry.settings(device):
         detector = Detector(entry, model, settings, planted, device, dtype)
         detector.model.load_state_dict(plain.model.state_dict())
         refused = check(detector, points.to(device), plain.made)
-        rows.append(dict(name=entry.name, ours=entry.ours, settings=settings, parameters=plain.parameters,
-                         voxels=plain.voxels, cells=plain.cells, cell=entry.cell))
+        rows.append(
+            dict(
+                name=entry.name,
+                ours=entry.ours,
+                settings=settings,
+                parameters=plain.parameters,
+                voxels=plain.voxels,
+                cells=plain.cells,
+                cell=entry.cell,
+            )
+        )
         if refused:
             rows[-1]['refused'] = refused
         else:
@@ -121,9 +142,16 @@ def prepare(entry: Entry, points: Tensor, planted: PlantedObjects, device: torch
     return detectors, rows
 
 
-def run(frames: Sequence[Frame], device: torch.device, dtype: torch.dtype, runs: int, only: Sequence[str],
-        quick: bool) -> dict[str, Any]:
-    """Everyone on every frame: first all settings of a rival a few times, then the fastest of each in turns.
+def run(
+    frames: Sequence[Frame],
+    device: torch.device,
+    dtype: torch.dtype,
+    runs: int,
+    only: Sequence[str],
+    quick: bool,
+) -> dict[str, Any]:
+    """Everyone on every frame: first all settings of a rival a few times, then the fastest of each
+    in turns.
 
     Raises:
         ValueError: a name in `only` that is none, a frame without points in range, no rounds.
@@ -149,14 +177,24 @@ def run(frames: Sequence[Frame], device: torch.device, dtype: torch.dtype, runs:
                 rows += found[1]
     finally:
         torch.backends.cudnn.benchmark = tuned
-    return dict(parts=PARTS, candidates=planted.candidates, reach=reach, rounds=runs, tried=tried, rows=rows)
+    return dict(
+        parts=PARTS, candidates=planted.candidates, reach=reach, rounds=runs, tried=tried, rows=rows
+    )
 
 
-def _run_frame(frame: Frame, field: list[Entry], planted: PlantedObjects, device: torch.device, dtype: torch.dtype,
-               runs: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _run_frame(
+    frame: Frame,
+    field: list[Entry],
+    planted: PlantedObjects,
+    device: torch.device,
+    dtype: torch.dtype,
+    runs: int,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of all settings, and of the fastest of each entry."""
     if not bool((frame.points[:, :2].abs() < planted.reach).all(1).any()):
-        raise ValueError(f'{frame.name}: none of its {len(frame.points)} points lies within {planted.reach:g} m')
+        raise ValueError(
+            f'{frame.name}: none of its {len(frame.points)} points lies within {planted.reach:g} m'
+        )
     detectors, tried = [], []
     for entry in tqdm(field, desc=f'checking on {frame.name}'):
         mine, rows = prepare(entry, frame.points, planted, device, dtype)
@@ -164,48 +202,113 @@ def _run_frame(frame: Frame, field: list[Entry], planted: PlantedObjects, device
         tried += [dict(frame=frame.name, points=len(frame.points), **row) for row in rows]
     points = frame.points.to(device)
     right = [row for row in tried if 'refused' not in row]
-    for row, spent in zip(right, time_in_turns(detectors, points, min(runs, TUNING_ROUNDS), 1, 'settings')):
+    for row, spent in zip(
+        right, time_in_turns(detectors, points, min(runs, TUNING_ROUNDS), 1, 'settings')
+    ):
         row['total_ms'] = spread(spent['total'])
     best: dict[str, int] = {}
     for i, row in enumerate(right):
-        if row['name'] not in best or row['total_ms'].median < right[best[row['name']]]['total_ms'].median:
+        if (
+            row['name'] not in best
+            or row['total_ms'].median < right[best[row['name']]]['total_ms'].median
+        ):
             best[row['name']] = i
     rows = [{k: v for k, v in right[i].items() if k != 'total_ms'} for i in best.values()]
-    for row, spent in zip(rows, time_in_turns([detectors[i] for i in best.values()], points, runs, 1, 'timing')):
+    for row, spent in zip(
+        rows, time_in_turns([detectors[i] for i in best.values()], points, runs, 1, 'timing')
+    ):
         row['ms'] = {part: spread(values) for part, values in spent.items()}
         row['total_ms_of_each_round'] = spent['total']
     for row in rows:  # round by round, so that a slow spell of the machine counts for both
-        row['ratio'] = {other['name']: spread([a / b for a, b in zip(
-            row['total_ms_of_each_round'], other['total_ms_of_each_round'])]) for other in rows if not other['ours']}
+        row['ratio'] = {
+            other['name']: spread(
+                [
+                    a / b
+                    for a, b in zip(row['total_ms_of_each_round'], other['total_ms_of_each_round'])
+                ]
+            )
+            for other in rows
+            if not other['ours']
+        }
     return tried, rows
 
 
 def render(result: dict[str, Any]) -> str:
     """Parts and ratios of every frame, who they are, and all settings."""
-    text = [f'Median milliseconds of {result["rounds"]} rounds in which everyone runs once, each in its fastest '
-            'setting (all are below). Random weights, norms calibrated on the frame; decoding and suppression get the '
-            f'same {result["candidates"]} candidates from everyone. Loading a frame is not counted.']
+    text = [
+        f'Median milliseconds of {result["rounds"]} rounds in which everyone runs once, each in its fastest '
+        'setting (all are below). Random weights, norms calibrated on the frame; decoding and suppression get the '
+        f'same {result["candidates"]} candidates from everyone. Loading a frame is not counted.'
+    ]
     for frame in dict.fromkeys(row['frame'] for row in result['tried']):
-        rows, tried = ([row for row in result[key] if row['frame'] == frame] for key in ('rows', 'tried'))
+        rows, tried = (
+            [row for row in result[key] if row['frame'] == frame] for key in ('rows', 'tried')
+        )
         text.append(f'## {frame}: {tried[0]["points"]:,} points')
         if rows:
             rivals = list(rows[0]['ratio'])
-            text.append(table([['detector', *PARTS, 'total', 'quartiles']] + [
-                [row['name'], *(number(row['ms'][part].median) for part in (*PARTS, 'total')),
-                 f'{number(row["ms"]["total"].low)} to {number(row["ms"]["total"].high)}'] for row in rows]))
+            text.append(
+                table(
+                    [['detector', *PARTS, 'total', 'quartiles']]
+                    + [
+                        [
+                            row['name'],
+                            *(number(row['ms'][part].median) for part in (*PARTS, 'total')),
+                            f'{number(row["ms"]["total"].low)} to {number(row["ms"]["total"].high)}',
+                        ]
+                        for row in rows
+                    ]
+                )
+            )
             if rivals:
-                text.append('Total over that of a rival, median of the rounds (and quartiles):\n\n' + table(
-                    [['detector', *rivals]] + [[row['name'], *(
-                        f'{r.median:.2f} ({r.low:.2f} to {r.high:.2f})' for r in row['ratio'].values())]
-                        for row in rows]))
+                text.append(
+                    'Total over that of a rival, median of the rounds (and quartiles):\n\n'
+                    + table(
+                        [['detector', *rivals]]
+                        + [
+                            [
+                                row['name'],
+                                *(
+                                    f'{r.median:.2f} ({r.low:.2f} to {r.high:.2f})'
+                                    for r in row['ratio'].values()
+                                ),
+                            ]
+                            for row in rows
+                        ]
+                    )
+                )
         who = {row['name']: row for row in (*reversed(tried), *rows)}
-        text.append(table([['detector', 'parameters', 'voxels', 'map', 'cell', 'runs with']] + [
-            [name, f'{who[name]["parameters"]:,}', f'{who[name]["voxels"]:,}', '{} x {}'.format(*who[name]['cells']),
-             f'{who[name]["cell"]:.2g} m', _setting(who[name]) if 'ms' in who[name] else 'refused']
-            for name in dict.fromkeys(row['name'] for row in tried)]))
-        text.append('### every setting\n\n' + table([['detector', 'setting', 'total', 'note']] + [
-            [row['name'], _setting(row), number(row['total_ms'].median if 'total_ms' in row else None),
-             row.get('refused', '')] for row in tried]))
+        text.append(
+            table(
+                [['detector', 'parameters', 'voxels', 'map', 'cell', 'runs with']]
+                + [
+                    [
+                        name,
+                        f'{who[name]["parameters"]:,}',
+                        f'{who[name]["voxels"]:,}',
+                        '{} x {}'.format(*who[name]['cells']),
+                        f'{who[name]["cell"]:.2g} m',
+                        _setting(who[name]) if 'ms' in who[name] else 'refused',
+                    ]
+                    for name in dict.fromkeys(row['name'] for row in tried)
+                ]
+            )
+        )
+        text.append(
+            '### every setting\n\n'
+            + table(
+                [['detector', 'setting', 'total', 'note']]
+                + [
+                    [
+                        row['name'],
+                        _setting(row),
+                        number(row['total_ms'].median if 'total_ms' in row else None),
+                        row.get('refused', ''),
+                    ]
+                    for row in tried
+                ]
+            )
+        )
     return '\n\n'.join(text)
 
 

@@ -1,4 +1,5 @@
 """`benchmark.py ops`: every attention on the same tensors."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -21,12 +22,22 @@ from projects.attention_zoo.benchmarks.measure import bounded_memory, ceilings, 
 from projects.attention_zoo.benchmarks.report import number, table
 from stratified3d.layers.attention import WindowGrid
 
-GROUPS = dict(ours='ours', same='the same function: one softmax over window and strata',
-              other='another function: their times, no ratio')
+GROUPS = dict(
+    ours='ours',
+    same='the same function: one softmax over window and strata',
+    other='another function: their times, no ratio',
+)
 
 
-def time_contender(contender: Contender, cloud: Cloud, device: torch.device, dtype: torch.dtype, runs: int,
-                   limit: float, memory: bool = True) -> dict[str, Any]:
+def time_contender(
+    contender: Contender,
+    cloud: Cloud,
+    device: torch.device,
+    dtype: torch.dtype,
+    runs: int,
+    limit: float,
+    memory: bool = True,
+) -> dict[str, Any]:
     """One row of results; 'refused' says why there are no times, or no times of the backward pass.
 
     limit: seconds; where one forward pass takes longer, it is the only one.
@@ -35,10 +46,23 @@ def time_contender(contender: Contender, cloud: Cloud, device: torch.device, dty
         return _time_contender(contender, cloud, device, dtype, runs, limit, memory)
 
 
-def _time_contender(contender: Contender, cloud: Cloud, device: torch.device, dtype: torch.dtype, runs: int,
-                    limit: float, memory: bool) -> dict[str, Any]:
-    row: dict[str, Any] = dict(name=contender.name, group=contender.group, settings=contender.settings,
-                               default=contender.default, cloud=cloud.name, rows=len(cloud.coords))
+def _time_contender(
+    contender: Contender,
+    cloud: Cloud,
+    device: torch.device,
+    dtype: torch.dtype,
+    runs: int,
+    limit: float,
+    memory: bool,
+) -> dict[str, Any]:
+    row: dict[str, Any] = dict(
+        name=contender.name,
+        group=contender.group,
+        settings=contender.settings,
+        default=contender.default,
+        cloud=cloud.name,
+        rows=len(cloud.coords),
+    )
     torch.compiler.reset()  # what was compiled for others counts towards a limit
     grid = cloud.arrange(WIDTH, device)
     inputs = make_inputs(grid, device, dtype)
@@ -52,13 +76,16 @@ def _time_contender(contender: Contender, cloud: Cloud, device: torch.device, dt
     if wrong:
         return row | dict(refused=f'wrong, so not timed: {wrong}')
     try:
+
         def forward() -> None:
             with torch.no_grad():
                 contender.attend(inputs, grid)
 
         def both() -> None:
             out = contender.attend(inputs, grid)
-            torch.autograd.grad(out, inputs[:3 if contender.group == 'other' else None], torch.ones_like(out))
+            torch.autograd.grad(
+                out, inputs[: 3 if contender.group == 'other' else None], torch.ones_like(out)
+            )
 
         first = timed(forward, device, 1, 0)
         row['plan_ms'], row['padding'] = _time_plan(contender, grid, device, runs)
@@ -77,32 +104,48 @@ def _time_contender(contender: Contender, cloud: Cloud, device: torch.device, dt
     return row
 
 
-def _time_plan(contender: Contender, grid: WindowGrid, device: torch.device,
-               runs: int) -> tuple[Any, float | None]:
-    """Milliseconds to arrange the grid anew (taken once a stage, apart from attention), and what of it is padding;
-    None for those that arrange nothing."""
+def _time_plan(
+    contender: Contender, grid: WindowGrid, device: torch.device, runs: int
+) -> tuple[Any, float | None]:
+    """Milliseconds to arrange the grid anew (taken once a stage, apart from attention), and what of
+    it is padding; None for those that arrange nothing."""
     if not grid.derived:
         return None, None
-    (key, plan), = grid.derived.items()
-    details = key[2 + len(contender.mixer.settings):]
-    parts = plan if isinstance(plan, tuple) and not hasattr(plan, 'padding') else (plan, )
+    ((key, plan),) = grid.derived.items()
+    details = key[2 + len(contender.mixer.settings) :]
+    parts = plan if isinstance(plan, tuple) and not hasattr(plan, 'padding') else (plan,)
     padding = next((p.padding for p in parts if hasattr(p, 'padding')), None)
     return timed(lambda: contender.mixer.arrange(grid, *details), device, min(runs, 3)), padding
 
 
-def lower_limits(cloud: Cloud, device: torch.device, dtype: torch.dtype, ceiling: dict[str, float]) -> dict[str, float]:
-    """Milliseconds below which stratified attention's forward pass cannot fall: each number read or written once, each
-    product of the equation done once, at the device's ceilings."""
+def lower_limits(
+    cloud: Cloud, device: torch.device, dtype: torch.dtype, ceiling: dict[str, float]
+) -> dict[str, float]:
+    """Milliseconds below which stratified attention's forward pass cannot fall: each number read or
+    written once, each product of the equation done once, at the device's ceilings."""
     plan = cloud.arrange(WIDTH, device).plan
-    n, batch, size = len(cloud.coords), cloud.batch_size, torch.empty((), dtype=dtype).element_size()
+    n, batch, size = (
+        len(cloud.coords),
+        cloud.batch_size,
+        torch.empty((), dtype=dtype).element_size(),
+    )
     pairs = float((plan.window_end - plan.window_start).double().sum()) + n * STRATA
     moved = (4 * n + 2 * batch * STRATA) * HEADS * WIDTH * size
-    return dict(pairs=pairs, bytes_ms=moved / ceiling['copy_gb_s'] / 1e6,
-                flops_ms=4 * HEADS * WIDTH * pairs / ceiling['matmul_gflop_s'] / 1e6)
+    return dict(
+        pairs=pairs,
+        bytes_ms=moved / ceiling['copy_gb_s'] / 1e6,
+        flops_ms=4 * HEADS * WIDTH * pairs / ceiling['matmul_gflop_s'] / 1e6,
+    )
 
 
-def run(clouds: list[Cloud], device: torch.device, dtype: torch.dtype, runs: int, only: list[str],
-        limit: float) -> Iterator[dict[str, Any]]:
+def run(
+    clouds: list[Cloud],
+    device: torch.device,
+    dtype: torch.dtype,
+    runs: int,
+    only: list[str],
+    limit: float,
+) -> Iterator[dict[str, Any]]:
     """All contenders in all settings; the results so far after each cloud."""
     ceiling, rows, limits = ceilings(device, dtype), [], {}
     for cloud in clouds:
@@ -110,18 +153,24 @@ def run(clouds: list[Cloud], device: torch.device, dtype: torch.dtype, runs: int
         field = contenders(device, dtype, cloud.window_shape, only)
         for contender in tqdm(field, desc=cloud.name):
             rows.append(time_contender(contender, cloud, device, dtype, runs, limit))
-        yield dict(heads=HEADS, width=WIDTH, strata=STRATA, ceilings=ceiling, limits=limits, rows=rows)
+        yield dict(
+            heads=HEADS, width=WIDTH, strata=STRATA, ceilings=ceiling, limits=limits, rows=rows
+        )
 
 
 def render(result: dict[str, Any]) -> str:
     """Tables of every cloud: the fastest setting of each rival, then all of them."""
-    parts = [f'H = {HEADS}, D = {WIDTH}, {STRATA} strata. Ceilings measured in this run: copy '
-             f'{result["ceilings"]["copy_gb_s"]:.0f} GB/s, matrix product {result["ceilings"]["matmul_gflop_s"]:,.0f} '
-             'GFLOP/s. Median milliseconds; plan: taken once a stage, in no other column.']
+    parts = [
+        f'H = {HEADS}, D = {WIDTH}, {STRATA} strata. Ceilings measured in this run: copy '
+        f'{result["ceilings"]["copy_gb_s"]:.0f} GB/s, matrix product {result["ceilings"]["matmul_gflop_s"]:,.0f} '
+        'GFLOP/s. Median milliseconds; plan: taken once a stage, in no other column.'
+    ]
     for cloud, limit in result['limits'].items():
         rows = [row for row in result['rows'] if row['cloud'] == cloud]
-        parts.append(f'## {cloud}: {rows[0]["rows"]:,} rows\n\nLimit of a forward pass of ours: '
-                     f'{number(limit["bytes_ms"])} ms to move the numbers, {number(limit["flops_ms"])} ms to multiply.')
+        parts.append(
+            f'## {cloud}: {rows[0]["rows"]:,} rows\n\nLimit of a forward pass of ours: '
+            f'{number(limit["bytes_ms"])} ms to move the numbers, {number(limit["flops_ms"])} ms to multiply.'
+        )
         for group, title in GROUPS.items():
             best = {}
             for row in (row for row in rows if row['group'] == group):
@@ -135,17 +184,26 @@ def render(result: dict[str, Any]) -> str:
 
 
 def _speed(row: dict[str, Any]) -> tuple[float, float]:
-    return tuple(row[key].median if row.get(key) else float('inf') for key in ('both_ms', 'forward_ms'))
+    return tuple(
+        row[key].median if row.get(key) else float('inf') for key in ('both_ms', 'forward_ms')
+    )
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
     lines = [['attention', 'forward', 'forward + backward', 'plan', 'peak MiB', 'padding', 'note']]
     for row in rows:
         settings = ', '.join(f'{name} {value}' for name, value in row['settings'].items())
-        lines.append([f'{row["name"]}' + (f' ({settings}{"; its authors" if row["default"] else ""})' if settings
-                                          else ''),
-                      *(number(row[key].median if row.get(key) else None) for key in ('forward_ms', 'both_ms',
-                                                                                      'plan_ms')),
-                      number(row.get('peak_mib')), '-' if row.get('padding') is None else f'{row["padding"]:.0%}',
-                      row.get('refused', '')])
+        lines.append(
+            [
+                f'{row["name"]}'
+                + (f' ({settings}{"; its authors" if row["default"] else ""})' if settings else ''),
+                *(
+                    number(row[key].median if row.get(key) else None)
+                    for key in ('forward_ms', 'both_ms', 'plan_ms')
+                ),
+                number(row.get('peak_mib')),
+                '-' if row.get('padding') is None else f'{row["padding"]:.0%}',
+                row.get('refused', ''),
+            ]
+        )
     return table(lines)

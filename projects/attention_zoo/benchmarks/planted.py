@@ -1,4 +1,6 @@
-"""Objects that every detector of `benchmark.py model` finds: the same candidates for its decoding and suppression."""
+"""Objects that every detector of `benchmark.py model` finds: the same candidates for its decoding
+and suppression."""
+
 from __future__ import annotations
 
 import math
@@ -16,7 +18,8 @@ BLOB = ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
 
 
 class PlantedObjects:
-    """Boxes apart from each other, each a candidate in five cells, of which suppression must leave one.
+    """Boxes apart from each other, each a candidate in five cells, of which suppression must leave
+    one.
 
     Args:
         reach: metres; objects lie within +-reach.
@@ -27,14 +30,18 @@ class PlantedObjects:
     def __init__(self, reach: float, classes: tuple[int, ...] = (1, 2, 2, 1, 2, 2), most: int = 40):
         generator = torch.Generator().manual_seed(0)
         side = int((reach - 3) // STEP)
-        places = STEP * torch.cartesian_prod(*[torch.arange(-side, side + 1, dtype=torch.float32)] * 2)
+        places = STEP * torch.cartesian_prod(
+            *[torch.arange(-side, side + 1, dtype=torch.float32)] * 2
+        )
         self.reach, self.classes, self.boxes = reach, classes, []
         for _ in classes:
             xy = places[torch.randperm(len(places), generator=generator)[:most]]
             xy = xy + SHIFT * (2 * torch.rand(xy.shape, generator=generator) - 1)
             fixed = torch.tensor([-1.0, 4.0, 1.8, 1.6]).expand(len(xy), 4)  # z, size
             yaw = 3 * (2 * torch.rand(len(xy), 1, generator=generator) - 1)
-            self.boxes.append(torch.cat([xy, fixed, yaw, torch.rand(len(xy), 2, generator=generator)], 1))
+            self.boxes.append(
+                torch.cat([xy, fixed, yaw, torch.rand(len(xy), 2, generator=generator)], 1)
+            )
         self._made: dict[tuple, tuple] = {}
 
     @staticmethod
@@ -47,8 +54,11 @@ class PlantedObjects:
         """Of all tasks together."""
         return len(BLOB) * sum(map(len, self.boxes))
 
-    def maps(self, out: tuple[list[dict[str, Tensor]]], cell: float, origin: float) -> tuple[list[dict[str, Tensor]]]:
-        """The head's output on which these objects are found, in the shapes of a real one; made once.
+    def maps(
+        self, out: tuple[list[dict[str, Tensor]]], cell: float, origin: float
+    ) -> tuple[list[dict[str, Tensor]]]:
+        """The head's output on which these objects are found, in the shapes of a real one; made
+        once.
 
         Args:
             out: a list with one dict of maps [1, C, Y, X] a task.
@@ -57,11 +67,15 @@ class PlantedObjects:
         heatmap = out[0][0]['heatmap']
         key = (*heatmap.shape, cell, origin, heatmap.device, *out[0][0])
         if key not in self._made:
-            self._made[key] = tuple([self._plant(t, task, cell, origin)] for t, (task, ) in enumerate(out))
+            self._made[key] = tuple(
+                [self._plant(t, task, cell, origin)] for t, (task,) in enumerate(out)
+            )
         # a copy of the dicts only: whoever decodes them may write into these
-        return tuple([dict(task)] for (task, ) in self._made[key])
+        return tuple([dict(task)] for (task,) in self._made[key])
 
-    def _plant(self, t: int, task: dict[str, Tensor], cell: float, origin: float) -> dict[str, Tensor]:
+    def _plant(
+        self, t: int, task: dict[str, Tensor], cell: float, origin: float
+    ) -> dict[str, Tensor]:
         planted = {name: torch.zeros(value.shape) for name, value in task.items()}
         planted['heatmap'].fill_(LOWEST)
         if 'iou' in planted:
@@ -75,11 +89,18 @@ class PlantedObjects:
             at = ((boxes[:, :2] - origin) / cell).floor().long() + step
             x, y = at.unbind(1)
             if int(at.min()) < 0 or int(x.max()) >= size[1] or int(y.max()) >= size[0]:
-                raise ValueError(f'objects do not fit on a map of {size[0]} x {size[1]} cells of {cell:g} m')
+                raise ValueError(
+                    f'objects do not fit on a map of {size[0]} x {size[1]} cells of {cell:g} m'
+                )
             planted['heatmap'][0, label, y, x] = (score if i == 0 else score / 2 - 0.02 * i).logit()
             yaw = boxes[:, 6]
-            code = dict(reg=(xy - origin) / cell - at, height=boxes[:, 2:3], dim=boxes[:, 3:6].log(),
-                        rot=torch.stack([yaw.sin(), yaw.cos()], 1), vel=boxes[:, 7:])
+            code = dict(
+                reg=(xy - origin) / cell - at,
+                height=boxes[:, 2:3],
+                dim=boxes[:, 3:6].log(),
+                rot=torch.stack([yaw.sin(), yaw.cos()], 1),
+                vel=boxes[:, 7:],
+            )
             for name, value in code.items():
                 if name in planted:
                     planted[name][0, :, y, x] = value.T
@@ -90,11 +111,14 @@ class PlantedObjects:
         first = [sum(self.classes[:t]) for t in range(len(self.classes))]
         boxes = torch.cat(self.boxes)
         boxes = torch.cat([boxes[:, :2], boxes[:, 2:3] - boxes[:, 5:6] / 2, boxes[:, 3:]], 1)
-        labels = torch.cat([torch.arange(len(b)) % self.classes[t] + first[t] for t, b in enumerate(self.boxes)])
+        labels = torch.cat(
+            [torch.arange(len(b)) % self.classes[t] + first[t] for t, b in enumerate(self.boxes)]
+        )
         return boxes, labels
 
     def missed(self, found: InstanceData, columns: int = 9) -> str | None:
-        """What is wrong with the boxes that a detector found, or None; columns: of its boxes, 7 without velocity."""
+        """What is wrong with the boxes that a detector found, or None; columns: of its boxes, 7
+        without velocity."""
         boxes, labels = self.truth()
         given, kind = found.bboxes_3d.tensor.float().cpu(), found.labels_3d.cpu()
         if len(given) != len(boxes):

@@ -11,9 +11,18 @@ keep_points = [dict(type='PointsRangeFilter', point_cloud_range=point_cloud_rang
 train_pipeline = [
     *load_points,
     dict(type='LoadAnnotations3D', with_bbox_3d=True, with_label_3d=True),
-    dict(type='GlobalRotScaleTrans', rot_range=[-0.785, 0.785], scale_ratio_range=[0.9, 1.1],
-         translation_std=[0.5, 0.5, 0.2]),
-    dict(type='RandomFlip3D', sync_2d=False, flip_ratio_bev_horizontal=0.5, flip_ratio_bev_vertical=0.5),
+    dict(
+        type='GlobalRotScaleTrans',
+        rot_range=[-0.785, 0.785],
+        scale_ratio_range=[0.9, 1.1],
+        translation_std=[0.5, 0.5, 0.2],
+    ),
+    dict(
+        type='RandomFlip3D',
+        sync_2d=False,
+        flip_ratio_bev_horizontal=0.5,
+        flip_ratio_bev_vertical=0.5,
+    ),
     *keep_points,
     dict(type='ObjectRangeFilter', point_cloud_range=point_cloud_range),
     dict(type='Pack3DDetInputs', keys=['points', 'gt_bboxes_3d', 'gt_labels_3d']),
@@ -21,15 +30,27 @@ train_pipeline = [
 test_pipeline = [*load_points, *keep_points, dict(type='Pack3DDetInputs', keys=['points'])]
 dataset = dict(type='LidarFrames', data_root=data_root, metainfo=metainfo)
 train_dataloader = dict(
-    _delete_=True, batch_size=2, num_workers=1, persistent_workers=True,
+    _delete_=True,
+    batch_size=2,
+    num_workers=1,
+    persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(**dataset, ann_file='infos_train.pkl', pipeline=train_pipeline))
+    dataset=dict(**dataset, ann_file='infos_train.pkl', pipeline=train_pipeline),
+)
 val_dataloader = dict(
-    _delete_=True, batch_size=1, num_workers=1, persistent_workers=True,
+    _delete_=True,
+    batch_size=1,
+    num_workers=1,
+    persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(**dataset, ann_file='infos_val.pkl', pipeline=test_pipeline, test_mode=True))
+    dataset=dict(**dataset, ann_file='infos_val.pkl', pipeline=test_pipeline, test_mode=True),
+)
 test_dataloader = val_dataloader
-val_evaluator = dict(_delete_=True, type='CentreDistanceMetric', point_cloud_range=point_cloud_range)
+val_evaluator = dict(
+    _delete_=True, type='CentreDistanceMetric', point_cloud_range=point_cloud_range
+)
 test_evaluator = val_evaluator
 
-model = dict(point_cloud_range=point_cloud_range, head=dict(tasks=[class_names], use_velocity=False))
+model = dict(
+    point_cloud_range=point_cloud_range, head=dict(tasks=[class_names], use_velocity=False)
+)

@@ -1,4 +1,6 @@
-"""The three attentions as their equations say, window by window and sample by sample; never optimised."""
+"""The three attentions as their equations say, window by window and sample by sample; never
+optimised."""
+
 from __future__ import annotations
 
 import torch
@@ -8,22 +10,34 @@ from stratified3d.ops.windows import WindowPlan
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """softmax(scale q k^T + bias) v for q [n, H, D], k and v [j, H, D], bias [j, H]; rows without a key give zeros."""
+    """softmax(scale q k^T + bias) v for q [n, H, D], k and v [j, H, D], bias [j, H]; rows without a
+    key give zeros."""
     wide = torch.promote_types(q.dtype, torch.float32)
     logits = torch.einsum('ihd,jhd->ijh', q.to(wide), k.to(wide)) * scale  # [n, j, H]
     if bias is not None:
         logits = logits + bias.to(wide)
-    # a row whose logits are all -inf has no key; it is moved to 0 for the softmax and its weights to 0 after it
+    # a row whose logits are all -inf has no key; it is moved to 0 for the softmax and its weights
+    # to 0 after it
     without_key = (logits == -torch.inf).all(1, keepdim=True)
     weights = logits.masked_fill(without_key, 0).softmax(1).masked_fill(without_key, 0)
     return torch.einsum('ijh,jhd->ihd', weights, v.to(wide)).to(q.dtype)
 
 
-def stratified_attention(q: Tensor, k: Tensor, v: Tensor, plan: WindowPlan, strata_k: Tensor | None,
-                         strata_v: Tensor | None, strata_bias: Tensor | None, scale: float) -> Tensor:
+def stratified_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: WindowPlan,
+    strata_k: Tensor | None,
+    strata_v: Tensor | None,
+    strata_bias: Tensor | None,
+    scale: float,
+) -> Tensor:
     first = torch.arange(len(q), device=q.device) == plan.window_start
     out = [q[:0]]
-    for start, end, b in torch.stack([plan.window_start, plan.window_end, plan.sample], 1)[first].tolist():
+    for start, end, b in torch.stack([plan.window_start, plan.window_end, plan.sample], 1)[
+        first
+    ].tolist():
         keys, values, bias = k[start:end], v[start:end], None
         if strata_k is not None:
             keys, values = torch.cat([keys, strata_k[b]]), torch.cat([values, strata_v[b]])
@@ -35,12 +49,32 @@ def stratified_attention(q: Tensor, k: Tensor, v: Tensor, plan: WindowPlan, stra
 
 def collect_strata(q: Tensor, k: Tensor, v: Tensor, batch_offsets: Tensor, scale: float) -> Tensor:
     offsets = batch_offsets.tolist()
-    return torch.stack([_attend(q[b], k[start:end], v[start:end], None, scale)
-                        for b, (start, end) in enumerate(zip(offsets, offsets[1:]))])
+    return torch.stack(
+        [
+            _attend(q[b], k[start:end], v[start:end], None, scale)
+            for b, (start, end) in enumerate(zip(offsets, offsets[1:]))
+        ]
+    )
 
 
-def read_strata(q: Tensor, strata_k: Tensor, strata_v: Tensor, batch_offsets: Tensor, strata_bias: Tensor | None,
-                scale: float) -> Tensor:
+def read_strata(
+    q: Tensor,
+    strata_k: Tensor,
+    strata_v: Tensor,
+    batch_offsets: Tensor,
+    strata_bias: Tensor | None,
+    scale: float,
+) -> Tensor:
     offsets = batch_offsets.tolist()
-    return torch.cat([_attend(q[start:end], strata_k[b], strata_v[b], None if strata_bias is None else strata_bias[b],
-                              scale) for b, (start, end) in enumerate(zip(offsets, offsets[1:]))])
+    return torch.cat(
+        [
+            _attend(
+                q[start:end],
+                strata_k[b],
+                strata_v[b],
+                None if strata_bias is None else strata_bias[b],
+                scale,
+            )
+            for b, (start, end) in enumerate(zip(offsets, offsets[1:]))
+        ]
+    )

@@ -1,8 +1,10 @@
-"""`python -m stratified3d.ops.stratified_attention.triton.compile`: build all kernels for a GPU that need not be there.
+"""`python -m stratified3d.ops.stratified_attention.triton.compile`: build all kernels for a GPU
+that need not be there.
 
-The host code runs on meta tensors; what it would launch is compiled instead, for sm_90, and the shared memory,
-registers and spilled bytes that the assembler reports are printed.
+The host code runs on meta tensors; what it would launch is compiled instead, for sm_90, and the
+shared memory, registers and spilled bytes that the assembler reports are printed.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -30,15 +32,21 @@ WIDTHS = (8, 16, 24, 32, 64, 128)
 STRATA = (0, 8, 64, 128)
 # of one multiprocessor of compute capability 9.0, bytes that a program may use
 SHARED_LIMIT = 232448
-_POINTERS = {torch.bfloat16: '*bf16', torch.float16: '*fp16', torch.float32: '*fp32', torch.int32: '*i32',
-             torch.int64: '*i64'}
+_POINTERS = {
+    torch.bfloat16: '*bf16',
+    torch.float16: '*fp16',
+    torch.float32: '*fp32',
+    torch.int32: '*i32',
+    torch.int64: '*i64',
+}
 EXAMPLES = """examples:
   python -m stratified3d.ops.stratified_attention.triton.compile --dtypes bf16 --widths 32 --strata 64
 """
 
 
 class Launch(NamedTuple):
-    """kernel: the jit function; signature, constants, alignments: what triton.compile takes; options: warps, stages."""
+    """kernel: the jit function; signature, constants, alignments: what triton.compile takes;
+    options: warps, stages."""
 
     kernel: triton.JITFunction
     signature: dict[str, str]
@@ -48,19 +56,34 @@ class Launch(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """What a program of a compiled kernel uses: shared memory (bytes), registers a thread, bytes spilled a thread."""
+    """What a program of a compiled kernel uses: shared memory (bytes), registers a thread, bytes
+    spilled a thread."""
 
     shared: int
     registers: int
     spilled: int
 
 
-def record_launches(dtype: torch.dtype, width: int, num_strata: int, batch: int = 4, heads: int = 4,
-                    rows: int = 30000) -> list[Launch]:
-    """What forward and backward of the three functions and the rotary embedding launch, distinct ones only."""
+def record_launches(
+    dtype: torch.dtype,
+    width: int,
+    num_strata: int,
+    batch: int = 4,
+    heads: int = 4,
+    rows: int = 30000,
+) -> list[Launch]:
+    """What forward and backward of the three functions and the rotary embedding launch, distinct
+    ones only."""
     launches = []
 
-    def record(kernel, grid: tuple[int, ...], *arguments, num_warps: int = 4, num_stages: int = 2, **constants) -> None:
+    def record(
+        kernel,
+        grid: tuple[int, ...],
+        *arguments,
+        num_warps: int = 4,
+        num_stages: int = 2,
+        **constants,
+    ) -> None:
         signature, alignments = {}, {}
         for i, (name, value) in enumerate(zip(kernel.arg_names, arguments)):
             if value is None or (value == 1 if isinstance(value, int) else False):
@@ -69,12 +92,22 @@ def record_launches(dtype: torch.dtype, width: int, num_strata: int, batch: int 
                 signature[name] = _POINTERS[value.dtype]
             else:
                 signature[name] = 'fp32' if isinstance(value, float) else 'i32'
-            if name in signature and (isinstance(value, Tensor) or value % 16 == 0) \
-                    and not kernel.params[i].do_not_specialize:
-                alignments[(i, )] = [['tt.divisibility', 16]]
+            if (
+                name in signature
+                and (isinstance(value, Tensor) or value % 16 == 0)
+                and not kernel.params[i].do_not_specialize
+            ):
+                alignments[(i,)] = [['tt.divisibility', 16]]
         signature = {name: signature.get(name, 'constexpr') for name in kernel.arg_names}
-        launches.append(Launch(kernel, signature, constants, alignments, dict(num_warps=num_warps,
-                                                                              num_stages=num_stages)))
+        launches.append(
+            Launch(
+                kernel,
+                signature,
+                constants,
+                alignments,
+                dict(num_warps=num_warps, num_stages=num_stages),
+            )
+        )
 
     def empty(*shape: int, kind: torch.dtype = dtype) -> Tensor:
         return torch.empty(shape, dtype=kind, device='meta')
@@ -111,19 +144,25 @@ def compile_launch(item: Launch, capability: int = 90) -> Usage:
     if not isinstance(item.kernel, triton.JITFunction):
         raise RuntimeError('TRITON_INTERPRET=1 is set: kernels cannot be compiled in this process')
     source = ASTSource(item.kernel, item.signature, item.constants, item.alignments)
-    compiled = triton.compile(source, target=GPUTarget('cuda', capability, 32), options=item.options)
+    compiled = triton.compile(
+        source, target=GPUTarget('cuda', capability, 32), options=item.options
+    )
     with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
         file.write(compiled.asm['cubin'])
         file.flush()
         tool = Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
-        report = subprocess.run([tool, '--dump-resource-usage', file.name], capture_output=True, text=True,
-                                check=True).stdout
-    registers, stack, local = (int(re.search(rf'\b{word}:(\d+)', report)[1]) for word in ('REG', 'STACK', 'LOCAL'))
+        report = subprocess.run(
+            [tool, '--dump-resource-usage', file.name], capture_output=True, text=True, check=True
+        ).stdout
+    registers, stack, local = (
+        int(re.search(rf'\b{word}:(\d+)', report)[1]) for word in ('REG', 'STACK', 'LOCAL')
+    )
     return Usage(compiled.metadata.shared, registers, stack + local)
 
 
-def compile_all(dtypes: Sequence[str], widths: Sequence[int],
-                strata: Sequence[int]) -> Iterator[tuple[str, int, int, Launch, Usage]]:
+def compile_all(
+    dtypes: Sequence[str], widths: Sequence[int], strata: Sequence[int]
+) -> Iterator[tuple[str, int, int, Launch, Usage]]:
     """Every specialisation of every kernel, once: (dtype, D, M, launch, what it uses)."""
     done = []
     for dtype, width, num_strata in itertools.product(dtypes, widths, strata):
@@ -134,22 +173,32 @@ def compile_all(dtypes: Sequence[str], widths: Sequence[int],
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--dtypes', nargs='+', choices=DTYPES, default=list(DTYPES))
-    parser.add_argument('--widths', nargs='+', type=int, default=WIDTHS, help='D of a head, 1 to 128')
+    parser.add_argument(
+        '--widths', nargs='+', type=int, default=WIDTHS, help='D of a head, 1 to 128'
+    )
     parser.add_argument('--strata', nargs='+', type=int, default=STRATA, help='M tokens a sample')
     args = parser.parse_args()
     if not all(1 <= width <= 128 for width in args.widths) or min(args.strata) < 0:
         parser.error('widths are 1 to 128, strata 0 or more')
-    print(f'triton {triton.__version__}, sm_90; shared memory of a program at most {SHARED_LIMIT} bytes')
-    print(f'{"kernel":<33}{"dtype":>6}{"D":>5}{"M":>5}{"windows":>9}{"strata":>8}{"shared":>9}{"registers":>11}'
-          f'{"spilled":>9}')
+    print(
+        f'triton {triton.__version__}, sm_90; shared memory of a program at most {SHARED_LIMIT} bytes'
+    )
+    print(
+        f'{"kernel":<33}{"dtype":>6}{"D":>5}{"M":>5}{"windows":>9}{"strata":>8}{"shared":>9}{"registers":>11}'
+        f'{"spilled":>9}'
+    )
     worst = Usage(0, 0, 0)
     for dtype, width, num_strata, item, usage in compile_all(args.dtypes, args.widths, args.strata):
         flags = [str(item.constants.get(name, '-')) for name in ('HAS_WINDOW', 'HAS_STRATA')]
-        print(f'{item.kernel.__name__:<33}{dtype:>6}{width:>5}{num_strata:>5}{flags[0]:>9}{flags[1]:>8}'
-              f'{usage.shared:>9}{usage.registers:>11}{usage.spilled:>9}', flush=True)
+        print(
+            f'{item.kernel.__name__:<33}{dtype:>6}{width:>5}{num_strata:>5}{flags[0]:>9}{flags[1]:>8}'
+            f'{usage.shared:>9}{usage.registers:>11}{usage.spilled:>9}',
+            flush=True,
+        )
         worst = Usage(*map(max, worst, usage))
     print(f'{"most":<66}{worst.shared:>9}{worst.registers:>11}{worst.spilled:>9}')
     return int(worst.shared > SHARED_LIMIT)

@@ -1,4 +1,5 @@
 """The kernel of the rotary embedding: one pass over the rows, all heads with the same angles."""
+
 from __future__ import annotations
 
 import triton
@@ -8,8 +9,20 @@ from stratified3d.ops.stratified_attention.triton.tiles import load_rows, store_
 
 
 @triton.jit(do_not_specialize=['n'])
-def rotate_kernel(x, cos, sin, out, n, heads, x_stride, BACK: tl.constexpr, PAIRS: tl.constexpr, WIDTH: tl.constexpr,
-                  BLOCK_P: tl.constexpr, BLOCK_M: tl.constexpr):
+def rotate_kernel(
+    x,
+    cos,
+    sin,
+    out,
+    n,
+    heads,
+    x_stride,
+    BACK: tl.constexpr,
+    PAIRS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
     """Turn the channel pairs of BLOCK_M rows; pairs without an angle stay."""
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     valid = row < n
@@ -24,4 +37,13 @@ def rotate_kernel(x, cos, sin, out, n, heads, x_stride, BACK: tl.constexpr, PAIR
         values = load_rows(x, row, x_stride, head, valid, WIDTH, 2 * BLOCK_P).to(tl.float32)
         even, odd = tl.split(tl.reshape(values, [BLOCK_M, BLOCK_P, 2]))
         turned = tl.join(even * c - odd * s, even * s + odd * c)
-        store_rows(out, row, heads, head, valid, tl.reshape(turned, [BLOCK_M, 2 * BLOCK_P]), WIDTH, 2 * BLOCK_P)
+        store_rows(
+            out,
+            row,
+            heads,
+            head,
+            valid,
+            tl.reshape(turned, [BLOCK_M, 2 * BLOCK_P]),
+            WIDTH,
+            2 * BLOCK_P,
+        )

@@ -1,11 +1,15 @@
-"""Kernels in which a tile of rows attends: to its windows, then to the strata of the samples it touches.
+"""Kernels in which a tile of rows attends: to its windows, then to the strata of the samples it
+touches.
 
-A tile of rows in window order covers many windows. It reads the keys from its first row's window_start to its last
-row's window_end, each row masks what is not its own window, and the same softmax goes on over the strata.
+A tile of rows in window order covers many windows. It reads the keys from its first row's
+window_start to its last row's window_end, each row masks what is not its own window, and the same
+softmax goes on over the strata.
 
-A masked weight is zero, but zero times NaN is NaN: where a tile's windows end in NaN they are done again with what is
-not finite taken out of the products. Rows that own the NaN keep it, because their logits or log-sum-exp hold it.
+A masked weight is zero, but zero times NaN is NaN: where a tile's windows end in NaN they are done
+again with what is not finite taken out of the products. Rows that own the NaN keep it, because
+their logits or log-sum-exp hold it.
 """
+
 from __future__ import annotations
 
 import triton
@@ -27,8 +31,24 @@ from stratified3d.ops.stratified_attention.triton.tiles import (
 
 
 @triton.jit
-def _attend_windows(queries, start, end, low, high, k, v, k_stride, v_stride, head, scale, CAREFUL: tl.constexpr,
-                    WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+def _attend_windows(
+    queries,
+    start,
+    end,
+    low,
+    high,
+    k,
+    v,
+    k_stride,
+    v_stride,
+    head,
+    scale,
+    CAREFUL: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
     """Softmax state of a tile of queries after the keys of rows low to high."""
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     peak = tl.full([BLOCK_M], -float('inf'), tl.float32)
@@ -39,19 +59,50 @@ def _attend_windows(queries, start, end, low, high, k, v, k_stride, v_stride, he
         values = load_rows(v, j, v_stride, head, j < high, WIDTH, BLOCK_D)
         logits = product(queries, tl.trans(keys)) * scale
         if CAREFUL:
-            logits += tl.sum((values - values).to(tl.float32), 1)[None, :]  # NaN where a value is not finite
+            logits += tl.sum((values - values).to(tl.float32), 1)[
+                None, :
+            ]  # NaN where a value is not finite
             values = finite_only(values)
         seen = (j[None, :] >= start[:, None]) & (j[None, :] < end[:, None])
-        acc, peak, total = softmax_step(acc, peak, total, tl.where(seen, logits, -float('inf')), values)
+        acc, peak, total = softmax_step(
+            acc, peak, total, tl.where(seen, logits, -float('inf')), values
+        )
     return acc, peak, total
 
 
 @triton.jit(do_not_specialize=['n'])
-def attend_kernel(q, k, v, window_start, window_end, batch_offsets, strata_k, strata_v, strata_bias, out, lse,
-                  n, heads, batch, num_strata, q_stride, k_stride, v_stride, sk_stride, sv_stride, scale,
-                  HAS_WINDOW: tl.constexpr, HAS_STRATA: tl.constexpr, HAS_BIAS: tl.constexpr, WIDTH: tl.constexpr,
-                  BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr,
-                  BLOCK_B: tl.constexpr):
+def attend_kernel(
+    q,
+    k,
+    v,
+    window_start,
+    window_end,
+    batch_offsets,
+    strata_k,
+    strata_v,
+    strata_bias,
+    out,
+    lse,
+    n,
+    heads,
+    batch,
+    num_strata,
+    q_stride,
+    k_stride,
+    v_stride,
+    sk_stride,
+    sv_stride,
+    scale,
+    HAS_WINDOW: tl.constexpr,
+    HAS_STRATA: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+):
     """out and lse of BLOCK_M rows of one head."""
     head = tl.program_id(0) % heads
     first_row = tl.program_id(0) // heads * BLOCK_M
@@ -64,11 +115,43 @@ def attend_kernel(q, k, v, window_start, window_end, batch_offsets, strata_k, st
         start = tl.load(window_start + row, mask=valid, other=0)
         end = tl.load(window_end + row, mask=valid, other=0)
         low, high = tl.load(window_start + first_row), tl.load(window_end + last_row)
-        acc, peak, total = _attend_windows(queries, start, end, low, high, k, v, k_stride, v_stride, head, scale,
-                                           False, WIDTH, BLOCK_D, BLOCK_M, BLOCK_N)
+        acc, peak, total = _attend_windows(
+            queries,
+            start,
+            end,
+            low,
+            high,
+            k,
+            v,
+            k_stride,
+            v_stride,
+            head,
+            scale,
+            False,
+            WIDTH,
+            BLOCK_D,
+            BLOCK_M,
+            BLOCK_N,
+        )
         if has_nan(acc):
-            acc, peak, total = _attend_windows(queries, start, end, low, high, k, v, k_stride, v_stride, head, scale,
-                                               True, WIDTH, BLOCK_D, BLOCK_M, BLOCK_N)
+            acc, peak, total = _attend_windows(
+                queries,
+                start,
+                end,
+                low,
+                high,
+                k,
+                v,
+                k_stride,
+                v_stride,
+                head,
+                scale,
+                True,
+                WIDTH,
+                BLOCK_D,
+                BLOCK_M,
+                BLOCK_N,
+            )
     else:
         acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         peak = tl.full([BLOCK_M], -float('inf'), tl.float32)
@@ -86,20 +169,50 @@ def attend_kernel(q, k, v, window_start, window_end, batch_offsets, strata_k, st
                 values = load_rows(strata_v, token, sv_stride, head, there, WIDTH, BLOCK_D)
                 logits = product(queries, tl.trans(keys)) * scale
                 if HAS_BIAS:
-                    logits += load_scalars(strata_bias, token, heads, head, there, 0.0)[None, :] * LOG2_E
+                    logits += (
+                        load_scalars(strata_bias, token, heads, head, there, 0.0)[None, :] * LOG2_E
+                    )
                 logits = tl.where(there[None, :], logits, -float('inf'))
-                # a row belongs to one sample: choosing whole rows keeps the others free of this sample's NaN
+                # a row belongs to one sample: choosing whole rows keeps the others free of this
+                # sample's NaN
                 acc_b, peak_b, total_b = softmax_step(acc, peak, total, logits, values)
                 acc = tl.where(mine[:, None], acc_b, acc)
                 peak, total = tl.where(mine, peak_b, peak), tl.where(mine, total_b, total)
-    store_rows(out, row, heads, head, valid, acc / tl.where(total == 0, 1.0, total)[:, None], WIDTH, BLOCK_D)
+    store_rows(
+        out,
+        row,
+        heads,
+        head,
+        valid,
+        acc / tl.where(total == 0, 1.0, total)[:, None],
+        WIDTH,
+        BLOCK_D,
+    )
     store_scalars(lse, row, heads, head, valid, log_sum(peak, total))
 
 
 @triton.jit
-def _query_gradient(queries, grad, lse, delta, start, end, low, high, k, v, k_stride, v_stride, head, scale,
-                    CAREFUL: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
-                    BLOCK_N: tl.constexpr):
+def _query_gradient(
+    queries,
+    grad,
+    lse,
+    delta,
+    start,
+    end,
+    low,
+    high,
+    k,
+    v,
+    k_stride,
+    v_stride,
+    head,
+    scale,
+    CAREFUL: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
     """What the windows' keys add to the gradient of a tile of queries, before the scale."""
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for first in range(low, high, BLOCK_N):
@@ -117,12 +230,42 @@ def _query_gradient(queries, grad, lse, delta, start, end, low, high, k, v, k_st
 
 
 @triton.jit(do_not_specialize=['n'])
-def attend_backward_rows_kernel(q, k, v, window_start, window_end, batch_offsets, strata_k, strata_v, strata_bias, out,
-                                lse, grad_out, grad_q, delta, n, heads, batch, num_strata, q_stride, k_stride,
-                                v_stride, sk_stride, sv_stride, grad_stride, scale, HAS_WINDOW: tl.constexpr,
-                                HAS_STRATA: tl.constexpr, HAS_BIAS: tl.constexpr, WIDTH: tl.constexpr,
-                                BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-                                BLOCK_S: tl.constexpr, BLOCK_B: tl.constexpr):
+def attend_backward_rows_kernel(
+    q,
+    k,
+    v,
+    window_start,
+    window_end,
+    batch_offsets,
+    strata_k,
+    strata_v,
+    strata_bias,
+    out,
+    lse,
+    grad_out,
+    grad_q,
+    delta,
+    n,
+    heads,
+    batch,
+    num_strata,
+    q_stride,
+    k_stride,
+    v_stride,
+    sk_stride,
+    sv_stride,
+    grad_stride,
+    scale,
+    HAS_WINDOW: tl.constexpr,
+    HAS_STRATA: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+):
     """grad_q and delta = grad_out . out of BLOCK_M rows of one head."""
     head = tl.program_id(0) % heads
     first_row = tl.program_id(0) // heads * BLOCK_M
@@ -140,11 +283,49 @@ def attend_backward_rows_kernel(q, k, v, window_start, window_end, batch_offsets
         start = tl.load(window_start + row, mask=valid, other=0)
         end = tl.load(window_end + row, mask=valid, other=0)
         low, high = tl.load(window_start + first_row), tl.load(window_end + last_row)
-        acc = _query_gradient(queries, grad, row_lse, row_delta, start, end, low, high, k, v, k_stride, v_stride, head,
-                              log_scale, False, WIDTH, BLOCK_D, BLOCK_M, BLOCK_N)
+        acc = _query_gradient(
+            queries,
+            grad,
+            row_lse,
+            row_delta,
+            start,
+            end,
+            low,
+            high,
+            k,
+            v,
+            k_stride,
+            v_stride,
+            head,
+            log_scale,
+            False,
+            WIDTH,
+            BLOCK_D,
+            BLOCK_M,
+            BLOCK_N,
+        )
         if has_nan(acc):
-            acc = _query_gradient(queries, grad, row_lse, row_delta, start, end, low, high, k, v, k_stride, v_stride,
-                                  head, log_scale, True, WIDTH, BLOCK_D, BLOCK_M, BLOCK_N)
+            acc = _query_gradient(
+                queries,
+                grad,
+                row_lse,
+                row_delta,
+                start,
+                end,
+                low,
+                high,
+                k,
+                v,
+                k_stride,
+                v_stride,
+                head,
+                log_scale,
+                True,
+                WIDTH,
+                BLOCK_D,
+                BLOCK_M,
+                BLOCK_N,
+            )
     else:
         acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     if HAS_STRATA:
@@ -160,7 +341,9 @@ def attend_backward_rows_kernel(q, k, v, window_start, window_end, batch_offsets
                 values = load_rows(strata_v, token, sv_stride, head, there, WIDTH, BLOCK_D)
                 logits = product(queries, tl.trans(keys)) * log_scale
                 if HAS_BIAS:
-                    logits += load_scalars(strata_bias, token, heads, head, there, 0.0)[None, :] * LOG2_E
+                    logits += (
+                        load_scalars(strata_bias, token, heads, head, there, 0.0)[None, :] * LOG2_E
+                    )
                 weights = tl.exp2(logits - row_lse[:, None])
                 slopes = weights * (product(grad, tl.trans(values)) - row_delta[:, None])
                 slopes = tl.where(there[None, :], slopes, 0.0)
@@ -169,10 +352,30 @@ def attend_backward_rows_kernel(q, k, v, window_start, window_end, batch_offsets
 
 
 @triton.jit
-def _key_gradients(keys, values, start, end, low, high, q, grad_out, lse, delta, q_stride, grad_stride, heads, head,
-                   scale, CAREFUL: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
-                   BLOCK_N: tl.constexpr):
-    """Gradients of a tile of keys (before the scale) and of its values from the queries of rows low to high."""
+def _key_gradients(
+    keys,
+    values,
+    start,
+    end,
+    low,
+    high,
+    q,
+    grad_out,
+    lse,
+    delta,
+    q_stride,
+    grad_stride,
+    heads,
+    head,
+    scale,
+    CAREFUL: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Gradients of a tile of keys (before the scale) and of its values from the queries of rows low
+    to high."""
     acc_k = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     acc_v = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for first in range(low, high, BLOCK_N):
@@ -196,9 +399,29 @@ def _key_gradients(keys, values, start, end, low, high, q, grad_out, lse, delta,
 
 
 @triton.jit(do_not_specialize=['n'])
-def attend_backward_keys_kernel(q, k, v, window_start, window_end, lse, delta, grad_out, grad_k, grad_v, n, heads,
-                                q_stride, k_stride, v_stride, grad_stride, scale, WIDTH: tl.constexpr,
-                                BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+def attend_backward_keys_kernel(
+    q,
+    k,
+    v,
+    window_start,
+    window_end,
+    lse,
+    delta,
+    grad_out,
+    grad_k,
+    grad_v,
+    n,
+    heads,
+    q_stride,
+    k_stride,
+    v_stride,
+    grad_stride,
+    scale,
+    WIDTH: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
     """grad_k and grad_v of BLOCK_M rows of one head."""
     head = tl.program_id(0) % heads
     first_row = tl.program_id(0) // heads * BLOCK_M
@@ -210,10 +433,50 @@ def attend_backward_keys_kernel(q, k, v, window_start, window_end, lse, delta, g
     high = tl.load(window_end + tl.minimum(first_row + BLOCK_M, n) - 1)
     keys = load_rows(k, row, k_stride, head, valid, WIDTH, BLOCK_D)
     values = load_rows(v, row, v_stride, head, valid, WIDTH, BLOCK_D)
-    acc_k, acc_v = _key_gradients(keys, values, start, end, low, high, q, grad_out, lse, delta, q_stride, grad_stride,
-                                  heads, head, scale * LOG2_E, False, WIDTH, BLOCK_D, BLOCK_M, BLOCK_N)
+    acc_k, acc_v = _key_gradients(
+        keys,
+        values,
+        start,
+        end,
+        low,
+        high,
+        q,
+        grad_out,
+        lse,
+        delta,
+        q_stride,
+        grad_stride,
+        heads,
+        head,
+        scale * LOG2_E,
+        False,
+        WIDTH,
+        BLOCK_D,
+        BLOCK_M,
+        BLOCK_N,
+    )
     if has_nan(acc_k) | has_nan(acc_v):
-        acc_k, acc_v = _key_gradients(keys, values, start, end, low, high, q, grad_out, lse, delta, q_stride,
-                                      grad_stride, heads, head, scale * LOG2_E, True, WIDTH, BLOCK_D, BLOCK_M, BLOCK_N)
+        acc_k, acc_v = _key_gradients(
+            keys,
+            values,
+            start,
+            end,
+            low,
+            high,
+            q,
+            grad_out,
+            lse,
+            delta,
+            q_stride,
+            grad_stride,
+            heads,
+            head,
+            scale * LOG2_E,
+            True,
+            WIDTH,
+            BLOCK_D,
+            BLOCK_M,
+            BLOCK_N,
+        )
     store_rows(grad_k, row, heads, head, valid, acc_k * scale, WIDTH, BLOCK_D)
     store_rows(grad_v, row, heads, head, valid, acc_v, WIDTH, BLOCK_D)

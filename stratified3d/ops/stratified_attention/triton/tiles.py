@@ -1,4 +1,5 @@
 """What the kernels share: tiles of rows, products in fp32, one step of the online softmax."""
+
 from __future__ import annotations
 
 import triton
@@ -10,7 +11,8 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def load_rows(table, rows, stride, head, valid, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Rows of one head of a [N, H, D] table: [rows, BLOCK_D], zeros where not valid and beyond D."""
+    """Rows of one head of a [N, H, D] table: [rows, BLOCK_D], zeros where not valid and beyond
+    D."""
     d = tl.arange(0, BLOCK_D)
     places = rows.to(tl.int64)[:, None] * stride + (head * WIDTH + d)[None, :]
     return tl.load(table + places, mask=valid[:, None] & (d < WIDTH)[None, :], other=0.0)
@@ -21,7 +23,11 @@ def store_rows(table, rows, heads, head, valid, values, WIDTH: tl.constexpr, BLO
     """Write [rows, BLOCK_D] to one head of a contiguous [N, H, D] table."""
     d = tl.arange(0, BLOCK_D)
     places = rows.to(tl.int64)[:, None] * (heads * WIDTH) + (head * WIDTH + d)[None, :]
-    tl.store(table + places, values.to(table.dtype.element_ty), mask=valid[:, None] & (d < WIDTH)[None, :])
+    tl.store(
+        table + places,
+        values.to(table.dtype.element_ty),
+        mask=valid[:, None] & (d < WIDTH)[None, :],
+    )
 
 
 @triton.jit
@@ -42,13 +48,15 @@ def product(a, b):
     if INTERPRETED:
         return tl.dot(a.to(b.dtype).to(tl.float32), b.to(tl.float32))
     else:
-        # fp32 in three TF32 products: without it the tensor cores would keep 10 bits of the mantissa
+        # fp32 in three TF32 products: without it the tensor cores would keep 10 bits of the
+        # mantissa
         return tl.dot(a.to(b.dtype), b, input_precision='tf32x3')
 
 
 @triton.jit
 def product_of_small(a, b):
-    """a b where rows of a may be too small for fp16, as weights of very many rows are: each is brought to 1 first."""
+    """a b where rows of a may be too small for fp16, as weights of very many rows are: each is
+    brought to 1 first."""
     if b.dtype == tl.float16:
         size = tl.max(tl.abs(a), 1)
         size = tl.where(size > 0, size, 1.0)
@@ -59,7 +67,8 @@ def product_of_small(a, b):
 
 @triton.jit
 def softmax_step(acc, peak, total, logits, values):
-    """Go on with an online softmax (base 2): acc [rows, D], its largest logit and its sum of weights [rows]."""
+    """Go on with an online softmax (base 2): acc [rows, D], its largest logit and its sum of
+    weights [rows]."""
     new_peak = tl.maximum(peak, tl.max(logits, 1))
     # a row without a key so far: -inf minus -inf would be NaN
     shift = tl.where(new_peak == -float('inf'), 0.0, new_peak)
@@ -71,7 +80,8 @@ def softmax_step(acc, peak, total, logits, values):
 
 @triton.jit
 def log_sum(peak, total):
-    """Base-2 log-sum-exp; +inf for a row without a key, so that its weights come out as zeros in the backward pass."""
+    """Base-2 log-sum-exp; +inf for a row without a key, so that its weights come out as zeros in
+    the backward pass."""
     return tl.where(total == 0, float('inf'), peak + tl.log2(total))
 
 

@@ -15,7 +15,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from stratified3d.checkpoints import check_fit, load_checkpoint_file
-from stratified3d.datasets.point_files import read_points
+from stratified3d.datasets.io.point_files import read_points
 from stratified3d.layers.strata_record import StrataRecord, record_strata
 
 # sweeps lie within half a second; a column of whole numbers up to 31 or 63 is a ring index
@@ -23,7 +23,7 @@ _MAX_DT = 2.5
 
 
 class Detections(NamedTuple):
-    """boxes [K, 7 or 9] float32: bottom centre x, y, z, dx, dy, dz (m), yaw (rad), and vx, vy (m/s)
+    """boxes [K, 7 or 9] float32: bottom center x, y, z, dx, dy, dz (m), yaw (rad), and vx, vy (m/s)
     where the model has learned them; scores [K] float32, falling; names: K class names."""
 
     boxes: np.ndarray
@@ -51,7 +51,7 @@ def init_detector(
         if not Path(config).is_file():
             raise FileNotFoundError(f'there is no config {config}')
         config = Config.fromfile(config)
-    import stratified3d.plugin  # noqa: F401  (a Config made in memory has not imported it)
+    import stratified3d.plugin  # noqa: F401  (registers the parts of configs)
 
     with DefaultScope.overwrite_default_scope('mmdet3d'):
         model = MODELS.build(config.model)

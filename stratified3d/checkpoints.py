@@ -170,9 +170,9 @@ def _load_safetensors(filename: str, map_location: Any) -> dict:
     try:
         with safe_open(filename, 'pt') as file:
             state, notes = (
-                {name: file.get_tensor(name) for name in file.keys()},
+                {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
                 file.metadata() or {},
-            )  # noqa: SIM118
+            )
     except SafetensorError as error:
         raise ValueError(f'{filename}: damaged or cut short ({error})') from error
     if map_location is not None and not callable(map_location):

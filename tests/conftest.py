@@ -13,7 +13,7 @@ import pytest
 import torch
 from mmengine.utils import ManagerMixin
 
-from stratified3d.simulation import Settings, simulate_dataset
+from stratified3d.simulation import NuScenesSettings, simulate_dataset
 
 
 @pytest.fixture(scope='session')
@@ -37,7 +37,7 @@ def real_data() -> Path:
 def tiny_set(tmp_path_factory):
     """One training and one validation scene of three keyframes with all their sweeps."""
     root = tmp_path_factory.mktemp('simulated') / 'tiny'
-    simulate_dataset(root, Settings(train=1, val=1, keyframes=3), workers=1)
+    simulate_dataset(root, NuScenesSettings(train=1, val=1, keyframes=3), workers=1)
     return root
 
 
@@ -48,8 +48,8 @@ def prepared_set(tiny_set, tmp_path_factory):
     root = tmp_path_factory.mktemp('prepared')
     for part in tiny_set.iterdir():
         (root / part.name).symlink_to(part)
-    from stratified3d.datasets.ground_truth_database import create_database
-    from stratified3d.datasets.nuscenes_infos import create_infos
+    from stratified3d.datasets.nuscenes.database import create_database
+    from stratified3d.datasets.nuscenes.infos import create_infos
 
     create_infos(root, 'v1.0-mini')
     create_database(root)
@@ -59,7 +59,7 @@ def prepared_set(tiny_set, tmp_path_factory):
 @pytest.fixture(scope='session')
 def waymo_set(tmp_path_factory):
     """A simulated Waymo: two training segments and one for validation, of two frames."""
-    from stratified3d.simulation.waymo_dataset import WaymoSettings, simulate_waymo
+    from stratified3d.simulation.waymo.dataset import WaymoSettings, simulate_waymo
 
     root = tmp_path_factory.mktemp('waymo') / 'v2'
     simulate_waymo(root, WaymoSettings(train=2, val=1, frames=2), workers=1)
@@ -70,10 +70,10 @@ def waymo_set(tmp_path_factory):
 def converted_set(waymo_set, tmp_path_factory):
     """The simulated Waymo after tools/waymo_convert.py; objects of every frame are in its
     database."""
-    from stratified3d.datasets.waymo_conversion import Settings, convert_waymo
+    from stratified3d.datasets.waymo.conversion import NuScenesSettings, convert_waymo
 
     out = tmp_path_factory.mktemp('waymo') / 'converted'
-    convert_waymo(waymo_set, out, settings=Settings(database_every=1))
+    convert_waymo(waymo_set, out, settings=NuScenesSettings(database_every=1))
     return out
 
 
@@ -210,6 +210,6 @@ class ToolProcess:
 @pytest.fixture(scope='session')
 def tool_process():
     """The class that runs a command line in a forked process."""
-    import stratified3d.plugin  # noqa: F401  (before anything is forked)
+    import stratified3d.plugin  # noqa: F401  (registers the parts of configs)
 
     return ToolProcess

@@ -26,8 +26,9 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # configs name projects.attention_zoo
 # parameters that were renamed, as the first fingerprint knew them
-FORMER_NAMES: dict[str, str] = {}
+FORMER_NAMES = {'encoder.input_proj': 'encoder.lift', 'encoder.downsamples': 'encoder.downs'}
 TOLERANCE = 1e-6
 
 

@@ -50,7 +50,7 @@ def test_mmengine_checkpoints_load(checkpoint):
 
 
 def test_the_plugin_makes_mmengine_use_it(checkpoint):
-    import stratified3d.plugin  # noqa: F401
+    import stratified3d.plugin  # noqa: F401  (registers the parts of configs)
 
     assert CheckpointLoader.load_checkpoint(str(checkpoint), 'cpu')['meta']['dataset_meta'][
         'classes'

@@ -78,7 +78,7 @@ def test_commands(root, folder):
         starts = [start for start in extra if line.startswith(start)]
         if starts:
             run(root, folder, line, *extra[starts[0]])
-        else:  # the full data set and a GPU are needed
+        else:  # the full dataset and a GPU are needed
             resolve(root, folder, line)
 
 

@@ -24,7 +24,6 @@ ALLOWED = {
     'jit': set(),
     'memory_limits': set(),
     'doctor': {'ops', 'layers', 'testing'},
-    'benchmark': {'ops', 'testing', 'simulation'},
     'simulation': {'simulation', 'jit'},
     'evaluation': {'evaluation', 'datasets', 'jit'},
     'visualization': {'visualization'},
@@ -71,7 +70,7 @@ def test_ops_need_torch_alone(root):
             - standard
             - {'stratified3d'}
         )
-        if path.parent.name == 'triton' and path.name != '__init__.py':
+        if path.parent.name == 'kernels' and path.name != '__init__.py':
             tops -= {'triton'}  # kernels: loaded with the first call
         if part in BARE:
             assert tops <= BARE[part], f'{path} imports {tops - BARE[part]}'
@@ -86,7 +85,7 @@ def test_ops_need_torch_alone(root):
 def test_ops_import_without_openmmlab():
     blocked = (
         'import sys\nfor name in ("mmengine", "mmcv", "mmdet", "mmdet3d", "spconv", "numba", "open3d", '
-        '"stratified3d.ops.stratified_attention.triton.launch"):\n'
+        '"stratified3d.ops.stratified_attention.kernels.launch"):\n'
         '    sys.modules[name] = None\nimport stratified3d.ops\n'
     )
     subprocess.run([sys.executable, '-c', blocked], check=True)
@@ -136,9 +135,9 @@ def test_files_stay_readable(root):
     for path in tracked(root):
         if path.suffix in ('.py', '.sh'):
             lines = len(path.read_text().splitlines())
-            assert lines <= 300, f'{path} has {lines} lines'
+            assert lines <= 400, f'{path} has {lines} lines'
         if path.parent == root / 'tools' and path.suffix == '.py':
-            assert lines <= 130, f'{path}: tools are thin'
+            assert lines <= 200, f'{path}: tools are thin'
 
 
 def test_nothing_shadows_mmdet3d(root):
@@ -155,7 +154,7 @@ def test_public_functions_and_classes_are_documented(root, part):
         tree = ast.parse(path.read_text())
         assert ast.get_docstring(tree) or not tree.body, path
         if (
-            path.parent.name == 'triton'
+            path.parent.name == 'kernels'
             or path.parent.name == 'stratified_attention'
             and path.name != '__init__.py'
         ):

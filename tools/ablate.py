@@ -14,13 +14,12 @@ import torch
 from mmengine.config import DictAction
 from tqdm import tqdm
 
-import stratified3d.plugin  # noqa: F401  (makes projects importable)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for benchmarks and projects
 
-# isort: split
-from projects.ablation.rows import ROWS
-from projects.ablation.runs import Settings, run_all
-from projects.ablation.tables import render
-from projects.attention_zoo.benchmarks import report
+from benchmarks import report
+from benchmarks.ablation.rows import ROWS
+from benchmarks.ablation.runs import TrainingSettings, run_all
+from benchmarks.ablation.tables import render
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = """examples:
@@ -29,7 +28,7 @@ EXAMPLES = """examples:
   python tools/ablate.py --groups strata fusion --seeds 0 1 2
   python tools/ablate.py --jobs 2                            everything, two trainings at once, one core each
 
-The data set is the quickstart's (bash tools/quickstart.sh makes it). What is there already is not run again;
+The dataset is the quickstart's (bash tools/quickstart.sh makes it). What is there already is not run again;
 interrupted, the command goes on where it stopped. Trainings keep configs, logs and weights in --work.
 """
 
@@ -55,7 +54,10 @@ def parse_args() -> argparse.Namespace:
         '--work', type=Path, default=ROOT / 'work_dirs/ablation', help='where they train'
     )
     parser.add_argument(
-        '--out', type=Path, default=ROOT / 'benchmarks', help='where results are kept, by device'
+        '--out',
+        type=Path,
+        default=ROOT / 'benchmarks/results',
+        help='where results are kept, by device',
     )
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, default={}, help='for every row'
@@ -96,7 +98,7 @@ def main() -> int:
         for row in rows
         if (row.name, seed, repr(row.options)) not in done
     ]
-    settings = Settings(
+    settings = TrainingSettings(
         args.data,
         args.work,
         args.iterations,

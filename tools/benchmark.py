@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Time and count: the encoder's parts, attention operators against their rivals, growth, detectors,
+"""Time and count: the encoder's parts, attention operators against their baselines, scaling, detectors,
 arithmetic."""
 
 from __future__ import annotations
@@ -16,22 +16,15 @@ os.environ.setdefault(
 
 import torch
 
-import stratified3d.plugin  # noqa: F401  (makes projects importable)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for benchmarks and projects
 
-# isort: split
-from projects.attention_zoo.benchmarks import (
-    clouds,
-    complexity,
-    encoder,
-    family,
-    growth,
-    model,
-    ops,
-    report,
-    roofline,
-)
+from benchmarks import point_clouds as clouds
+from benchmarks import report
+from benchmarks.attention import complexity, encoder, ops, roofline, scaling
+from benchmarks.detectors import config_table
+from benchmarks.detectors import latency as model
 from stratified3d.apis import init_detector
-from stratified3d.datasets.point_files import read_points
+from stratified3d.datasets.io.point_files import read_points
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / 'configs/stratified/stratified-centerpoint_voxel03_8xb4-cyclic-20e_nus-3d.py'
@@ -39,9 +32,9 @@ DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 EXAMPLES = """examples:
   python tools/benchmark.py encoder sweep.pcd.bin
   python tools/benchmark.py ops --points sweep.pcd.bin --only SSTAttention VarlenAttention
-  python tools/benchmark.py growth --device cuda --dtype bf16
+  python tools/benchmark.py scaling --device cuda --dtype bf16
   python tools/benchmark.py model --points sweep.pcd.bin
-  python tools/benchmark.py family --only centerpoint_pillar03 centerpoint_voxel03
+  python tools/benchmark.py configs --only centerpoint_pillar03 centerpoint_voxel03
   python tools/benchmark.py complexity
 """
 
@@ -68,8 +61,8 @@ def run_ops(args: argparse.Namespace) -> None:
 
 
 def run_growth(args: argparse.Namespace) -> None:
-    sizes = args.rows or ([1000, 2000, 4000] if args.quick else list(growth.ROWS))
-    result = growth.run(
+    sizes = args.rows or ([1000, 2000, 4000] if args.quick else list(scaling.ROWS))
+    result = scaling.run(
         sorted(sizes),
         args.points,
         args.device,
@@ -79,12 +72,12 @@ def run_growth(args: argparse.Namespace) -> None:
         args.limit,
         args.quick,
     )
-    place = finish(args, result, growth.render(result))
-    growth.draw(result, place / 'growth.png')
+    place = finish(args, result, scaling.render(result))
+    scaling.draw(result, place / 'scaling.png')
 
 
 def run_detectors(args: argparse.Namespace) -> None:
-    part = dict(model=model, family=family)[args.what]
+    part = dict(model=model, configs=config_table)[args.what]
     found = clouds.frames_for_model(args.points, args.quick)
     result = part.run(found, args.device, args.dtype, args.runs, args.only, args.quick)
     finish(args, result, part.render(result))
@@ -119,11 +112,11 @@ def parse() -> argparse.Namespace:
     )
     command.set_defaults(function=run_encoder)
     for name, function, words in (
-        ('ops', run_ops, 'attention operators and their rivals on the same tensors'),
-        ('growth', run_growth, 'time and memory from 10,000 to a million rows'),
+        ('ops', run_ops, 'attention operators and their baselines on the same tensors'),
+        ('scaling', run_growth, 'time and memory from 10,000 to a million rows'),
         ('model', run_detectors, "our detectors and mmdet3d's CenterPoint, by part and end to end"),
         (
-            'family',
+            'configs',
             run_detectors,
             'what each of our configs costs: operations, time, memory of training',
         ),
@@ -138,7 +131,10 @@ def parse() -> argparse.Namespace:
             '--quick', action='store_true', help='small sizes, in a minute or two: does it work'
         )
         command.add_argument(
-            '--out', type=Path, default=ROOT / 'benchmarks', help='default: benchmarks/'
+            '--out',
+            type=Path,
+            default=ROOT / 'benchmarks/results',
+            help='default: benchmarks/results/',
         )
         command.add_argument(
             '--device', type=torch.device, help='default: the GPU where there is one'
@@ -158,16 +154,16 @@ def parse() -> argparse.Namespace:
             )
             command.add_argument('--runs', type=int, default=7, help='counted runs of each')
             command.add_argument(
-                '--only', nargs='+', default=[], metavar='NAME', help='contenders; default all'
+                '--only', nargs='+', default=[], metavar='NAME', help='methods; default all'
             )
-        if name in ('ops', 'growth'):
+        if name in ('ops', 'scaling'):
             command.add_argument(
                 '--limit',
                 type=float,
                 default=30.0,
                 help='seconds; what takes longer runs once only',
             )
-        if name == 'growth':
+        if name == 'scaling':
             command.add_argument('--rows', type=int, nargs='+', help='default: 10,000 to 1,000,000')
         command.set_defaults(function=function)
     args = parser.parse_args()

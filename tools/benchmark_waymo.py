@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from stratified3d.evaluation.random_boxes import random_frames
-from stratified3d.evaluation.waymo_files import make_messages, write_objects
+from stratified3d.evaluation.waymo.files import make_messages, write_objects
+from stratified3d.evaluation.waymo.random_boxes import random_frames
 
 EXAMPLES = """examples:
   python tools/benchmark_waymo.py                                  the size of Waymo's validation set: 0.7 GB on disk

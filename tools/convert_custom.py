@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Convert a LiDAR data set of one's own, point files and a table of boxes, to what mmdet3d's
+"""Convert a LiDAR dataset of one's own, point files and a table of boxes, to what mmdet3d's
 scripts train with."""
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from stratified3d.datasets.box_files import read_boxes
-from stratified3d.datasets.custom_infos import Conversion, create_custom_infos, list_frames
+from stratified3d.datasets.custom.box_files import read_box_table
+from stratified3d.datasets.custom.infos import Conversion, create_custom_infos, list_frames
 
 EXAMPLES = """examples:
   python tools/convert_custom.py raw/points --boxes raw/boxes.csv --out data/custom --split train --frames train.txt
@@ -26,15 +26,15 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('points', help='folder of .bin, .npy, .pcd or .ply files, one a frame')
     parser.add_argument('--boxes', type=Path, help='.csv or .json file of the boxes of all frames')
-    parser.add_argument('--out', type=Path, required=True, help="the new data set's folder")
+    parser.add_argument('--out', type=Path, required=True, help="the new dataset's folder")
     parser.add_argument('--split', required=True, help='name of the info file: train, val, test')
     parser.add_argument('--frames', type=Path, help='text file, one frame a line; default: all')
     parser.add_argument('--classes', nargs='+', help='boxes of others are left out; default: all')
     parser.add_argument(
         '--origin',
-        choices=('centre', 'bottom'),
-        default='centre',
-        help='what z is of (default: centre of the box)',
+        choices=('center', 'bottom'),
+        default='center',
+        help='what z is of (default: center of the box)',
     )
     parser.add_argument('--degrees', action='store_true', help='yaw is in degrees, not radians')
     parser.add_argument(
@@ -77,7 +77,9 @@ def report(done: Conversion) -> None:
 def main() -> int:
     args = parse_args()
     try:
-        boxes = None if args.boxes is None else read_boxes(args.boxes, args.origin, args.degrees)
+        boxes = (
+            None if args.boxes is None else read_box_table(args.boxes, args.origin, args.degrees)
+        )
         chosen = None if args.frames is None else args.frames.read_text().split()
         report(
             create_custom_infos(

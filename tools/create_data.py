@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Prepare a nuScenes-format data set, wherever it lies on disk: its info files and its ground-truth
+"""Prepare a nuScenes-format dataset, wherever it lies on disk: its info files and its ground-truth
 database."""
 
 from __future__ import annotations
@@ -7,8 +7,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from stratified3d.datasets.ground_truth_database import create_database
-from stratified3d.datasets.nuscenes_infos import create_infos
+from stratified3d.datasets.nuscenes.database import create_database
+from stratified3d.datasets.nuscenes.infos import create_infos
 
 EXAMPLES = """examples:
   python tools/create_data.py data/simulated

@@ -16,11 +16,14 @@ from mmengine.structures import InstanceData
 from PIL import Image
 from tqdm import trange
 
+# configs may import projects.<name>, wherever the command was started
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from stratified3d.apis import detect, init_detector
-from stratified3d.datasets.frames import Frame, read_frame
+from stratified3d.datasets.nuscenes.frames import AnnotatedFrame, read_frame
 from stratified3d.evaluation.matching import count_matches
 from stratified3d.visualization.bev import draw_bev
-from stratified3d.visualization.scene import Scene
+from stratified3d.visualization.drawing import Drawing
 
 CONFIG = (
     Path(__file__).parents[1]
@@ -53,13 +56,13 @@ def parse_args() -> argparse.Namespace:
 
 
 def keep_learnable(
-    frame: Frame, class_names: list[str], point_cloud_range: list[float], min_points: int
-) -> Frame:
-    """The boxes of known classes whose centre is in range and that hold enough points."""
+    frame: AnnotatedFrame, class_names: list[str], point_cloud_range: list[float], min_points: int
+) -> AnnotatedFrame:
+    """The boxes of known classes whose center is in range and that hold enough points."""
     low, high = np.array(point_cloud_range[:2]), np.array(point_cloud_range[3:5])
     kept = (frame.num_points >= min_points) & np.isin(frame.names, class_names)
     kept &= ((frame.boxes[:, :2] >= low) & (frame.boxes[:, :2] < high)).all(1)
-    return Frame(
+    return AnnotatedFrame(
         frame.points,
         frame.boxes[kept],
         [n for n, k in zip(frame.names, kept) if k],
@@ -67,7 +70,7 @@ def keep_learnable(
     )
 
 
-def train(model: torch.nn.Module, frame: Frame, iterations: int, lr: float) -> None:
+def train(model: torch.nn.Module, frame: AnnotatedFrame, iterations: int, lr: float) -> None:
     device = next(model.parameters()).device
     labels = torch.tensor(
         [model.class_names.index(n) for n in frame.names], dtype=torch.long, device=device
@@ -139,7 +142,7 @@ def main() -> int:
     )
     (args.out / 'detections.json').write_text(json.dumps(summary))
     best = found.scores >= 0.3
-    scene = Scene(
+    scene = Drawing(
         frame.points,
         found.boxes[best],
         found.scores[best],

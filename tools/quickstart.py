@@ -39,7 +39,7 @@ def parse_args() -> argparse.Namespace:
         '--pretrained', action='store_true', help=f'train on from {WEIGHTS.relative_to(ROOT)}'
     )
     parser.add_argument(
-        '--data', type=Path, default=ROOT / 'data/simulated', help='where the data set goes'
+        '--data', type=Path, default=ROOT / 'data/simulated', help='where the dataset goes'
     )
     parser.add_argument(
         '--out', type=Path, default=ROOT / 'work_dirs/quickstart', help='where the results go'

@@ -9,7 +9,7 @@ usage() {
 Usage: bash tools/setup.sh [--device cpu|gpu] [--fresh]
 
 Creates .venv with the versions of tools/constraints.txt and installs stratified3d into it (editable).
-Safe to run again: a finished set-up is recognised in seconds, an interrupted one goes on.
+Safe to run again: a finished set-up is recognized in seconds, an interrupted one goes on.
 
   --device cpu|gpu   default: gpu where nvidia-smi lists one, else cpu
   --fresh            delete .venv first

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Simulate a LiDAR data set in nuScenes' or Waymo's format; `--help` tells how."""
+"""Simulate a LiDAR dataset in nuScenes' or Waymo's format; `--help` tells how."""
 
 import argparse
 import sys
@@ -7,7 +7,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from stratified3d.simulation import Settings, WaymoSettings, simulate_dataset, simulate_waymo
+from stratified3d.simulation import (
+    NuScenesSettings,
+    WaymoSettings,
+    simulate_dataset,
+    simulate_waymo,
+)
 
 EXAMPLES = """examples:
   python tools/simulate.py data/simulated                          8 + 2 scenes, 1.4 GB
@@ -40,13 +45,13 @@ def _scenes(text: str) -> tuple[int, int]:
 def main() -> int:
     """Parse, simulate, report."""
     parser = argparse.ArgumentParser(
-        description='Simulate a LiDAR data set in the format of nuScenes, or of Waymo (perception v2).',
+        description='Simulate a LiDAR dataset in the format of nuScenes, or of Waymo (perception v2).',
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    default = Settings()
+    default = NuScenesSettings()
     parser.add_argument(
-        'out', help='folder of the data set: new, empty, or begun with the same options'
+        'out', help='folder of the dataset: new, empty, or begun with the same options'
     )
     parser.add_argument(
         '--format', choices=('nuscenes', 'waymo'), default='nuscenes', help='default %(default)s'
@@ -85,7 +90,7 @@ def main() -> int:
     args = parser.parse_args()
     simulate, settings = (
         simulate_dataset,
-        Settings(args.version, *args.scenes, args.keyframes, args.sweeps, args.seed),
+        NuScenesSettings(args.version, *args.scenes, args.keyframes, args.sweeps, args.seed),
     )
     if args.format == 'waymo':
         if (args.version, args.sweeps) != (default.version, default.sweeps):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw detections of a config's data set or of point files: from above, in perspective, as a video,
+"""Draw detections of a config's dataset or of point files: from above, in perspective, as a video,
 in a window."""
 
 from __future__ import annotations
@@ -15,17 +15,20 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import DefaultScope
 from tqdm import tqdm
 
+# configs may import projects.<name>, wherever the command was started
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from stratified3d.apis import detect, init_detector, inspect_strata
-from stratified3d.datasets.point_files import read_points
+from stratified3d.datasets.io.point_files import read_points
+from stratified3d.visualization.drawing import COLORINGS, Drawing, StrataWeights
 from stratified3d.visualization.perspective import Camera
 from stratified3d.visualization.pictures import PictureFolder
-from stratified3d.visualization.scene import COLOURINGS, Scene, StrataWeights
 from stratified3d.visualization.window import KEYS, Viewer
 
 EXAMPLES = """examples:
   python tools/visualize.py CONFIG CHECKPOINT --dataset --out pictures               four frames with their truth
   python tools/visualize.py CONFIG CHECKPOINT --dataset --index 0-19 --video mp4     a scene as a video
-  python tools/visualize.py CONFIG CHECKPOINT sweep.pcd.bin --colour intensity       a file of points
+  python tools/visualize.py CONFIG CHECKPOINT sweep.pcd.bin --color intensity       a file of points
   python tools/visualize.py CONFIG CHECKPOINT --dataset --strata 1 --show            strata tokens, in a window
 """
 
@@ -55,7 +58,7 @@ def parse_args() -> argparse.Namespace:
         '--score', type=float, default=0.3, help='predictions below are not drawn (default: 0.3)'
     )
     parser.add_argument(
-        '--colour', choices=COLOURINGS, default='height', help='of the points (default: height)'
+        '--color', choices=COLORINGS, default='height', help='of the points (default: height)'
     )
     parser.add_argument(
         '--camera',
@@ -64,7 +67,7 @@ def parse_args() -> argparse.Namespace:
         default=[],
         metavar='N',
         help='of the perspective: azimuth '
-        'and elevation (degrees), distance, metres ahead (default: 90 36 62 12; azimuth 0: along x)',
+        'and elevation (degrees), distance, meters ahead (default: 90 36 62 12; azimuth 0: along x)',
     )
     parser.add_argument(
         '--strata',
@@ -123,7 +126,7 @@ def frames(args: argparse.Namespace, config: Config) -> tuple[list[str], Callabl
         else [(2 * k + 1) * len(dataset) // (2 * count) for k in range(count)]
     )
     if not chosen or max(chosen) >= len(dataset):
-        raise ValueError(f'--index: the data set has frames 0 to {len(dataset) - 1}, not {chosen}')
+        raise ValueError(f'--index: the dataset has frames 0 to {len(dataset) - 1}, not {chosen}')
 
     def load(i: int) -> tuple:
         truth = dataset.get_data_info(chosen[i]).get('eval_ann_info')
@@ -139,13 +142,13 @@ def frames(args: argparse.Namespace, config: Config) -> tuple[list[str], Callabl
 
 def make_scene(
     args: argparse.Namespace, model, name: str, points: np.ndarray, truth: np.ndarray | None
-) -> Scene:
+) -> Drawing:
     found = detect(model, points)
     best = found.scores >= args.score
     strata = None
     if args.strata is not None:
         strata = StrataWeights(*inspect_strata(model, points, args.strata))
-    return Scene(
+    return Drawing(
         points,
         found.boxes[best],
         found.scores[best],
@@ -169,7 +172,7 @@ def main() -> int:
             Viewer(lambda i: make_scene(args, model, names[i], *load(i)), len(names), camera).run()
             return 0
         area = [config.model.point_cloud_range[i] for i in (0, 1, 3, 4)]
-        with PictureFolder(args.out, area, camera, args.colour, not args.no_perspective) as folder:
+        with PictureFolder(args.out, area, camera, args.color, not args.no_perspective) as folder:
             for i, name in enumerate(tqdm(names, 'drawing', unit='frame')):
                 folder.write(name, make_scene(args, model, name, *load(i)), args.token)
             videos = folder.write_videos(args.video, args.rate) if args.video else []

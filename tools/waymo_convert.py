@@ -7,8 +7,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from stratified3d.datasets.processes import find_rank
-from stratified3d.datasets.waymo_conversion import SPLITS, Settings, convert_waymo
+from stratified3d.datasets.waymo.conversion import SPLITS, ConversionSettings, convert_waymo
+from stratified3d.datasets.waymo.processes import find_rank
 from stratified3d.heap import keep_large_blocks
 
 EXAMPLES = """examples:
@@ -25,15 +25,15 @@ filled from several SRC, one after the other. docs/waymo.md describes what is wr
 
 
 def parse_args() -> argparse.Namespace:
-    default = Settings()
+    default = ConversionSettings()
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('source', metavar='SRC', help='folder of the downloaded data set')
+    parser.add_argument('source', metavar='SRC', help='folder of the downloaded dataset')
     parser.add_argument(
         'out',
         metavar='OUT',
-        help="the new data set's folder: new, empty, or begun with these options",
+        help="the new dataset's folder: new, empty, or begun with these options",
     )
     parser.add_argument(
         '--splits', nargs='+', choices=list(SPLITS), help='default: those that SRC has'
@@ -77,7 +77,7 @@ def main() -> int:
             args.source,
             args.out,
             args.splits,
-            Settings(args.keep_no_label_zones, args.max_sweeps, args.database_every),
+            ConversionSettings(args.keep_no_label_zones, args.max_sweeps, args.database_every),
             args.workers,
             rank,
         )

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from stratified3d.datasets.disk import write_whole
-from stratified3d.evaluation.waymo_boxes import WaymoBoxes
-from stratified3d.evaluation.waymo_files import ObjectsFile, read_boxes
-from stratified3d.evaluation.waymo_score import average_precisions, count_boxes, format_table
+from stratified3d.datasets.io.disk import write_whole
+from stratified3d.evaluation.waymo.boxes import WaymoBoxes
+from stratified3d.evaluation.waymo.files import ObjectsFile, read_boxes
+from stratified3d.evaluation.waymo.score import average_precisions, count_boxes, format_table
 
 EXAMPLES = """examples:
   python tools/waymo_eval.py predictions.bin ground_truths.bin

@@ -5,7 +5,7 @@ from projects.attention_zoo.equal_groups import EqualGroupAttention
 from projects.attention_zoo.flex import FlexAttention
 from projects.attention_zoo.full import FullAttention
 from projects.attention_zoo.linear import LinearWindowAttention, PerformerAttention
-from projects.attention_zoo.mixer import JointRival, Rival
+from projects.attention_zoo.mixer import Baseline, JointBaseline
 from projects.attention_zoo.nested import NestedAttention
 from projects.attention_zoo.padded import SSTAttention, SwinAttention
 from projects.attention_zoo.planes import PlaneAttention
@@ -28,4 +28,4 @@ OTHER = (
     LinformerAttention,
 )
 
-__all__ = ['OTHER', 'SAME', 'JointRival', 'Rival', *(kind.__name__ for kind in SAME + OTHER)]
+__all__ = ['OTHER', 'SAME', 'JointBaseline', 'Baseline', *(kind.__name__ for kind in SAME + OTHER)]

@@ -10,7 +10,7 @@ from mmdet3d.registry import MODELS
 from torch import Tensor
 
 from projects.attention_zoo.groups import gather
-from projects.attention_zoo.mixer import Rival
+from projects.attention_zoo.mixer import Baseline
 from projects.attention_zoo.sets import sort_in_windows
 from stratified3d.layers.attention import WindowGrid
 
@@ -33,7 +33,7 @@ class EqualGroups(NamedTuple):
 
 
 @MODELS.register_module()
-class EqualGroupAttention(Rival):
+class EqualGroupAttention(Baseline):
     """Voxels are sorted by window and then along one axis, and every T of them in a row form a
     group that attends inside itself. What remains of a sample forms a group with the rows before
     it; a sample of fewer than T voxels is one group, padded.
@@ -49,7 +49,7 @@ class EqualGroupAttention(Rival):
             raise ValueError(f'group_size is at least 1, not {self.group_size}')
         self.variant = self.block % 2
 
-    def arrange(self, grid: WindowGrid) -> EqualGroups:
+    def prepare(self, grid: WindowGrid) -> EqualGroups:
         order, size = sort_in_windows(grid, axis=self.variant), self.group_size
         offsets = grid.plan.batch_offsets.long()
         count = offsets.diff()
@@ -72,7 +72,7 @@ class EqualGroupAttention(Rival):
         return EqualGroups(rows, where, None if bool(real.all()) else real)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
-        groups = self.arranged(grid)
+        groups = self.prepared(grid)
         mask = None if groups.real is None else groups.real[:, None, None]
         out = F.scaled_dot_product_attention(
             *(gather(x, groups.rows) for x in (q, k, v)), attn_mask=mask

@@ -24,13 +24,13 @@ from stratified3d.ops import apply_rotary, rotary_angles
 
 
 def equation(
-    rival: nn.Module, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid, *strata: Tensor
+    baseline: nn.Module, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid, *strata: Tensor
 ) -> Tensor:
-    """rival.attend by its equation: q, k, v [N, H, D] in the grid's window order (and strata_k,
+    """baseline.attend by its equation: q, k, v [N, H, D] in the grid's window order (and strata_k,
     strata_v, strata_bias) -> [N, H, D]."""
-    if isinstance(rival, StratifiedAttention):
+    if isinstance(baseline, StratifiedAttention):
         return _joint(q, k, v, grid, *strata)
-    return EQUATIONS[type(rival)](rival, q, k, v, grid)
+    return EQUATIONS[type(baseline)](baseline, q, k, v, grid)
 
 
 def same(values: Tensor) -> Tensor:
@@ -94,17 +94,17 @@ def _axis_key(grid: WindowGrid, odd: bool) -> Tensor:
     return (first * 65536 + second) * 65536 + z
 
 
-def _sets(rival: SetAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
+def _sets(baseline: SetAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
     number, count = torch.full((len(q),), -1, device=q.device), 0
-    window, key = windows(grid), _axis_key(grid, rival.block % 2)
+    window, key = windows(grid), _axis_key(grid, baseline.block % 2)
     for own in window.unique(dim=0):
         rows = (window == own).all(1).nonzero().squeeze(1)
         rows = rows[key[rows].argsort()]
-        sets = -(-len(rows) // rival.set_size)
+        sets = -(-len(rows) // baseline.set_size)
         for j in range(sets):
-            for place in range(rival.set_size):
+            for place in range(baseline.set_size):
                 number[
-                    rows[(j * rival.set_size + place) * len(rows) // (sets * rival.set_size)]
+                    rows[(j * baseline.set_size + place) * len(rows) // (sets * baseline.set_size)]
                 ] = count
             count += 1
     if (number < 0).any():
@@ -113,10 +113,10 @@ def _sets(rival: SetAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
 
 
 def _equal_groups(
-    rival: EqualGroupAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
+    baseline: EqualGroupAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
 ) -> Tensor:
-    seen, size = q.new_zeros(len(q), len(q), dtype=torch.bool), rival.group_size
-    key = _axis_key(grid, rival.block % 2)
+    seen, size = q.new_zeros(len(q), len(q), dtype=torch.bool), baseline.group_size
+    key = _axis_key(grid, baseline.block % 2)
     for rows in _sample_rows(grid):
         rows = rows[key[rows].argsort()]
         rows = rows[grid.plan.window_start[rows].argsort(stable=True)]
@@ -126,9 +126,9 @@ def _equal_groups(
     return _attend(q, k, v, seen)
 
 
-def _planes(rival: PlaneAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
+def _planes(baseline: PlaneAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
     shape, shift = (torch.tensor(x, device=q.device) for x in (grid.window_shape, grid.shift))
-    slab = (grid.coords[:, 1:] + shift) % shape // rival.thickness
+    slab = (grid.coords[:, 1:] + shift) % shape // baseline.thickness
     near, seen = same(windows(grid)), []
     for axis, heads in enumerate(torch.arange(q.shape[1]).tensor_split(3)):
         seen += [near & same(slab[:, axis])] * len(heads)
@@ -136,24 +136,24 @@ def _planes(rival: PlaneAttention, q: Tensor, k: Tensor, v: Tensor, grid: Window
 
 
 def _sampled(
-    rival: SampledWindowAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
+    baseline: SampledWindowAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
 ) -> Tensor:
     part = torch.zeros(len(q), dtype=torch.bool, device=q.device)
     for rows in _sample_rows(grid):
-        count = -(-len(rows) // round(1 / rival.part))
+        count = -(-len(rows) // round(1 / baseline.part))
         chosen = [i * len(rows) // count for i in range(count)]
-        if rival.sampling == 'fps':
+        if baseline.sampling == 'fps':
             chosen, position = chosen[:1], grid.positions[rows]
             while len(chosen) < count:
                 apart = (position[:, None] - position[chosen]).square().sum(-1).amin(1)
                 chosen.append(int(apart.argmax()))
         part[rows[chosen]] = True
     seen = same(windows(grid)) | (same(windows(grid, times=2)) & part)
-    if not rival.contextual:
+    if not baseline.contextual:
         return _attend(q, k, v, seen)
     query, value = q * q.shape[-1] ** -0.5, v[None]
     logits = torch.einsum('ihd,jhd->hij', query, k)
-    for axis, (table, w) in enumerate(zip(rival.tables, grid.window_shape)):
+    for axis, (table, w) in enumerate(zip(baseline.tables, grid.window_shape)):
         offset = grid.coords[:, None, 1 + axis] - grid.coords[None, :, 1 + axis] + 2 * w - 1
         at = table[:, offset.long().clamp(0, 4 * w - 2)]  # [3, N, N, H, D]
         logits = (
@@ -166,18 +166,18 @@ def _sampled(
 
 
 def _reduced(
-    rival: SpatialReductionAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
+    baseline: SpatialReductionAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
 ) -> Tensor:
     cells, member = torch.cat(
-        [grid.coords[:, :1], grid.coords[:, 1:] // rival.reduction], 1
+        [grid.coords[:, :1], grid.coords[:, 1:] // baseline.reduction], 1
     ).unique(dim=0, return_inverse=True)
     mean = (member == torch.arange(len(cells), device=q.device)[:, None]).to(q.dtype)
     mean = mean / mean.sum(1, keepdim=True)
     keys, values = (
         reduce(mean @ x.flatten(1)).view(-1, *x.shape[1:])
-        for reduce, x in ((rival.reduce_k, k), (rival.reduce_v, v))
+        for reduce, x in ((baseline.reduce_k, k), (baseline.reduce_v, v))
     )
-    if rival.use_rotary:
+    if baseline.use_rotary:
         places = mean.double() @ grid.positions.double()
         q, keys = (
             apply_rotary(q, *grid.rotary),
@@ -187,34 +187,34 @@ def _reduced(
 
 
 def _linformer(
-    rival: LinformerAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
+    baseline: LinformerAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
 ) -> Tensor:
-    mixed, length = ([], []), rival.length
+    mixed, length = ([], []), baseline.length
     for rows in _sample_rows(grid):
         bounds = torch.arange(length + 1) * len(rows) // length
         filled = (bounds.diff() > 0).nonzero().squeeze(1).tolist()
         for out, x in zip(mixed, (k, v)):
             means = [x[rows[bounds[c] : bounds[c + 1]]].mean(0) for c in filled]
-            columns = rival.projection[:, filled]
+            columns = baseline.projection[:, filled]
             out.append(torch.einsum('rc,chd->rhd', columns, torch.stack(means) if means else x[:0]))
-    owner = torch.arange(len(mixed[0]), device=q.device).repeat_interleave(rival.rank)
+    owner = torch.arange(len(mixed[0]), device=q.device).repeat_interleave(baseline.rank)
     return _attend(q, torch.cat(mixed[0]), torch.cat(mixed[1]), grid.coords[:, :1] == owner)
 
 
 def _linear(
-    rival: LinearWindowAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
+    baseline: LinearWindowAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
 ) -> Tensor:
     weights = torch.einsum('ihd,jhd->hij', q.relu(), k.relu())
     return _weigh(weights.masked_fill(~same(windows(grid)), 0), v)
 
 
 def _performer(
-    rival: PerformerAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
+    baseline: PerformerAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
 ) -> Tensor:
     q, k = (x * x.shape[-1] ** -0.25 for x in (q, k))
     features = [
         (
-            torch.einsum('nhd,fd->nhf', x, rival.features.to(x.dtype))
+            torch.einsum('nhd,fd->nhf', x, baseline.features.to(x.dtype))
             - x.square().sum(-1, keepdim=True) / 2
         ).exp()
         for x in (q, k)
@@ -224,7 +224,7 @@ def _performer(
 
 
 EQUATIONS: dict[type, Callable[..., Tensor]] = {
-    FullAttention: lambda rival, q, k, v, grid: _attend(q, k, v, same(grid.coords[:, 0])),
+    FullAttention: lambda baseline, q, k, v, grid: _attend(q, k, v, same(grid.coords[:, 0])),
     SetAttention: _sets,
     EqualGroupAttention: _equal_groups,
     PlaneAttention: _planes,

@@ -9,7 +9,7 @@ from mmdet3d.registry import MODELS
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from projects.attention_zoo.mixer import JointRival
+from projects.attention_zoo.mixer import JointBaseline
 from stratified3d.layers.attention import WindowGrid
 
 
@@ -21,7 +21,7 @@ def _compiled(device: str):
 
 
 @MODELS.register_module()
-class FlexAttention(JointRival):
+class FlexAttention(JointBaseline):
     """Rows, and behind them all strata tokens, are the keys of one call; blocks that hold no pair
     are skipped.
 
@@ -33,7 +33,7 @@ class FlexAttention(JointRival):
     authors = dict(block_size=128, compiled=True)
     tried = (dict(block_size=64), dict(block_size=256))
 
-    def arrange(self, grid: WindowGrid, strata: int) -> BlockMask:
+    def prepare(self, grid: WindowGrid, strata: int) -> BlockMask:
         plan, size = grid.plan, self.block_size
         n, batch = len(plan.sample), len(plan.batch_offsets) - 1
         total = n + batch * strata
@@ -85,7 +85,7 @@ class FlexAttention(JointRival):
             raise ValueError(reason)
         if not n:
             return q * 1
-        mask = self.arranged(grid, 0 if strata_k is None else strata_k.shape[1])
+        mask = self.prepared(grid, 0 if strata_k is None else strata_k.shape[1])
         if strata_k is not None:
             k, v = torch.cat([k, strata_k.flatten(0, 1)]), torch.cat([v, strata_v.flatten(0, 1)])
             if strata_bias is not None:

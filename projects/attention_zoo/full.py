@@ -7,12 +7,12 @@ from mmdet3d.registry import MODELS
 from torch import Tensor
 
 from projects.attention_zoo.groups import Groups, Ragged, attend_groups, pad_groups
-from projects.attention_zoo.mixer import Rival
+from projects.attention_zoo.mixer import Baseline
 from stratified3d.layers.attention import WindowGrid
 
 
 @MODELS.register_module()
-class FullAttention(Rival):
+class FullAttention(Baseline):
     """softmax(q k^T / sqrt(D)) v over all rows of the sample.
 
     ViT (Dosovitskiy et al. 2021, appendix A). queries_at_once > 0 hands the queries over in pieces
@@ -22,7 +22,7 @@ class FullAttention(Rival):
     authors = dict(queries_at_once=0)
     tried = (dict(queries_at_once=1024), dict(queries_at_once=8192))
 
-    def arrange(self, grid: WindowGrid) -> Groups:
+    def prepare(self, grid: WindowGrid) -> Groups:
         offsets = grid.plan.batch_offsets.long()
         rows = torch.arange(len(grid.coords), device=offsets.device)
         samples = torch.arange(len(offsets) - 1, device=offsets.device)
@@ -43,7 +43,7 @@ class FullAttention(Rival):
         return pad_groups(Ragged(rows, pieces), keys, owner, lengths)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
-        return attend_groups(q, k, v, self.arranged(grid))
+        return attend_groups(q, k, v, self.prepared(grid))
 
 
 def _repeat_lists(rows: Tensor, offsets: Tensor, which: Tensor) -> Ragged:

@@ -10,12 +10,12 @@ from mmdet3d.registry import MODELS
 from torch import Tensor
 
 from projects.attention_zoo.groups import Groups, gather, pad_groups, scatter, window_rows
-from projects.attention_zoo.mixer import Rival
+from projects.attention_zoo.mixer import Baseline
 from stratified3d.layers.attention import WindowGrid
 
 
 @MODELS.register_module()
-class LinearWindowAttention(Rival):
+class LinearWindowAttention(Baseline):
     """f(q_i) S / (f(q_i) z) with S = sum_j f(k_j) v_j^T and z = sum_j f(k_j) over the window of i,
     f = ReLU.
 
@@ -30,12 +30,12 @@ class LinearWindowAttention(Rival):
         dict(lengths=(8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)),
     )
 
-    def arrange(self, grid: WindowGrid) -> Groups:
+    def prepare(self, grid: WindowGrid) -> Groups:
         windows, sample = window_rows(grid.plan)
         return pad_groups(windows, windows, sample, self.lengths)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
-        groups, outs = self.arranged(grid), []
+        groups, outs = self.prepared(grid), []
         q, k = q.relu(), k.relu()
         for bucket in groups.buckets:
             queries, keys, values = (
@@ -56,7 +56,7 @@ def _read(queries: Tensor, state: Tensor, weight: Tensor) -> Tensor:
 
 
 @MODELS.register_module()
-class PerformerAttention(Rival):
+class PerformerAttention(Baseline):
     """The softmax kernel in the mean of positive random features f(x) = exp(w x - |x|^2 / 2), over
     the whole sample.
 

@@ -13,7 +13,7 @@ from stratified3d.layers.strata import Strata
 
 
 class Tunable(nn.Module):
-    """Settings of a rival, kept as attributes.
+    """Settings of a baseline, kept as attributes.
 
     authors: every setting and the value its authors (or their code) take by default; tried: further
     values that the benchmarks try beside it.
@@ -33,21 +33,21 @@ class Tunable(nn.Module):
         for name, value in self.settings.items():
             setattr(self, name, value)
 
-    def arranged(self, grid: WindowGrid, *details: Any) -> Any:
-        """What `arrange` makes of the grid and further details: made once and shared by all blocks
-        that arrange alike."""
+    def prepared(self, grid: WindowGrid, *details: Any) -> Any:
+        """What `prepare` makes of the grid and further details: made once and shared by all blocks
+        that prepare alike."""
         key = (
             type(self),
             *(f'{name}={value}' for name, value in self.settings.items()),
             self.variant,
             *details,
         )
-        return grid.once(key, lambda: self.arrange(grid, *details))
+        return grid.once(key, lambda: self.prepare(grid, *details))
 
-    # what makes two blocks of the same settings arrange differently
+    # what makes two blocks of the same settings prepare differently
     variant: Any = None
 
-    def arrange(self, grid: WindowGrid, *details: Any) -> Any:
+    def prepare(self, grid: WindowGrid, *details: Any) -> Any:
         """Index tensors that depend on the voxels' places only."""
         raise NotImplementedError
 
@@ -59,19 +59,19 @@ class Tunable(nn.Module):
         return ', '.join(f'{name}={value!r}' for name, value in self.settings.items())
 
 
-class Rival(Tunable):
+class Baseline(Tunable):
     """A mixer that computes another function than stratified attention, and knows no strata.
 
-    Positions enter every rival alike, by the block's rotary embedding of q and k (and by its
+    Positions enter every baseline alike, by the block's rotary embedding of q and k (and by its
     convolution), unless the equation of its attention has a term of its own for them.
 
     Args:
         channels: C.
         num_heads: H, divides C.
-        use_rotary: rotary position embedding of q and k in metres.
-        block: index of the block in its stage; where a rival alternates, odd blocks differ.
-        window_shape: (z, y, x) in voxels of the stage, for rivals whose parameters depend on it.
-        settings: of the rival, see `authors` of its class.
+        use_rotary: rotary position embedding of q and k in meters.
+        block: index of the block in its stage; where a baseline alternates, odd blocks differ.
+        window_shape: (z, y, x) in voxels of the stage, for baselines whose parameters depend on it.
+        settings: of the baseline, see `authors` of its class.
     Raises:
         ValueError: heads that do not divide the width, an unknown setting.
     """
@@ -103,7 +103,7 @@ class Rival(Tunable):
         self.build()
 
     def build(self) -> None:
-        """Parameters and checks of a rival's own."""
+        """Parameters and checks of a baseline's own."""
 
     def forward(
         self, x: Tensor, grid: WindowGrid, strata: Strata | None = None
@@ -120,14 +120,14 @@ class Rival(Tunable):
         raise NotImplementedError
 
 
-class JointRival(Tunable, StratifiedAttention):
+class JointBaseline(Tunable, StratifiedAttention):
     """Stratified attention whose softmax over window and strata runs in another layout or library.
 
     Same parameters and same function as `StratifiedAttention`, whose arguments it takes (but
     `backend`).
 
     Args:
-        settings: of the rival, see `authors` of its class.
+        settings: of the baseline, see `authors` of its class.
     Raises:
         ValueError: what `StratifiedAttention` refuses, an unknown setting.
     """
@@ -139,7 +139,7 @@ class JointRival(Tunable, StratifiedAttention):
         num_strata: int = 64,
         selection: str = 'pool',
         fusion: str = 'joint',
-        selects_strata: bool = True,
+        creates_tokens: bool = True,
         strata_offset: float | None = -4.0,
         use_rotary: bool = True,
         **settings: Any,
@@ -151,7 +151,7 @@ class JointRival(Tunable, StratifiedAttention):
             num_strata,
             selection,
             fusion,
-            selects_strata,
+            creates_tokens,
             strata_offset,
             use_rotary,
         )

@@ -11,7 +11,7 @@ from mmdet3d.registry import MODELS
 from torch import Tensor
 
 from projects.attention_zoo.groups import Ragged, fold_bias, window_rows
-from projects.attention_zoo.mixer import JointRival
+from projects.attention_zoo.mixer import JointBaseline
 from stratified3d.layers.attention import WindowGrid
 
 
@@ -27,7 +27,7 @@ class Jagged(NamedTuple):
 
 
 @MODELS.register_module()
-class NestedAttention(JointRival):
+class NestedAttention(JointBaseline):
     """scaled_dot_product_attention on jagged tensors; nothing is padded by us, the strata are
     copied to every window and their bias is a column of their keys.
 
@@ -38,7 +38,7 @@ class NestedAttention(JointRival):
     authors = dict(hints=False, longest_first=False)
     tried = (dict(hints=True), dict(hints=True, longest_first=True))
 
-    def arrange(self, grid: WindowGrid, strata: int) -> Jagged:
+    def prepare(self, grid: WindowGrid, strata: int) -> Jagged:
         windows, sample = window_rows(grid.plan)
         size = windows.offsets.diff()
         order = (
@@ -75,7 +75,7 @@ class NestedAttention(JointRival):
     ) -> Tensor:
         if not len(q):
             return q * 1
-        jagged = self.arranged(grid, 0 if strata_k is None else strata_k.shape[1])
+        jagged = self.prepared(grid, 0 if strata_k is None else strata_k.shape[1])
         width, scale = q.shape[-1], q.shape[-1] ** -0.5
         if strata_k is not None:
             q, k, v, strata_k, strata_v = fold_bias(q, k, v, strata_k, strata_v, strata_bias)

@@ -7,12 +7,12 @@ from mmdet3d.registry import MODELS
 from torch import Tensor
 
 from projects.attention_zoo.groups import Groups, attend_groups, pad_groups, window_rows
-from projects.attention_zoo.mixer import JointRival
+from projects.attention_zoo.mixer import JointBaseline
 from stratified3d.layers.attention import WindowGrid
 
 
 @MODELS.register_module()
-class SSTAttention(JointRival):
+class SSTAttention(JointBaseline):
     """Windows padded to the shortest of a few lengths that holds them; keys that pad are masked.
 
     SST (Fan et al. 2022, section 4.2, regional grouping). Its code drops what a window holds beyond
@@ -26,7 +26,7 @@ class SSTAttention(JointRival):
         dict(lengths=(8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384)),
     )
 
-    def arrange(self, grid: WindowGrid) -> Groups:
+    def prepare(self, grid: WindowGrid) -> Groups:
         windows, sample = window_rows(grid.plan)
         return pad_groups(windows, windows, sample, self.lengths)
 
@@ -40,7 +40,7 @@ class SSTAttention(JointRival):
         strata_v: Tensor | None = None,
         strata_bias: Tensor | None = None,
     ) -> Tensor:
-        return attend_groups(q, k, v, self.arranged(grid), strata_k, strata_v, strata_bias)
+        return attend_groups(q, k, v, self.prepared(grid), strata_k, strata_v, strata_bias)
 
 
 @MODELS.register_module()
@@ -56,7 +56,7 @@ class SwinAttention(SSTAttention):
     authors = dict(multiple=1)
     tried = (dict(multiple=8), dict(multiple=64))
 
-    def arrange(self, grid: WindowGrid) -> Groups:
+    def prepare(self, grid: WindowGrid) -> Groups:
         windows, sample = window_rows(grid.plan)
         longest = int(windows.offsets.diff().max()) if len(sample) else 1
         return pad_groups(windows, windows, sample, (-(-longest // self.multiple) * self.multiple,))

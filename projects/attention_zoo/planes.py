@@ -6,13 +6,13 @@ import torch
 from mmdet3d.registry import MODELS
 from torch import Tensor
 
-from projects.attention_zoo.mixer import Rival
+from projects.attention_zoo.mixer import Baseline
 from stratified3d.layers.attention import WindowGrid
 from stratified3d.ops import WindowPlan, permute_rows, plan_windows, stratified_attention
 
 
 @MODELS.register_module()
-class PlaneAttention(Rival):
+class PlaneAttention(Baseline):
     """A third of the heads each attends to what shares the query's window and its slab along z, y
     or x, `thickness` voxels thick.
 
@@ -31,7 +31,7 @@ class PlaneAttention(Rival):
         if self.thickness < 1:
             raise ValueError(f'thickness is at least 1 voxel, not {self.thickness}')
 
-    def arrange(self, grid: WindowGrid) -> list[WindowPlan]:
+    def prepare(self, grid: WindowGrid) -> list[WindowPlan]:
         plans, batch_size = [], len(grid.plan.batch_offsets) - 1
         for axis in range(3):
             # slabs are counted from the window's own border: the first voxel of the axis moves to a
@@ -47,7 +47,7 @@ class PlaneAttention(Rival):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
         outs = []
-        for plan, heads in zip(self.arranged(grid), torch.arange(self.num_heads).tensor_split(3)):
+        for plan, heads in zip(self.prepared(grid), torch.arange(self.num_heads).tensor_split(3)):
             heads = slice(int(heads[0]), int(heads[-1]) + 1)
             out = stratified_attention(
                 *(permute_rows(x[:, heads], plan.order, plan.inverse) for x in (q, k, v)), plan

@@ -9,7 +9,7 @@ from mmdet3d.registry import MODELS
 from torch import Tensor, nn
 
 from projects.attention_zoo.groups import Groups, Ragged, attend_groups, pad_groups
-from projects.attention_zoo.mixer import Rival
+from projects.attention_zoo.mixer import Baseline
 from stratified3d.layers.attention import WindowGrid
 from stratified3d.ops import apply_rotary, chunk_offsets, rotary_angles, segment_reduce
 
@@ -29,7 +29,7 @@ class Cells(NamedTuple):
 
 
 @MODELS.register_module()
-class SpatialReductionAttention(Rival):
+class SpatialReductionAttention(Baseline):
     """Every voxel attends to the occupied cells of R x R x R voxels of its sample; a cell's key and
     value are the means of its voxels', through a linear map and a layer norm.
 
@@ -50,7 +50,7 @@ class SpatialReductionAttention(Rival):
             nn.Sequential(nn.Linear(channels, channels), nn.LayerNorm(channels)) for _ in range(2)
         )
 
-    def arrange(self, grid: WindowGrid) -> Cells:
+    def prepare(self, grid: WindowGrid) -> Cells:
         cell = torch.cat([grid.coords[:, :1], grid.coords[:, 1:] // self.reduction], 1).long()
         high = cell.amax(0) + 1 if len(cell) else cell.new_ones(4)
         key = ((cell[:, 0] * high[1] + cell[:, 1]) * high[2] + cell[:, 2]) * high[3] + cell[:, 3]
@@ -75,7 +75,7 @@ class SpatialReductionAttention(Rival):
         return Cells(order, offsets, rotary, groups)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
-        cells = self.arranged(grid)
+        cells = self.prepared(grid)
         k, v = (
             reduce(
                 segment_reduce(x.flatten(1).index_select(0, cells.order), cells.offsets, 'mean')
@@ -88,7 +88,7 @@ class SpatialReductionAttention(Rival):
 
 
 @MODELS.register_module()
-class LinformerAttention(Rival):
+class LinformerAttention(Baseline):
     """Every voxel attends to `rank` learned mixtures of all keys and values of its sample.
 
     Linformer (Wang et al. 2020, section 4), one projection E shared by heads, keys and values. A
@@ -102,7 +102,7 @@ class LinformerAttention(Rival):
     def build(self) -> None:
         self.projection = nn.Parameter(torch.randn(self.rank, self.length) * self.length**-0.5)
 
-    def arrange(self, grid: WindowGrid) -> tuple[Tensor, Groups]:
+    def prepare(self, grid: WindowGrid) -> tuple[Tensor, Groups]:
         offsets = grid.plan.batch_offsets
         batch = len(offsets) - 1
         rows = torch.arange(len(grid.coords), device=offsets.device)
@@ -117,7 +117,7 @@ class LinformerAttention(Rival):
         )
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
-        columns, groups = self.arranged(grid)
+        columns, groups = self.prepared(grid)
         batch = len(grid.plan.batch_offsets) - 1
         k, v = (
             (

@@ -16,7 +16,7 @@ from projects.attention_zoo.groups import (
     scatter,
     window_rows,
 )
-from projects.attention_zoo.mixer import Rival
+from projects.attention_zoo.mixer import Baseline
 from stratified3d.layers.attention import WindowGrid
 
 # logits at a time where they are written out
@@ -35,7 +35,7 @@ def farthest_points(positions: Tensor, count: int) -> Tensor:
 
 
 @MODELS.register_module()
-class SampledWindowAttention(Rival):
+class SampledWindowAttention(Baseline):
     """Keys are the query's window and those of a sampled part of the sample that lie in the doubled
     window but not in the window itself; one softmax over both.
 
@@ -64,7 +64,7 @@ class SampledWindowAttention(Rival):
                 for w in self.window_shape
             )
 
-    def arrange(self, grid: WindowGrid) -> Groups:
+    def prepare(self, grid: WindowGrid) -> Groups:
         windows, sample = window_rows(grid.plan)
         first = windows.offsets[:-1]
         window = torch.arange(len(first), device=first.device)
@@ -124,7 +124,7 @@ class SampledWindowAttention(Rival):
         return torch.cat(rows)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
-        groups = self.arranged(grid)
+        groups = self.prepared(grid)
         if not self.contextual:
             return attend_groups(q, k, v, groups)
         q = q * self.head_dim**-0.5

@@ -10,7 +10,7 @@ from mmdet3d.registry import MODELS
 from torch import Tensor
 
 from projects.attention_zoo.groups import gather
-from projects.attention_zoo.mixer import Rival
+from projects.attention_zoo.mixer import Baseline
 from stratified3d.layers.attention import WindowGrid
 
 
@@ -30,7 +30,7 @@ class Sets(NamedTuple):
 
 
 @MODELS.register_module()
-class SetAttention(Rival):
+class SetAttention(Baseline):
     """A window of n voxels is sorted along one axis and cut into ceil(n / T) sets of T places, and
     voxels attend inside their set. Place k of set j of s holds voxel floor((j T + k) n / (s T)); a
     voxel that is repeated counts once.
@@ -47,7 +47,7 @@ class SetAttention(Rival):
             raise ValueError(f'set_size is at least 1, not {self.set_size}')
         self.variant = self.block % 2
 
-    def arrange(self, grid: WindowGrid) -> Sets:
+    def prepare(self, grid: WindowGrid) -> Sets:
         plan, size = grid.plan, self.set_size
         order = sort_in_windows(grid, axis=self.variant)
         rows = torch.arange(len(order), device=order.device)
@@ -69,7 +69,7 @@ class SetAttention(Rival):
         return Sets(order[index], repeated, where)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
-        sets = self.arranged(grid)
+        sets = self.prepared(grid)
         out = F.scaled_dot_product_attention(
             *(gather(x, sets.rows) for x in (q, k, v)), attn_mask=~sets.repeated[:, None, None]
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from projects.attention_zoo.groups import fold_bias, window_rows
-from projects.attention_zoo.mixer import JointRival
+from projects.attention_zoo.mixer import JointBaseline
 from stratified3d.layers.attention import WindowGrid
 
 
@@ -91,7 +91,7 @@ class _Joint(torch.autograd.Function):
 
 
 @MODELS.register_module()
-class VarlenAttention(JointRival):
+class VarlenAttention(JointBaseline):
     """Windows as sequences of torch.nn.attention.varlen, and strata as those of another call,
     merged exactly; their bias is a column of their keys. Heads grow to a multiple of `width` for
     the strata; `as_one` hands strata over as keys of the windows instead, copied to each of them,
@@ -112,7 +112,7 @@ class VarlenAttention(JointRival):
             f'{str(q.dtype)[6:]}: train with --amp on a GPU, or take another mixer'
         )
 
-    def arrange(self, grid: WindowGrid) -> tuple[Sequences, Sequences, Tensor]:
+    def prepare(self, grid: WindowGrid) -> tuple[Sequences, Sequences, Tensor]:
         """Windows; samples with their strata; and, for `as_one`, the order of rows followed by
         strata tokens."""
         windows, sample = window_rows(grid.plan)
@@ -161,7 +161,7 @@ class VarlenAttention(JointRival):
             raise ValueError(reason)
         if not len(q):
             return q * 1
-        (windows, samples, rows), scale = self.arranged(grid), q.shape[-1] ** -0.5
+        (windows, samples, rows), scale = self.prepared(grid), q.shape[-1] ** -0.5
         if strata_k is None:
             own = windows._replace(offsets_k=windows.offsets_q, longest_k=windows.longest_q)
             return _Alone.apply(q, k, v, own, scale)

@@ -17,7 +17,7 @@ class FadeObjectSampleHook(Hook):
     PointAugmenting).
 
     mmdet3d's DisableObjectSampleHook acts at the start of a single epoch: a run that is resumed
-    later samples again, and a data set in two wrappers is not reached. Where a loop counts
+    later samples again, and a dataset in two wrappers is not reached. Where a loop counts
     iterations (IterBasedTrainLoop), a pass over the loader is an epoch, and a last one that is cut
     short counts as one.
 

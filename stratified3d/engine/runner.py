@@ -20,7 +20,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from stratified3d.checkpoints import check_fit, latest_checkpoint
-from stratified3d.datasets.info_files import check_dataset, check_files, info_paths, read_info_file
+from stratified3d.datasets.io.info_files import (
+    check_dataset,
+    check_files,
+    info_paths,
+    read_info_file,
+)
 
 
 @RUNNERS.register_module()
@@ -32,7 +37,7 @@ class StratifiedRunner(Runner):
       latest whole one.
     - Weights that do not fit are an error that lists them. In fine-tuning (`load_from`) the head
       may differ: what differs is listed in a warning and starts from random weights.
-    - Data sets are looked at before training or testing: info file, first frame, order of the
+    - Datasets are looked at before training or testing: info file, first frame, order of the
       classes.
     - `--launcher pytorch` works without a GPU, over gloo.
     """
@@ -50,7 +55,7 @@ class StratifiedRunner(Runner):
     # data
 
     def build_dataloader(self, dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:
-        """Build a loader and look at its data set.
+        """Build a loader and look at its dataset.
 
         Raises:
             FileNotFoundError, ValueError: missing or damaged info file, points that are not there,
@@ -165,12 +170,10 @@ class StratifiedRunner(Runner):
         except OSError as error:
             partial.unlink(missing_ok=True)
             before = latest_checkpoint(out_dir)
-            remedy = (
-                f'--resume goes on from {before}' if before else 'this run has no checkpoint yet'
-            )
+            hint = f'--resume goes on from {before}' if before else 'this run has no checkpoint yet'
             raise OSError(
                 f'{path}: the checkpoint could not be written ({os.strerror(error.errno or errno.EIO)}); '
-                f'make room, then {remedy}'
+                f'make room, then {hint}'
             ) from error
 
     # processes

@@ -64,7 +64,7 @@ def samplers(loader: DataLoader) -> list:
 
 
 def pipelines(dataset: object) -> list:
-    """The transform pipelines of a data set, however it is wrapped."""
+    """The transform pipelines of a dataset, however it is wrapped."""
     if hasattr(dataset, 'pipeline'):
         return [dataset.pipeline]
     inner = [dataset.dataset] if hasattr(dataset, 'dataset') else getattr(dataset, 'datasets', [])
@@ -81,7 +81,7 @@ def _restart_queues(transform: object) -> None:
 
 
 def restart_workers(loader: DataLoader, seed: int) -> None:
-    """Let the loader's next iterator start new workers, with copies of the data set as it is
+    """Let the loader's next iterator start new workers, with copies of the dataset as it is
     then."""
     init = loader.worker_init_fn
     if isinstance(init, partial) and 'seed' in init.keywords:

@@ -1,4 +1,4 @@
-"""Average precision by centre distance, as the nuScenes benchmark defines it, on arrays."""
+"""Average precision by center distance, as the nuScenes benchmark defines it, on arrays."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stratified3d.evaluation.matching import match_centres
+from stratified3d.evaluation.matching import match_centers
 
 _RECALLS = np.linspace(0, 1, 101)
 
@@ -22,12 +22,12 @@ def average_precision(
     """AP of one class over all frames (Caesar et al. 2020, section 3.1).
 
     Precision is interpolated at 101 recalls; what lies at or below the least recall or precision
-    counts nothing, and the rest is normalised to 1.
+    counts nothing, and the rest is normalized to 1.
 
     Args:
-        truth: one [K, >= 2] of centres (x, y in metres) a frame.
+        truth: one [K, >= 2] of centers (x, y in meters) a frame.
         predicted: one [J, >= 2] a frame; scores: one [J] a frame.
-        max_distance: metres in the ground plane.
+        max_distance: meters in the ground plane.
     Returns:
         0 to 1; NaN where there is no truth.
     """
@@ -37,7 +37,7 @@ def average_precision(
     hits, confidence = [], []
     for here, boxes, score in zip(truth, predicted, scores):
         order = np.argsort(-score, kind='stable')
-        hits.append(match_centres(here, boxes[order], max_distance) >= 0)
+        hits.append(match_centers(here, boxes[order], max_distance) >= 0)
         confidence.append(score[order])
     hits, confidence = np.concatenate(hits), np.concatenate(confidence)
     if not hits.any():

@@ -1,4 +1,4 @@
-"""One-to-one matching of boxes by centre distance, the way nuScenes counts a hit."""
+"""One-to-one matching of boxes by center distance, the way nuScenes counts a hit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def match_centres(
+def match_centers(
     truth: np.ndarray, predicted: np.ndarray, max_distance: float = 2.0
 ) -> np.ndarray:
     """Give every prediction, in order, the nearest truth that is still free.
@@ -16,16 +16,16 @@ def match_centres(
     class of one frame.
 
     Args:
-        truth: [K, >= 2] x, y metres.
+        truth: [K, >= 2] x, y meters.
         predicted: [J, >= 2], by falling score.
-        max_distance: metres in the ground plane; a truth farther away is no match.
+        max_distance: meters in the ground plane; a truth farther away is no match.
     Returns:
         [J] int64, the matched truth of each prediction or -1.
     """
     matched = np.full(len(predicted), -1)
     free = np.ones(len(truth), bool)
-    for j, centre in enumerate(predicted):
-        distance = np.where(free, np.linalg.norm(truth[:, :2] - centre[:2], axis=1), np.inf)
+    for j, center in enumerate(predicted):
+        distance = np.where(free, np.linalg.norm(truth[:, :2] - center[:2], axis=1), np.inf)
         if len(distance) and distance.min() < max_distance:
             matched[j] = distance.argmin()
             free[matched[j]] = False
@@ -46,7 +46,7 @@ def count_matches(
     Args:
         truth: [K, >= 2]; truth_names: K class names.
         predicted: [J, >= 2]; scores: [J]; predicted_names: J class names.
-        max_distance: metres in the ground plane.
+        max_distance: meters in the ground plane.
     Returns:
         {class: (found, truths)} for every class that has a truth, in alphabetical order.
     """
@@ -57,7 +57,7 @@ def count_matches(
         chosen = np.flatnonzero(predicted_names == name)
         chosen = chosen[np.argsort(-scores[chosen], kind='stable')][: len(mine)]
         found[name] = (
-            int((match_centres(mine, predicted[chosen], max_distance) >= 0).sum()),
+            int((match_centers(mine, predicted[chosen], max_distance) >= 0).sum()),
             len(mine),
         )
     return found

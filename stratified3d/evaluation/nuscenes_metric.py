@@ -25,7 +25,7 @@ class NuScenesDevkitMetric(NuScenesMetric):
 
     - Results without any box score mAP 0; the devkit's filter raises `Invalid box type: None` for
       them.
-    - The version is that of ann_file. mmdet3d takes it from the data set's metainfo, which says
+    - The version is that of ann_file. mmdet3d takes it from the dataset's metainfo, which says
       v1.0-trainval whatever was loaded.
     - A submission names all five sources that the server asks for, not two.
     - What cannot be scored is refused with a reason, before training or testing where that is
@@ -33,8 +33,8 @@ class NuScenesDevkitMetric(NuScenesMetric):
 
     Args:
         data_root: holds v1.0-*/ with the tables that the devkit reads.
-        ann_file: info file of the split whose data set is tested.
-        classes: names in the order in which the model counts its labels; a data set that counts
+        ann_file: info file of the split whose dataset is tested.
+        classes: names in the order in which the model counts its labels; a dataset that counts
         them in another order
             is refused. None accepts any.
         format_only: write `{jsonfile_prefix}/pred_instances_3d/results_nusc.json` and score
@@ -92,11 +92,11 @@ class NuScenesDevkitMetric(NuScenesMetric):
 
     @BaseMetric.dataset_meta.setter
     def dataset_meta(self, dataset_meta: dict) -> None:
-        """Metainfo of the tested data set, which the runner hands over before the first batch."""
+        """Metainfo of the tested dataset, which the runner hands over before the first batch."""
         found = list(dataset_meta['classes'])
         if self.classes is not None and found != self.classes:
             raise ValueError(
-                f'the data set counts its classes as {found}, the model as {self.classes}: labels would '
+                f'the dataset counts its classes as {found}, the model as {self.classes}: labels would '
                 "be taken for other classes. Let metainfo=dict(classes=...) of the loader's dataset list "
                 "the classes in the order of the head's tasks"
             )
@@ -109,7 +109,7 @@ class NuScenesDevkitMetric(NuScenesMetric):
             if not 0 <= index < len(self.point_files) or file and file != self.point_files[index]:
                 raise ValueError(
                     f'a result of frame {index}, {file or "points unknown"}, is none of the '
-                    f'{len(self.point_files)} frames of {self.ann_file}: the evaluator and the data set '
+                    f'{len(self.point_files)} frames of {self.ann_file}: the evaluator and the dataset '
                     'take different info files'
                 )
         super().process(data_batch, data_samples)
@@ -122,7 +122,7 @@ class NuScenesDevkitMetric(NuScenesMetric):
             raise ValueError(
                 f'{len(found)} results of {len(set(found))} different frames, {self.ann_file} has '
                 f'{frames}: the devkit scores whole splits, so test every frame once (no indices, no '
-                'resampling of the data set)'
+                'resampling of the dataset)'
             )
         return super().compute_metrics(results)
 

@@ -17,7 +17,7 @@ def rotated_iou_bev(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Overlap of the boxes' outlines in the ground plane, pair by pair.
 
     Args:
-        a, b: [N, 7] x, y, z, dx, dy, dz (metres), yaw (radians).
+        a, b: [N, 7] x, y, z, dx, dy, dz (meters), yaw (radians).
     Returns:
         [N] float64, 0 to 1; boxes without area give 0.
     Raises:
@@ -31,7 +31,7 @@ def rotated_iou_3d(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     volume of both.
 
     Args:
-        a, b: [N, 7] x, y, z of the centre, dx, dy, dz (metres), yaw (radians).
+        a, b: [N, 7] x, y, z of the center, dx, dy, dz (meters), yaw (radians).
     Returns:
         [N] float64, 0 to 1; boxes without volume give 0.
     Raises:
@@ -84,7 +84,7 @@ def overlap_3d(a: np.ndarray, b: np.ndarray, polygon: np.ndarray) -> float:
 
 @compiled
 def _shared_area(a: np.ndarray, b: np.ndarray, polygon: np.ndarray) -> float:
-    """Square metres common to two outlines: a's corners in b's frame, clipped to b side by side.
+    """Square meters common to two outlines: a's corners in b's frame, clipped to b side by side.
 
     Sutherland and Hodgman, Reentrant polygon clipping, 1974. Everything is relative to b, so
     neither large coordinates nor boxes that coincide cost digits.

@@ -28,7 +28,7 @@ FUSIONS = ('joint', 'gated')
 class WindowGrid(NamedTuple):
     """One arrangement of a stage's voxels into windows, made once and shared by the stage's blocks.
 
-    plan: WindowPlan; positions [N, 3] metres and coords [N, 4] int32 (batch, z, y, x), both in
+    plan: WindowPlan; positions [N, 3] meters and coords [N, 4] int32 (batch, z, y, x), both in
     window order; rotary: (cos, sin) of the rows, or None without it; window_shape, shift (z, y, x)
     in voxels: voxel c lies in window floor((c + shift) / window_shape); derived: what mixers worked
     out from it, see `once`; is_sorted: the voxels themselves lie in window order, so that nothing
@@ -67,7 +67,7 @@ class WindowGrid(NamedTuple):
         )
 
 
-def arrange_windows(
+def build_window_grid(
     coords: Tensor,
     positions: Tensor,
     window_shape: tuple[int, int, int],
@@ -81,7 +81,7 @@ def arrange_windows(
 
     Args:
         coords: [N, 4] int32 (batch, z, y, x).
-        positions: [N, 3] metres, in the order of coords.
+        positions: [N, 3] meters, in the order of coords.
         window_shape, shift, spatial_shape: (z, y, x) in voxels, see `plan_windows`.
         batch_size: B.
         head_dim: D of the rotary tables; None for no rotary embedding.
@@ -127,14 +127,14 @@ class StratifiedAttention(nn.Module):
         channels: C.
         num_heads: H, divides C.
         num_strata: m; 0 leaves window attention alone.
-        selection: 'pool', 'random' or 'morton', see `StrataSelection`.
+        selection: 'pool', 'random' or 'first', see `StrataSelection`.
         fusion: 'joint', one softmax over window and strata; 'gated', window + gate * strata with
         the gate from 0.
-        selects_strata: False where the tokens come from an earlier block and no selection of its
+        creates_tokens: False where the tokens come from an earlier block and no selection of its
             own is needed.
         strata_offset: first value of the learned per-head offset of the strata logits (joint only);
             None for no bias at all, so that a token weighs as much as a voxel from the start.
-        use_rotary: rotary position embedding of q and k in metres.
+        use_rotary: rotary position embedding of q and k in meters.
         backend: of the attention ops; None takes the fastest.
     Raises:
         ValueError: heads that do not divide the width, m < 0, unknown fusion or selection.
@@ -147,7 +147,7 @@ class StratifiedAttention(nn.Module):
         num_strata: int = 64,
         selection: str = 'pool',
         fusion: str = 'joint',
-        selects_strata: bool = True,
+        creates_tokens: bool = True,
         strata_offset: float | None = -4.0,
         use_rotary: bool = True,
         backend: str | None = None,
@@ -171,7 +171,7 @@ class StratifiedAttention(nn.Module):
         self.out = nn.Linear(channels, channels)
         self.selection = None
         if num_strata:
-            if selects_strata:
+            if creates_tokens:
                 self.selection = StrataSelection(channels, num_strata, selection)
             self.strata_query = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, channels))
             self.strata_out = nn.Linear(channels, channels)

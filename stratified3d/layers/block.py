@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from stratified3d.layers.attention import WindowGrid, arrange_windows
+from stratified3d.layers.attention import WindowGrid, build_window_grid
 from stratified3d.layers.sparse_conv import SparseConv, SparseConvTensor
 from stratified3d.layers.strata import Strata
 
@@ -77,7 +77,7 @@ class StratifiedStage(nn.Module):
         window_shape: (z, y, x) in voxels.
         shifted: whether every second block shifts its windows by half a window in all axes that
         they do not span.
-        persist: whether the strata tokens of a block go on to the next one.
+        carry_tokens: whether the strata tokens of a block go on to the next one.
         head_dim: D of the rotary tables; None for no rotary embedding.
         use_conv: whether blocks start with the position convolution.
         ffn_ratio: see `StratifiedBlock`.
@@ -94,7 +94,7 @@ class StratifiedStage(nn.Module):
         window_shape: Sequence[int],
         *,
         shifted: bool = True,
-        persist: bool = True,
+        carry_tokens: bool = True,
         head_dim: int | None = None,
         use_conv: bool = True,
         ffn_ratio: float = 2.0,
@@ -104,7 +104,7 @@ class StratifiedStage(nn.Module):
     ):
         super().__init__()
         self.window_shape, self.shifted = tuple(window_shape), shifted
-        self.persist, self.head_dim, self.with_cp = persist, head_dim, with_cp
+        self.carry_tokens, self.head_dim, self.with_cp = carry_tokens, head_dim, with_cp
         self.blocks = nn.ModuleList(
             StratifiedBlock(
                 channels, make_mixer(i), ffn_ratio, f'{name}.subm' if use_conv else None, precision
@@ -112,14 +112,14 @@ class StratifiedStage(nn.Module):
             for i in range(depth)
         )
 
-    def arrange(
+    def order_voxels(
         self, x: SparseConvTensor, positions: Tensor
     ) -> tuple[SparseConvTensor, list[WindowGrid]]:
         """Move voxels into the order of the regular windows, where every other block finds them at
         its hand.
 
         Args:
-            x: N voxels. positions: [N, 3] metres of their centres.
+            x: N voxels. positions: [N, 3] meters of their centers.
         Returns:
             the voxels, without rulebooks, and the grids of this stage for them.
         """
@@ -129,7 +129,7 @@ class StratifiedStage(nn.Module):
             tuple(0 if w >= s else w // 2 for w, s in zip(self.window_shape, shape)),
         ]
         grids = [
-            arrange_windows(
+            build_window_grid(
                 x.indices,
                 positions,
                 self.window_shape,
@@ -145,11 +145,11 @@ class StratifiedStage(nn.Module):
         return x, [grid.after(regular) for grid in grids]
 
     def forward(self, x: SparseConvTensor, grids: Sequence[WindowGrid]) -> SparseConvTensor:
-        """x: N voxels; grids: of these voxels in this order, see `arrange`."""
+        """x: N voxels; grids: of these voxels in this order, see `order_voxels`."""
         strata = None
         for i, block in enumerate(self.blocks):
             run = block if not self.with_cp else _checkpointed(block)
-            x, strata = run(x, grids[i % len(grids)], strata if self.persist else None)
+            x, strata = run(x, grids[i % len(grids)], strata if self.carry_tokens else None)
         return x
 
 

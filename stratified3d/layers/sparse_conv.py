@@ -238,7 +238,7 @@ class SparseConv(nn.Module):
         target = [pairs[1, k, :n].long() for k, n in enumerate(counts.tolist())]
         if (
             subm
-        ):  # spconv stores the first half of the kernel; the second mirrors it around the centre
+        ):  # spconv stores the first half of the kernel; the second mirrors it around the center
             half = len(source) // 2
             rows = torch.arange(len(x.indices))
             source, target = (

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from stratified3d.ops import pool_strata, sample_strata
 
-SELECTIONS = ('pool', 'random', 'morton')
+SELECTIONS = ('pool', 'random', 'first')
 
 
 class Strata(NamedTuple):
-    """feats [B, M, C]; positions [B, M, 3] metres; present [B, M] bool, False for tokens of a
+    """feats [B, M, C]; positions [B, M, 3] meters; present [B, M] bool, False for tokens of a
     sample with too few voxels."""
 
     feats: Tensor
@@ -31,7 +31,7 @@ class StrataSelection(nn.Module):
         selection: 'pool' averages the chunk with softmax weights from a learned score; 'random'
         draws one voxel of
             the chunk with torch's global generator (in training; in evaluation it takes the first,
-            as 'morton' always does).
+            as 'first' always does).
     Raises:
         ValueError: unknown selection, m < 1.
     """
@@ -47,7 +47,7 @@ class StrataSelection(nn.Module):
         self.score = nn.Linear(channels, 1, bias=False) if selection == 'pool' else None
 
     def forward(self, feats: Tensor, positions: Tensor, batch_offsets: Tensor) -> Strata:
-        """feats [N, C], positions [N, 3] metres, both in window order; batch_offsets [B + 1] ->
+        """feats [N, C], positions [N, 3] meters, both in window order; batch_offsets [B + 1] ->
         Strata."""
         if self.selection == 'pool':
             return Strata(

@@ -17,7 +17,7 @@ _NAME = 'recording'
 
 
 class StrataRecord(NamedTuple):
-    """voxels [N, 3] and tokens [M, 3]: their places in metres; collected [M, N]: how a token's
+    """voxels [N, 3] and tokens [M, 3]: their places in meters; collected [M, N]: how a token's
     attention is spread over the voxels, rows sum to 1; read [N, M]: the part of a voxel's attention
     that goes to each token: the rest goes to its window (joint), or there is no rest (gated).
     Weights are means over the heads; absent tokens are left out."""

@@ -14,17 +14,17 @@ from torch import Tensor
 
 @MODELS.register_module()
 class StratifiedCenterPoint(Base3DDetector):
-    """voxel encoder -> stratified encoder -> bird's-eye-view backbone -> head (centre or
+    """voxel encoder -> stratified encoder -> bird's-eye-view backbone -> head (center or
     TransFusion).
 
     Range and voxel size are given once, here, and handed to every part that needs them; so are
     widths and stride that follow from the part before.
 
     Args:
-        voxel_size: (x, y, z) metres.
-        point_cloud_range: (x_min, y_min, z_min, x_max, y_max, z_max) metres.
+        voxel_size: (x, y, z) meters.
+        point_cloud_range: (x_min, y_min, z_min, x_max, y_max, z_max) meters.
         voxel_encoder, encoder, backbone, head: configs of the parts.
-        map_precision: of the convolutions on the bird's-eye-view map: 'fp32', 'bf16', or 'auto',
+        bev_dtype: of the convolutions on the bird's-eye-view map: 'fp32', 'bf16', or 'auto',
         which is bf16 where
             the device has matrix units for it (CUDA from compute capability 8, CPUs with AMX). An
             autocast that is on around the model stays on.
@@ -39,14 +39,14 @@ class StratifiedCenterPoint(Base3DDetector):
         encoder: dict,
         backbone: dict,
         head: dict,
-        map_precision: str = 'fp32',
+        bev_dtype: str = 'fp32',
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
     ):
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
-        if map_precision not in ('fp32', 'bf16', 'auto'):
-            raise ValueError(f"map_precision is 'fp32', 'bf16' or 'auto', not {map_precision!r}")
-        self.map_precision = map_precision
+        if bev_dtype not in ('fp32', 'bf16', 'auto'):
+            raise ValueError(f"bev_dtype is 'fp32', 'bf16' or 'auto', not {bev_dtype!r}")
+        self.bev_dtype = bev_dtype
         grid = dict(voxel_size=voxel_size, point_cloud_range=point_cloud_range)
         self.voxel_encoder = MODELS.build({**grid, **voxel_encoder})
         self.encoder = MODELS.build(
@@ -77,7 +77,7 @@ class StratifiedCenterPoint(Base3DDetector):
             return self.backbone(bev), coords
 
     def _map_autocast(self, device: torch.device) -> AbstractContextManager:
-        if self.map_precision == 'bf16' or self.map_precision == 'auto' and has_fast_bf16(device):
+        if self.bev_dtype == 'bf16' or self.bev_dtype == 'auto' and has_fast_bf16(device):
             return torch.autocast(device.type, torch.bfloat16)
         return nullcontext()
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stratified3d.layers.attention import StratifiedAttention
 from stratified3d.layers.block import StratifiedStage
 from stratified3d.layers.sparse_conv import SparseConv, SparseConvTensor, dense_bev
-from stratified3d.ops import grid_shape, voxel_centres
+from stratified3d.ops import grid_shape, voxel_centers
 
 
 @MODELS.register_module()
@@ -21,8 +21,8 @@ class StratifiedEncoder(nn.Module):
     """Mix every voxel with its window and with the strata of its sample, then flatten to a map.
 
     Args:
-        voxel_size: (x, y, z) metres.
-        point_cloud_range: (x_min, y_min, z_min, x_max, y_max, z_max) metres.
+        voxel_size: (x, y, z) meters.
+        point_cloud_range: (x_min, y_min, z_min, x_max, y_max, z_max) meters.
         in_channels: of the voxel features.
         channels: C, the width of all stages.
         stem_depth: submanifold convolutions before the first stage.
@@ -34,7 +34,7 @@ class StratifiedEncoder(nn.Module):
         mixer: None for `StratifiedAttention`, or a dict with the type of another one and settings
         of its own; see
             `build_mixer`.
-        persist: strata tokens go on from block to block of a stage.
+        carry_tokens: strata tokens go on from block to block of a stage.
         shifted: every second block shifts its windows.
         use_conv: submanifold convolution at the start of each block.
         ffn_ratio: hidden width of the feed-forward over C.
@@ -58,7 +58,7 @@ class StratifiedEncoder(nn.Module):
         num_strata: int = 64,
         selection: str = 'pool',
         fusion: str = 'joint',
-        persist: bool = True,
+        carry_tokens: bool = True,
         strata_offset: float | None = -4.0,
         shifted: bool = True,
         use_rotary: bool = True,
@@ -76,14 +76,14 @@ class StratifiedEncoder(nn.Module):
             )
         self.voxel_size, self.point_cloud_range = tuple(voxel_size), tuple(point_cloud_range)
         self.spatial_shape = grid_shape(voxel_size, point_cloud_range)
-        self.lift = nn.Linear(in_channels, channels)
+        self.input_proj = nn.Linear(in_channels, channels)
         self.stem = nn.ModuleList(
             _ConvNorm(
                 SparseConv(channels, channels, 3, key='stage0.subm', precision=precision), channels
             )
             for _ in range(stem_depth)
         )
-        self.stages, self.downs = nn.ModuleList(), nn.ModuleList()
+        self.stages, self.downsamples = nn.ModuleList(), nn.ModuleList()
         shape = self.spatial_shape
         for i, stage in enumerate(stages):
             stride = tuple(stage.get('stride', (1, 1, 1)))
@@ -103,7 +103,7 @@ class StratifiedEncoder(nn.Module):
                     num_strata=num_strata,
                     selection=selection,
                     fusion=fusion,
-                    selects_strata=block == 0 or not persist,
+                    creates_tokens=block == 0 or not carry_tokens,
                     strata_offset=strata_offset,
                     use_rotary=use_rotary,
                     backend=backend,
@@ -118,7 +118,7 @@ class StratifiedEncoder(nn.Module):
                     make_mixer,
                     stage['window_shape'],
                     shifted=shifted,
-                    persist=persist,
+                    carry_tokens=carry_tokens,
                     head_dim=channels // num_heads if use_rotary else None,
                     use_conv=use_conv,
                     ffn_ratio=ffn_ratio,
@@ -140,7 +140,7 @@ class StratifiedEncoder(nn.Module):
                     ),
                     channels,
                 )
-            self.downs.append(down)
+            self.downsamples.append(down)
             shape = tuple(s // t for s, t in zip(shape, stride))
         self.out_shape, self.out_channels = shape, channels * shape[0]
         self.norm = nn.LayerNorm(channels)
@@ -148,18 +148,20 @@ class StratifiedEncoder(nn.Module):
     def forward(self, feats: Tensor, coords: Tensor, batch_size: int) -> Tensor:
         """feats [N, in_channels], coords [N, 4] int32 (batch, z, y, x) -> map [B, out_channels, Y,
         X]."""
-        x = SparseConvTensor(self.lift(feats), coords, list(self.spatial_shape), int(batch_size))
-        for i, (stage, down) in enumerate(zip(self.stages, self.downs)):
+        x = SparseConvTensor(
+            self.input_proj(feats), coords, list(self.spatial_shape), int(batch_size)
+        )
+        for i, (stage, down) in enumerate(zip(self.stages, self.downsamples)):
             if i:
                 x = _sorted(x)
-            x, grids = stage.arrange(x, self._positions(x))
+            x, grids = stage.order_voxels(x, self._positions(x))
             for conv in self.stem if i == 0 else ():
                 x = conv(x)
             x = down(stage(x, grids))
         return dense_bev(x.replace_feature(self.norm(x.features)))
 
     def _positions(self, x: SparseConvTensor) -> Tensor:
-        """[N, 3] metres: centres of the voxels at x's resolution."""
+        """[N, 3] meters: centers of the voxels at x's resolution."""
         size = [
             v * full / now
             for v, full, now in zip(
@@ -167,7 +169,7 @@ class StratifiedEncoder(nn.Module):
             )
         ]
         with torch.no_grad():
-            return voxel_centres(x.indices, size, self.point_cloud_range)
+            return voxel_centers(x.indices, size, self.point_cloud_range)
 
 
 def build_mixer(mixer: dict | None, **offered: Any) -> nn.Module:

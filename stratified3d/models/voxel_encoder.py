@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from mmdet3d.registry import MODELS
 from torch import Tensor, nn
 
-from stratified3d.ops import Voxels, segment_broadcast, segment_reduce, voxel_centres, voxelize
+from stratified3d.ops import Voxels, segment_broadcast, segment_reduce, voxel_centers, voxelize
 
 # a coordinate, reflectance or age beyond this is as broken as NaN, and would become it
 _LARGEST = 1e6
@@ -18,16 +18,16 @@ _LARGEST = 1e6
 
 @MODELS.register_module()
 class DynamicVoxelEncoder(nn.Module):
-    """Voxelise a batch of point clouds and describe every voxel by its points.
+    """Voxelize a batch of point clouds and describe every voxel by its points.
 
     Each point is given its columns, its offset from the mean of its voxel and from the voxel's
-    centre; two layers follow (linear, layer norm, ReLU), the second of which also sees the voxel's
+    center; two layers follow (linear, layer norm, ReLU), the second of which also sees the voxel's
     maximum after the first, and the voxel takes maximum and mean (PointNet, Qi et al. 2017, section
-    4.2; dynamic voxelisation, Zhou et al. 2020).
+    4.2; dynamic voxelization, Zhou et al. 2020).
 
     Args:
-        voxel_size: (x, y, z) metres.
-        point_cloud_range: (x_min, y_min, z_min, x_max, y_max, z_max) metres.
+        voxel_size: (x, y, z) meters.
+        point_cloud_range: (x_min, y_min, z_min, x_max, y_max, z_max) meters.
         in_channels: columns read from the points: x, y, z, intensity, and dt (s) or elongation
         where there are 5.
         hidden_channels, out_channels: widths of the two layers.
@@ -97,16 +97,16 @@ class DynamicVoxelEncoder(nn.Module):
 
     def _describe(self, points: Tensor, voxels: Voxels) -> Tensor:
         """[K, in_channels] -> [K, in_channels + 6]: columns brought to the order of 1, offsets from
-        mean and centre."""
+        mean and center."""
         low, high = points.new_tensor(self.point_cloud_range).chunk(2)
         xyz = points[:, :3]
-        centre = voxel_centres(voxels.coords, self.voxel_size, self.point_cloud_range)  # [N, 3]
+        center = voxel_centers(voxels.coords, self.voxel_size, self.point_cloud_range)  # [N, 3]
         mean = segment_reduce(xyz.contiguous(), voxels.offsets, 'mean')  # [N, 3]
         columns = [(xyz - (low + high) / 2) / ((high - low) / 2)]
         if self.in_channels > 3:
             columns += [points[:, 3:4] * self.intensity_scale, points[:, 4:]]
         return torch.cat(
-            [*columns, xyz - _spread(mean, voxels, points), xyz - _spread(centre, voxels, points)],
+            [*columns, xyz - _spread(mean, voxels, points), xyz - _spread(center, voxels, points)],
             1,
         )
 

@@ -8,7 +8,7 @@ from stratified3d.ops.segments import (
     segment_reduce,
     segment_softmax,
 )
-from stratified3d.ops.strata import chunk_offsets, pool_strata, sample_strata
+from stratified3d.ops.strata_pooling import chunk_offsets, pool_strata, sample_strata
 from stratified3d.ops.stratified_attention import (
     choose_backend,
     collect_strata,
@@ -16,7 +16,7 @@ from stratified3d.ops.stratified_attention import (
     stratified_attention,
     unsupported_reason,
 )
-from stratified3d.ops.voxelize import Voxels, grid_shape, voxel_centres, voxelize
+from stratified3d.ops.voxelize import Voxels, grid_shape, voxel_centers, voxelize
 from stratified3d.ops.windows import WindowPlan, permute_rows, plan_windows
 
 __all__ = [
@@ -43,6 +43,6 @@ __all__ = [
     'segment_softmax',
     'stratified_attention',
     'unsupported_reason',
-    'voxel_centres',
+    'voxel_centers',
     'voxelize',
 ]

@@ -6,27 +6,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# one of two boxes is grown by this much (metres) on every side, so that edges of the two never
+# one of two boxes is grown by this much (meters) on every side, so that edges of the two never
 # coincide
 _MARGIN = 1e-6
 
 
 def circle_nms(
-    centres: Tensor, scores: Tensor, radius: float, max_keep: int | None = None
+    centers: Tensor, scores: Tensor, radius: float, max_keep: int | None = None
 ) -> Tensor:
-    """Keep the best of all boxes whose centres lie within a radius (CenterPoint, Yin et al. 2021,
+    """Keep the best of all boxes whose centers lie within a radius (CenterPoint, Yin et al. 2021,
     section 4).
 
     Args:
-        centres: [K, 2] metres.
+        centers: [K, 2] meters.
         scores: [K].
-        radius: metres; a box at most this far from a better kept one is suppressed.
+        radius: meters; a box at most this far from a better kept one is suppressed.
         max_keep: at most so many are returned.
     Returns:
         [<= max_keep] int64 indices, by falling score.
     """
     order = scores.argsort(descending=True, stable=True)
-    gap = centres[order].unsqueeze(0) - centres[order].unsqueeze(1)
+    gap = centers[order].unsqueeze(0) - centers[order].unsqueeze(1)
     return order[_greedy_keep(gap.square().sum(-1) <= radius**2)][:max_keep]
 
 
@@ -34,7 +34,7 @@ def rotated_nms(boxes: Tensor, scores: Tensor, iou: float, max_keep: int | None 
     """Keep the best of all boxes that overlap in the bird's-eye view.
 
     Args:
-        boxes: [K, 5] x, y, dx, dy (metres), yaw (radians).
+        boxes: [K, 5] x, y, dx, dy (meters), yaw (radians).
         scores: [K].
         iou: a box that overlaps a better kept one by more than this is suppressed.
         max_keep: at most so many are returned.
@@ -56,7 +56,7 @@ def rotated_iou(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of rotated rectangles, pair by pair.
 
     Args:
-        a, b: [..., 5] x, y, dx, dy (metres), yaw (radians); fp64 for an error below 1e-5.
+        a, b: [..., 5] x, y, dx, dy (meters), yaw (radians); fp64 for an error below 1e-5.
     Returns:
         [...]; boxes without area give 0.
     """
@@ -68,13 +68,13 @@ def rotated_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def rotated_intersection(a: Tensor, b: Tensor) -> Tensor:
-    """Area shared by rotated rectangles, pair by pair: [..., 5], [..., 5] -> [...] square metres.
+    """Area shared by rotated rectangles, pair by pair: [..., 5], [..., 5] -> [...] square meters.
 
     The boundary of the intersection is what of each boundary lies in the other rectangle, so its
     area is half the sum of cross products (Green's theorem) of the edges of a clipped to b and of
     the edges of b clipped to a.
     """
-    # relative to a's centre, so that large coordinates cost no digits
+    # relative to a's center, so that large coordinates cost no digits
     b = torch.cat([b[..., :2] - a[..., :2], b[..., 2:4] + 2 * _MARGIN, b[..., 4:]], -1)
     a = torch.cat([torch.zeros_like(a[..., :2]), a[..., 2:]], -1)
     return ((_clipped_cross(a, b) + _clipped_cross(b, a)) / 2).clamp(min=0)

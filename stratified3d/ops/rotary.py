@@ -1,4 +1,4 @@
-"""3D rotary position embedding on real-valued coordinates in metres."""
+"""3D rotary position embedding on real-valued coordinates in meters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stratified3d.ops.stratified_attention import triton
+from stratified3d.ops.stratified_attention import kernels as triton
 
 
 def rotary_angles(
@@ -23,10 +23,10 @@ def rotary_angles(
     zero. A product of two rotated vectors depends on the difference of their positions only.
 
     Args:
-        positions: [..., 3] x, y, z in metres.
+        positions: [..., 3] x, y, z in meters.
         head_dim: D.
-        min_wavelength: of the fastest pair, metres; about twice the finest distance that matters.
-        max_wavelength: of the slowest pair, metres; about twice the size of the scene.
+        min_wavelength: of the fastest pair, meters; about twice the finest distance that matters.
+        max_wavelength: of the slowest pair, meters; about twice the size of the scene.
     Returns:
         cos, sin: [..., D // 2] fp32 (fp64 for fp64 positions), one column a channel pair.
     Raises:

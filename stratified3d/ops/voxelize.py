@@ -1,4 +1,4 @@
-"""Dynamic voxelisation: every point keeps its place, no cap on points or voxels."""
+"""Dynamic voxelization: every point keeps its place, no cap on points or voxels."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Voxels(NamedTuple):
 def grid_shape(
     voxel_size: Sequence[float], point_cloud_range: Sequence[float]
 ) -> tuple[int, int, int]:
-    """Number of voxels per axis: the one place where metres become grid indices.
+    """Number of voxels per axis: the one place where meters become grid indices.
 
     Args:
-        voxel_size: (x, y, z) in metres.
-        point_cloud_range: (x_min, y_min, z_min, x_max, y_max, z_max) in metres.
+        voxel_size: (x, y, z) in meters.
+        point_cloud_range: (x_min, y_min, z_min, x_max, y_max, z_max) in meters.
     Returns:
         (z, y, x).
     Raises:
@@ -69,10 +69,10 @@ def voxelize(
     number of voxels depends on the data: on a GPU this waits for the device.
 
     Args:
-        points: [P, C >= 3]; x, y, z in metres first; finite.
+        points: [P, C >= 3]; x, y, z in meters first; finite.
         sample: [P] integer, the sample of the batch that each point belongs to, >= 0.
-        voxel_size: (x, y, z) in metres.
-        point_cloud_range: (x_min, y_min, z_min, x_max, y_max, z_max) in metres.
+        voxel_size: (x, y, z) in meters.
+        point_cloud_range: (x_min, y_min, z_min, x_max, y_max, z_max) in meters.
     Returns:
         Voxels; no point in range gives N = K = 0.
     Raises:
@@ -104,15 +104,15 @@ def voxelize(
     return Voxels(coords, offsets, kept[order])
 
 
-def voxel_centres(
+def voxel_centers(
     coords: Tensor, voxel_size: Sequence[float], point_cloud_range: Sequence[float]
 ) -> Tensor:
-    """Centres of voxels in metres.
+    """Centers of voxels in meters.
 
     Args:
         coords: [N, 4] integer (batch, z, y, x).
-        voxel_size: (x, y, z) in metres.
-        point_cloud_range: (x_min, y_min, z_min, ...) in metres.
+        voxel_size: (x, y, z) in meters.
+        point_cloud_range: (x_min, y_min, z_min, ...) in meters.
     Returns:
         [N, 3] fp32 (x, y, z).
     """

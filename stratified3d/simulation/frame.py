@@ -1,12 +1,12 @@
-"""Single frames in memory: what tests and examples need when no data set is at hand."""
+"""Single frames in memory: what tests and examples need when no dataset is at hand."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from stratified3d.simulation.layouts import LAYOUTS, build_scene
-from stratified3d.simulation.lidar import SWEEP_SECONDS, Noise
-from stratified3d.simulation.nuscenes_schema import DETECTION_NAMES
+from stratified3d.simulation.layouts.catalog import LAYOUTS, build_scene
+from stratified3d.simulation.nuscenes.schema import DETECTION_NAMES
+from stratified3d.simulation.physics.lidar import SWEEP_SECONDS, Noise
 
 _DURATION = 2.0  # s of the scene that a frame is taken from
 
@@ -23,7 +23,7 @@ def simulate_frame(seed: int = 0, layout: str | None = None, sweeps: int = 1) ->
         points: [P, 5] float32, x, y, z (m, LIDAR_TOP frame: x right, y forward, z up), intensity
         0-255, dt (s before
             the keyframe); rays without a return are left out.
-        boxes: [K, 9] float32, bottom-centre x, y, z, dx, dy, dz, yaw, vx, vy in the same frame (m,
+        boxes: [K, 9] float32, bottom-center x, y, z, dx, dy, dz, yaw, vx, vy in the same frame (m,
         rad, m/s), of the
             detection classes' objects with at least one point of the keyframe.
         names: K nuScenes detection names. num_points: [K] int64, the keyframe's points in each box.
@@ -54,10 +54,10 @@ def simulate_frame(seed: int = 0, layout: str | None = None, sweeps: int = 1) ->
         stacked.append(points)
     category = [scene.actors[i].shape.category for i in boxes.actor]
     keep = np.array([name in DETECTION_NAMES for name in category], bool) & (boxes.num_points > 0)
-    centre = (boxes.centre - translation) @ rotation
-    heading = np.stack([np.cos(boxes.yaw), np.sin(boxes.yaw), np.zeros(len(centre))], 1) @ rotation
-    velocity = np.concatenate([boxes.velocity, np.zeros((len(centre), 1))], 1) @ rotation
-    bottom = centre - np.array([0.0, 0.0, 0.5]) * boxes.size[:, 2:]
+    center = (boxes.center - translation) @ rotation
+    heading = np.stack([np.cos(boxes.yaw), np.sin(boxes.yaw), np.zeros(len(center))], 1) @ rotation
+    velocity = np.concatenate([boxes.velocity, np.zeros((len(center), 1))], 1) @ rotation
+    bottom = center - np.array([0.0, 0.0, 0.5]) * boxes.size[:, 2:]
     boxes9 = np.concatenate(
         [bottom, boxes.size, np.arctan2(heading[:, 1], heading[:, 0])[:, None], velocity[:, :2]], 1
     )

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from stratified3d.simulation.frame import simulate_frame
-from stratified3d.simulation.layouts import LAYOUTS
+from stratified3d.simulation.layouts.catalog import LAYOUTS
 
-COLOURS = {
+COLORS = {
     'car': '#ff9f1c',
     'truck': '#e71d36',
     'bus': '#c77dff',
@@ -52,14 +52,14 @@ def draw_frames(path: Path, layouts: list[str], seed: int, reach: float = 50.0) 
             axes.plot(
                 box[0] + cos * along - sin * across,
                 box[1] + sin * along + cos * across,
-                color=COLOURS[name],
+                color=COLORS[name],
                 lw=0.9,
             )
         axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect='equal', xticks=[], yticks=[])
         axes.set_title(
             f'{layout}: {len(x)} points, {len(frame["names"])} boxes', color='white', fontsize=10
         )
-    shown = [axes.plot([], [], color=colour, label=name)[0] for name, colour in COLOURS.items()]
+    shown = [axes.plot([], [], color=color, label=name)[0] for name, color in COLORS.items()]
     figure.legend(
         handles=shown,
         ncol=10,

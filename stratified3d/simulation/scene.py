@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stratified3d.simulation.lidar import (
+from stratified3d.simulation.physics.lidar import (
     SILENT,
     SWEEP_SECONDS,
     Noise,
@@ -16,9 +16,9 @@ from stratified3d.simulation.lidar import (
     fire,
     measure,
 )
-from stratified3d.simulation.paths import Fleet, Ground, Motion
-from stratified3d.simulation.primitives import Primitives, Shape, join, move
-from stratified3d.simulation.raycast import cast_rays
+from stratified3d.simulation.physics.paths import Fleet, Ground, Motion
+from stratified3d.simulation.physics.primitives import Primitives, Shape, join, move
+from stratified3d.simulation.physics.raycast import cast_rays
 
 STRIDE = 1.4  # m per full swing of a walker's legs
 SIGHT = 118.0  # m; what is farther from the car never enters a sweep
@@ -61,14 +61,14 @@ class Boxes:
     """Annotations at one time, in the world: K boxes.
 
     Attributes:
-        actor: [K] index into `Scene.actors`. centre: [K, 3] m. size: [K, 3] length, width, height,
+        actor: [K] index into `Scene.actors`. center: [K, 3] m. size: [K, 3] length, width, height,
         m. yaw: [K] rad.
         velocity: [K, 2] m/s. num_points: [K] points of the sweep inside. visibility: [K] unoccluded
             share, 0 to 1.
     """
 
     actor: np.ndarray
-    centre: np.ndarray
+    center: np.ndarray
     size: np.ndarray
     yaw: np.ndarray
     velocity: np.ndarray
@@ -143,9 +143,9 @@ class Scene:
     def primitives_at(self, time: float) -> Primitives:
         """Everything near the car at `time`, in the world; movers carry their velocity over the
         last sweep."""
-        centre = self.ego_pose(np.array([time])).translation[0]
+        center = self.ego_pose(np.array([time])).translation[0]
         near = (
-            np.hypot(*(self._fixed.centre - centre)[:, :2].T) - self._fixed.half.max(1, initial=0.0)
+            np.hypot(*(self._fixed.center - center)[:, :2].T) - self._fixed.half.max(1, initial=0.0)
             < SIGHT
         )
         position, rotation, _ = self._moving_fleet.pose(time, self.ground)
@@ -153,13 +153,13 @@ class Scene:
             position - self._moving_fleet.pose(time - SWEEP_SECONDS, self.ground)[0]
         ) / SWEEP_SECONDS
         swing = np.sin(self._moving_fleet.travelled(time) * (2 * np.pi / STRIDE))
-        keep = (np.hypot(*(position - centre)[:, :2].T) < SIGHT)[self._mover_of]
+        keep = (np.hypot(*(position - center)[:, :2].T) < SIGHT)[self._mover_of]
         of, moving = self._mover_of[keep], Primitives(*(column[keep] for column in self._moving))
-        local = moving.centre.copy()
+        local = moving.center.copy()
         local[:, 0] += self._sway[keep] * swing[of]
         turn = rotation[of]
         moving = moving._replace(
-            centre=(turn @ local[..., None])[..., 0] + position[of],
+            center=(turn @ local[..., None])[..., 0] + position[of],
             rotation=turn @ moving.rotation,
             velocity=velocity[of],
         )
@@ -208,12 +208,12 @@ class Scene:
         near = np.hypot(*(position - sensor)[:, :2].T) < ANNOTATED_RANGE
         actor, yaw, velocity = self._annotated[near], yaw[near], velocity[near]
         size = np.array([self.actors[i].shape.size for i in actor]).reshape(-1, 3)
-        centre = position[near] + rotation[near, :, 2] * size[:, 2:] / 2
-        num_points = count_points(world, centre, size, yaw)
-        visibility = self._visibility(sensor, actor, centre, size, yaw, primitives)
-        return Boxes(actor, centre, size, yaw, velocity, num_points, visibility)
+        center = position[near] + rotation[near, :, 2] * size[:, 2:] / 2
+        num_points = count_points(world, center, size, yaw)
+        visibility = self._visibility(sensor, actor, center, size, yaw, primitives)
+        return Boxes(actor, center, size, yaw, velocity, num_points, visibility)
 
-    def _visibility(self, sensor, actor, centre, size, yaw, primitives) -> np.ndarray:
+    def _visibility(self, sensor, actor, center, size, yaw, primitives) -> np.ndarray:
         """Share of a grid of points inside each box that nothing else hides from the sensor."""
         steps = np.stack(
             np.meshgrid(
@@ -221,10 +221,10 @@ class Scene:
             ),
             -1,
         )
-        spots = to_world(steps.reshape(1, -1, 3) * size[:, None], centre, yaw)  # [K, 36, 3]
+        spots = to_world(steps.reshape(1, -1, 3) * size[:, None], center, yaw)  # [K, 36, 3]
         ray = spots - sensor
         length = np.linalg.norm(ray, axis=-1)
-        count = len(centre) * ray.shape[1]
+        count = len(center) * ray.shape[1]
         if not count:
             return np.zeros(0)
         distance, hit, _ = cast_rays(
@@ -241,25 +241,25 @@ class Scene:
         return 1.0 - hidden.mean(1)
 
 
-def to_world(local: np.ndarray, centre: np.ndarray, yaw: np.ndarray) -> np.ndarray:
-    """[K, S, 3] positions in K boxes' frames to the world; centre [K, 3] m, yaw [K] rad."""
+def to_world(local: np.ndarray, center: np.ndarray, yaw: np.ndarray) -> np.ndarray:
+    """[K, S, 3] positions in K boxes' frames to the world; center [K, 3] m, yaw [K] rad."""
     cos, sin = np.cos(yaw)[:, None], np.sin(yaw)[:, None]
     x, y, z = np.moveaxis(local, -1, 0)
-    return np.stack([cos * x - sin * y, sin * x + cos * y, z], -1) + centre[:, None]
+    return np.stack([cos * x - sin * y, sin * x + cos * y, z], -1) + center[:, None]
 
 
 def count_points(
-    world: np.ndarray, centre: np.ndarray, size: np.ndarray, yaw: np.ndarray
+    world: np.ndarray, center: np.ndarray, size: np.ndarray, yaw: np.ndarray
 ) -> np.ndarray:
-    """Points [N, 3] inside each of K upright boxes (centre [K, 3], size [K, 3] length, width,
+    """Points [N, 3] inside each of K upright boxes (center [K, 3], size [K, 3] length, width,
     height, yaw [K])."""
     order = np.argsort(world[:, 0])
     xs = world[order, 0]
     reach = np.hypot(size[:, 0], size[:, 1]) / 2
-    counts = np.zeros(len(centre), np.int64)
-    for k in range(len(centre)):
-        low, high = np.searchsorted(xs, [centre[k, 0] - reach[k], centre[k, 0] + reach[k]])
-        offset = world[order[low:high]] - centre[k]
+    counts = np.zeros(len(center), np.int64)
+    for k in range(len(center)):
+        low, high = np.searchsorted(xs, [center[k, 0] - reach[k], center[k, 0] + reach[k]])
+        offset = world[order[low:high]] - center[k]
         cos, sin = np.cos(yaw[k]), np.sin(yaw[k])
         inside = np.abs(cos * offset[:, 0] + sin * offset[:, 1]) <= size[k, 0] / 2
         inside &= np.abs(cos * offset[:, 1] - sin * offset[:, 0]) <= size[k, 1] / 2

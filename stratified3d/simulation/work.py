@@ -1,4 +1,4 @@
-"""What both writers of data sets share: whole files, a folder of one's own, worker processes."""
+"""What both writers of datasets share: whole files, a folder of one's own, worker processes."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def _end_with_parent(parent: int) -> None:
 
 
 def claim_folder(root: Path, wanted: dict) -> None:
-    """Make the folder that of a data set with these settings, or say why it cannot be."""
+    """Make the folder that of a dataset with these settings, or say why it cannot be."""
     state = root / STATE
     if root.exists() and not root.is_dir():
-        raise FileExistsError(errno.EEXIST, f"'{root}' is a file; name a folder for the data set")
+        raise FileExistsError(errno.EEXIST, f"'{root}' is a file; name a folder for the dataset")
     if state.exists():
         try:
             found = json.loads(state.read_text())
@@ -58,12 +58,12 @@ def claim_folder(root: Path, wanted: dict) -> None:
                 if found.get(key) != wanted[key]
             )
             raise ValueError(
-                f"'{root}' holds a simulated data set of other settings ({differ}); name another folder, or "
+                f"'{root}' holds a simulated dataset of other settings ({differ}); name another folder, or "
                 'delete this one'
             )
     elif root.exists() and any(root.iterdir()):
         raise ValueError(
-            f"'{root}' is not empty and holds no simulated data set; name another folder"
+            f"'{root}' is not empty and holds no simulated dataset; name another folder"
         )
     root.mkdir(parents=True, exist_ok=True)
     write_file(state, json.dumps(wanted, indent=1).encode())
@@ -90,7 +90,7 @@ def check_room(root: Path, need: float, what: str) -> None:
     if free < need:
         raise OSError(
             errno.ENOSPC,
-            f"'{root}' has {free / 1e9:.2f} GB free, the data set needs {need / 1e9:.2f} GB: free some, or ask for "
+            f"'{root}' has {free / 1e9:.2f} GB free, the dataset needs {need / 1e9:.2f} GB: free some, or ask for "
             f'fewer {what}',
         )
 

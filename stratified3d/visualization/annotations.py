@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stratified3d.visualization.scene import BACKGROUND, TRUTH, Scene, class_colour, ramp
+from stratified3d.visualization.drawing import BACKGROUND, TRUTH, Drawing, class_color, ramp
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,29 +27,29 @@ def place_labels(
         order: the labels' indices, the most important first.
         limits: x_min, y_min, x_max, y_max that a label keeps within.
     Returns:
-        {index: centre of the label in pixels} of those that found room.
+        {index: center of the label in pixels} of those that found room.
     """
     width, height = _LABEL
     offsets = np.array([(0, 0.8 * height), (0.7 * width, 0), (-0.7 * width, 0), (0, -0.8 * height)])
     placed: dict[int, tuple] = {}
     taken = np.zeros((0, 2))
     for i in order:
-        for centre in anchors[i] + offsets:
+        for center in anchors[i] + offsets:
             inside = (
-                centre[0] - width / 2 >= limits[0]
-                and centre[0] + width / 2 <= limits[2]
-                and centre[1] - height / 2 >= limits[1]
-                and centre[1] + height / 2 <= limits[3]
+                center[0] - width / 2 >= limits[0]
+                and center[0] + width / 2 <= limits[2]
+                and center[1] - height / 2 >= limits[1]
+                and center[1] + height / 2 <= limits[3]
             )
-            if inside and not (np.abs(taken - centre) < _LABEL).all(1).any():
-                placed[int(i)] = tuple(centre)
-                taken = np.vstack([taken, centre])
+            if inside and not (np.abs(taken - center) < _LABEL).all(1).any():
+                placed[int(i)] = tuple(center)
+                taken = np.vstack([taken, center])
                 break
     return placed
 
 
 def write_scores(
-    figure: Figure, scene: Scene, anchors: np.ndarray, limits: tuple[float, float, float, float]
+    figure: Figure, scene: Drawing, anchors: np.ndarray, limits: tuple[float, float, float, float]
 ) -> None:
     """Write every prediction's score at its anchor ([J, 2] pixels, NaN for one out of sight), the
     best first."""
@@ -58,11 +58,11 @@ def write_scores(
     order = np.argsort(-scene.scores, kind='stable')
     order = order[np.isfinite(anchors[order]).all(1)]
     size = figure.get_size_inches() * figure.dpi
-    for i, centre in place_labels(anchors, order, limits).items():
+    for i, center in place_labels(anchors, order, limits).items():
         figure.text(
-            *(np.array(centre) / size),
+            *(np.array(center) / size),
             f'{scene.scores[i]:.2f}',
-            color=class_colour(scene.names[i]),
+            color=class_color(scene.names[i]),
             fontsize=9.6,
             ha='center',
             va='center',
@@ -77,7 +77,9 @@ def halo() -> list:
     return [withStroke(linewidth=2.5, foreground=BACKGROUND)]
 
 
-def add_legend(figure: Figure, scene: Scene, place: tuple[float, float], has_arrows: bool) -> None:
+def add_legend(
+    figure: Figure, scene: Drawing, place: tuple[float, float], has_arrows: bool
+) -> None:
     """List the truth and the classes with their counts; place: upper left corner in fractions of
     the figure."""
     from matplotlib.lines import Line2D
@@ -88,7 +90,7 @@ def add_legend(figure: Figure, scene: Scene, place: tuple[float, float], has_arr
     for name, count in sorted(Counter(scene.names).items(), key=lambda item: (-item[1], item[0])):
         entries.append(
             (
-                Line2D([], [], color=class_colour(name), linewidth=3),
+                Line2D([], [], color=class_color(name), linewidth=3),
                 f'{name.replace("_", " ")} ({count})',
             )
         )

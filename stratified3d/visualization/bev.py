@@ -14,12 +14,12 @@ from stratified3d.visualization.annotations import (
     picture,
     write_scores,
 )
-from stratified3d.visualization.scene import (
+from stratified3d.visualization.drawing import (
     BACKGROUND,
     TRUTH,
-    Scene,
+    Drawing,
     box_corners,
-    class_colour,
+    class_color,
     point_values,
     ramp,
     velocity_arrows,
@@ -29,9 +29,9 @@ _SIZE, _DPI = (1480, 1200), 100  # pixels: a square of 1100 and a column for the
 
 
 def draw_bev(
-    scene: Scene,
+    scene: Drawing,
     area: Sequence[float] = (-54.0, -54.0, 54.0, 54.0),
-    colouring: str = 'height',
+    coloring: str = 'height',
     show_scores: bool = True,
 ) -> np.ndarray:
     """Draw a scene from above, x to the right and y upwards.
@@ -40,8 +40,8 @@ def draw_bev(
         scene: truth is drawn as thick green outlines under the predictions; the open side of a
         prediction's mark is
             its rear.
-        area: x_min, y_min, x_max, y_max in metres.
-        colouring: of the points, 'height' or 'intensity'.
+        area: x_min, y_min, x_max, y_max in meters.
+        coloring: of the points, 'height' or 'intensity'.
         show_scores: write as many scores as find room, the highest first.
     Returns:
         The picture [height, width, 3] uint8.
@@ -57,7 +57,7 @@ def draw_bev(
     axes.set(xlim=(area[0], area[2]), ylim=(area[1], area[3]), aspect='equal')
     low, high = np.array(area[:2]), np.array(area[2:])
     points = scene.points[((scene.points[:, :2] > low) & (scene.points[:, :2] < high)).all(1)]
-    values, title, ends = point_values(points, colouring)
+    values, title, ends = point_values(points, coloring)
     order = values.argsort()  # what is high hides what is low
     axes.scatter(*points[order, :2].T, s=1.1, c=ramp(values[order]), linewidths=0, rasterized=True)
     _add_rings(axes, area)
@@ -65,8 +65,8 @@ def draw_bev(
         axes.add_collection(
             LineCollection(_outlines(scene.truth), colors=TRUTH, linewidths=2.6, alpha=0.9)
         )
-    colours = [class_colour(name) for name in scene.names]
-    axes.add_collection(LineCollection(_outlines(scene.boxes), colors=colours, linewidths=1.5))
+    colors = [class_color(name) for name in scene.names]
+    axes.add_collection(LineCollection(_outlines(scene.boxes), colors=colors, linewidths=1.5))
     arrows = velocity_arrows(scene.boxes)
     axes.add_collection(
         LineCollection(arrows[..., :2].reshape(-1, 2, 2), colors=INK, linewidths=1.0)

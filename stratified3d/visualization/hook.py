@@ -13,8 +13,8 @@ from mmengine.registry import VISBACKENDS
 from mmengine.runner import Runner
 
 from stratified3d.visualization.bev import draw_bev
+from stratified3d.visualization.drawing import Drawing
 from stratified3d.visualization.pictures import PictureFolder
-from stratified3d.visualization.scene import Scene
 
 
 @HOOKS.register_module()
@@ -126,7 +126,7 @@ class DetectionPictureHook(Hook):
 
     def _scene(
         self, runner: Runner, data_batch: dict, outputs: Sequence[Det3DDataSample], i: int
-    ) -> Scene:
+    ) -> Drawing:
         sample, classes = outputs[i], runner.visualizer.dataset_meta['classes']
         found = sample.pred_instances_3d.to('cpu')
         found = found[found.scores_3d >= self.score_thr]
@@ -137,7 +137,7 @@ class DetectionPictureHook(Hook):
                 truth['gt_bboxes_3d'].tensor.cpu().numpy()[np.asarray(truth['gt_labels_3d']) >= 0]
             )
         name = Path(sample.lidar_path).name.split('.')[0]
-        return Scene(
+        return Drawing(
             data_batch['inputs']['points'][i].cpu().numpy(),
             found.bboxes_3d.tensor.numpy(),
             found.scores_3d.numpy(),

@@ -68,7 +68,7 @@ class OffscreenRenderer:
     def render(
         self,
         points: np.ndarray,
-        colours: np.ndarray,
+        colors: np.ndarray,
         lines: list[tuple[np.ndarray, np.ndarray, float]],
         intrinsics: np.ndarray,
         extrinsics: np.ndarray,
@@ -79,8 +79,8 @@ class OffscreenRenderer:
         """Render points and lines.
 
         Args:
-            points: [P, 3] metres; colours: [P, 3] in 0 to 1.
-            lines: (segments [S, 2, 3], colour [3], width in pixels) of each group.
+            points: [P, 3] meters; colors: [P, 3] in 0 to 1.
+            lines: (segments [S, 2, 3], color [3], width in pixels) of each group.
             intrinsics: [3, 3] pinhole; extrinsics: [4, 4] world to camera (x right, y down, z
             forward).
             background: [3]; point_size: pixels.
@@ -90,9 +90,7 @@ class OffscreenRenderer:
             RendererError: the process died or took longer than `timeout`.
         """
         try:
-            self._pipe.send(
-                (points, colours, lines, intrinsics, extrinsics, background, point_size)
-            )
+            self._pipe.send((points, colors, lines, intrinsics, extrinsics, background, point_size))
             if not self._pipe.poll(self.timeout):
                 self._child.kill()
                 raise RendererError(
@@ -117,9 +115,9 @@ class OffscreenRenderer:
         )
 
 
-def _encoded(colour: np.ndarray) -> np.ndarray:
+def _encoded(color: np.ndarray) -> np.ndarray:
     """Linear light -> sRGB (IEC 61966-2-1)."""
-    return np.where(colour <= 0.0031308, 12.92 * colour, 1.055 * colour ** (1 / 2.4) - 0.055)
+    return np.where(color <= 0.0031308, 12.92 * color, 1.055 * color ** (1 / 2.4) - 0.055)
 
 
 def _serve(pipe: Connection, width: int, height: int) -> None:
@@ -129,30 +127,30 @@ def _serve(pipe: Connection, width: int, height: int) -> None:
 
     renderer = rendering.OffscreenRenderer(width, height)
     scene = renderer.scene
-    scene.view.set_post_processing(False)  # it would shift the colours
+    scene.view.set_post_processing(False)  # it would shift the colors
     while True:
         scene.clear_geometry()
         try:
-            points, colours, lines, intrinsics, extrinsics, background, point_size = pipe.recv()
+            points, colors, lines, intrinsics, extrinsics, background, point_size = pipe.recv()
         except EOFError:
             return
         scene.set_background(
             [*_encoded(background), 1.0]
-        )  # the only colour that is decoded on the way
+        )  # the only color that is decoded on the way
         material = rendering.MaterialRecord()
         material.shader, material.point_size = 'defaultUnlit', point_size
         if len(points):  # Open3D warns of an empty cloud
             cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(points))
-            cloud.colors = o3d.utility.Vector3dVector(colours)
+            cloud.colors = o3d.utility.Vector3dVector(colors)
             scene.add_geometry('points', cloud, material)
-        for i, (segments, colour, thickness) in enumerate(lines):
+        for i, (segments, color, thickness) in enumerate(lines):
             if not len(segments):
                 continue
             group = o3d.geometry.LineSet(
                 o3d.utility.Vector3dVector(segments.reshape(-1, 3)),
                 o3d.utility.Vector2iVector(np.arange(2 * len(segments)).reshape(-1, 2)),
             )
-            group.paint_uniform_color(colour)
+            group.paint_uniform_color(color)
             material = rendering.MaterialRecord()
             material.shader, material.line_width = 'unlitLine', thickness
             scene.add_geometry(f'lines {i}', group, material)

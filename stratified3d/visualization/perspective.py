@@ -15,19 +15,19 @@ from stratified3d.visualization.annotations import (
     picture,
     write_scores,
 )
-from stratified3d.visualization.offscreen import OffscreenRenderer
-from stratified3d.visualization.scene import (
+from stratified3d.visualization.drawing import (
     BACKGROUND,
     TRUTH,
-    Scene,
+    Drawing,
     box_lines,
-    class_colour,
+    class_color,
     ground_height,
     point_values,
     ramp,
     rgb,
     velocity_arrows,
 )
+from stratified3d.visualization.offscreen import OffscreenRenderer
 
 SIZE = (1600, 900)
 _DPI = 100
@@ -45,7 +45,7 @@ class Camera(NamedTuple):
     ahead: float = 12.0
 
     def matrices(self, ground: float) -> tuple[np.ndarray, np.ndarray]:
-        """Intrinsics [3, 3] and extrinsics [4, 4] for pictures of SIZE; ground: its z in metres."""
+        """Intrinsics [3, 3] and extrinsics [4, 4] for pictures of SIZE; ground: its z in meters."""
         a, e = np.radians([self.azimuth, self.elevation])
         towards = np.array([np.cos(a) * np.cos(e), np.sin(a) * np.cos(e), -np.sin(e)])
         eye = (
@@ -62,7 +62,7 @@ class Camera(NamedTuple):
 
 
 def project(places: np.ndarray, intrinsics: np.ndarray, extrinsics: np.ndarray) -> np.ndarray:
-    """[N, 3] metres -> [N, 2] pixels, y upwards; NaN for what lies behind the camera or outside of
+    """[N, 3] meters -> [N, 2] pixels, y upwards; NaN for what lies behind the camera or outside of
     the picture."""
     seen = places @ extrinsics[:3, :3].T + extrinsics[:3, 3]
     pixels = seen @ intrinsics.T
@@ -75,9 +75,9 @@ def project(places: np.ndarray, intrinsics: np.ndarray, extrinsics: np.ndarray) 
 
 def draw_perspective(
     renderer: OffscreenRenderer,
-    scene: Scene,
+    scene: Drawing,
     camera: Camera | None = None,
-    colouring: str = 'height',
+    coloring: str = 'height',
     show_scores: bool = True,
 ) -> np.ndarray:
     """Draw a scene from behind and above.
@@ -86,7 +86,7 @@ def draw_perspective(
         renderer: of pictures of SIZE; the caller starts and ends it.
         scene: truth is drawn as thin green boxes.
         camera: default: behind a sensor whose y points forward.
-        colouring: of the points, 'height' or 'intensity'.
+        coloring: of the points, 'height' or 'intensity'.
         show_scores: write as many scores as find room, the highest first.
     Returns:
         The picture [height, width, 3] uint8.
@@ -96,7 +96,7 @@ def draw_perspective(
     from matplotlib.figure import Figure
 
     points = scene.points[np.isfinite(scene.points).all(1)]
-    values, title, ends = point_values(points, colouring)
+    values, title, ends = point_values(points, coloring)
     ground = ground_height(points)
     intrinsics, extrinsics = (camera or Camera()).matrices(ground)
     arrows = velocity_arrows(scene.boxes)
@@ -107,7 +107,7 @@ def draw_perspective(
     segments = box_lines(scene.boxes)
     for name in sorted(set(scene.names)):
         mine = [i for i, other in enumerate(scene.names) if other == name]
-        lines.append((segments[mine].reshape(-1, 2, 3), rgb(class_colour(name)), 2.5))
+        lines.append((segments[mine].reshape(-1, 2, 3), rgb(class_color(name)), 2.5))
     lines.append((arrows.reshape(-1, 2, 3), rgb(INK), 2.0))
     image = renderer.render(
         points[:, :3], ramp(values), lines, intrinsics, extrinsics, background=rgb(BACKGROUND)

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from stratified3d.visualization.bev import draw_bev
+from stratified3d.visualization.drawing import Drawing
 from stratified3d.visualization.offscreen import OffscreenRenderer, RendererError
 from stratified3d.visualization.perspective import SIZE, Camera, draw_perspective
-from stratified3d.visualization.scene import Scene
-from stratified3d.visualization.strata import draw_strata
+from stratified3d.visualization.strata_maps import draw_strata
 from stratified3d.visualization.video import write_video
 
 
@@ -27,9 +27,9 @@ class PictureFolder:
 
     Args:
         folder: made where it is missing.
-        area: x_min, y_min, x_max, y_max in metres of the pictures from above.
+        area: x_min, y_min, x_max, y_max in meters of the pictures from above.
         camera: of the perspective.
-        colouring: of the points, 'height' or 'intensity'.
+        coloring: of the points, 'height' or 'intensity'.
         use_perspective: False draws from above only and needs no Open3D.
     """
 
@@ -38,10 +38,10 @@ class PictureFolder:
         folder: str | Path,
         area: Sequence[float],
         camera: Camera | None = None,
-        colouring: str = 'height',
+        coloring: str = 'height',
         use_perspective: bool = True,
     ):
-        self.folder, self.area, self.camera, self.colouring = Path(folder), area, camera, colouring
+        self.folder, self.area, self.camera, self.coloring = Path(folder), area, camera, coloring
         self.failure: str | None = None
         self.written: dict[str, list[Path]] = defaultdict(list)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -59,10 +59,10 @@ class PictureFolder:
             self._renderer.close()
             self._renderer = None
 
-    def write(self, name: str, scene: Scene, token: int | None = None) -> None:
+    def write(self, name: str, scene: Drawing, token: int | None = None) -> None:
         """Write the pictures of one scene as <kind>/<name>.png; token: of the strata map, see
         `draw_strata`."""
-        self._save('bev', name, draw_bev(scene, self.area, self.colouring))
+        self._save('bev', name, draw_bev(scene, self.area, self.coloring))
         if scene.strata is not None:
             self._save('strata', name, draw_strata(scene.strata, self.area, token, scene.title))
         if self._renderer is None:
@@ -71,7 +71,7 @@ class PictureFolder:
             self._save(
                 'perspective',
                 name,
-                draw_perspective(self._renderer, scene, self.camera, self.colouring),
+                draw_perspective(self._renderer, scene, self.camera, self.coloring),
             )
         except RendererError as error:
             self.failure = str(error)

@@ -8,21 +8,21 @@ from collections.abc import Callable
 
 import numpy as np
 
-from stratified3d.visualization.perspective import Camera
-from stratified3d.visualization.scene import (
+from stratified3d.visualization.drawing import (
     BACKGROUND,
-    COLOURINGS,
+    COLORINGS,
     TRUTH,
-    Scene,
+    Drawing,
     box_lines,
-    class_colour,
+    class_color,
     ground_height,
     point_values,
     ramp,
     rgb,
     velocity_arrows,
 )
-from stratified3d.visualization.strata import chosen_token
+from stratified3d.visualization.perspective import Camera
+from stratified3d.visualization.strata_maps import chosen_token
 
 KEYS = {
     'N': 'next frame (or right arrow)',
@@ -45,7 +45,7 @@ class Viewer:
     """Frames in a window.
 
     Args:
-        load: index -> Scene; called when a frame is first shown, and kept.
+        load: index -> Drawing; called when a frame is first shown, and kept.
         count: of frames.
         camera: where the window looks from at first.
         is_visible: False draws without a window, for tests.
@@ -55,7 +55,7 @@ class Viewer:
 
     def __init__(
         self,
-        load: Callable[[int], Scene],
+        load: Callable[[int], Drawing],
         count: int,
         camera: Camera | None = None,
         is_visible: bool = True,
@@ -73,10 +73,10 @@ class Viewer:
                 '--show the pictures are drawn into files'
             )
         self._o3d, self._load, self.count, self._camera = o3d, load, count, camera or Camera()
-        self._scenes: dict[int, Scene] = {}
+        self._scenes: dict[int, Drawing] = {}
         self.index, self.token = 0, None
         self.shown = dict(truth=True, scores=True, predictions=True, strata=False)
-        self.colouring = COLOURINGS[0]
+        self.coloring = COLORINGS[0]
         self.window = o3d.visualization.VisualizerWithKeyCallback()
         if not self.window.create_window('stratified3d', 1600, 900, visible=is_visible):
             raise RuntimeError(
@@ -90,7 +90,7 @@ class Viewer:
             S=lambda: self.toggle('scores'),
             P=lambda: self.toggle('predictions'),
             A=lambda: self.toggle('strata'),
-            C=self._recolour,
+            C=self._recolor,
             K=self._next_token,
             V=self._look,
         )
@@ -105,7 +105,7 @@ class Viewer:
         self._look()
 
     @property
-    def scene(self) -> Scene:
+    def scene(self) -> Drawing:
         """The frame that is shown."""
         if self.index not in self._scenes:
             self._scenes[self.index] = self._load(self.index)
@@ -130,8 +130,8 @@ class Viewer:
         self.shown[part] = not self.shown[part]
         self.draw()
 
-    def _recolour(self) -> None:
-        self.colouring = COLOURINGS[1 - COLOURINGS.index(self.colouring)]
+    def _recolor(self) -> None:
+        self.coloring = COLORINGS[1 - COLORINGS.index(self.coloring)]
         self.draw()
 
     def _next_token(self) -> None:
@@ -164,7 +164,7 @@ class Viewer:
         o3d, scene = self._o3d, self.scene
         points = scene.points[np.isfinite(scene.points).all(1)]
         cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(points[:, :3]))
-        cloud.colors = o3d.utility.Vector3dVector(ramp(point_values(points, self.colouring)[0]))
+        cloud.colors = o3d.utility.Vector3dVector(ramp(point_values(points, self.coloring)[0]))
         shown = [cloud]
         arrows = velocity_arrows(scene.boxes)
         if len(arrows):
@@ -173,19 +173,19 @@ class Viewer:
             shown.append(self._lines(box_lines(scene.truth).reshape(-1, 2, 3), rgb(TRUTH)))
         if self.shown['predictions']:
             for name, segments in zip(scene.names, box_lines(scene.boxes)):
-                shown.append(self._lines(segments, rgb(class_colour(name))))
+                shown.append(self._lines(segments, rgb(class_color(name))))
             if self.shown['scores'] and scene.scores is not None:
                 shown += [self._score(i) for i in range(len(scene.boxes))]
         if self.shown['strata'] and scene.strata is not None:
             shown += self._strata()
         return shown
 
-    def _lines(self, segments: np.ndarray, colour: np.ndarray):
+    def _lines(self, segments: np.ndarray, color: np.ndarray):
         lines = self._o3d.geometry.LineSet(
             self._o3d.utility.Vector3dVector(segments.reshape(-1, 3)),
             self._o3d.utility.Vector2iVector(np.arange(2 * len(segments)).reshape(-1, 2)),
         )
-        lines.paint_uniform_color(colour)
+        lines.paint_uniform_color(color)
         return lines
 
     def _score(self, i: int):
@@ -200,7 +200,7 @@ class Viewer:
             self._o3d.geometry.get_rotation_matrix_from_zyx((angle, 0, np.radians(60))), (0, 0, 0)
         )
         text.translate(scene.boxes[i, :3] + [0, 0, scene.boxes[i, 5] + 0.5])
-        text.paint_uniform_color(rgb(class_colour(scene.names[i])))
+        text.paint_uniform_color(rgb(class_color(scene.names[i])))
         return text
 
     def _strata(self) -> list:

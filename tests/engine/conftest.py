@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-import stratified3d.plugin  # noqa: F401  (before anything is forked)
+import stratified3d.plugin  # noqa: F401  (registers the parts of configs)
 
 TINY = """_base_ = '{root}/projects/quickstart/configs/quickstart.py'
 

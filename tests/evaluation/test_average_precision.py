@@ -10,7 +10,7 @@ from nuscenes.eval.detection.algo import accumulate, calc_ap
 from nuscenes.eval.detection.data_classes import DetectionBox
 
 from stratified3d.evaluation.average_precision import average_precision
-from stratified3d.evaluation.centre_metric import CentreDistanceMetric
+from stratified3d.evaluation.center_distance import CenterDistanceMetric
 
 
 def clouds(seed, frames=6):
@@ -26,15 +26,15 @@ def clouds(seed, frames=6):
 
 def devkit_ap(truth, found, scores, distance):
     sets = []
-    for centres, confidence in ((truth, None), (found, scores)):
+    for centers, confidence in ((truth, None), (found, scores)):
         boxes = EvalBoxes()
-        for i, frame in enumerate(centres):
+        for i, frame in enumerate(centers):
             boxes.add_boxes(
                 str(i),
                 [
                     DetectionBox(
                         sample_token=str(i),
-                        translation=(*centre, 0.0),
+                        translation=(*center, 0.0),
                         size=(1, 1, 1),
                         rotation=(1, 0, 0, 0),
                         velocity=(0, 0),
@@ -43,7 +43,7 @@ def devkit_ap(truth, found, scores, distance):
                         attribute_name='vehicle.parked',
                         detection_score=-1.0 if confidence is None else float(confidence[i][j]),
                     )
-                    for j, centre in enumerate(frame)
+                    for j, center in enumerate(frame)
                 ],
             )
         sets.append(boxes)
@@ -70,9 +70,9 @@ def test_the_ends():
 
 
 def sample(truth, labels, boxes, names, scores):
-    def whole(centres):
+    def whole(centers):
         return LiDARInstance3DBoxes(
-            torch.tensor([[x, y, 0, 4, 2, 1, 0] for x, y in centres]).reshape(-1, 7).float()
+            torch.tensor([[x, y, 0, 4, 2, 1, 0] for x, y in centers]).reshape(-1, 7).float()
         )
 
     return dict(
@@ -86,7 +86,7 @@ def sample(truth, labels, boxes, names, scores):
 
 
 def test_metric():
-    metric = CentreDistanceMetric(point_cloud_range=(-10, -10, -3, 10, 10, 3))
+    metric = CenterDistanceMetric(point_cloud_range=(-10, -10, -3, 10, 10, 3))
     metric.dataset_meta = dict(classes=['car', 'bus', 'tram'])
     metric.process(
         {},
@@ -105,9 +105,9 @@ def test_metric():
     # out of range nothing counts; the bus is 1.5 m off: found within 2 and 4 m; there is no tram to
     # find
     assert scores == {
-        'centre/car_AP': pytest.approx(1),
-        'centre/bus_AP': pytest.approx(0.5),
-        'centre/mAP': pytest.approx(0.75),
+        'center/car_AP': pytest.approx(1),
+        'center/bus_AP': pytest.approx(0.5),
+        'center/mAP': pytest.approx(0.75),
     }
     with pytest.raises(ValueError, match='frames without annotations cannot be scored'):
         metric.process({}, [dict(pred_instances_3d={})])

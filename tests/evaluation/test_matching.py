@@ -1,17 +1,17 @@
 import numpy as np
 
-from stratified3d.evaluation.matching import count_matches, match_centres
+from stratified3d.evaluation.matching import count_matches, match_centers
 
 
 def test_every_truth_is_used_once_and_the_nearest_is_taken():
     truth = np.array([[0.0, 0], [1.5, 0], [50, 0]])
     predicted = np.array([[1.4, 0], [1.3, 0], [0.1, 0], [50, 2.0]])
-    assert match_centres(truth, predicted).tolist() == [1, 0, -1, -1]  # 2 m itself is no match
+    assert match_centers(truth, predicted).tolist() == [1, 0, -1, -1]  # 2 m itself is no match
 
 
 def test_no_truth_and_no_prediction():
-    assert match_centres(np.zeros((0, 2)), np.zeros((2, 2))).tolist() == [-1, -1]
-    assert match_centres(np.zeros((2, 2)), np.zeros((0, 2))).tolist() == []
+    assert match_centers(np.zeros((0, 2)), np.zeros((2, 2))).tolist() == [-1, -1]
+    assert match_centers(np.zeros((2, 2)), np.zeros((0, 2))).tolist() == []
 
 
 def test_a_class_may_predict_only_as_often_as_it_has_truths():

@@ -9,7 +9,7 @@ from mmdet3d.datasets import NuScenesDataset
 from mmdet3d.evaluation import NuScenesMetric
 from mmdet3d.structures import LiDARInstance3DBoxes
 
-from stratified3d.datasets.nuscenes_infos import create_infos
+from stratified3d.datasets.nuscenes.infos import create_infos
 from stratified3d.evaluation.nuscenes_metric import NuScenesDevkitMetric
 
 CLASSES = [
@@ -26,7 +26,7 @@ CLASSES = [
 ]
 META = dict(
     classes=CLASSES, version='v1.0-trainval'
-)  # the version that mmdet3d's data set always claims
+)  # the version that mmdet3d's dataset always claims
 
 
 @pytest.fixture(scope='module')
@@ -175,7 +175,7 @@ def test_results_of_another_split_are_named(build, prepared_set):
 
 def test_another_class_order_is_refused(build, prepared_set, tmp_path):
     with pytest.raises(
-        ValueError, match='the data set counts its classes as .* the model as .*metainfo='
+        ValueError, match='the dataset counts its classes as .* the model as .*metainfo='
     ):
         build(classes=CLASSES, meta=dict(META, classes=NuScenesDataset.METAINFO['classes']))
     content = pickle.loads((prepared_set / 'nuscenes_infos_val.pkl').read_bytes())

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from stratified3d.layers.attention import StratifiedAttention, arrange_windows
+from stratified3d.layers.attention import StratifiedAttention, build_window_grid
 from stratified3d.testing import random_coords, relative_error
 
 SHAPE = (4, 20, 20)
@@ -13,7 +13,7 @@ SHAPE = (4, 20, 20)
 def setting(sizes=(60, 0, 35), channels=24, heads=2, seed=0, window=(4, 5, 5)):
     coords = random_coords(sizes, SHAPE, seed)
     positions = coords[:, [3, 2, 1]].float() * 0.3
-    grid = arrange_windows(
+    grid = build_window_grid(
         coords,
         positions,
         window,
@@ -27,7 +27,7 @@ def setting(sizes=(60, 0, 35), channels=24, heads=2, seed=0, window=(4, 5, 5)):
 
 
 COMBINATIONS = list(
-    itertools.product(['pool', 'random', 'morton'], ['joint', 'gated'], [True, False])
+    itertools.product(['pool', 'random', 'first'], ['joint', 'gated'], [True, False])
 )
 
 
@@ -113,7 +113,7 @@ def test_order_of_the_voxels_does_not_matter():
     x = torch.randn(len(coords), 24)
     outs = []
     for c, f in ((coords, x), (coords[permutation], x[permutation])):
-        grid = arrange_windows(
+        grid = build_window_grid(
             c,
             c[:, [3, 2, 1]].float(),
             (4, 5, 5),
@@ -145,7 +145,7 @@ def test_random_selection_follows_the_seed_and_is_quiet_in_evaluation():
         (dict(num_heads=0), '0 heads do not divide 24 channels'),
         (dict(num_heads=8), 'rotary embedding needs heads of width 6 or more, not 3'),
         (dict(num_strata=-1), r'num_strata is 0 \(off\) or more, not -1'),
-        (dict(selection='fps'), "selection is one of pool, random, morton, not 'fps'"),
+        (dict(selection='fps'), "selection is one of pool, random, first, not 'fps'"),
         (dict(fusion='sum'), "fusion is one of joint, gated, not 'sum'"),
     ],
 )

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stratified3d.layers.attention import StratifiedAttention, arrange_windows
+from stratified3d.layers.attention import StratifiedAttention, build_window_grid
 from stratified3d.layers.block import StratifiedStage
 from stratified3d.layers.sparse_conv import SparseConvTensor
 from stratified3d.testing import random_coords, relative_error
@@ -9,14 +9,14 @@ from stratified3d.testing import random_coords, relative_error
 SHAPE = (4, 16, 16)
 
 
-def stage(depth=3, persist=True, seed=0, **settings):
+def stage(depth=3, carry_tokens=True, seed=0, **settings):
     torch.manual_seed(seed)
     return StratifiedStage(
         16,
         depth,
-        lambda i: StratifiedAttention(16, 2, 6, selects_strata=i == 0 or not persist),
+        lambda i: StratifiedAttention(16, 2, 6, creates_tokens=i == 0 or not carry_tokens),
         (4, 5, 6),
-        persist=persist,
+        carry_tokens=carry_tokens,
         head_dim=8,
         **settings,
     )
@@ -31,12 +31,12 @@ def cloud(sizes=(50, 0, 20)):
     return x, coords[:, [3, 2, 1]].float()
 
 
-@pytest.mark.parametrize('persist', [True, False])
+@pytest.mark.parametrize('carry_tokens', [True, False])
 @pytest.mark.parametrize('use_conv', [True, False])
-def test_gradients_reach_every_parameter(persist, use_conv):
+def test_gradients_reach_every_parameter(carry_tokens, use_conv):
     x, positions = cloud()
-    module = stage(persist=persist, use_conv=use_conv)
-    out = module(*module.arrange(x, positions)).features
+    module = stage(carry_tokens=carry_tokens, use_conv=use_conv)
+    out = module(*module.order_voxels(x, positions)).features
     (out * torch.randn_like(out)).sum().backward()
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
@@ -50,14 +50,14 @@ def test_checkpointing_changes_no_gradient(selection):
         module = StratifiedStage(
             16,
             2,
-            lambda i: StratifiedAttention(16, 2, 6, selection, selects_strata=i == 0),
+            lambda i: StratifiedAttention(16, 2, 6, selection, creates_tokens=i == 0),
             (4, 5, 6),
             head_dim=8,
             with_cp=with_cp,
         )
         x, positions = cloud()
         torch.manual_seed(5)
-        out = module(*module.arrange(x, positions)).features
+        out = module(*module.order_voxels(x, positions)).features
         out.square().sum().backward()
         results.append([out, x.features.grad, *(p.grad for p in module.parameters())])
     for a, b in zip(*results):
@@ -87,19 +87,19 @@ def test_shifted_windows_reach_across_borders():
             moved = feats.clone()
             moved[1] += change
             x = SparseConvTensor(moved, coords, list(SHAPE), 1)
-            outs.append(module(*module.arrange(x, coords[:, [3, 2, 1]].float())).features)
+            outs.append(module(*module.order_voxels(x, coords[:, [3, 2, 1]].float())).features)
         felt = (outs[0] - outs[1]).abs().amax(1) > 0
         assert felt.tolist() == [shifted, True, False]
 
 
 @pytest.mark.parametrize(
-    'fusion, selection, persist',
-    [('joint', 'pool', True), ('gated', 'pool', False), ('joint', 'morton', False)],
+    'fusion, selection, carry_tokens',
+    [('joint', 'pool', True), ('gated', 'pool', False), ('joint', 'first', False)],
 )
-def test_moving_the_voxels_once_changes_nothing(fusion, selection, persist):
+def test_moving_the_voxels_once_changes_nothing(fusion, selection, carry_tokens):
     """Blocks on voxels in window order against the same blocks that move them to and fro.
 
-    Without `persist` the shifted blocks choose tokens by their own rows, whose order must be the
+    Without `carry_tokens` the shifted blocks choose tokens by their own rows, whose order must be the
     same, too.
     """
     torch.manual_seed(0)
@@ -107,19 +107,19 @@ def test_moving_the_voxels_once_changes_nothing(fusion, selection, persist):
         16,
         3,
         lambda i: StratifiedAttention(
-            16, 2, 6, selection, fusion, selects_strata=i == 0 or not persist
+            16, 2, 6, selection, fusion, creates_tokens=i == 0 or not carry_tokens
         ),
         (2, 5, 6),
         head_dim=8,
-        persist=persist,
+        carry_tokens=carry_tokens,
     )
     x, positions = cloud()
     weight = torch.randn(70, 16)
-    moved, grids = module.arrange(x, positions)
+    moved, grids = module.order_voxels(x, positions)
     assert [grid.is_sorted for grid in grids] == [True, False]
     out = module(moved, grids)
     plain = [
-        arrange_windows(
+        build_window_grid(
             x.indices, positions, (2, 5, 6), shift, batch_size=3, spatial_shape=SHAPE, head_dim=8
         )
         for shift in ((0, 0, 0), (1, 2, 3))
@@ -128,7 +128,7 @@ def test_moving_the_voxels_once_changes_nothing(fusion, selection, persist):
     assert torch.equal(out.indices, x.indices[order])
     truth, strata = x, None
     for i, block in enumerate(module.blocks):
-        truth, strata = block(truth, plain[i % 2], strata if persist else None)
+        truth, strata = block(truth, plain[i % 2], strata if carry_tokens else None)
     assert all(torch.equal(a.coords, b.coords) for a, b in zip(grids, plain))
     inputs = [x.features, *module.parameters()]
     found = torch.autograd.grad((out.features * weight[order]).sum(), inputs)
@@ -143,4 +143,4 @@ def test_one_voxel_and_none():
     for sizes in ((1,), (0,), (0, 0)):
         x, positions = cloud(sizes)
         module = stage()
-        assert module(*module.arrange(x, positions)).features.shape == (sum(sizes), 16)
+        assert module(*module.order_voxels(x, positions)).features.shape == (sum(sizes), 16)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stratified3d.layers.attention import StratifiedAttention, arrange_windows
+from stratified3d.layers.attention import StratifiedAttention, build_window_grid
 from stratified3d.layers.strata_record import record_strata
 from stratified3d.ops.stratified_attention import BACKENDS
 from stratified3d.testing import random_coords
@@ -11,7 +11,7 @@ from stratified3d.testing import random_coords
 def grid():
     coords = random_coords([60], (4, 16, 16), seed=0)
     positions = coords[:, 1:].flip(1).float()
-    return arrange_windows(
+    return build_window_grid(
         coords, positions, (4, 8, 8), (0, 0, 0), batch_size=1, spatial_shape=(4, 16, 16), head_dim=8
     )
 

@@ -5,7 +5,7 @@ from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
-import stratified3d.plugin  # noqa: F401
+import stratified3d.plugin  # noqa: F401  (registers the parts of configs)
 
 RANGE = (-12.8, -12.8, -2.0, 12.8, 12.8, 2.0)
 TASKS = [['car'], ['truck', 'bus'], ['pedestrian']]

@@ -123,7 +123,7 @@ def test_velocity_is_an_option(small_config, build, batch):
         (dict(encoder=dict(num_strata=-4)), r'num_strata is 0 \(off\) or more, not -4'),
         (
             dict(encoder=dict(selection='fps')),
-            "selection is one of pool, random, morton, not 'fps'",
+            "selection is one of pool, random, first, not 'fps'",
         ),
         (dict(encoder=dict(fusion='add')), "fusion is one of joint, gated, not 'add'"),
         (dict(encoder=dict(stages=[])), 'stages is empty'),

@@ -36,7 +36,7 @@ def cloud(sizes=(200, 0, 150)):
         {},
         dict(num_strata=0),
         dict(fusion='gated'),
-        dict(selection='morton', persist=False),
+        dict(selection='first', carry_tokens=False),
         dict(shifted=False),
         dict(use_rotary=False),
         dict(use_conv=False, stem_depth=0),
@@ -77,7 +77,7 @@ def test_the_order_of_samples_does_not_matter(encoder):
         assert relative_error(model(feats, swapped, 2).flip(0), model(feats, coords, 2)) < 1e-5
 
 
-@pytest.mark.parametrize('selection', ['pool', 'morton'])
+@pytest.mark.parametrize('selection', ['pool', 'first'])
 def test_the_order_a_strided_convolution_leaves_does_not_matter(encoder, selection, monkeypatch):
     """spconv numbers the outputs of a strided convolution differently on each device; the strata
     are chunks of rows."""

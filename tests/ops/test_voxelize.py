@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stratified3d.ops import grid_shape, voxel_centres, voxelize
+from stratified3d.ops import grid_shape, voxel_centers, voxelize
 
 RANGE = (-4.0, -3.0, -1.0, 4.0, 3.0, 1.0)
 SIZE = (0.5, 0.25, 0.5)
@@ -52,12 +52,12 @@ def test_a_point_on_the_upper_border_is_outside():
     ]
 
 
-def test_centres_lie_half_a_voxel_inside():
-    centres = voxel_centres(
+def test_centers_lie_half_a_voxel_inside():
+    centers = voxel_centers(
         torch.tensor([[0, 0, 0, 0], [1, 3, 2, 1]], dtype=torch.int32), SIZE, RANGE
     )
     torch.testing.assert_close(
-        centres, torch.tensor([[-3.75, -2.875, -0.75], [-3.25, -2.375, 0.75]])
+        centers, torch.tensor([[-3.75, -2.875, -0.75], [-3.25, -2.375, 0.75]])
     )
 
 

@@ -1,10 +1,10 @@
-"""Every rival against one dense masked softmax (or its own equation), in fp64, outputs and every
+"""Every baseline against one dense masked softmax (or its own equation), in fp64, outputs and every
 gradient."""
 
 import pytest
 import torch
 
-import stratified3d.plugin  # noqa: F401  (makes projects importable)
+import stratified3d.plugin  # noqa: F401  (registers the parts of configs)
 
 # isort: split
 from projects.attention_zoo import OTHER, SAME, varlen
@@ -12,7 +12,7 @@ from projects.attention_zoo import sampled as sampled_module
 from projects.attention_zoo.equations import equation, same, windows
 from projects.attention_zoo.flex import FlexAttention
 from projects.attention_zoo.varlen import VarlenAttention
-from stratified3d.layers.attention import StratifiedAttention, arrange_windows
+from stratified3d.layers.attention import StratifiedAttention, build_window_grid
 from stratified3d.testing import TOLERANCES, random_coords, relative_error
 
 SHAPE = (6, 11, 13)
@@ -32,7 +32,7 @@ OTHER_BY_NAME = {kind.__name__: kind for kind in OTHER}
 def setting(cloud, shift=(0, 0, 0), rotary=True):
     sizes = CLOUDS[cloud]
     coords = random_coords(sizes, SHAPE)
-    grid = arrange_windows(
+    grid = build_window_grid(
         coords,
         coords[:, [3, 2, 1]].double() / 4,
         WINDOW,
@@ -164,10 +164,10 @@ def test_joint_rivals_equal_one_softmax_over_window_and_strata(
     inputs = [q, k, v, *(x.requires_grad_() for x in (*strata, bias))]
     if kind is FlexAttention:  # it has no backward pass on a CPU
         inputs = [x.detach() for x in inputs]
-    rival = make(kind, **settings)
+    baseline = make(kind, **settings)
     for x in (inputs, inputs[:3]):
         args = (*x[:3], grid, *x[3:])
-        compare(rival.attend(*args), equation(rival, *args), x)
+        compare(baseline.attend(*args), equation(baseline, *args), x)
 
 
 @pytest.mark.parametrize('cloud', CLOUDS)
@@ -175,8 +175,8 @@ def test_joint_rivals_equal_one_softmax_over_window_and_strata(
 def test_the_other_rivals_equal_their_equation(kind, settings, cloud):
     for block, shift in enumerate([(0, 0, 0), (1, 2, 3)]):
         grid, q, k, v = setting(cloud, shift, rotary=block == 1)
-        rival = make(kind, block, rotary=block == 1, **settings)
-        for table in getattr(rival, 'tables', []):
+        baseline = make(kind, block, rotary=block == 1, **settings)
+        for table in getattr(baseline, 'tables', []):
             table.data.mul_(20)
         inputs = [
             q,
@@ -184,22 +184,22 @@ def test_the_other_rivals_equal_their_equation(kind, settings, cloud):
             v,
             *(
                 p
-                for name, p in rival.named_parameters()
+                for name, p in baseline.named_parameters()
                 if name.split('.')[0] not in ('qkv', 'out')
             ),
         ]
         # angles are computed in fp32
         compare(
-            rival.attend(q, k, v, grid),
-            equation(rival, q, k, v, grid),
+            baseline.attend(q, k, v, grid),
+            equation(baseline, q, k, v, grid),
             inputs,
-            1e-11 if rival.takes_rotated else 1e-6,
+            1e-11 if baseline.takes_rotated else 1e-6,
         )
 
 
 def test_performer_features_are_orthogonal_and_approach_softmax():
-    rival = make(OTHER_BY_NAME['PerformerAttention'], num_features=24)
-    block = torch.nn.functional.normalize(rival.features[:WIDTH], dim=1)
+    baseline = make(OTHER_BY_NAME['PerformerAttention'], num_features=24)
+    block = torch.nn.functional.normalize(baseline.features[:WIDTH], dim=1)
     assert relative_error(block @ block.T, torch.eye(WIDTH, dtype=block.dtype)) < 1e-6
     grid, q, k, v = setting('plain')
     q, k = q * 0.5, k * 0.5
@@ -207,7 +207,7 @@ def test_performer_features_are_orthogonal_and_approach_softmax():
     for count in (24, 2400):
         errors.append(
             float(
-                (make(type(rival), num_features=count).attend(q, k, v, grid) - truth)
+                (make(type(baseline), num_features=count).attend(q, k, v, grid) - truth)
                 .square()
                 .mean()
             )
@@ -217,21 +217,23 @@ def test_performer_features_are_orthogonal_and_approach_softmax():
 
 def test_long_logits_are_taken_in_pieces(monkeypatch):
     grid, q, k, v = setting('plain')
-    rival = make(OTHER_BY_NAME['SampledWindowAttention'])
-    truth = rival.attend(q, k, v, grid)
+    baseline = make(OTHER_BY_NAME['SampledWindowAttention'])
+    truth = baseline.attend(q, k, v, grid)
     monkeypatch.setattr(sampled_module, '_LOGITS', 1000)
-    compare(rival.attend(q, k, v, grid), truth, [q, k, v])
+    compare(baseline.attend(q, k, v, grid), truth, [q, k, v])
 
 
 @pytest.mark.parametrize('kind', SAME + OTHER)
 def test_samples_do_not_see_each_other(kind, varlen_on_a_cpu):
     grid, q, k, v = setting('plain')
-    rival = make(kind)
+    baseline = make(kind)
     q, k, v = (x.detach() for x in (q, k, v))
     first = grid.plan.sample == 0
-    out = rival.attend(q, k, v, grid)
+    out = baseline.attend(q, k, v, grid)
     assert torch.equal(
-        rival.attend(q, *(x.masked_fill(first[:, None, None], 7.0) for x in (k, v)), grid)[~first],
+        baseline.attend(q, *(x.masked_fill(first[:, None, None], 7.0) for x in (k, v)), grid)[
+            ~first
+        ],
         out[~first],
     )
 
@@ -240,7 +242,7 @@ def test_blocks_of_one_grid_share_what_they_arrange():
     grid, q, k, v = setting('plain')
     kind = OTHER_BY_NAME['SetAttention']
     plans = [
-        make(kind, block, **settings).arranged(grid)
+        make(kind, block, **settings).prepared(grid)
         for block, settings in ((0, {}), (2, {}), (1, {}), (0, dict(set_size=9)))
     ]
     assert plans[0] is plans[1] and len({id(p) for p in plans}) == 3
@@ -250,16 +252,16 @@ def test_padding_is_counted():
     grid, q, k, v = setting('plain')
     sizes = torch.unique(windows(grid), dim=0, return_counts=True)[1].double()
     one = float((sizes**2).sum() / (len(sizes) * sizes.max() ** 2))
-    assert abs(make(SAME[0]).arranged(grid).padding - (1 - one)) < 1e-12
-    assert make(OTHER_BY_NAME['FullAttention']).arranged(grid).padding == 0
+    assert abs(make(SAME[0]).prepared(grid).padding - (1 - one)) < 1e-12
+    assert make(OTHER_BY_NAME['FullAttention']).prepared(grid).padding == 0
     for kind in (
         'SetAttention',
         'EqualGroupAttention',
         'SampledWindowAttention',
         'LinearWindowAttention',
     ):
-        assert 0 < make(OTHER_BY_NAME[kind]).arranged(grid).padding < 1
-    sets = make(OTHER_BY_NAME['SetAttention'], set_size=1).arranged(grid)
+        assert 0 < make(OTHER_BY_NAME[kind]).prepared(grid).padding < 1
+    sets = make(OTHER_BY_NAME['SetAttention'], set_size=1).prepared(grid)
     assert sets.padding == 0
 
 
@@ -267,7 +269,7 @@ def test_padding_is_counted():
 @pytest.mark.parametrize('size', [8, 32])
 def test_the_block_mask_holds_exactly_the_blocks_with_a_pair(cloud, size):
     grid, *_ = setting(cloud, shift=(0, 2, 3))
-    mask = make(FlexAttention, block_size=size).arranged(grid, 5)
+    mask = make(FlexAttention, block_size=size).prepared(grid, 5)
     n, batch = len(grid.coords), len(grid.plan.batch_offsets) - 1
     far = grid.plan.sample[:, None] == torch.arange(batch).repeat_interleave(5)
     seen = torch.cat([same(windows(grid)), far], 1)
@@ -286,7 +288,7 @@ def test_the_block_mask_holds_exactly_the_blocks_with_a_pair(cloud, size):
 @pytest.mark.parametrize('kind', [VarlenAttention, FlexAttention])
 def test_libraries_of_the_gpu_equal_the_reference_there(kind):
     coords = random_coords((700, 0, 300), (6, 40, 40)).cuda()
-    grid = arrange_windows(
+    grid = build_window_grid(
         coords,
         coords[:, [3, 2, 1]].float(),
         (6, 8, 8),

@@ -1,4 +1,4 @@
-"""One line of a config puts any rival into the detector."""
+"""One line of a config puts any baseline into the detector."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from mmdet3d.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-import stratified3d.plugin  # noqa: F401  (makes projects importable)
+import stratified3d.plugin  # noqa: F401  (registers the parts of configs)
 
 # isort: split
 from projects.attention_zoo import OTHER, SAME, FlexAttention, VarlenAttention
@@ -76,11 +76,11 @@ def test_what_needs_a_gpu_says_so(kind):
 @pytest.mark.parametrize('kind', [kind for kind in SAME if kind in ANYWHERE])
 @pytest.mark.parametrize('fusion', ['joint', 'gated'])
 def test_same_function_same_weights_same_map(kind, fusion):
-    ours, rival = (
+    ours, baseline = (
         encoder(mixer=mixer, fusion=fusion) for mixer in (None, dict(type=kind.__name__))
     )
-    rival.load_state_dict(ours.state_dict())
-    for a, b in zip(run(rival), run(ours)):
+    baseline.load_state_dict(ours.state_dict())
+    for a, b in zip(run(baseline), run(ours)):
         assert relative_error(a, b) < 1e-5
 
 

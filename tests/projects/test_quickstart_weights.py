@@ -24,7 +24,7 @@ def test_they_are_small_and_name_their_classes(weights, root):
 
 def test_they_find_objects_in_a_street_they_have_not_seen(root, prepared_set):
     """Single sweeps; random weights find next to nothing."""
-    tool = runpy.run_path(str(root / 'projects/quickstart/carry_over.py'))
+    tool = runpy.run_path(str(root / 'projects/quickstart/sim2real.py'))
     info, found = prepared_set / 'nuscenes_infos_val.pkl', []
     for weights in (*(root / path for path in WEIGHTS), None):
         frames = list(tool['outcomes'](init_detector(root / CONFIG, weights), info, 5))

@@ -1,13 +1,13 @@
-"""Data sets that several tests share."""
+"""Datasets that several tests share."""
 
 import pytest
 
-from stratified3d.simulation import Settings, simulate_dataset
+from stratified3d.simulation import NuScenesSettings, simulate_dataset
 
 
 @pytest.fixture(scope='session')
 def mini_set(tmp_path_factory):
     """The default scenes at 2 Hz: all keyframes, no sweeps between them."""
     root = tmp_path_factory.mktemp('simulated') / 'mini'
-    simulate_dataset(root, Settings(sweeps=1))
+    simulate_dataset(root, NuScenesSettings(sweeps=1))
     return root

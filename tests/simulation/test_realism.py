@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stratified3d.simulation.statistics import (
+from stratified3d.simulation.realism import (
     box_statistics,
     compare,
     ground_slope,
     point_statistics,
     read_dataset,
-    summarise,
+    summarize,
 )
 
 STORED = Path(__file__).with_name('real_keyframe.json')
@@ -48,7 +48,7 @@ def read_real(folder: Path) -> dict:
         np.array([np.hypot(*box['bbox_3d'][:2]) for box in boxes]),
         np.array([box['num_lidar_pts'] for box in boxes]),
     )
-    return summarise({**point_statistics(points), 'boxes': table, 'keyframes': 1})
+    return summarize({**point_statistics(points), 'boxes': table, 'keyframes': 1})
 
 
 @pytest.fixture(scope='module')
@@ -124,7 +124,7 @@ def test_distant_boxes_are_as_thin_as_real_ones(simulated, real):
 
 def boxes_by_class(root, scenes, points):
     """Annotated boxes of at least `points` points per detection class in some scenes."""
-    from stratified3d.simulation.nuscenes_schema import DETECTION_NAMES
+    from stratified3d.simulation.nuscenes.schema import DETECTION_NAMES
 
     rows = {
         name: json.loads((root / 'v1.0-mini' / f'{name}.json').read_text())

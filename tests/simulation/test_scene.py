@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 
 from stratified3d.simulation import LAYOUTS, simulate_frame
-from stratified3d.simulation.furniture import make_barrier, make_clutter, make_cone
-from stratified3d.simulation.layouts import TRAIN_LAYOUTS, VAL_LAYOUTS, build_scene
-from stratified3d.simulation.lidar import SILENT, fire
-from stratified3d.simulation.machines import make_construction_vehicle
-from stratified3d.simulation.nuscenes_schema import DETECTION_NAMES
-from stratified3d.simulation.paths import Fleet, Ground, Motion, Path, Speed
-from stratified3d.simulation.people import make_bicycle, make_motorcycle, make_pedestrian
-from stratified3d.simulation.primitives import ELLIPSOID, FRUSTUM, TAPERED
+from stratified3d.simulation.layouts.catalog import TRAIN_LAYOUTS, VAL_LAYOUTS, build_scene
+from stratified3d.simulation.nuscenes.schema import DETECTION_NAMES
+from stratified3d.simulation.objects.construction import make_construction_vehicle
+from stratified3d.simulation.objects.furniture import make_barrier, make_clutter, make_cone
+from stratified3d.simulation.objects.people import make_bicycle, make_motorcycle, make_pedestrian
+from stratified3d.simulation.objects.vehicles import make_bus, make_car, make_trailer, make_truck
+from stratified3d.simulation.physics.lidar import SILENT, fire
+from stratified3d.simulation.physics.paths import Fleet, Ground, Motion, Path, Speed
+from stratified3d.simulation.physics.primitives import ELLIPSOID, FRUSTUM, TAPERED
 from stratified3d.simulation.scene import count_points
-from stratified3d.simulation.vehicles import make_bus, make_car, make_trailer, make_truck
 
 # length, width, height: means of nuScenes' annotations (anchors of CBGS, arXiv:1908.09492)
 NUSCENES_SIZES = {
@@ -59,8 +59,8 @@ def local_extent(shape):
             axis = turn[:, 2]
             reach = np.abs(axis) * half[2] + half[0] * np.sqrt(np.maximum(1 - axis**2, 0))
         reach = reach + [abs(shape.sway()[p]), 0, 0]
-        low.append(parts.centre[p] - reach)
-        high.append(parts.centre[p] + reach)
+        low.append(parts.center[p] - reach)
+        high.append(parts.center[p] + reach)
     return np.min(low, 0), np.max(high, 0)
 
 
@@ -105,7 +105,7 @@ def test_clutter_varies_and_is_not_annotated():
 
 
 def test_a_tub_is_a_tapered_box_upside_down():
-    from stratified3d.simulation.primitives import Shape
+    from stratified3d.simulation.physics.primitives import Shape
 
     tub = Shape(None, (1, 1, 1)).tapered((0, 0, 1), (2, 1, 1), (-0.5, -0.1, -0.2), 0).primitives()
     assert tub.kind[0] == TAPERED
@@ -146,17 +146,17 @@ def test_paths_are_continuous_and_a_fleet_is_its_motions():
 
 def test_count_points_against_brute_force():
     rng = np.random.default_rng(2)
-    world, centre, yaw = (
+    world, center, yaw = (
         rng.uniform(-10, 10, (5000, 3)),
         rng.uniform(-8, 8, (40, 3)),
         rng.uniform(-4, 4, 40),
     )
     size = rng.uniform(0.5, 6, (40, 3))
     expected = []
-    for c, s, a in zip(centre, size, yaw):
+    for c, s, a in zip(center, size, yaw):
         turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
         expected.append((np.abs((world - c) @ turn) <= s / 2).all(1).sum())
-    np.testing.assert_array_equal(count_points(world, centre, size, yaw), expected)
+    np.testing.assert_array_equal(count_points(world, center, size, yaw), expected)
     assert sum(expected) > 500
 
 
@@ -199,7 +199,7 @@ def test_layouts(layout):
                 smear = 0.3 + 2 * 0.05 * np.hypot(*boxes.velocity[k])
                 inside_all += count_points(
                     mine,
-                    boxes.centre[k : k + 1],
+                    boxes.center[k : k + 1],
                     boxes.size[k : k + 1] + smear,
                     boxes.yaw[k : k + 1],
                 )[0]
@@ -207,7 +207,7 @@ def test_layouts(layout):
             if time == 0.5:
                 both = np.intersect1d(before.actor, boxes.actor)
                 then, now = np.searchsorted(before.actor, both), np.searchsorted(boxes.actor, both)
-                step = (boxes.centre[now] - before.centre[then])[:, :2] / 0.5
+                step = (boxes.center[now] - before.center[then])[:, :2] / 0.5
                 assert np.abs(step - boxes.velocity[now]).max() < 1.0  # nothing jumps
             before = boxes
             # vehicles and the ego car keep apart
@@ -228,7 +228,7 @@ def test_layouts(layout):
                 )
             ]
             rects = [
-                (*boxes.centre[k, :2], *(boxes.size[k, :2] - 0.25), boxes.yaw[k]) for k in solid
+                (*boxes.center[k, :2], *(boxes.size[k, :2] - 0.25), boxes.yaw[k]) for k in solid
             ]
             position, _, yaw = scene.ego.pose(np.array([time]), scene.ground)
             forward = np.array([np.cos(yaw[0]), np.sin(yaw[0])])

@@ -50,7 +50,7 @@ def test_attention_benchmarks_keep_what_they_found(root, tmp_path):
         ),
         (
             [
-                'growth',
+                'scaling',
                 '--rows',
                 '500',
                 '1000',
@@ -61,7 +61,7 @@ def test_attention_benchmarks_keep_what_they_found(root, tmp_path):
                 '--only',
                 'stratified3d sdpa',
             ],
-            ['growth.json', 'growth.md', 'growth.png'],
+            ['scaling.json', 'scaling.md', 'scaling.png'],
         ),
         (
             [

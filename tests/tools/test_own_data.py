@@ -111,7 +111,7 @@ def test_every_command_of_the_page(root, raw, tool_process, request):
     scores = json.loads(
         next((raw / 'work_dirs/own_data').glob('*/*.json')).read_text().splitlines()[-1]
     )
-    assert {'centre/car_AP', 'centre/mAP'} <= scores.keys()
+    assert {'center/car_AP', 'center/mAP'} <= scores.keys()
     for picture in (
         () if len(commands) == 4 else ('pictures/bev/frame_0000.png', 'new/bev/000008.png')
     ):

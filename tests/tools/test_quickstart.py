@@ -132,7 +132,7 @@ def test_a_failing_step_says_which(root, tmp_path):
         'overfit_frame.py',
         'quickstart.py',
         'benchmark.py',
-        'soak.py',
+        'fuzz.py',
         'ablate.py',
         'export_weights.py',
     ],

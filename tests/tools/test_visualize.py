@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from stratified3d.apis import init_detector, inspect_strata
-from stratified3d.visualization.scene import TRUTH, rgb
+from stratified3d.visualization.drawing import TRUTH, rgb
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def check_tensorboard(folder):
         ([], 'give either --dataset or point files'),
         (['a.bin', '--dataset'], 'give either --dataset or point files'),
         (['a.bin'], 'visualize.py: there is no point file a.bin'),
-        (['--dataset', '--index', '7'], 'the data set has frames 0 to 2, not [7]'),
+        (['--dataset', '--index', '7'], 'the dataset has frames 0 to 2, not [7]'),
         (['a.bin', '--index', 'first'], 'argument --index'),
         (['a.bin', '--camera', '1', '2', '3', '4', '5'], '--camera at most four numbers'),
         (

@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from stratified3d.evaluation.random_boxes import random_frames
-from stratified3d.evaluation.waymo_files import ObjectsFile, make_messages, write_objects
-from stratified3d.evaluation.waymo_messages import Submission
-from stratified3d.evaluation.waymo_score import BREAKDOWNS, mean_scores, score_waymo
+from stratified3d.evaluation.waymo.files import ObjectsFile, make_messages, write_objects
+from stratified3d.evaluation.waymo.messages import Submission
+from stratified3d.evaluation.waymo.random_boxes import random_frames
+from stratified3d.evaluation.waymo.score import BREAKDOWNS, mean_scores, score_waymo
 
 
 @pytest.fixture(scope='module')

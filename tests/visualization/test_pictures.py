@@ -8,17 +8,17 @@ import pytest
 from PIL import Image
 
 from stratified3d.visualization import offscreen
-from stratified3d.visualization.perspective import SIZE, Camera, project
-from stratified3d.visualization.pictures import PictureFolder
-from stratified3d.visualization.scene import (
+from stratified3d.visualization.drawing import (
     BACKGROUND,
     TRUTH,
-    Scene,
+    Drawing,
     StrataWeights,
-    class_colour,
+    class_color,
     rgb,
 )
-from stratified3d.visualization.strata import chosen_token, draw_strata
+from stratified3d.visualization.perspective import SIZE, Camera, project
+from stratified3d.visualization.pictures import PictureFolder
+from stratified3d.visualization.strata_maps import chosen_token, draw_strata
 from stratified3d.visualization.video import write_video
 
 needs_vulkan = pytest.mark.skipif(
@@ -35,7 +35,7 @@ def scene():
     )
     boxes = np.array([[0.0, 12, -1.8, 4, 2, 1.6, 1.5, 0, 5]])
     weights = rng.dirichlet(np.ones(50), 4)
-    return Scene(
+    return Drawing(
         points,
         boxes,
         np.array([0.9]),
@@ -46,13 +46,13 @@ def scene():
     )
 
 
-def near(pixels, colour):
-    return (np.abs(pixels.astype(int) - 255 * rgb(colour)) < 12).all(-1)
+def near(pixels, color):
+    return (np.abs(pixels.astype(int) - 255 * rgb(color)) < 12).all(-1)
 
 
 @needs_vulkan
-def test_colours_and_places_are_those_asked_for():
-    """One box edge per colour lands where `project` says, in exactly its colour."""
+def test_colors_and_places_are_those_asked_for():
+    """One box edge per color lands where `project` says, in exactly its color."""
     intrinsics, extrinsics = Camera().matrices(0.0)
     place = np.array([[3.0, 10, 0]])
     segment = place + np.array([[[-0.5, 0, 0], [0.5, 0, 0]]])
@@ -61,17 +61,17 @@ def test_colours_and_places_are_those_asked_for():
             renderer.render(
                 np.zeros((0, 3)),
                 np.zeros((0, 3)),
-                [(segment, rgb(colour), 4.0)],
+                [(segment, rgb(color), 4.0)],
                 intrinsics,
                 extrinsics,
                 background=rgb(BACKGROUND),
             )
-            for colour in (TRUTH, class_colour('bus'))
+            for color in (TRUTH, class_color('bus'))
         ]
     x, y = project(place, intrinsics, extrinsics)[0]
-    for picture, colour in zip(pictures, (TRUTH, class_colour('bus'))):
+    for picture, color in zip(pictures, (TRUTH, class_color('bus'))):
         assert picture.shape == (SIZE[1], SIZE[0], 3) and near(picture[:20], BACKGROUND).all()
-        rows, columns = np.nonzero(near(picture, colour))
+        rows, columns = np.nonzero(near(picture, color))
         assert abs(columns.mean() - x) < 2 and abs(SIZE[1] - rows.mean() - y) < 2
 
 
@@ -90,7 +90,7 @@ def test_all_kinds_and_their_videos_are_written(scene, tmp_path):
         pixels = np.asarray(Image.open(tmp_path / kind / 'b.png'))
         assert pixels.std() > 5
         if kind != 'strata':
-            assert near(pixels, TRUTH).any() and near(pixels, class_colour('car')).any()
+            assert near(pixels, TRUTH).any() and near(pixels, class_color('car')).any()
     import cv2
 
     for video in videos:

@@ -6,7 +6,7 @@ from ctypes.util import find_library
 import numpy as np
 import pytest
 
-from stratified3d.visualization.scene import TRUTH, Scene, StrataWeights, rgb
+from stratified3d.visualization.drawing import TRUTH, Drawing, StrataWeights, rgb
 from stratified3d.visualization.window import KEYS, Viewer
 
 pytestmark = pytest.mark.skipif(
@@ -23,7 +23,7 @@ def make_scene(index):
         : index + 1
     ]
     weights = rng.dirichlet(np.ones(80), 5)
-    return Scene(
+    return Drawing(
         points,
         boxes,
         np.full(len(boxes), 0.9),
@@ -48,7 +48,7 @@ def kinds(viewer):
     return [names.count(kind) for kind in ('PointCloud', 'LineSet', 'TriangleMesh')]
 
 
-def colours(viewer):
+def colors(viewer):
     return {
         tuple(np.round(np.asarray(g.colors)[0], 3))
         for g in viewer.geometries()
@@ -59,7 +59,7 @@ def colours(viewer):
 def test_keys_step_and_toggle(viewer, capsys):
     assert kinds(viewer) == [1, 3, 1]  # points; arrows, truth and one prediction; its score
     viewer.toggle('truth')
-    assert kinds(viewer) == [1, 2, 1] and tuple(np.round(rgb(TRUTH), 3)) not in colours(viewer)
+    assert kinds(viewer) == [1, 2, 1] and tuple(np.round(rgb(TRUTH), 3)) not in colors(viewer)
     viewer.toggle('scores')
     assert kinds(viewer) == [1, 2, 0]
     viewer.step(1)
@@ -80,9 +80,9 @@ def test_tokens_take_turns(viewer):
     assert sorted(seen[:5]) == list(range(5)) and seen[5] == seen[0]
 
 
-def test_it_is_drawn_and_coloured_anew(viewer):
+def test_it_is_drawn_and_colored_anew(viewer):
     before = np.asarray(viewer.window.capture_screen_float_buffer(True))
-    viewer._recolour()
+    viewer._recolor()
     after = np.asarray(viewer.window.capture_screen_float_buffer(True))
     assert before.std() > 0.02 and (before != after).any()
 

@@ -47,7 +47,7 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 val_evaluator = dict(
-    _delete_=True, type='CentreDistanceMetric', point_cloud_range=point_cloud_range
+    _delete_=True, type='CenterDistanceMetric', point_cloud_range=point_cloud_range
 )
 test_evaluator = val_evaluator
 

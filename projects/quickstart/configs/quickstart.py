@@ -85,10 +85,10 @@ test_dataloader = val_dataloader
 val_evaluator = dict(data_root=data_root, ann_file=data_root + 'nuscenes_infos_val.pkl')
 test_evaluator = val_evaluator
 
-# with this few iterations time is best spent on a wide map and on one stage of metre-high voxels
+# with this few iterations time is best spent on a wide map and on one stage of meter-high voxels
 model = dict(
     voxel_size=(0.4, 0.4, 1.0),
-    map_precision='auto',
+    bev_dtype='auto',
     encoder=dict(stages=[dict(depth=2, window_shape=(8, 12, 12), stride=(8, 1, 1))]),
     backbone=dict(channels=(128, 128, 256), depths=(1, 2, 2), strides=(2, 2, 2), out_channels=64),
     head=dict(

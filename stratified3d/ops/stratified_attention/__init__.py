@@ -14,7 +14,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from stratified3d.ops.stratified_attention import reference, sdpa, triton
+from stratified3d.ops.stratified_attention import kernels as triton
+from stratified3d.ops.stratified_attention import reference, sdpa
 from stratified3d.ops.windows import WindowPlan, checks_values
 
 # fastest first: `None` takes the first that can run

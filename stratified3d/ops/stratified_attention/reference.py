@@ -1,5 +1,5 @@
 """The three attentions as their equations say, window by window and sample by sample; never
-optimised."""
+optimized."""
 
 from __future__ import annotations
 

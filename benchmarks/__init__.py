@@ -1,0 +1,2 @@
+"""What tools/benchmark.py times and counts: attention operators, their scaling, their arithmetic,
+and the encoder."""

@@ -1,0 +1,133 @@
+"""What is compared: each row names the settings in which it differs from the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from mmengine.config import Config
+
+from benchmarks.ablation.baselines import (
+    centerpoint_pillar,
+    centerpoint_pillar_coarse,
+    centerpoint_voxel,
+)
+from benchmarks.ablation.full_size import CHANGES
+from benchmarks.ablation.recipes import full_augmentation, plain_backbone, without_sampling
+from projects.attention_zoo import OTHER
+from projects.attention_zoo.planes import PlaneAttention
+
+LEARNING_RATES = (5e-4, 1e-3, 3e-3)
+
+
+class Row(NamedTuple):
+    """name; group: the question it answers; options: dotted settings of the config; change: what no
+    option can say; equal_time: it runs for as long as the first row, not for as many steps."""
+
+    name: str
+    group: str
+    options: dict[str, Any]
+    change: Callable[[Config], None] | None = None
+    equal_time: bool = False
+
+    def apply(self, config: Config) -> None:
+        """Change config to this row's."""
+        if self.change is not None:
+            self.change(config)
+        config.merge_from_dict(self.options)
+
+
+def _encoder(name: str, group: str, **settings: Any) -> Row:
+    return Row(name, group, {f'model.encoder.{key}': value for key, value in settings.items()})
+
+
+def _one_stage(size: int = 12, depth: int = 2) -> dict[str, Any]:
+    return {'stages': [dict(depth=depth, window_shape=(8, size, size), stride=(8, 1, 1))]}
+
+
+def _mixers() -> list[Row]:
+    # those that compute the same function would repeat the first row at another speed
+    more = {PlaneAttention: dict(num_heads=4)}  # a third of the heads each for three planes
+    return [
+        _encoder(
+            ', '.join(
+                [kind.__name__, *(f'{heads} heads' for heads in more.get(kind, {}).values())]
+            ),
+            'mixer',
+            mixer=dict(type=kind.__name__),
+            **more.get(kind, {}),
+        )
+        for kind in OTHER
+    ]
+
+
+def _rivals() -> list[Row]:
+    rows = []
+    for name, change in (
+        ('CenterPoint pillar 0.2', centerpoint_pillar),
+        ('CenterPoint pillar 0.4', centerpoint_pillar_coarse),
+        ('CenterPoint voxel 0.1', centerpoint_voxel),
+    ):
+        rows += [
+            Row(
+                f'{name}, rate {rate:g}',
+                'detector',
+                {'optim_wrapper.optimizer.lr': rate, 'param_scheduler.0.eta_max': rate},
+                change,
+                True,
+            )
+            for rate in LEARNING_RATES
+        ]
+    return rows
+
+
+ROWS = [
+    Row('default', 'default', {}),
+    _encoder('m = 0', 'strata', num_strata=0),
+    _encoder('m = 16', 'strata', num_strata=16),
+    _encoder('m = 128', 'strata', num_strata=128),
+    _encoder('random', 'selection', selection='random'),
+    _encoder('first', 'selection', selection='first'),
+    _encoder('gated', 'fusion', fusion='gated'),
+    _encoder('no bias', 'bias', strata_offset=None),
+    # all tokens together start with the weight of one voxel
+    _encoder('offset 0', 'bias', strata_offset=0.0),
+    _encoder('window 24', 'window', **_one_stage(24)),
+    # one block each: neither is shifted
+    _encoder(
+        'window 12, then 24',
+        'window',
+        stages=[
+            dict(depth=1, window_shape=(8, 12, 12), stride=(1, 1, 1)),
+            dict(depth=1, window_shape=(8, 24, 24), stride=(8, 1, 1)),
+        ],
+    ),
+    _encoder('4 blocks', 'depth', **_one_stage(depth=4)),
+    _encoder('4 blocks, m = 0', 'depth', **_one_stage(depth=4), num_strata=0),
+    _encoder('not shifted', 'shift', shifted=False),
+    _encoder('no rotary', 'position', use_rotary=False),
+    _encoder('no convolution', 'position', use_conv=False),
+    # what the full-size configs set otherwise than the quickstart, and parts that all have
+    Row(
+        'IoU branch and loss',
+        'recipe',
+        {'model.head.iou_weight': 0.5, 'model.head.iou_loss_weight': 0.5},
+    ),
+    Row('boxes at centers only', 'recipe', {'model.head.box_radius': 0}),
+    _encoder('stem of 2', 'recipe', stem_depth=2),
+    Row('plain backbone', 'recipe', {}, plain_backbone),
+    # the default's are bf16 where the device has matrix units for it
+    Row('maps in fp32', 'recipe', {'model.bev_dtype': 'fp32'}),
+    Row(
+        'constant rate of 0.001',
+        'schedule',
+        {'param_scheduler': [], 'optim_wrapper.optimizer.lr': 1e-3},
+    ),
+    Row('no ground-truth sampling', 'data', {}, without_sampling),
+    # in the last of the three passes that 240 steps make over the data
+    Row('sampling fades', 'data', {'custom_hooks': [dict(type='FadeObjectSampleHook', epochs=1)]}),
+    Row('full-size augmentation', 'data', {}, full_augmentation),
+    *_mixers(),
+    *(Row(name, 'configs', {}, change) for name, change in CHANGES.items()),
+    *_rivals(),
+]

@@ -1,0 +1,1 @@
+"""Benchmarks of attention operators and of the sparse encoder."""

@@ -1,2 +1,0 @@
-"""What tools/benchmark.py times and counts: attention operators, their growth, their arithmetic,
-and the encoder."""

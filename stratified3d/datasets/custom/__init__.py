@@ -1,0 +1,1 @@
+"""LiDAR datasets of your own: box tables, info files, the registered dataset."""

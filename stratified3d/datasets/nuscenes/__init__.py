@@ -1,0 +1,1 @@
+"""Datasets in nuScenes format: info files, ground-truth database, single frames."""

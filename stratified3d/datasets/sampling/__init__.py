@@ -1,0 +1,1 @@
+"""What is drawn: class-balanced frames and ground-truth objects."""

@@ -1,0 +1,1 @@
+"""Registered transforms of the data pipelines."""

@@ -1,0 +1,1 @@
+"""Waymo perception v2 (parquet) to points and info files."""

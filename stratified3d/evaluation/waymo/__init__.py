@@ -1,0 +1,1 @@
+"""Waymo's detection metric: boxes, files, matching, scores."""

@@ -1,0 +1,1 @@
+"""Detection heads and the parts that they share."""

@@ -1,0 +1,99 @@
+"""Choosing the strata tokens: m representatives of every sample, one per chunk of its window
+order."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stratified3d.ops.segments import segment_reduce, segment_softmax
+
+
+def chunk_offsets(batch_offsets: Tensor, num_strata: int) -> Tensor:
+    """Cut every sample's rows into equal chunks.
+
+    Chunk i of a sample with n rows is its rows floor(i n / m) to floor((i + 1) n / m); where n < m
+    some are empty.
+
+    Args:
+        batch_offsets: [B + 1] integer.
+        num_strata: m >= 1.
+    Returns:
+        [B m + 1] int64: the rows of chunk i of sample b start at entry b m + i.
+    Raises:
+        ValueError: m < 1.
+    """
+    if num_strata < 1:
+        raise ValueError(f'num_strata is at least 1 here, not {num_strata}')
+    start, count = batch_offsets[:-1].long(), batch_offsets.diff().long()  # [B]
+    steps = torch.arange(num_strata, device=start.device)
+    inner = start[:, None] + torch.div(
+        steps * count[:, None], num_strata, rounding_mode='floor'
+    )  # [B, m]
+    return torch.cat([inner.flatten(), batch_offsets[-1:].long()])
+
+
+def pool_strata(
+    feats: Tensor, positions: Tensor, scores: Tensor, batch_offsets: Tensor, num_strata: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Average every chunk with softmax weights from a learned score.
+
+    Args:
+        feats: [N, C], rows in window order, grouped by sample.
+        positions: [N, 3] meters.
+        scores: [N, 1], the learned score of each row.
+        batch_offsets: [B + 1] integer.
+        num_strata: m >= 1.
+    Returns:
+        tokens [B, m, C] in the dtype of feats, positions [B, m, 3] (plain mean of the chunk),
+        present [B, m] bool; absent tokens are zero.
+    """
+    offsets = chunk_offsets(batch_offsets, num_strata)
+    weights = segment_softmax(scores, offsets)  # [N, 1]
+    tokens = segment_reduce(weights * feats, offsets, 'sum').to(feats.dtype)
+    means = segment_reduce(positions.float(), offsets, 'mean')
+    present = offsets.diff() > 0
+    shape = (len(batch_offsets) - 1, num_strata)
+    return tokens.view(*shape, -1), means.view(*shape, 3), present.view(shape)
+
+
+def sample_strata(
+    feats: Tensor,
+    positions: Tensor,
+    batch_offsets: Tensor,
+    num_strata: int,
+    draw: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Take one row of every chunk: its first one, or the one that a random number points at.
+
+    Args:
+        feats: [N, C], rows in window order, grouped by sample.
+        positions: [N, 3] meters.
+        batch_offsets: [B + 1] integer.
+        num_strata: m >= 1.
+        draw: [B, m] uniform in [0, 1), fp64 where a chunk may be large; picks a row of each chunk.
+        None takes every
+            n / m-th row.
+    Returns:
+        tokens [B, m, C], positions [B, m, 3] fp32, present [B, m] bool; absent tokens are zero.
+    """
+    offsets = chunk_offsets(batch_offsets, num_strata)
+    size = offsets.diff()
+    row = offsets[:-1]
+    if draw is not None:
+        row = row + (draw.flatten() * size).long()
+    present = size > 0
+    shape = (len(batch_offsets) - 1, num_strata)
+    if not len(feats):
+        return (
+            feats.new_zeros(*shape, feats.shape[1]),
+            positions.new_zeros(*shape, 3).float(),
+            present.view(shape),
+        )
+    row = row.clamp(max=len(feats) - 1)
+    absent = ~present.unsqueeze(1)
+    return (
+        feats[row].masked_fill(absent, 0).view(*shape, -1),
+        positions[row].float().masked_fill(absent, 0).view(*shape, 3),
+        present.view(shape),
+    )

@@ -1,0 +1,1 @@
+"""Streets and what is built, parked and moving along them."""

@@ -1,0 +1,1 @@
+"""Simulated datasets in nuScenes format."""

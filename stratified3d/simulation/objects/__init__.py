@@ -1,0 +1,1 @@
+"""Vehicles, people and street furniture, composed of convex primitives."""

@@ -1,0 +1,1 @@
+"""Rays, surfaces, LiDARs and motion."""

@@ -1,0 +1,325 @@
+"""The sensor: an HDL-32E on the roof of a moving car, from firing times to the points of one
+file."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from stratified3d.jit import compiled
+from stratified3d.simulation.physics.materials import GLASS, PAINT, TABLE
+from stratified3d.simulation.physics.primitives import Primitives, Shape
+from stratified3d.simulation.physics.raycast import GROUND, NOTHING, cast_rays
+
+N_RINGS, N_COLUMNS = 32, 1084
+ELEVATIONS = np.radians(
+    np.linspace(-30.67, 10.67, N_RINGS)
+)  # ring 0 looks down most (Velodyne HDL-32E manual)
+SWEEP_SECONDS = 0.05
+MAX_RANGE = 105.0
+HEIGHT = 1.84  # m above the ground
+MOUNT = np.array(
+    [0.9437, 0.0, HEIGHT]
+)  # in the ego frame (x forward, origin below the rear axle), nuScenes
+
+
+class Pose(NamedTuple):
+    """A rigid transform to the world: rotation [..., 3, 3], translation [..., 3] m."""
+
+    rotation: np.ndarray
+    translation: np.ndarray
+
+    def __matmul__(self, other: Pose) -> Pose:
+        return Pose(
+            self.rotation @ other.rotation,
+            (self.rotation @ other.translation[..., None])[..., 0] + self.translation,
+        )
+
+    def inverse(self) -> Pose:
+        """The transform back."""
+        back = np.swapaxes(self.rotation, -1, -2)
+        return Pose(back, -(back @ self.translation[..., None])[..., 0])
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What separates a measured return from the geometric one.
+
+    Attributes:
+        range_sigma: m, 1 sigma (HDL-32E: 2 cm).
+        dropped: share of returns lost for no reason.
+        reach: m, distance at which a surface of intensity 10 at normal incidence is lost half of
+        the time.
+        mixed: share of the returns at a depth edge that land between the two surfaces.
+    """
+
+    range_sigma: float = 0.02
+    dropped: float = 0.005
+    reach: float = 70.0
+    mixed: float = 0.25
+
+
+SILENT = Noise(0.0, 0.0, math.inf, 0.0)
+
+
+def firing_directions() -> np.ndarray:
+    """[N_COLUMNS, N_RINGS, 3] unit vectors in the LIDAR_TOP frame (x right, y forward, z up).
+
+    The sensor turns clockwise and begins its sweep on the left (-x), as in the released files.
+    """
+    azimuth = np.pi - np.arange(N_COLUMNS)[:, None] * (2 * np.pi / N_COLUMNS)
+    level = np.cos(ELEVATIONS)
+    return np.stack(
+        np.broadcast_arrays(level * np.cos(azimuth), level * np.sin(azimuth), np.sin(ELEVATIONS)),
+        -1,
+    )
+
+
+def firing_delays() -> np.ndarray:
+    """[N_COLUMNS] s relative to the sweep's timestamp, which is the end of its turn."""
+    return (np.arange(N_COLUMNS) - (N_COLUMNS - 1)) * (SWEEP_SECONDS / N_COLUMNS)
+
+
+def _ego_car() -> Primitives:
+    """The car below the sensor in the ego frame: roof, windscreen, bonnet, rear rack (a Renault
+    Zoe, 4.08 x 1.73 m)."""
+    car = Shape(None, (4.08, 1.73, 1.56))
+    car.tapered((1.35, 0.0, 0.55), (4.08, 1.73, 0.62), (0.60, 0.1, 0.10), PAINT, 0.3)
+    car.tapered((1.22, 0.0, 1.20), (3.64, 1.52, 0.56), (1.35, 0.55, 0.20), GLASS, 1.0)
+    car.box((0.795, 0.0, 1.475), (1.79, 1.11, 0.03), PAINT, 0.3)
+    car.box((0.11, 0.0, 1.53), (0.06, 0.22, 0.09), PAINT, 0.6)
+    return car.primitives()
+
+
+class MountedLidar:
+    """One mounted sensor: its rays, when they are fired, and which of them its own car blocks.
+
+    Args:
+        mount: the sensor in the ego frame.
+        directions: [C, B, 3] unit vectors of C columns of B rays in the sensor frame.
+        delays: [C] s relative to the timestamp, ascending.
+        key: of the random gain of each laser; the same sensor in every scene.
+    """
+
+    def __init__(self, mount: Pose, directions: np.ndarray, delays: np.ndarray, key: int):
+        self.mount, self.directions, self.delays = mount, directions, delays
+        columns, beams = directions.shape[:2]
+        # lasers and receivers differ
+        self.gain = np.exp(
+            0.2 * np.random.Generator(np.random.Philox(key=key)).standard_normal(beams)
+        )
+        no_ground = np.array([-1e6, 0.0, 0.0, 0.0, 0.0, 0.0])
+        car = _ego_car()
+        self.own_distance, self.own_hit, self.own_cosine = cast_rays(
+            np.broadcast_to(mount.translation, (columns, 3)),
+            np.broadcast_to(mount.rotation, (columns, 3, 3)),
+            np.zeros(columns),
+            directions,
+            car,
+            no_ground,
+            max_range=10.0,
+        )
+        self.own_material = car.material[np.maximum(self.own_hit, 0)]
+        self.own_shade = car.shade[np.maximum(self.own_hit, 0)]
+
+
+class Sensor(MountedLidar):
+    """The HDL-32E of nuScenes' cars.
+
+    Args:
+        tilt: (roll, pitch) of the mount, rad; nuScenes' cars have up to 0.025.
+    """
+
+    def __init__(self, tilt: tuple[float, float] = (0.0, 0.0)):
+        yaw = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])  # x right, y forward
+        super().__init__(
+            Pose(tip(*tilt) @ yaw, MOUNT), firing_directions(), firing_delays(), N_RINGS
+        )
+
+
+def tip(roll: float, pitch: float) -> np.ndarray:
+    """[3, 3] rotation of a mount that leans by roll and pitch, rad."""
+    cr, sr, cp, sp = math.cos(roll), math.sin(roll), math.cos(pitch), math.sin(pitch)
+    return np.array([[cp, sp * sr, sp * cr], [0.0, cr, -sr], [-sp, cp * sr, cp * cr]])
+
+
+class Surface(NamedTuple):
+    """Materials of the ground on a grid: [NX, NY] uint8 rows of `materials.TABLE`, cell (m) and
+    corner (x, y) (m)."""
+
+    grid: np.ndarray
+    cell: float
+    corner: tuple[float, float]
+
+
+def fire(
+    sensor: MountedLidar,
+    poses: Pose,
+    primitives: Primitives,
+    ground: np.ndarray,
+    max_range: float = MAX_RANGE,
+):
+    """Cast one sweep along the sensor's moving pose.
+
+    Args:
+        poses: [C] sensor to world at each firing.
+        primitives: in the world at the sweep's timestamp.
+        ground: [6], see `intersect.hit_ground`.
+        max_range: m.
+    Returns:
+        distance, hit, cosine [C, B], see `raycast.cast_rays`; what the ego car blocks is NOTHING.
+    """
+    return cast_rays(
+        poses.translation,
+        poses.rotation,
+        sensor.delays,
+        sensor.directions,
+        primitives,
+        ground,
+        max_range=max_range,
+        limits=sensor.own_distance,
+    )
+
+
+@compiled
+def _measure(
+    distance,
+    material,
+    shade,
+    cosine,
+    uniform,
+    normal,
+    table,
+    gain,
+    sigma,
+    dropped,
+    reach,
+    mixed,
+    own,
+    measured,
+    intensity,
+):
+    n_columns, n_rings = distance.shape
+    for c in range(n_columns):
+        for b in range(n_rings):
+            r = distance[c, b]
+            if not r < np.inf:
+                # the receiver's floor: what such points carry in the released files
+                intensity[c, b] = 1.0 + math.floor(-9.0 * math.log(1.0 - 0.999 * uniform[c, b, 1]))
+                continue
+            level, spread, gloss, transparent, depth = table[material[c, b]]
+            slant = max(cosine[c, b], 1e-3)
+            value = (
+                gain[b] * level * shade[c, b] * slant**gloss * math.exp(spread * normal[c, b, 1])
+            )
+            # received power falls with distance squared; a steep logistic stands for the detector's
+            # threshold
+            power = value / 10.0 * (reach / r) ** 2 if reach < np.inf else np.inf
+            lost = 1.0 / (1.0 + power**2)
+            if not own[c, b]:
+                lost = 1.0 - (1.0 - lost) * (1.0 - dropped) * (
+                    1.0 - (transparent if dropped > 0.0 else 0.0)
+                )
+            if uniform[c, b, 0] < lost:
+                intensity[c, b] = 1.0 + math.floor(-9.0 * math.log(1.0 - 0.999 * uniform[c, b, 1]))
+                continue
+            other = distance[(c + 1) % n_columns, b]
+            if other < np.inf and 0.3 < abs(other - r) < 6.0 and uniform[c, b, 2] < mixed:
+                r += (other - r) * uniform[c, b, 3]
+            if sigma > 0.0:  # leaves let some of the pulse in
+                r -= depth * math.log(1.0 - uniform[c, b, 4])
+            measured[c, b] = r + sigma * normal[c, b, 0]
+            intensity[c, b] = min(max(math.floor(value + 0.5), 0.0), 255.0)
+
+
+def receive(
+    sensor: MountedLidar,
+    poses: Pose,
+    primitives: Primitives,
+    surface: Surface,
+    cast: tuple,
+    noise: Noise,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the receiver makes of a cast sweep: which echoes it notices, how far and how bright.
+
+    Args:
+        cast: what `fire` returned.
+        rng: a generator that belongs to this sweep alone.
+    Returns:
+        measured [C, B] m, 0 where there is no return; intensity [C, B] 0 to 255; world [C, 3, B]
+        unit vectors of the rays in the world.
+    """
+    distance, hit, cosine = cast
+    world = poses.rotation @ np.swapaxes(sensor.directions, 1, 2)  # [C, 3, B]
+    material = (
+        primitives.material[np.maximum(hit, 0)] if len(primitives.kind) else np.zeros_like(hit)
+    )
+    shade = primitives.shade[np.maximum(hit, 0)] if len(primitives.kind) else np.ones(hit.shape)
+    column, beam = np.nonzero(hit == GROUND)
+    reach = distance[column, beam]
+    spot = poses.translation[column, :2] + world[column, :2, beam] * reach[:, None]
+    nx, ny = surface.grid.shape
+    ix, iy = ((spot - np.array(surface.corner)) / surface.cell).astype(np.int64).T
+    material[column, beam] = surface.grid[np.clip(ix, 0, nx - 1), np.clip(iy, 0, ny - 1)]
+    shade[column, beam] = 1.0
+    own = (hit == NOTHING) & (sensor.own_distance < np.inf)
+    distance = np.where(own, sensor.own_distance, distance)
+    measured, intensity = np.zeros(distance.shape), np.zeros(distance.shape)
+    _measure(
+        distance,
+        np.where(own, sensor.own_material, material),
+        np.where(own, sensor.own_shade, shade),
+        np.where(own, sensor.own_cosine, cosine),
+        rng.random((*distance.shape, 5)),
+        rng.standard_normal((*distance.shape, 2)),
+        TABLE,
+        sensor.gain,
+        noise.range_sigma,
+        noise.dropped,
+        noise.reach,
+        noise.mixed,
+        own,
+        measured,
+        intensity,
+    )
+    return measured, intensity, world
+
+
+def measure(
+    sensor: Sensor,
+    poses: Pose,
+    primitives: Primitives,
+    surface: Surface,
+    cast: tuple,
+    noise: Noise,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Turn a cast sweep into the points of a file: noise, intensity, motion compensation.
+
+    A ray without a return stays as a point at the sensor's origin at its firing time. Everything is
+    given in the LIDAR_TOP frame at the sweep's timestamp, the last firing.
+
+    Args:
+        as in `receive`.
+    Returns:
+        points [N_COLUMNS * N_RINGS, 5] float32 (x, y, z m, intensity 0-255, ring), column by
+        column; owner [N_COLUMNS * N_RINGS] int64 of the object hit, -1 for none.
+    """
+    hit = cast[1]
+    measured, intensity, world = receive(sensor, poses, primitives, surface, cast, noise, rng)
+    end = Pose(poses.rotation[-1], poses.translation[-1]).inverse()
+    seen = poses.translation[:, :, None] + world * measured[:, None]  # [C, 3, B]
+    points = np.empty((N_COLUMNS, N_RINGS, 5), np.float32)
+    points[:, :, :3] = np.swapaxes(end.rotation @ seen + end.translation[:, None], 1, 2)
+    points[:, :, 3] = intensity
+    points[:, :, 4] = np.arange(N_RINGS)
+    owner = (
+        np.where(hit >= 0, primitives.owner[np.maximum(hit, 0)], -1)
+        if len(primitives.kind)
+        else hit * 0 - 1
+    )
+    return points.reshape(-1, 5), np.where(measured > 0, owner, -1).reshape(-1)

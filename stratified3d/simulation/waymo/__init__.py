@@ -1,0 +1,1 @@
+"""Simulated datasets in the format of Waymo's perception v2."""

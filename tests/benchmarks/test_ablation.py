@@ -1,0 +1,280 @@
+"""The ablation's rows, its verdicts, and one tiny run of its tool."""
+
+import copy
+import json
+import runpy
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmdet3d.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+
+import stratified3d.plugin  # noqa: F401  (registers the parts of configs)
+
+# isort: split
+from benchmarks.ablation import baselines as baselines
+from benchmarks.ablation.full_size import CHANGES
+from benchmarks.ablation.rows import ROWS
+from benchmarks.ablation.runs import CONFIG, TrainingSettings, make_config
+from benchmarks.ablation.tables import compare, render, standard_error
+from benchmarks.detectors.config_table import list_configs
+
+
+def result(row, seed, score):
+    return dict(
+        row=row,
+        group='strata',
+        seed=seed,
+        mAP=score,
+        NDS=score,
+        AP=dict(car=score),
+        iterations=240,
+        seconds_per_iteration=1.0,
+        ms_per_frame=200.0,
+    )
+
+
+def test_names_are_not_used_twice():
+    assert len({row.name for row in ROWS}) == len(ROWS)
+
+
+def test_each_row_changes_something():
+    first, same = Config.fromfile(CONFIG), []
+    for row in ROWS:
+        config = copy.deepcopy(first)
+        row.apply(config)
+        same += [row.name] * (config.to_dict() == first.to_dict())
+    assert same == ['default']
+
+
+@pytest.mark.parametrize('row', {row.group: row for row in ROWS}.values(), ids=lambda row: row.name)
+def test_a_row_of_each_question_is_a_config_of_its_own(row, tmp_path):
+    settings = TrainingSettings(tmp_path / 'data', tmp_path / 'work', 50, 1)
+    config, first = make_config(row, 3, settings, 50), make_config(ROWS[0], 3, settings, 50)
+    config.dump(tmp_path / 'config.py')
+    again = Config.fromfile(tmp_path / 'config.py')
+    assert again.to_dict() == config.to_dict()
+    if row.group != 'data':
+        assert config.train_dataloader == first.train_dataloader, 'the same data in the same order'
+    assert config.randomness.seed == 3 and config.train_cfg.max_iters == 50
+    assert [s.total_steps for s in config.param_scheduler] == [50] * (row.group != 'schedule')
+    assert (
+        str(tmp_path / 'data') in config.train_dataloader.dataset.pipeline[3].db_sampler.info_path
+    )
+
+
+def test_the_encoder_of_each_row_is_built():
+    first = Config.fromfile(CONFIG)
+    for row in ROWS:
+        if row.change is None:
+            config = copy.deepcopy(first)
+            row.apply(config)
+            model = config.model
+            settings = dict(
+                model.encoder,
+                voxel_size=model.voxel_size,
+                point_cloud_range=model.point_cloud_range,
+            )
+            with DefaultScope.overwrite_default_scope('mmdet3d'):
+                assert MODELS.build(settings).out_channels == model.encoder.channels, row.name
+
+
+def test_rows_of_data_differ_in_one_transform(tmp_path):
+    settings = TrainingSettings(tmp_path, tmp_path, 50, 1)
+    own, *others = (
+        [t.to_dict() for t in make_config(row, 0, settings, 50).train_dataloader.dataset.pipeline]
+        for row in ROWS
+        if row.name in ('default', 'no ground-truth sampling', 'full-size augmentation')
+    )
+    kinds = [t['type'] for t in own]
+    without, wide = others
+    assert (
+        without == [t for t in own if t['type'] != 'ObjectSample'] and len(without) == len(own) - 1
+    )
+    assert [t['type'] for t in wide] == kinds
+    (changed,) = (t for t, before in zip(wide, own) if t != before)
+    assert changed['rot_range'] == [-0.785, 0.785] and changed['scale_ratio_range'] == [0.9, 1.1]
+    assert changed['translation_std'] == [0.5, 0.5, 0.5]
+
+
+def test_the_plain_backbone_is_ours_without_shortcuts():
+    settings = dict(
+        in_channels=16, channels=(8, 12, 16), depths=(1, 2, 2), strides=(2, 2, 2), out_channels=4
+    )
+    with DefaultScope.overwrite_default_scope('mmdet3d'):
+        ours, plain = (
+            MODELS.build(dict(settings, type=kind))
+            for kind in ('ResidualBEVBackbone', 'PlainBEVBackbone')
+        )
+    plain.load_state_dict(ours.state_dict(), strict=False)
+    x = torch.randn(2, 16, 54, 38, requires_grad=True)
+    (y,) = plain(x)
+    assert y.shape == ours(x)[0].shape == (2, 12, 27, 19) and (
+        plain.stride,
+        plain.out_channels,
+    ) == (2, 12)
+    block = plain.stages[0][0]
+    inner = block.norm2(block.conv2(torch.relu(block.norm1(block.conv1(x)))))
+    assert torch.equal(block(x), inner.relu())
+    y.sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize('name', CHANGES)
+def test_members_are_full_size_under_the_short_trainings_head(name, tmp_path):
+    row, settings = (
+        next(row for row in ROWS if row.name == name),
+        TrainingSettings(tmp_path, tmp_path, 50, 1),
+    )
+    model, first = (make_config(r, 0, settings, 50).model for r in (row, ROWS[0]))
+    member = Config.fromfile(list_configs()[name]).model
+    for part in ('voxel_size', 'voxel_encoder', 'encoder', 'backbone'):
+        assert model[part] == member[part]
+    assert model.head.code_weights == first.head.code_weights and model.head.iou_weight == 0
+    assert model.head.type == member.head.type and model.bev_dtype == first.bev_dtype
+    with DefaultScope.overwrite_default_scope('mmdet3d'):
+        assert MODELS.build(model).head.cell == pytest.approx(
+            [2 * size for size in member.voxel_size[:2]]
+        )
+
+
+@pytest.mark.parametrize('fast', [False, True])
+def test_rivals_maps_are_the_same_in_their_fast_form(tmp_path, monkeypatch, fast):
+    row = next(row for row in ROWS if row.name == 'CenterPoint pillar 0.4, rate 0.001')
+    config = make_config(row, 0, TrainingSettings(tmp_path, tmp_path, 50, 1), 50)
+    assert 'FastMaps' in [hook.type for hook in config.custom_hooks]
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmdet3d'):
+        model = MODELS.build(config.model).eval()
+    maps = torch.randn(1, 64, 64, 64)
+
+    def outputs():
+        (task,), *_ = model.pts_bbox_head(model.pts_neck(model.pts_backbone(maps)))
+        return task
+
+    with torch.no_grad():
+        before = outputs()
+        monkeypatch.setattr(baselines, 'has_fast_bf16', lambda device: fast)
+        baselines.FastMaps().before_run(SimpleNamespace(model=model))
+        after = outputs()
+    assert model.pts_backbone.blocks[0][0].weight.is_contiguous(memory_format=torch.channels_last)
+    for name, value in before.items():
+        assert after[name].dtype == torch.float32
+        error = float((after[name] - value).norm() / value.norm())
+        assert 1e-4 < error < 0.05 if fast else error < 1e-5
+
+
+@pytest.mark.parametrize(
+    'scores, verdict',
+    [
+        ((0.30, 0.32), 'no difference'),
+        ((0.35, 0.36), 'better'),
+        ((0.20, 0.21), 'worse'),
+        ((0.20, 0.40), 'no difference'),
+        ((0.35,), 'too few seeds'),
+    ],
+)
+def test_verdicts(scores, verdict):
+    results = [result('default', seed, score) for seed, score in enumerate((0.30, 0.31))]
+    results += [result('m = 0', seed, score) for seed, score in enumerate(scores)]
+    default, row = compare(results)
+    assert default['verdict'] == '' and row['verdict'] == verdict
+    assert row['difference'] == pytest.approx(
+        sum(a - b for a, b in zip(scores, (0.30, 0.31))) / len(scores)
+    )
+    assert verdict in render(results)
+
+
+def test_only_shared_seeds_are_compared():
+    results = [
+        result('default', 0, 0.3),
+        result('default', 1, 0.9),
+        result('m = 0', 0, 0.31),
+        result('m = 0', 2, 0.0),
+    ]
+    assert compare(results)[1]['difference'] == pytest.approx(0.01)
+
+
+def test_the_standard_error_is_that_of_all_rows_together():
+    scores = {'default': (0.30, 0.32), 'm = 0': (0.20, 0.24), 'gated': (0.5,)}
+    results = [
+        result(row, seed, score)
+        for row, values in scores.items()
+        for seed, score in enumerate(values)
+    ]
+    # variances 2e-4 and 8e-4, one degree of freedom each
+    assert standard_error(results) == pytest.approx((2 * 5e-4 / 2) ** 0.5)
+    assert standard_error(results, seeds=8) == pytest.approx((2 * 5e-4 / 8) ** 0.5)
+    wild = [dict(result('CenterPoint', seed, seed), group='detector') for seed in range(2)]
+    assert (
+        standard_error(results + wild) == standard_error(results) and standard_error(wild) is None
+    )
+    assert '0.022 mAP, 0.022 NDS' in render(results) and 'Standard error' not in render(
+        results[-1:]
+    )
+
+
+@pytest.fixture
+def ablate(root, monkeypatch, capsys, tmp_path, prepared_set):
+    def run(*arguments):
+        monkeypatch.setattr(
+            sys,
+            'argv',
+            [
+                'ablate.py',
+                *map(str, arguments),
+                '--data',
+                str(prepared_set),
+                '--work',
+                str(tmp_path / 'work'),
+                '--out',
+                str(tmp_path / 'out'),
+            ],
+        )
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(root / 'tools/ablate.py'), run_name='__main__')
+        return end.value.code, capsys.readouterr()
+
+    return run
+
+
+def test_the_tool_trains_scores_and_keeps(ablate, tmp_path):
+    small = [
+        '--iterations',
+        20,
+        '--seeds',
+        0,
+        '--cfg-options',
+        'model.voxel_size=(1.2,1.2,1.0)',
+        'model.encoder.channels=16',
+        'model.encoder.num_strata=4',
+        'model.backbone.channels=(16,16,16)',
+        'train_dataloader.batch_size=1',
+        'train_dataloader.num_workers=0',
+        'train_dataloader.persistent_workers=False',
+        'val_dataloader.num_workers=0',
+        'val_dataloader.persistent_workers=False',
+    ]
+    status, said = ablate('--rows', 'CenterPoint pillar 0.4, rate 0.001', *small)
+    assert status == 1 and 'run that one first' in said.out
+    status, said = ablate('--rows', 'default', *small)
+    assert status == 0 and '| default' in said.out
+    (kept,) = (tmp_path / 'out').glob('*/ablation-20.json')
+    found = json.loads(kept.read_text())['results']
+    assert (
+        [r['row'] for r in found] == ['default']
+        and 0 <= found[0]['NDS'] <= 1
+        and found[0]['iterations'] == 20
+    )
+    assert 1 < found[0]['ms_per_frame'] < 1e4
+    before = kept.read_text()
+    status, said = ablate('--rows', 'default', *small)
+    assert status == 0 and '| default' in said.out and kept.read_text() == before
+
+
+def test_an_unknown_row_is_named(ablate):
+    status, said = ablate('--rows', 'm = 1')
+    assert status == 2 and "there is no row 'm = 1'; there are" in said.err

@@ -1,0 +1,201 @@
+"""What the benchmarks do before and after they take the time."""
+
+import math
+import resource
+
+import psutil
+import pytest
+import torch
+
+import stratified3d.plugin  # noqa: F401  (registers the parts of configs)
+
+# isort: split
+from benchmarks.attention import complexity, ops, scaling
+from benchmarks.attention.methods import WIDTH, check, methods
+from benchmarks.measure import Timing, bounded_memory, peak_memory
+from benchmarks.point_clouds import take, voxelized
+from projects.attention_zoo import OTHER, SAME, SetAttention
+from stratified3d.ops.stratified_attention import BACKENDS
+
+CPU, FP32 = torch.device('cpu'), torch.float32
+
+
+@pytest.fixture(scope='module')
+def cloud():
+    generator = torch.Generator().manual_seed(0)
+    points = torch.rand(900, 3, generator=generator) * torch.tensor([20.0, 20, 3]) - torch.tensor(
+        [10.0, 10, 3]
+    )
+    return voxelized('random', [points])
+
+
+def test_everyone_is_there_with_three_settings():
+    field = methods(CPU, FP32, (32, 12, 12))
+    names = [c.name for c in field]
+    ours = {f'stratified3d {backend}' for backend in BACKENDS if backend != 'reference'}
+    assert set(names) == ours | {kind.__name__ for kind in SAME + OTHER}
+    for kind in SAME + OTHER:
+        mine = [c for c in field if c.name == kind.__name__]
+        assert len({str(c.settings) for c in mine}) == len(mine) >= 3
+        assert [c.default for c in mine] == [True] + [False] * (len(mine) - 1) and mine[
+            0
+        ].settings == kind.authors
+    with pytest.raises(ValueError, match="there is no 'DSVT' to benchmark; there are stratified3d"):
+        methods(CPU, FP32, (32, 12, 12), ['DSVT'])
+
+
+def test_who_needs_more_memory_than_there_is_is_refused_and_the_rest_goes_on(cloud, monkeypatch):
+    (method,) = methods(CPU, FP32, cloud.window_shape, ['stratified3d sdpa'])
+    attend = method.mixer.attend
+
+    def greedy(*arguments):
+        if len(arguments[0]) == len(cloud.coords):  # not while it is checked
+            torch.empty(2**40)
+        return attend(*arguments)
+
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    monkeypatch.setattr(method.mixer, 'attend', greedy)
+    row = ops.time_method(method, cloud, CPU, FP32, 1, 30)
+    assert row['refused'].startswith('out of memory: ') and 'both_ms' not in row
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+def test_a_large_tensor_is_refused_under_the_bound_only():
+    size = int(0.95 * psutil.virtual_memory().available) // 4
+    with bounded_memory(CPU), pytest.raises(RuntimeError, match='memory'):
+        torch.empty(size)
+    assert len(torch.empty(size)) == size  # never touched
+
+
+@pytest.mark.parametrize(
+    'name', ['stratified3d sdpa', 'SSTAttention', 'SetAttention', 'SpatialReductionAttention']
+)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_who_is_right_passes_the_check(name, dtype):
+    for method in methods(CPU, dtype, (32, 12, 12), [name]):
+        assert check(method, CPU, dtype, True) is None
+
+
+def test_a_wrong_one_is_refused(cloud, monkeypatch):
+    method = methods(CPU, FP32, (32, 12, 12), ['SetAttention'], tuned=False)[0]
+    right = SetAttention.attend
+    monkeypatch.setattr(
+        SetAttention, 'attend', lambda self, q, k, v, grid: right(self, q, k * 1.01, v, grid)
+    )
+    row = ops.time_method(method, cloud, CPU, FP32, 1, 30)
+    assert (
+        row['refused'].startswith('wrong, so not timed: output is off by')
+        and 'forward_ms' not in row
+    )
+    monkeypatch.setattr(
+        SetAttention,
+        'attend',
+        lambda self, q, k, v, grid: right(self, q, k.detach(), v, grid) + 0 * k,
+    )
+    assert 'gradient of k is off by' in ops.time_method(method, cloud, CPU, FP32, 1, 30)['refused']
+
+
+def test_rows_and_tables(cloud):
+    rows = [
+        ops.time_method(c, cloud, CPU, FP32, 1, 30)
+        for c in methods(
+            CPU,
+            FP32,
+            cloud.window_shape,
+            ['stratified3d sdpa', 'SSTAttention', 'FullAttention', 'VarlenAttention'],
+        )
+    ]
+    for row in rows:
+        if row['name'] == 'VarlenAttention':
+            assert 'runs on CUDA' in row['refused'] and 'forward_ms' not in row
+        else:
+            assert (
+                row['forward_ms'].median > 0 and row['both_ms'].median > 0 and row['peak_mib'] > 0
+            )
+    limits = ops.lower_limits(cloud, CPU, FP32, dict(copy_gb_s=10.0, matmul_gflop_s=100.0))
+    assert limits['bytes_ms'] > 0 and limits['flops_ms'] > 0
+    text = ops.render(
+        dict(
+            ceilings=dict(copy_gb_s=10.0, matmul_gflop_s=100.0),
+            rows=rows,
+            limits={cloud.name: limits},
+        )
+    )
+    same, other = text.index('the same function'), text.index('another function')
+    assert same < text.index('SSTAttention (lengths (') < other < text.index('FullAttention (')
+    assert (
+        text[text.index('every setting') :].count('its authors') == 3
+    )  # one setting of each baseline
+
+
+def test_a_slow_one_runs_once(cloud):
+    method = methods(CPU, FP32, cloud.window_shape, ['FullAttention'], tuned=False)[0]
+    row = ops.time_method(method, cloud, CPU, FP32, 1, limit=0)
+    assert (
+        'forward_ms' in row
+        and 'both_ms' not in row
+        and row['refused'] == 'one forward pass takes over 0 s'
+    )
+
+
+def test_more_rows_have_the_same_density(cloud):
+    n = len(cloud.coords)
+    larger = take(cloud, 5 * n + 7)
+    assert len(larger.coords) == 5 * n + 7 == len(larger.coords.unique(dim=0))
+    plans = [c.prepare(WIDTH, CPU).plan for c in (cloud, take(cloud, 5 * n))]
+    sizes = [float((p.window_end - p.window_start).double().mean()) for p in plans]
+    assert abs(sizes[1] / sizes[0] - 1) < 1e-9
+    apart = larger.positions[:, 1] / 0.3 - larger.coords[:, 2]
+    assert float(apart.max() - apart.min()) < 0.01  # still 0.3 m a voxel
+    assert len(take(cloud, 100).coords) == 100
+
+
+def test_exponents():
+    rows = [1000, 2000, 4000, 8000]
+    assert math.isclose(scaling.exponent(rows, [3e-3 * n**1.5 for n in rows]), 1.5)
+    assert scaling.exponent(rows[:2], [1.0, 2.0]) is None
+
+
+def test_growth_stops_where_it_would_take_too_long():
+    series = [dict(rows=n, both_ms=Timing(t, t, t)) for n, t in ((1000, 1e3), (2000, 4e3))]
+    assert math.isclose(scaling._forecast(series, 4000), 16)
+    assert math.isclose(scaling._forecast(series[:1], 3000), 3)
+
+
+def test_peak_memory_counts_what_is_held():
+    assert abs(peak_memory(lambda: torch.ones(1 << 20) + torch.ones(1 << 20), CPU) - 12) < 0.1
+
+
+@pytest.mark.parametrize('tokens', [196, 4096])
+def test_formulas_equal_torch_s_count(tokens):
+    result = complexity.run([tokens])
+    for name, counts in result['counts'].items():
+        assert counts[tokens] == complexity.count_by_torch(name, tokens)
+    assert result['without_projections']['full'][tokens] == 4 * tokens**2 * complexity.C
+
+
+def test_claims_follow_the_counts():
+    result = complexity.run([196])
+    assert all('does not hold' in line for line in complexity.claims(result))
+    ours = f'stratified ({complexity.STRATA})'
+    for part in ('counts', 'without_projections'):
+        result[part][ours][196] = int(0.6 * result[part]['full'][196])
+    assert all(': holds; it is 0.60x' in line for line in complexity.claims(result))
+
+
+def test_point_networks_are_counted_as_their_layers():
+    neighborhoods, points = [(8, 4, (3, 5))], [(10, (6, 7, 2))]
+    x, y = torch.zeros(1, 3, 8, 4), torch.zeros(1, 6, 10)
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        torch.nn.Conv2d(3, 5, 1)(x)
+        torch.nn.Sequential(torch.nn.Conv1d(6, 7, 1), torch.nn.Conv1d(7, 2, 1))(y)
+    assert complexity.point_network_flops(neighborhoods, points) == counter.get_total_flops()
+
+
+def test_the_readme_lists_everyone(root):
+    text = (root / 'projects/attention_zoo/README.md').read_text()
+    for kind in SAME + OTHER:
+        assert text.count(f'| `{kind.__name__}` |') == 1
+        assert kind.__doc__ and set(kind.authors)

@@ -1,0 +1,181 @@
+"""Boxes at the peaks against boxes everywhere."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmcv.cnn import ConvModule
+from mmdet3d.models.task_modules import CenterPointBBoxCoder
+from mmdet3d.registry import MODELS
+from mmdet3d.structures import Det3DDataSample
+from torch import nn
+
+from stratified3d.models.heads.center_peaks import Peaks, choose_peaks, gather_at, run_at
+
+RANGE = (-12.8, -12.8, -2.0, 12.8, 12.8, 2.0)
+TASKS = [['car'], ['truck', 'bus'], ['pedestrian']]
+
+
+def make_head(**settings):
+    torch.manual_seed(0)
+    head = MODELS.build(
+        dict(
+            type='StratifiedCenterHead',
+            in_channels=4,
+            tasks=TASKS,
+            voxel_size=(0.8, 0.8, 4.0),
+            point_cloud_range=RANGE,
+            stride=1,
+            shared_channels=6,
+            **settings,
+        )
+    )
+    for norm in head.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_()
+    return head
+
+
+def make_branch(depth, channels, width):
+    layers = [
+        ConvModule(channels, channels, 3, padding=1, norm_cfg=dict(type='BN2d'))
+        for _ in range(depth - 1)
+    ]
+    for layer in layers:
+        layer.bn.running_mean.normal_()
+        layer.bn.bias.data.normal_()  # so that what lies outside the map would not stay 0
+    return nn.Sequential(*layers, nn.Conv2d(channels, width, 3, padding=1)).eval()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    depth=st.integers(1, 3),
+    count=st.integers(0, 40),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_branches_at_peaks_equal_branches_everywhere(batch, height, width, depth, count, seed):
+    torch.manual_seed(seed)
+    maps = torch.randn(batch, 4, height, width, dtype=torch.float64, requires_grad=True)
+    branches = [make_branch(depth, 4, n).double() for n in (1, 3)]
+    sample, y, x = (torch.randint(n, (count,)) for n in (batch, height, width))
+    peaks = Peaks(sample, torch.zeros_like(x), y, x, torch.ones(count))
+    found = run_at(branches, maps, peaks)
+    expected = [gather_at(branch(maps), peaks) for branch in branches]
+    for got, true in zip(found, expected):
+        assert got.shape == true.shape
+        torch.testing.assert_close(got, true)
+    grads = [
+        torch.autograd.grad(sum((x * x).sum() for x in outs), maps)[0] for outs in (found, expected)
+    ]
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize('use_velocity', [True, False])
+@pytest.mark.parametrize('max_num', [7, 500])
+def test_decoding_equals_mmdet3d(use_velocity, max_num, monkeypatch):
+    head = make_head(use_velocity=use_velocity, max_num=max_num, score_threshold=0.4).eval()
+    coder = CenterPointBBoxCoder(
+        RANGE[:2],
+        1,
+        [0.8, 0.8],
+        post_center_range=head.post_center_range,
+        max_num=max_num,
+        score_threshold=0.4,
+        code_size=9,
+    )
+    monkeypatch.setattr(head, '_nms', lambda boxes, scores, task: torch.arange(len(scores)))
+    torch.manual_seed(1)
+    preds = [
+        [{name: value + 0.1 * torch.randn_like(value) for name, value in task.items()}]
+        for (task,) in head([torch.randn(2, 4, 32, 32)])
+    ]
+    found = head.predict_by_feat(preds, [{}, {}])
+    first = 0
+    for (pred,), names in zip(preds, TASKS):
+        theirs = coder.decode(
+            pred['heatmap'].sigmoid(),
+            pred['rot'][:, :1],
+            pred['rot'][:, 1:],
+            pred['height'],
+            pred['dim'].exp(),
+            pred.get('vel'),
+            pred['reg'],
+        )
+        coder.post_center_range = head.post_center_range
+        for ours, true in zip(found, theirs):
+            ours = ours[(ours.labels_3d >= first) & (ours.labels_3d < first + len(names))]
+            assert len(ours) == len(true['scores']) > 3
+            torch.testing.assert_close(ours.scores_3d, true['scores'])
+            assert torch.equal(ours.labels_3d - first, true['labels'].long())
+            boxes = torch.cat([ours.bboxes_3d.gravity_center, ours.bboxes_3d.tensor[:, 3:]], 1)
+            torch.testing.assert_close(boxes, true['bboxes'])
+        first += len(names)
+
+
+@pytest.mark.parametrize('iou_weight', [0.0, 1.0])
+@pytest.mark.parametrize('batch', [1, 3])
+def test_predictions_do_not_depend_on_where_boxes_are_computed(iou_weight, batch):
+    head = make_head(iou_weight=iou_weight, iou_power=[0.5, 0.3, 0.0, 1.0], max_num=40).eval()
+    maps, samples = [torch.randn(batch, 4, 32, 32)], [Det3DDataSample(metainfo={})] * batch
+    with torch.no_grad():
+        sparse, dense = head.predict(maps, samples), head.predict_by_feat(head(maps), [{}] * batch)
+    for got, true in zip(sparse, dense):
+        assert len(got) == len(true) > 10
+        torch.testing.assert_close(got.bboxes_3d.tensor, true.bboxes_3d.tensor)
+        torch.testing.assert_close(got.scores_3d, true.scores_3d)
+        assert torch.equal(got.labels_3d, true.labels_3d)
+
+
+@pytest.mark.parametrize('learning', ['everything', 'norms'])
+def test_batch_norms_that_learn_see_the_whole_map(learning):
+    head = make_head()
+    if learning == 'norms':
+        head.eval().apply(lambda module: module.train(isinstance(module, nn.BatchNorm2d)))
+    maps = [torch.randn(2, 4, 32, 32)]
+    with torch.no_grad():
+        found = head.predict(maps, [Det3DDataSample(metainfo={})] * 2)
+        expected = head.predict_by_feat(head(maps), [{}, {}])
+    assert [len(f) for f in found] == [len(e) for e in expected]
+    torch.testing.assert_close(found[1].bboxes_3d.tensor, expected[1].bboxes_3d.tensor)
+
+
+def test_no_cell_that_could_pass_is_left_out():
+    """Against scores of every cell: with room for all of them, choosing by heat loses nothing."""
+    torch.manual_seed(0)
+    logits, iou, power = 3 * torch.randn(2, 2, 9, 7), 2 * torch.rand(2, 9, 7) - 1, [0.5, 0.9]
+    heat = logits.sigmoid()
+    weight = torch.tensor(power).view(1, 2, 1, 1)
+    score = heat ** (1 - weight) * ((iou.unsqueeze(1) + 1) / 2) ** weight
+    peaks = choose_peaks(logits, power, 0.3, 500)
+    chosen = torch.zeros_like(heat, dtype=torch.bool)
+    chosen[peaks.sample, peaks.label, peaks.y, peaks.x] = True
+    assert chosen[score > 0.3].all() and not chosen.all()
+    torch.testing.assert_close(peaks.heat, heat[peaks.sample, peaks.label, peaks.y, peaks.x])
+    few = choose_peaks(logits, power, 0.0, 5)
+    for i in range(2):
+        torch.testing.assert_close(few.heat[few.sample == i], heat[i].flatten().topk(5).values)
+
+
+def test_what_is_infinite_outside_the_map_is_not_seen():
+    class Reciprocal(nn.Module):
+        def forward(self, x):
+            return x.reciprocal()
+
+    layer = ConvModule(1, 1, 3, padding=1, norm_cfg=dict(type='BN2d'))
+    layer.activate = Reciprocal()
+    torch.nn.init.dirac_(layer.conv.weight)
+    branch = nn.Sequential(layer, nn.Conv2d(1, 1, 3, padding=1)).eval()
+    maps, one = torch.full((1, 1, 5, 5), 10.0), torch.ones(1, dtype=torch.long)
+    peaks = Peaks(0 * one, 0 * one, 0 * one, 2 * one, one.float())
+    expected = gather_at(branch(maps), peaks)
+    assert expected.isfinite().all()
+    torch.testing.assert_close(run_at([branch], maps, peaks)[0], expected)
+
+
+def test_no_peak_is_no_box():
+    head = make_head(score_threshold=0.9).eval()
+    (found,) = head.predict([torch.zeros(1, 4, 32, 32)], [Det3DDataSample(metainfo={})])
+    assert len(found) == 0 and found.bboxes_3d.tensor.shape == (0, 9)

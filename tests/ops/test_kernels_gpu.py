@@ -1,0 +1,165 @@
+"""What only a GPU can show: nothing waits for it, few kernels, CUDA graphs, rows beyond 32-bit
+addresses."""
+
+import contextlib
+
+import pytest
+import torch
+
+from stratified3d import ops
+from stratified3d.layers.attention import StratifiedAttention, build_window_grid
+from stratified3d.layers.block import StratifiedBlock, StratifiedStage
+from stratified3d.layers.sparse_conv import SparseConvTensor
+from stratified3d.testing import random_coords, relative_error
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+SHAPE = (8, 40, 40)
+
+
+@contextlib.contextmanager
+def no_waiting():
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+
+
+def cloud(sizes=(3000, 0, 2000), heads=4, width=32, strata=64, seed=0):
+    coords = random_coords(sizes, SHAPE, seed).cuda()
+    q, k, v = torch.randn(3, len(coords), heads, width, device='cuda', dtype=torch.bfloat16).unbind(
+        0
+    )
+    tokens = torch.randn(
+        3, len(sizes), strata, heads, width, device='cuda', dtype=torch.bfloat16
+    ).unbind(0)
+    bias = torch.randn(len(sizes), strata, heads, device='cuda')
+    return coords, [x.requires_grad_() for x in (q, k, v, *tokens, bias)]
+
+
+def everything(coords, inputs, batch=3):
+    """Plan and the three functions, forward and backward."""
+    q, k, v, sq, sk, sv, bias = inputs
+    plan = ops.plan_windows(coords, (8, 12, 12), batch_size=batch, spatial_shape=SHAPE)
+    outs = [
+        ops.stratified_attention(q, k, v, plan, sk, sv, strata_bias=bias),
+        ops.collect_strata(sq, k, v, plan.batch_offsets),
+        ops.read_strata(q, sk, sv, plan.batch_offsets, strata_bias=bias),
+    ]
+    return torch.autograd.grad(outs, inputs, [torch.ones_like(x) for x in outs])
+
+
+def block_of(channels=128, heads=4):
+    torch.manual_seed(0)
+    return StratifiedBlock(channels, StratifiedAttention(channels, heads)).cuda()
+
+
+def mix(block, coords, feats, batch=3):
+    positions = coords[:, [3, 2, 1]].float() * 0.3
+    grid = build_window_grid(
+        coords,
+        positions,
+        (8, 12, 12),
+        (0, 0, 0),
+        batch_size=batch,
+        spatial_shape=SHAPE,
+        head_dim=32,
+    )
+    return block.mix(feats, grid)[0]
+
+
+def kernels(call):
+    """Names of the device kernels that a call launches."""
+    call()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        torch.cuda.synchronize()
+    return [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+
+
+def test_nothing_waits_for_the_device():
+    coords, inputs = cloud()
+    everything(coords, inputs)  # compiles
+    with no_waiting():
+        everything(coords, inputs)
+
+
+def test_a_block_does_not_wait_either():
+    coords, _ = cloud()
+    block, feats = block_of(), torch.randn(len(coords), 128, device='cuda', requires_grad=True)
+    mix(block, coords, feats).sum().backward()
+    with no_waiting():
+        mix(block, coords, feats).sum().backward()
+
+
+def test_a_stage_does_not_wait_but_for_its_convolutions():
+    coords, _ = cloud()
+    stage = StratifiedStage(
+        128,
+        2,
+        lambda i: StratifiedAttention(128, 4, creates_tokens=i == 0),
+        (8, 12, 12),
+        head_dim=32,
+        use_conv=False,
+    ).cuda()
+    feats, positions = (
+        torch.randn(len(coords), 128, device='cuda', requires_grad=True),
+        coords[:, [3, 2, 1]] * 0.3,
+    )
+
+    def step():
+        x = SparseConvTensor(feats, coords, list(SHAPE), 3)
+        stage(*stage.order_voxels(x, positions)).features.sum().backward()
+
+    step()
+    with no_waiting():
+        step()
+
+
+def test_attention_is_few_kernels():
+    coords, (q, k, v, sq, sk, sv, bias) = cloud()
+    plan = ops.plan_windows(coords, (8, 12, 12), batch_size=3, spatial_shape=SHAPE)
+    attend = kernels(lambda: ops.stratified_attention(q, k, v, plan, sk, sv, strata_bias=bias))
+    assert attend == ['attend_kernel']
+    turn = ops.rotary_angles(torch.randn(len(q), 3, device='cuda'), 32)
+    assert kernels(lambda: ops.apply_rotary(q, *turn)) == ['rotate_kernel']
+    assert kernels(lambda: ops.collect_strata(sq, k, v, plan.batch_offsets)) == [
+        'collect_kernel',
+        'combine_kernel',
+    ]
+    block, feats = block_of(), torch.randn(len(coords), 128, device='cuda')
+    names = kernels(lambda: mix(block, coords, feats))
+    assert sum(name in ('attend_kernel', 'collect_kernel', 'combine_kernel') for name in names) == 3
+    assert len(names) < 150, f'{len(names)} kernels'
+
+
+def test_plan_and_block_are_captured_in_a_cuda_graph():
+    coords, _ = cloud()
+    other, _ = cloud(seed=1)
+    block, feats = block_of(), torch.randn(len(coords), 128, device='cuda')
+    static_coords, static_feats = coords.clone(), feats.clone()
+    with torch.no_grad():
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            mix(block, static_coords, static_feats)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = mix(block, static_coords, static_feats)
+        for c in (coords, other):
+            static_coords.copy_(c)
+            graph.replay()
+            assert relative_error(out, mix(block, c, feats)) < 1e-5
+
+
+def test_rows_beyond_32_bit_addresses():
+    heads, width, rows = 16, 128, 1_100_000  # N H D exceeds 2^31
+    q = torch.randn(rows, heads, width, device='cuda', dtype=torch.bfloat16)
+    row = torch.arange(rows, device='cuda', dtype=torch.int32)
+    offsets = torch.tensor([0, rows], device='cuda', dtype=torch.int32)
+    plan = ops.WindowPlan(row.long(), row.long(), row, row + 1, torch.zeros_like(row), offsets)
+    # windows of one row: every row finds its own value
+    assert torch.equal(ops.stratified_attention(q, q, q, plan), q)

@@ -1,0 +1,50 @@
+import re
+import runpy
+import sys
+
+import pytest
+
+from stratified3d.ops.stratified_attention import sdpa
+
+
+@pytest.fixture
+def fuzz(root, monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['fuzz.py', *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(root / 'tools/fuzz.py'), run_name='__main__')
+        return end.value.code, capsys.readouterr().out
+
+    return run
+
+
+def test_a_slice_of_it(fuzz):
+    status, out = fuzz('--count', 30, '--seed', 1)
+    assert status == 0
+    clouds = int(
+        re.fullmatch(r'(\d+) clouds in 30 batches agree \(seed 1, from 0\)\n', out).group(1)
+    )
+    assert 30 < clouds < 120
+
+
+def test_a_wrong_backend_fails_loudly_and_can_be_replayed(fuzz, monkeypatch):
+    right = sdpa.read_strata
+
+    def wrong(q, *arguments):
+        out = right(q, *arguments)
+        return out + 1e-4 * (len(q) > 100)
+
+    monkeypatch.setattr(sdpa, 'read_strata', wrong)
+    status, out = fuzz('--count', 40, '--seed', 2)
+    assert status == 1 and 'differs by' in out and "'fusion': 'gated'" in out
+    again = next(
+        line
+        for line in out.splitlines()
+        if line.startswith('FAILED; again: python tools/fuzz.py --seed 2')
+    )
+    arguments = again.split('fuzz.py ')[1].split()
+    assert fuzz(*arguments)[0] == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, 'argv', [])
+    status, out = fuzz(*arguments)
+    assert status == 0 and 'agrees' in out

@@ -28,7 +28,11 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # configs name projects.attention_zoo
 # parameters that were renamed, as the first fingerprint knew them
-FORMER_NAMES = {'encoder.input_proj': 'encoder.lift', 'encoder.downsamples': 'encoder.downs'}
+FORMER_NAMES = {
+    'encoder.input_proj': 'encoder.lift',
+    'encoder.downsamples': 'encoder.downs',
+    'box_branches.center': 'box_branches.centre',
+}
 TOLERANCE = 1e-6
 
 

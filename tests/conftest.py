@@ -70,10 +70,10 @@ def waymo_set(tmp_path_factory):
 def converted_set(waymo_set, tmp_path_factory):
     """The simulated Waymo after tools/waymo_convert.py; objects of every frame are in its
     database."""
-    from stratified3d.datasets.waymo.conversion import NuScenesSettings, convert_waymo
+    from stratified3d.datasets.waymo.conversion import ConversionSettings, convert_waymo
 
     out = tmp_path_factory.mktemp('waymo') / 'converted'
-    convert_waymo(waymo_set, out, settings=NuScenesSettings(database_every=1))
+    convert_waymo(waymo_set, out, settings=ConversionSettings(database_every=1))
     return out
 
 

@@ -13,7 +13,8 @@ tasks = [
 ]
 class_names = [name for names in tasks for name in names]
 metainfo = dict(classes=class_names)
-data_root = 'data/nuscenes/'
+# one place for all of it: NUSCENES_ROOT=/datasets/nuscenes python tools/train.py ...
+data_root = '{{$NUSCENES_ROOT:data/nuscenes}}'
 
 load_points = [
     dict(type='LoadKeyframe', coord_type='LIDAR', load_dim=5, use_dim=5),
@@ -29,7 +30,7 @@ load_points = [
 db_sampler = dict(
     type='GroundTruthSampler',
     data_root=data_root,
-    info_path=data_root + 'nuscenes_dbinfos_train.pkl',
+    info_path=f'{data_root}/nuscenes_dbinfos_train.pkl',
     rate=1.0,
     prepare=dict(filter_by_difficulty=[-1], filter_by_min_points=dict.fromkeys(class_names, 5)),
     classes=class_names,
@@ -96,9 +97,14 @@ train_dataloader = dict(
         ),
     ),
 )
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline, metainfo=metainfo))
+val_dataloader = dict(dataset=dict(data_root=data_root, pipeline=test_pipeline, metainfo=metainfo))
 test_dataloader = val_dataloader
-val_evaluator = dict(type='NuScenesDevkitMetric', classes=class_names)
+val_evaluator = dict(
+    type='NuScenesDevkitMetric',
+    classes=class_names,
+    data_root=data_root,
+    ann_file=f'{data_root}/nuscenes_infos_val.pkl',
+)
 test_evaluator = val_evaluator
 # the last epochs see frames as they are
 custom_hooks = [dict(type='FadeObjectSampleHook', epochs=4)]

@@ -4,7 +4,8 @@ point_cloud_range = [-74.88, -74.88, -2.0, 74.88, 74.88, 4.0]
 tasks = [['Car', 'Pedestrian', 'Cyclist']]
 class_names = [name for names in tasks for name in names]
 metainfo = dict(classes=class_names)
-data_root = 'data/waymo/'
+# one place for all of it: WAYMO_ROOT=/datasets/waymo python tools/train.py ...
+data_root = '{{$WAYMO_ROOT:data/waymo}}'
 
 # x, y, z, intensity, elongation; the intensity is unbounded
 load_points = [
@@ -13,7 +14,7 @@ load_points = [
 db_sampler = dict(
     type='GroundTruthSampler',
     data_root=data_root,
-    info_path=data_root + 'waymo_dbinfos_train.pkl',
+    info_path=f'{data_root}/waymo_dbinfos_train.pkl',
     rate=1.0,
     prepare=dict(
         filter_by_difficulty=[-1], filter_by_min_points=dict(Car=5, Pedestrian=10, Cyclist=10)
@@ -96,5 +97,5 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type='WaymoLevelMetric', ann_file=data_root + 'waymo_infos_val.pkl')
+val_evaluator = dict(type='WaymoLevelMetric', ann_file=f'{data_root}/waymo_infos_val.pkl')
 test_evaluator = val_evaluator

@@ -1,7 +1,7 @@
 _base_ = ['../../../configs/stratified/stratified-centerpoint_tiny_1xb2-cyclic-20e_nus-3d.py']
 
 # what to change for a set of one's own; docs/own_data.md
-data_root = 'data/custom/'
+data_root = '{{$CUSTOM_ROOT:data/custom}}'
 class_names = ['car', 'pedestrian']
 point_cloud_range = [-54.0, -54.0, -5.0, 54.0, 54.0, 3.0]
 

@@ -3,9 +3,9 @@ _base_ = ['./quickstart.py']
 # the weights in this folder: other scenes, three times as many, half of the frames as a single
 # sweep, and streets that climb as real ones do, by up to 6 % mostly, where the simulated ones are
 # level
-data_root = 'data/simulated_large/'
+data_root = '{{$PRETRAIN_ROOT:data/simulated_large}}'
 db_sampler = dict(
-    _base_.db_sampler, data_root=data_root, info_path=data_root + 'nuscenes_dbinfos_train.pkl'
+    _base_.db_sampler, data_root=data_root, info_path=f'{data_root}/nuscenes_dbinfos_train.pkl'
 )
 other = dict(ObjectSample=dict(type='ObjectSample', db_sampler=db_sampler))
 train_pipeline = [other.get(t['type'], t) for t in _base_.train_pipeline]

@@ -1,7 +1,7 @@
 _base_ = ['../../../configs/stratified/stratified-centerpoint_tiny_1xb2-cyclic-20e_nus-3d.py']
 
 # a simulated nuScenes and a short schedule; minutes on two CPU cores
-data_root = 'data/simulated/'
+data_root = '{{$NUSCENES_ROOT:data/simulated}}'
 metainfo = dict(classes=_base_.class_names, version='v1.0-mini')
 load_points = [
     dict(type='LoadKeyframe', coord_type='LIDAR', load_dim=5, use_dim=5),
@@ -19,7 +19,7 @@ in_range = dict(type='PointsRangeFilter', point_cloud_range=_base_.point_cloud_r
 db_sampler = dict(
     type='GroundTruthSampler',
     data_root=data_root,
-    info_path=data_root + 'nuscenes_dbinfos_train.pkl',
+    info_path=f'{data_root}/nuscenes_dbinfos_train.pkl',
     rate=1.0,
     prepare=dict(
         filter_by_difficulty=[-1], filter_by_min_points=dict.fromkeys(_base_.class_names, 5)
@@ -82,7 +82,7 @@ train_dataloader = dict(
 )
 val_dataloader = dict(dataset=dict(data_root=data_root, pipeline=test_pipeline, metainfo=metainfo))
 test_dataloader = val_dataloader
-val_evaluator = dict(data_root=data_root, ann_file=data_root + 'nuscenes_infos_val.pkl')
+val_evaluator = dict(data_root=data_root, ann_file=f'{data_root}/nuscenes_infos_val.pkl')
 test_evaluator = val_evaluator
 
 # with this few iterations time is best spent on a wide map and on one stage of meter-high voxels

@@ -14,7 +14,7 @@ ALLOWED = {
     'layers': {'ops', 'layers'},
     'testing': {'ops'},
     'checkpoints': set(),
-    'datasets': {'datasets', 'heap'},
+    'datasets': {'datasets', 'heap', 'resumable'},
     'models': {'ops', 'layers', 'models'},
     'engine': {'engine', 'checkpoints', 'datasets', 'heap', 'memory_limits'},
     'plugin': {'models', 'engine', 'checkpoints', 'datasets', 'evaluation', 'visualization'},
@@ -23,9 +23,10 @@ ALLOWED = {
     'host': set(),
     'jit': set(),
     'memory_limits': set(),
+    'resumable': set(),
     'doctor': {'ops', 'layers', 'testing'},
-    'simulation': {'simulation', 'jit'},
-    'evaluation': {'evaluation', 'datasets', 'jit'},
+    'simulation': {'simulation', 'jit', 'resumable'},
+    'evaluation': {'evaluation', 'datasets', 'jit', 'resumable'},
     'visualization': {'visualization'},
 }
 # third parties that a part may import at its top

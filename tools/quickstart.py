@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from stratified3d.resumable import LineRecord, acquire_folder, user_message
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / 'projects/quickstart/configs/quickstart.py'
 WEIGHTS = ROOT / 'projects/quickstart/quickstart.safetensors'
@@ -53,19 +55,22 @@ def parse_args() -> argparse.Namespace:
 
 
 class Steps:
-    """Named steps; a finished one is remembered with its seconds and not done again."""
+    """Named steps; a finished one is recorded with its seconds and skipped when rerun.
 
-    def __init__(self, path: Path, settings: dict):
-        self.path, self.settings = path, settings
-        content = (
-            json.loads(path.read_text()) if path.is_file() else dict(settings=settings, seconds={})
-        )
-        if content['settings'] != settings:
-            sys.exit(
-                f'quickstart: {path.parent} holds a run with {content["settings"]}, not {settings}; '
-                'take --fresh or another --out'
-            )
-        self.seconds = content['seconds']
+    Args:
+        folder: of the results.
+        settings: of the run; results of other settings are refused.
+    """
+
+    def __init__(self, folder: Path, settings: dict):
+        try:
+            acquire_folder(folder, settings, 'steps.json')
+        except (OSError, ValueError) as error:
+            sys.exit(f'quickstart: {user_message(error)} (take --fresh or another --out)')
+        self._finished = LineRecord(folder / 'steps.jsonl')
+        self.seconds: dict[str, float] = {}
+        for line in self._finished.lines:
+            self.seconds.update(json.loads(line))
 
     def run(self, name: str, action: Callable[[], None]) -> None:
         if name in self.seconds:
@@ -75,9 +80,7 @@ class Steps:
         begin = time.monotonic()
         action()
         self.seconds[name] = round(time.monotonic() - begin, 1)
-        partial = self.path.with_suffix('.partial')
-        partial.write_text(json.dumps(dict(settings=self.settings, seconds=self.seconds)))
-        os.replace(partial, self.path)
+        self._finished.append(json.dumps({name: self.seconds[name]}))
 
 
 def remove(folder: Path, mark: str) -> None:
@@ -106,9 +109,8 @@ def main() -> int:
     if args.fresh:
         remove(data, 'simulation.json')
         remove(out, 'steps.json')
-    out.mkdir(parents=True, exist_ok=True)
     steps = Steps(
-        out / 'steps.json',
+        out,
         dict(
             seed=args.seed,
             scenes=args.scenes,
@@ -118,25 +120,11 @@ def main() -> int:
             pretrained=args.pretrained,
         ),
     )
-    dataset = 'train_dataloader.dataset'
-    sampler = f'{dataset}.pipeline.3.db_sampler'
+    os.environ['NUSCENES_ROOT'] = str(data)  # the config of every step reads it
     options = [
         '--cfg-options',
-        f'data_root={data}/',
-        f'{dataset}.data_root={data}/',
-        f'{sampler}.data_root={data}/',
-        f'{sampler}.info_path={data}/nuscenes_dbinfos_train.pkl',
-        f'val_dataloader.dataset.data_root={data}/',
-        f'test_dataloader.dataset.data_root={data}/',
-        *(
-            f'{name}_evaluator.{key}'
-            for name in ('val', 'test')
-            for key in (
-                f'data_root={data}/',
-                f'ann_file={data}/nuscenes_infos_val.pkl',
-                f'jsonfile_prefix={out}/results',
-            )
-        ),
+        f'val_evaluator.jsonfile_prefix={out}/results',
+        f'test_evaluator.jsonfile_prefix={out}/results',
         f'randomness.seed={args.seed}',
         *args.cfg_options,
     ]

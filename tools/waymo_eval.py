@@ -12,10 +12,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from stratified3d.datasets.io.disk import write_whole
 from stratified3d.evaluation.waymo.boxes import WaymoBoxes
 from stratified3d.evaluation.waymo.files import ObjectsFile, read_boxes
 from stratified3d.evaluation.waymo.score import average_precisions, count_boxes, format_table
+from stratified3d.resumable import atomic_write
 
 EXAMPLES = """examples:
   python tools/waymo_eval.py predictions.bin ground_truths.bin
@@ -75,7 +75,7 @@ def main() -> int:
         scores = average_precisions(counts)
         print(format_table(scores, counts.truths))
         if args.json is not None:
-            write_whole(args.json, (json.dumps(scores, indent=2) + '\n').encode())
+            atomic_write(args.json, (json.dumps(scores, indent=2) + '\n').encode())
     except (OSError, ValueError) as error:
         sys.exit(f'waymo_eval.py: {error}')
     return 0

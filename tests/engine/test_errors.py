@@ -7,13 +7,14 @@ import shutil
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from stratified3d.checkpoints import load_checkpoint_file, save_weights
 
 
 @pytest.fixture
 def own_set(tiny_config, tmp_path):
-    """A copy of the tiny set whose files may be changed, and the options that select it."""
+    """A copy of the tiny set whose files may be changed."""
     folder = tmp_path / 'set'
     folder.mkdir()
     for part in tiny_config.parent.iterdir():
@@ -21,22 +22,18 @@ def own_set(tiny_config, tmp_path):
             shutil.copy(part, folder)
         elif part.is_dir():
             (folder / part.name).symlink_to(part)
-    options = [
-        f'{name}_dataloader.dataset.data_root={folder}/' for name in ('train', 'val', 'test')
-    ]
-    return folder, options
+    return folder
 
 
 def test_a_missing_data_set_says_which_command_makes_it(fails, own_set, tmp_path):
-    folder, options = own_set
-    (folder / 'nuscenes_infos_train.pkl').unlink()
-    message = fails('train.py', tmp_path / 'out', options=options)
+    (own_set / 'nuscenes_infos_train.pkl').unlink()
+    message = fails('train.py', tmp_path / 'out', data=own_set)
     assert message.startswith(
-        f'train.py: there is no info file {folder}/nuscenes_infos_train.pkl: '
+        f'train.py: there is no info file {own_set}/nuscenes_infos_train.pkl: '
     )
     assert (
-        f'python tools/create_data.py {folder}' in message
-        and f'python tools/simulate.py {folder}' in message
+        f'python tools/create_data.py {own_set}' in message
+        and f'python tools/simulate.py {own_set}' in message
     )
 
 
@@ -50,11 +47,13 @@ def test_a_missing_info_file_of_the_metric_is_noticed_before_the_test(fails, tra
     assert f'there is no info file {tmp_path}/none.pkl' in message
 
 
-def test_a_missing_database_is_named(fails, tmp_path, own_set):
+def test_a_missing_database_is_named(fails, tmp_path, tiny_config):
+    pipeline = Config.fromfile(tiny_config).train_pipeline
+    place = [transform.type for transform in pipeline].index('ObjectSample')
     message = fails(
         'train.py',
         tmp_path / 'out',
-        options=['train_dataloader.dataset.pipeline.3.db_sampler.info_path=nowhere.pkl'],
+        options=[f'train_dataloader.dataset.pipeline.{place}.db_sampler.info_path=nowhere.pkl'],
     )
     assert (
         'there is no ground-truth database nowhere.pkl' in message
@@ -73,19 +72,17 @@ def test_a_missing_database_is_named(fails, tmp_path, own_set):
     ],
 )
 def test_corrupt_info_files_are_named(fails, own_set, tmp_path, damage):
-    folder, options = own_set
-    path = folder / 'nuscenes_infos_train.pkl'
+    path = own_set / 'nuscenes_infos_train.pkl'
     path.write_bytes(damage(pickle.loads(path.read_bytes())))
-    message = fails('train.py', tmp_path / 'out', options=options)
+    message = fails('train.py', tmp_path / 'out', data=own_set)
     assert f'{path}: no mmdet3d info file of version 2' in message and 'delete it' in message
 
 
 def test_an_empty_data_set_is_named(fails, own_set, tmp_path):
-    folder, options = own_set
-    path = folder / 'nuscenes_infos_train.pkl'
+    path = own_set / 'nuscenes_infos_train.pkl'
     path.write_bytes(pickle.dumps(dict(pickle.loads(path.read_bytes()), data_list=[])))
     assert (
-        fails('train.py', tmp_path / 'out', options=options) == f'train.py: {path}: holds no frame'
+        fails('train.py', tmp_path / 'out', data=own_set) == f'train.py: {path}: contains no frames'
     )
 
 
@@ -106,36 +103,33 @@ def test_classes_in_another_order_are_named(fails, trained, tmp_path):
 
 
 def test_an_info_file_of_another_order_of_classes_is_named(fails, own_set, tmp_path):
-    folder, options = own_set
-    path = folder / 'nuscenes_infos_train.pkl'
+    path = own_set / 'nuscenes_infos_train.pkl'
     content = pickle.loads(path.read_bytes())
     content['metainfo']['categories'].update(car=1, truck=0)
     path.write_bytes(pickle.dumps(content))
-    message = fails('train.py', tmp_path / 'out', options=options)
+    message = fails('train.py', tmp_path / 'out', data=own_set)
     assert f'{path}: numbers the class ' in message and 'another order of the classes' in message
 
 
 def test_absent_sweeps_are_named(fails, own_set, tmp_path, trained):
-    folder, options = own_set
-    (folder / 'sweeps').unlink()
+    (own_set / 'sweeps').unlink()
     for tool, checkpoint in (('train.py', ()), ('test.py', (trained / 'epoch_4.pth',))):
-        message = fails(tool, tmp_path / 'out', *checkpoint, options=options)
+        message = fails(tool, tmp_path / 'out', *checkpoint, data=own_set)
         assert (
-            f'there is no point file {folder}/sweeps/LIDAR_TOP/' in message
+            f'there is no point file {own_set}/sweeps/LIDAR_TOP/' in message
             and 'unpack all' in message
         )
 
 
 def test_a_file_that_is_cut_short_is_named_from_the_loaders_process(fails, own_set, tmp_path):
-    folder, options = own_set
-    source = (folder / 'samples').resolve()
-    (folder / 'samples').unlink()
-    shutil.copytree(source, folder / 'samples', symlinks=False)
-    for path in (folder / 'samples/LIDAR_TOP').iterdir():
+    source = (own_set / 'samples').resolve()
+    (own_set / 'samples').unlink()
+    shutil.copytree(source, own_set / 'samples', symlinks=False)
+    for path in (own_set / 'samples/LIDAR_TOP').iterdir():
         path.write_bytes(path.read_bytes()[:1002])  # not even whole numbers
-    message = fails('train.py', tmp_path / 'out', options=options)
+    message = fails('train.py', tmp_path / 'out', data=own_set)
     assert (
-        message.startswith(f'train.py: {folder}/samples/LIDAR_TOP/') and 'Traceback' not in message
+        message.startswith(f'train.py: {own_set}/samples/LIDAR_TOP/') and 'Traceback' not in message
     )
     assert 'the file is truncated' in message
 

@@ -13,8 +13,8 @@ from mmdet3d.structures.ops.box_np_ops import points_in_rbbox
 from tqdm import tqdm
 
 from stratified3d.datasets.custom.box_files import NamedBox
-from stratified3d.datasets.io.disk import claim_folder, write_whole
 from stratified3d.datasets.io.point_files import SUFFIXES, read_points
+from stratified3d.resumable import acquire_folder, atomic_write
 
 
 class Conversion(NamedTuple):
@@ -101,7 +101,8 @@ def create_custom_infos(
             f'no box is named {", ".join(missing)}; there are {", ".join(sorted(found))}'
         )
     classes = sorted(found) if classes is None else list(classes)
-    claim_folder(out, dict(intensity_max=intensity_max, load_dim=load_dim))
+    settings = dict(intensity_max=intensity_max, load_dim=load_dim)
+    acquire_folder(out, settings, 'conversion.json')
     (out / 'points').mkdir(exist_ok=True)
     infos, extents = [], []
     for i, frame in enumerate(tqdm(chosen, f'infos_{split}.pkl', unit='frame')):
@@ -127,7 +128,7 @@ def create_custom_infos(
         categories={name: i for i, name in enumerate(classes)},
         is_annotated=boxes is not None,
     )
-    write_whole(path, pickle.dumps(dict(metainfo=meta, data_list=infos)))
+    atomic_write(path, pickle.dumps(dict(metainfo=meta, data_list=infos)))
     rows = [instance for info in infos for instance in info['instances']]
     by_class = {name: [row for row in rows if row['name'] == name] for name in classes}
     extents = np.array(extents).reshape(-1, 6)
@@ -164,7 +165,7 @@ def _convert_points(
         [points[:, :3], points[:, 3:] * (255 / intensity_max), np.zeros((len(points), 1))]
     )
     points = points.astype(np.float32)
-    write_whole(target, points.tobytes())
+    atomic_write(target, points.tobytes())
     return points
 
 

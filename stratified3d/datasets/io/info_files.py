@@ -44,7 +44,7 @@ def read_info_file(path: str | Path) -> dict:
             f'({type(error).__name__}: {error}); delete it and {hint(path)}'
         ) from error
     if not content['data_list']:
-        raise ValueError(f'{path}: holds no frame')
+        raise ValueError(f'{path}: contains no frames')
     return content
 
 
@@ -95,7 +95,7 @@ def check_dataset(dataset: object, classes: list[str] | None) -> None:
         return None
     name = getattr(dataset, 'ann_file', type(dataset).__name__)
     if not len(dataset):
-        raise ValueError(f'{name}: holds no frame that the dataset would use')
+        raise ValueError(f'{name}: contains no frames that the dataset would use')
     _check_classes(dataset, name, classes)
     info = dataset.get_data_info(0) if hasattr(dataset, 'get_data_info') else {}
     clouds = [

@@ -14,8 +14,8 @@ from nuscenes.utils import splits
 from pyquaternion import Quaternion
 from tqdm import tqdm
 
-from stratified3d.datasets.io.disk import write_whole
 from stratified3d.datasets.io.info_files import read_info_file
+from stratified3d.resumable import atomic_write
 
 _SPLITS = {
     'v1.0-mini': dict(train=splits.mini_train, val=splits.mini_val),
@@ -85,7 +85,7 @@ def create_infos(root: str | Path, version: str, max_sweeps: int = 10) -> list[P
             info_version='1.1',
             max_sweeps=max_sweeps,
         )
-        write_whole(path, pickle.dumps(dict(metainfo=meta, data_list=frames)))
+        atomic_write(path, pickle.dumps(dict(metainfo=meta, data_list=frames)))
     return list(files.values())
 
 

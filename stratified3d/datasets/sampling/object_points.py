@@ -8,7 +8,7 @@ from pathlib import Path
 from mmcv.ops import points_in_boxes_cpu
 from torch import Tensor
 
-from stratified3d.datasets.io.disk import naming
+from stratified3d.resumable import name_file
 
 
 def cut_objects(
@@ -37,7 +37,7 @@ def cut_objects(
         path = f'{stem}_{name}_{i}.bin'
         cut = points[inside[:, i]]
         cut[:, :3] -= boxes[i, :3]
-        with naming(root / path):
+        with name_file(root / path):
             (root / path).write_bytes(cut.numpy().tobytes())
         entries.append(
             dict(

@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from stratified3d.datasets.io.disk import claim_folder, naming, write_whole
+from stratified3d.datasets.io.workers import limit_worker
 from stratified3d.datasets.sampling.object_points import cut_objects
-from stratified3d.datasets.waymo.processes import Rank, worker_pool
+from stratified3d.datasets.waymo.processes import Rank
 from stratified3d.datasets.waymo.records import CLASSES, SPLITS, Records, Segment
 from stratified3d.datasets.waymo.segments import WaymoFrame, read_segment
+from stratified3d.resumable import acquire_folder, atomic_write, name_file, worker_pool
 
 FOLDER = 'waymo_gt_database'
 _NAMES = {1: 'Car', 2: 'Pedestrian', 4: 'Cyclist'}  # of Waymo's types; signs are not detected
@@ -150,7 +151,7 @@ def convert_waymo(
         for split, names in find_segments(source, splits).items()
         for name in names
     ]
-    claim_folder(out, asdict(settings))
+    acquire_folder(out, asdict(settings), 'conversion.json')
     records, failed = Records(out), {}
     records.begin()
     with records.working():
@@ -199,7 +200,7 @@ def _convert_all(
                     start + sizes[segment] - bar.n
                 )  # also those that a damaged one does not have
             return
-        with worker_pool(min(workers, len(segments))) as pool:
+        with worker_pool(min(workers, len(segments)), limit_worker) as pool:
             running = {pool.submit(convert, segment): segment for segment in segments}
             for future in as_completed(running):
                 yield running[future], future.result()
@@ -248,11 +249,11 @@ def convert_segment(
     records, (split, name) = Records(out), segment
     buffer = records.buffer(segment)
     shutil.rmtree(buffer, ignore_errors=True)
-    with naming(buffer):
+    with name_file(buffer):
         buffer.mkdir()
     has_database = split == 'training' and settings.database_every > 0
     if has_database:
-        with naming(out / FOLDER):
+        with name_file(out / FOLDER):
             (out / FOLDER / name).mkdir(parents=True, exist_ok=True)
     frames, objects, gaps = {}, {}, {}
     try:
@@ -264,7 +265,7 @@ def convert_segment(
                 gaps.setdefault(frame.timestamp, [])
                 continue
             points = frame.points if settings.keep_zones else frame.points[~frame.in_zone]
-            write_whole(out / split / f'{name}_{frame.timestamp}.bin', points.tobytes())
+            atomic_write(out / split / f'{name}_{frame.timestamp}.bin', points.tobytes())
             frames[frame.timestamp] = _describe(frame, name)
             if has_database and frame.index % settings.database_every == 0:
                 objects[frame.timestamp] = _cut(out, name, points, frames[frame.timestamp])

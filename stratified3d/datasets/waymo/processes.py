@@ -3,19 +3,12 @@ several."""
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import multiprocessing
 import os
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-
-from stratified3d.heap import keep_large_blocks
 
 # SLURM_NTASKS is also there in a batch script that no srun started, which is alone
 _RANKS = {'pytorch': ('RANK', 'WORLD_SIZE'), 'slurm': ('SLURM_PROCID', 'SLURM_STEP_NUM_TASKS')}
@@ -65,37 +58,3 @@ def find_rank(launcher: str = 'auto') -> Rank:
             raise ValueError(f'{_RANKS[name][0]}={index} and {_RANKS[name][1]}={size} name no rank')
         return Rank(int(index), int(size), name)
     return Rank()
-
-
-@contextlib.contextmanager
-def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes of one thread each, which end with this one however it ends.
-
-    Raises:
-        OSError: one of them was killed.
-    """
-    # spawned, not forked: torch's threads do not survive a fork
-    context = multiprocessing.get_context('spawn')
-    try:
-        with ProcessPoolExecutor(workers, context, _begin_worker) as pool:
-            try:
-                yield pool
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    except BrokenProcessPool as error:
-        raise OSError(
-            'a worker process was killed, most likely for want of memory: fewer workers need less; what is '
-            'done is kept'
-        ) from error
-
-
-def _begin_worker() -> None:
-    torch.set_num_threads(1)
-    keep_large_blocks()
-
-    def watch() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from stratified3d.datasets.io.disk import lock, naming, this_process, write_whole
+from stratified3d.resumable import atomic_write, file_lock, name_file
 
 SPLITS = {
     'training': 'train',
@@ -58,9 +58,9 @@ class Records:
 
     def begin(self) -> None:
         """Make the folder; sweep away what killed processes left, if nobody else is at work."""
-        with naming(self._folder):
+        with name_file(self._folder):
             self._folder.mkdir(exist_ok=True)
-        with lock(self._folder / 'working.lock', wait=False, without=False) as is_alone:
+        with file_lock(self._folder / 'working.lock', wait=False, if_unsupported=False) as is_alone:
             if not is_alone:
                 return
             for folder in (self._folder, self._out):
@@ -74,11 +74,11 @@ class Records:
 
     def working(self) -> AbstractContextManager:
         """While this process converts segments."""
-        return lock(self._folder / 'working.lock', is_shared=True)
+        return file_lock(self._folder / 'working.lock', is_shared=True)
 
     def claim(self, segment: Segment) -> AbstractContextManager[bool]:
         """While this process converts a segment: yields whether it may."""
-        return lock(self._path(segment, 'lock'), wait=False)
+        return file_lock(self._path(segment, 'lock'), wait=False)
 
     def buffer(self, segment: Segment) -> Path:
         """A folder for what waits while a segment is converted."""
@@ -87,18 +87,18 @@ class Records:
     def prepare(self, segment: Segment) -> None:
         """Make the folders of its split; forget that an earlier run could not convert it."""
         for folder in (self._folder / segment.split, self._out / segment.split):
-            with naming(folder):
+            with name_file(folder):
                 folder.mkdir(exist_ok=True)
         self._path(segment, 'failed').unlink(missing_ok=True)
 
     def write(self, segment: Segment, record: dict) -> None:
         """It is converted: frames (entries of the info file), objects (of the database, by frame),
         gaps ({timestamp: what is absent})."""
-        write_whole(self._path(segment, 'pkl'), pickle.dumps(record))
+        atomic_write(self._path(segment, 'pkl'), pickle.dumps(record))
 
     def fail(self, segment: Segment, problem: str) -> None:
         """It cannot be converted."""
-        write_whole(self._path(segment, 'failed'), problem.encode())
+        atomic_write(self._path(segment, 'failed'), problem.encode())
 
     def read(self, segment: Segment) -> dict | None:
         """What was written of it; None where that, or a point file, is missing."""
@@ -133,7 +133,7 @@ class Records:
         wrote may take a while to be seen here, so those are waited for first."""
         end, told = time.monotonic() + PATIENCE, False
         while pending := self.pending(segments):
-            with lock(self._folder / 'working.lock', wait=False, without=False) as is_alone:
+            with file_lock(self._folder / 'working.lock', wait=False, if_unsupported=False) as is_alone:
                 if not is_alone:
                     return pending, []
             if time.monotonic() > end:
@@ -151,11 +151,11 @@ class Records:
         """Info files and database of all that is recorded in the splits of these segments.
 
         Raises:
-            OSError: see `write_whole`.
+            OSError: see `atomic_write`.
         """
         files = Files([], {}, 0, {})
         known = set(segments)
-        with lock(self._folder / 'writing.lock'):
+        with file_lock(self._folder / 'writing.lock'):
             for number, split in enumerate(SPLITS):
                 if not any(segment.split == split for segment in segments):
                     continue
@@ -173,7 +173,7 @@ class Records:
                             'convert it again'
                         )
                 for path, content in _make_files(found, number, split, has_database).items():
-                    write_whole(self._out / path, pickle.dumps(content), this_process())
+                    atomic_write(self._out / path, pickle.dumps(content), is_shared=True)
                     files.paths.append(self._out / path)
         return files
 

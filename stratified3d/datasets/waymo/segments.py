@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stratified3d.datasets.io.disk import naming
 from stratified3d.datasets.waymo.components import (
     IMAGES,
     LASERS,
@@ -26,6 +25,7 @@ from stratified3d.datasets.waymo.components import (
     read_vehicle_poses,
 )
 from stratified3d.datasets.waymo.range_images import beam_inclinations, image_points
+from stratified3d.resumable import name_file
 
 _HELD = 16  # rows that wait for others in memory; further ones wait on disk
 
@@ -219,7 +219,7 @@ class _Buffer:
         if len(self._held) > _HELD:
             oldest = next(iter(self._held))
             path = self._folder / f'{oldest}.npy'
-            with naming(path):
+            with name_file(path):
                 np.save(path, self._held.pop(oldest))
 
     def take(self, name: str) -> np.ndarray:

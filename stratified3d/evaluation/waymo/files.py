@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from google.protobuf.message import DecodeError, Message
 
-from stratified3d.datasets.io.disk import naming
 from stratified3d.evaluation.waymo.boxes import WaymoBoxes, make_boxes
 from stratified3d.evaluation.waymo.messages import Object, Submission
+from stratified3d.resumable import name_file
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 _OBJECTS, _RESULTS = 1, 11  # numbers of Objects.objects and of Submission.inference_results
@@ -273,7 +273,7 @@ def write_objects(
     path = Path(path)
     body, whole = (path.with_name(f'{path.name}.{part}') for part in ('objects.partial', 'partial'))
     try:
-        with naming(path):
+        with name_file(path):
             with body.open('wb') as file:
                 for message in objects:
                     content = message.SerializeToString()

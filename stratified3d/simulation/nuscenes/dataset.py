@@ -12,24 +12,26 @@ from pathlib import Path
 
 import numpy as np
 
+from stratified3d.resumable import (
+    PARTIAL,
+    acquire_folder,
+    atomic_write,
+    check_room,
+    name_file,
+    run_batches,
+    sole_writer,
+)
 from stratified3d.simulation.frame import simulate_frame
 from stratified3d.simulation.layouts.catalog import TRAIN_LAYOUTS, VAL_LAYOUTS, build_scene
 from stratified3d.simulation.nuscenes.splits import SPLITS, scene_name
 from stratified3d.simulation.nuscenes.writer import Tables, blank_png, quaternion
 from stratified3d.simulation.physics.lidar import N_COLUMNS, N_RINGS, SWEEP_SECONDS, Noise
 from stratified3d.simulation.scene import Scene
-from stratified3d.simulation.work import (
-    PARTIAL,
-    check_room,
-    claim_folder,
-    explaining,
-    run_batches,
-    write_file,
-)
 
 SWEEPS_PER_KEYFRAME = 10  # 20 Hz sweeps, 2 Hz keyframes
 SWEEP_BYTES = N_COLUMNS * N_RINGS * 5 * 4
 _RECORDS = '.simulation'
+_RECORD_NAME = 'simulation.json'
 _MAP = 'maps/blank.png'
 
 
@@ -130,7 +132,7 @@ def _simulate_keyframe(
         stamp = epoch + index * round(SWEEP_SECONDS * 1e6)
         folder = 'samples' if is_key else 'sweeps'
         filename = f'{folder}/LIDAR_TOP/sim-{name}__LIDAR_TOP__{stamp}.pcd.bin'
-        write_file(root / filename, points.tobytes())
+        atomic_write(root / filename, points.tobytes())
         ego = scene.ego_pose(np.array([now]))
         record['sweeps'].append(
             {
@@ -160,7 +162,7 @@ def _simulate_keyframe(
     mount = scene.sensor.mount
     record['mount'] = [[float(v) for v in mount.translation], quaternion(mount.rotation)]
     record['location'] = 'boston-seaport' if scene.drive > 0 else 'singapore-onenorth'
-    write_file(_record_path(root, number, k), json.dumps(record).encode())
+    atomic_write(_record_path(root, number, k), json.dumps(record).encode())
 
 
 def _simulate_batch(
@@ -172,14 +174,13 @@ def _simulate_batch(
     return len(keyframes)
 
 
-def _open_root(root: Path, settings: NuScenesSettings) -> None:
-    """Make the folder ours, or say why it cannot be."""
-    claim_folder(root, asdict(settings))
+def _prepare_folder(root: Path, settings: NuScenesSettings) -> None:
+    """Make the folders of the dataset, and delete what a killed run left half written."""
     for folder in ('samples/LIDAR_TOP', 'sweeps/LIDAR_TOP', 'maps', _RECORDS):
         (root / folder).mkdir(parents=True, exist_ok=True)
     for number, _ in settings.scenes():
         (root / _RECORDS / scene_name(number)).mkdir(exist_ok=True)
-    write_file(root / _MAP, blank_png())
+    atomic_write(root / _MAP, blank_png())
     for folder in ('samples/LIDAR_TOP', 'sweeps/LIDAR_TOP', _RECORDS):
         for stale in (root / folder).rglob(f'*{PARTIAL}'):
             stale.unlink(missing_ok=True)
@@ -234,15 +235,17 @@ def simulate_dataset(
         raise ValueError(
             f"'{root}': mmdet3d takes a path with 'samples' in it for a keyframe's; name another folder"
         )
-    with explaining():
-        _open_root(root, settings)
-        if (root / settings.version).is_dir():
-            shutil.rmtree(root / _RECORDS, ignore_errors=True)
-            return False
-        _simulate_missing(root, settings, workers, progress or (lambda done, total: None))
-        _write_tables(root, settings)
-    shutil.rmtree(root / _RECORDS, ignore_errors=True)
-    return True
+    acquire_folder(root, asdict(settings), _RECORD_NAME, indent=1)
+    with sole_writer(root / _RECORD_NAME):
+        with name_file(root):
+            _prepare_folder(root, settings)
+        is_complete = (root / settings.version).is_dir()
+        if not is_complete:
+            _simulate_missing(root, settings, workers, progress or (lambda done, total: None))
+            with name_file(root / settings.version):
+                _write_tables(root, settings)
+        shutil.rmtree(root / _RECORDS, ignore_errors=True)
+    return not is_complete
 
 
 def _simulate_missing(
@@ -258,12 +261,10 @@ def _simulate_missing(
         batches += [(number, layout, todo[i : i + size]) for i in range(0, len(todo), size)]
     missing = sum(len(batch[2]) for batch in batches)
     check_room(root, missing / total * settings.bytes(), 'scenes, keyframes or sweeps')
-    run_batches(
-        functools.partial(_simulate_batch, root, settings),
-        batches,
-        workers=workers,
-        warm=functools.partial(simulate_frame, 0),
-        done=total - missing,
-        total=total,
-        progress=progress,
-    )
+    done = total - missing
+    progress(done, total)
+    simulate = functools.partial(_simulate_batch, root, settings)
+    compile_kernels = functools.partial(simulate_frame, 0)
+    for count in run_batches(simulate, batches, workers, before_fork=compile_kernels):
+        done += count
+        progress(done, total)

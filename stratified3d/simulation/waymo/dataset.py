@@ -11,6 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
+from stratified3d.resumable import (
+    PARTIAL,
+    acquire_folder,
+    check_room,
+    name_file,
+    run_batches,
+    sole_writer,
+)
 from stratified3d.simulation.frame import simulate_frame
 from stratified3d.simulation.layouts.catalog import TRAIN_LAYOUTS, VAL_LAYOUTS, build_scene
 from stratified3d.simulation.objects.people import BICYCLE, STROLLER
@@ -18,10 +26,10 @@ from stratified3d.simulation.physics.lidar import Noise
 from stratified3d.simulation.scene import Scene
 from stratified3d.simulation.waymo.lidar import TOP, TURN_SECONDS, WaymoLidar, to_matrix
 from stratified3d.simulation.waymo.writer import COMPONENTS, SegmentWriter, write_segment
-from stratified3d.simulation.work import PARTIAL, check_room, claim_folder, explaining, run_batches
 
 VEHICLE, PEDESTRIAN, CYCLIST = 1, 2, 4  # Waymo's types; traffic signs (3) stand here unlabeled
 FRAME_BYTES = 8_000_000
+_RECORD_NAME = 'simulation.json'
 _ANNOTATED_RANGE = 75.0  # m
 _ZONE_RADIUS = 10.0  # m
 _HARD = 0.35  # share of a box that is seen, below which annotators call it LEVEL_2
@@ -107,31 +115,43 @@ def simulate_waymo(
     if workers < 1:
         raise ValueError(f'{workers} workers: at least 1')
     segments = settings.segments()
-    with explaining():
-        claim_folder(root, asdict(settings))
-        for stale in root.rglob(f'*{PARTIAL}'):
-            stale.unlink(missing_ok=True)
-        todo = [
-            segment
-            for segment in segments
-            if not (
-                root
-                / segment[0]
-                / COMPONENTS[0]
-                / f'{context_name(settings, *segment[:2])}.parquet'
-            ).is_file()
-        ]
-        check_room(root, len(todo) * settings.frames * FRAME_BYTES, 'segments or frames')
-        run_batches(
-            functools.partial(_simulate_segment, root, settings),
-            todo,
-            workers=min(workers, max(len(todo), 1)),
-            warm=functools.partial(simulate_frame, 0),
-            done=(len(segments) - len(todo)) * settings.frames,
-            total=len(segments) * settings.frames,
-            progress=progress or (lambda done, total: None),
-        )
+    acquire_folder(root, asdict(settings), _RECORD_NAME, indent=1)
+    with sole_writer(root / _RECORD_NAME):
+        with name_file(root):
+            for stale in root.rglob(f'*{PARTIAL}'):
+                stale.unlink(missing_ok=True)
+        todo = [segment for segment in segments if not _is_simulated(root, settings, segment)]
+        _simulate_segments(root, settings, todo, workers, progress or (lambda done, total: None))
     return bool(todo)
+
+
+def _is_simulated(root: Path, settings: WaymoSettings, segment: tuple[str, int, str]) -> bool:
+    """Whether the component that is written last is there."""
+    split, number, _ = segment
+    return (
+        root / split / COMPONENTS[0] / f'{context_name(settings, split, number)}.parquet'
+    ).is_file()
+
+
+def _simulate_segments(
+    root: Path,
+    settings: WaymoSettings,
+    segments: list[tuple[str, int, str]],
+    workers: int,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Simulate the segments that are missing."""
+    missing = len(segments) * settings.frames
+    check_room(root, missing * FRAME_BYTES, 'segments or frames')
+    total = (settings.train + settings.val) * settings.frames
+    done = total - missing
+    progress(done, total)
+    workers = min(workers, max(len(segments), 1))
+    simulate = functools.partial(_simulate_segment, root, settings)
+    compile_kernels = functools.partial(simulate_frame, 0)
+    for count in run_batches(simulate, segments, workers, before_fork=compile_kernels):
+        done += count
+        progress(done, total)
 
 
 def _simulate_segment(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stratified3d.simulation.work import PARTIAL
+from stratified3d.resumable import PARTIAL, name_file
 
 COMPONENTS = ('lidar', 'lidar_pose', 'lidar_calibration', 'vehicle_pose', 'lidar_box')
 _FRAME, _LASER = ('key.frame_timestamp_micros', 'int64'), ('key.laser_name', 'int8')
@@ -134,17 +134,17 @@ def write_segment(root: Path, split: str, context: str) -> Iterator[SegmentWrite
     partial = {
         component: path.with_name(f'{path.name}{PARTIAL}') for component, path in paths.items()
     }
-    for path in paths.values():
-        path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        writer = SegmentWriter(partial, context)
-        yield writer
-        writer.close()
-        for component in reversed(
-            COMPONENTS
-        ):  # `lidar` comes last and says that the segment is there
-            os.replace(partial[component], paths[component])
-    except OSError as error:
+        with name_file(paths['lidar']):
+            for path in paths.values():
+                path.parent.mkdir(parents=True, exist_ok=True)
+            writer = SegmentWriter(partial, context)
+            yield writer
+            writer.close()
+            # `lidar` comes last and says that the segment is there
+            for component in reversed(COMPONENTS):
+                os.replace(partial[component], paths[component])
+    except OSError:
         for path in partial.values():
             path.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror or str(error), str(paths['lidar'])) from error
+        raise

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from mmdet3d.datasets import WaymoDataset
 
-from stratified3d.datasets.io.disk import claim_folder
 from stratified3d.datasets.io.info_files import read_info_file
 from stratified3d.datasets.waymo import conversion as waymo_conversion
 from stratified3d.datasets.waymo import segments as waymo_segments
@@ -22,6 +21,7 @@ from stratified3d.datasets.waymo.conversion import ConversionSettings, convert_w
 from stratified3d.datasets.waymo.processes import Rank, find_rank
 from stratified3d.datasets.waymo.records import Records
 from stratified3d.datasets.waymo.segments import read_segment
+from stratified3d.resumable import acquire_folder
 
 EVERY = ConversionSettings(database_every=1)
 
@@ -149,7 +149,7 @@ def test_ranks_workers_and_interruption_change_nothing(
     out, whole = tmp_path / 'out', fingerprint(converted_set)
     monkeypatch.setenv('SLURM_STEP_NUM_TASKS', '2')
     monkeypatch.setenv('SLURM_PROCID', '0')
-    claim_folder(out, asdict(EVERY))
+    acquire_folder(out, asdict(EVERY), 'conversion.json')
     others = Records(out)
     others.begin()
     with others.working():  # the second rank is there
@@ -182,7 +182,7 @@ def test_ranks_workers_and_interruption_change_nothing(
     convert_waymo(small_set, out, settings=EVERY)
     assert fingerprint(out) == whole
     with pytest.raises(
-        ValueError, match="was converted with .*'database_every': 1.* take another folder"
+        ValueError, match='database_every 1 instead of 10.*take another folder'
     ):
         convert_waymo(small_set, out)
 
@@ -239,7 +239,7 @@ def test_a_full_disk_stops_it(small_set, tmp_path, monkeypatch):
     def full(path, *_):
         raise OSError(errno.ENOSPC, 'No space left on device', str(path))
 
-    monkeypatch.setattr(waymo_conversion, 'write_whole', full)
+    monkeypatch.setattr(waymo_conversion, 'atomic_write', full)
     with pytest.raises(OSError, match='No space left'):
         convert_waymo(small_set, tmp_path / 'out', ['validation'])
     monkeypatch.undo()
@@ -272,7 +272,7 @@ def test_what_is_no_perception_v2(waymo_set, tmp_path):
     refused(tmp_path, out, 'perception v1, which only TensorFlow')
     out.mkdir()
     (out / 'mine.txt').write_text('mine')
-    refused(waymo_set, out, 'is not empty and no conversion made it')
+    refused(waymo_set, out, 'is not empty')
     with pytest.raises(ValueError, match='below 0'):
         ConversionSettings(max_sweeps=-1)
 

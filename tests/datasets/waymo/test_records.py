@@ -12,12 +12,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from stratified3d.datasets.io.disk import claim_folder
 from stratified3d.datasets.io.info_files import read_info_file
 from stratified3d.datasets.waymo import records as waymo_records
 from stratified3d.datasets.waymo.conversion import ConversionSettings, convert_waymo, find_segments
 from stratified3d.datasets.waymo.records import Records, Segment
 from stratified3d.datasets.waymo.segments import read_segment
+from stratified3d.resumable import acquire_folder
 
 EVERY = ConversionSettings(database_every=1)
 STAMP, LASER = 'key.frame_timestamp_micros', 'key.laser_name'
@@ -49,7 +49,7 @@ def convert(root, tool_process, tmp_path):
 @pytest.fixture
 def begun(tmp_path):
     """Records of tmp_path/out, begun with the tool's settings above."""
-    claim_folder(tmp_path / 'out', asdict(EVERY))
+    acquire_folder(tmp_path / 'out', asdict(EVERY), 'conversion.json')
     records = Records(tmp_path / 'out')
     records.begin()
     return records

@@ -115,7 +115,7 @@ def test_a_disk_that_fills_up_in_a_worker(tmp_path, monkeypatch):
 
     write = Path.write_bytes
     monkeypatch.setattr(Path, 'write_bytes', full)
-    with pytest.raises(OSError, match='run the same command again') as error:
+    with pytest.raises(OSError, match='rerun') as error:
         simulate_dataset(tmp_path / 'out', TINY, workers=2)
     assert error.value.errno == errno.ENOSPC
     monkeypatch.undo()

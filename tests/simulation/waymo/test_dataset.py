@@ -147,7 +147,7 @@ def test_it_goes_on_and_gives_the_same_with_more_workers(waymo_set, tmp_path, mo
         write(self, component, rows)
 
     monkeypatch.setattr(SegmentWriter, 'add', full)
-    with pytest.raises(OSError, match='run the same command again to go on') as failure:
+    with pytest.raises(OSError, match='rerun') as failure:
         simulate_waymo(tmp_path / 'a', settings, workers=1)
     monkeypatch.undo()
     assert failure.value.errno == errno.ENOSPC and failure.value.filename.endswith('.parquet')
@@ -207,8 +207,7 @@ def test_a_killed_worker(root, tool_process, tmp_path, monkeypatch, options, mod
         status, said = tool_process(words, tmp_path / 'killed.log').wait()
     assert status == 1 and 'Traceback' not in said, said
     assert re.search(
-        '^simulate.py: one of the 2 worker processes was killed, .* run the same command with fewer '
-        '--workers to go on$',
+        '^simulate.py: one of the 2 worker processes was killed, .* fewer --workers to resume$',
         said,
         re.MULTILINE,
     ), said

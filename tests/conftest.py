@@ -122,11 +122,13 @@ def small_detector(root, prepared_set, tmp_path_factory):
     from stratified3d.apis import init_detector
 
     folder = tmp_path_factory.mktemp('small_detector')
-    config = Config.fromfile(root / 'projects/quickstart/configs/quickstart.py')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('NUSCENES_ROOT', str(prepared_set))
+        config = Config.fromfile(root / 'projects/quickstart/configs/quickstart.py')
     model = dict(
         voxel_size=(1.2, 1.2, 1.0),
         voxel_encoder=dict(hidden_channels=8, out_channels=16),
-        encoder=dict(channels=16, num_strata=8),
+        encoder=dict(channels=16, mixer=dict(num_strata=8)),
         backbone=dict(channels=(16, 16), depths=(1, 1), strides=(2, 2), out_channels=16),
         head=dict(shared_channels=16, score_threshold=0.0, post_max_size=20),
     )
@@ -147,7 +149,6 @@ def small_detector(root, prepared_set, tmp_path_factory):
     for name in ('train', 'val', 'test'):
         loader = config[f'{name}_dataloader']
         loader.update(num_workers=0, persistent_workers=False)
-        loader.dataset.data_root = f'{prepared_set}/'
         if name != 'train':
             config[f'{name}_evaluator'] = dict(
                 type='DumpResults', out_file_path=str(folder / 'results.pkl')

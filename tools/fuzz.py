@@ -81,15 +81,17 @@ def random_case(seed: int, index: int) -> dict:
             num_heads=heads,
             point_cloud_range=(0, 0, 0, *(VOXEL * n for n in grid[::-1])),
             stages=stages,
-            num_strata=draw.choice([0, 1, 2, 7, 16]),
-            selection=draw.choice(['pool', 'random', 'first']),
-            fusion=draw.choice(['joint', 'gated']),
-            carry_tokens=draw.random() < 0.5,
+            mixer=dict(
+                num_strata=draw.choice([0, 1, 2, 7, 16]),
+                selection=draw.choice(['pool', 'random', 'first']),
+                fusion=draw.choice(['joint', 'gated']),
+                carry_tokens=draw.random() < 0.5,
+                strata_offset=draw.choice([-4.0, 0.0, 3.0]),
+            ),
             shifted=draw.random() < 0.5,
             use_rotary=draw.random() < 0.7,
             use_conv=draw.random() < 0.5,
             stem_depth=draw.randint(0, 1),
-            strata_offset=draw.choice([-4.0, 0.0, 3.0]),
         ),
     )
 
@@ -115,7 +117,8 @@ def check(case: dict, seed: int, index: int, backend: str) -> str:
     """What differs between the backends; empty if nothing does."""
     seed = random.Random(f'{seed} {index} weights').getrandbits(31)
     torch.manual_seed(seed)
-    model = MODELS.build(case['encoder'] | dict(backend='reference')).to(case['dtype'])
+    mixer = dict(case['encoder']['mixer'], backend='reference')
+    model = MODELS.build(dict(case['encoder'], mixer=mixer)).to(case['dtype'])
     for name, parameter in model.named_parameters():
         if name.endswith('gate'):  # starts at zero, which would hide what is behind it
             nn.init.normal_(parameter)

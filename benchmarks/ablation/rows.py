@@ -14,7 +14,7 @@ from benchmarks.ablation.baselines import (
 )
 from benchmarks.ablation.full_size import CHANGES
 from benchmarks.ablation.recipes import full_augmentation, plain_backbone, without_sampling
-from projects.attention_zoo import OTHER
+from projects.attention_zoo import OTHER_FUNCTION
 from projects.attention_zoo.planes import PlaneAttention
 
 LEARNING_RATES = (5e-4, 1e-3, 3e-3)
@@ -41,6 +41,11 @@ def _encoder(name: str, group: str, **settings: Any) -> Row:
     return Row(name, group, {f'model.encoder.{key}': value for key, value in settings.items()})
 
 
+def _mixer(name: str, group: str, **settings: Any) -> Row:
+    options = {f'model.encoder.mixer.{key}': value for key, value in settings.items()}
+    return Row(name, group, options)
+
+
 def _one_stage(size: int = 12, depth: int = 2) -> dict[str, Any]:
     return {'stages': [dict(depth=depth, window_shape=(8, size, size), stride=(8, 1, 1))]}
 
@@ -54,10 +59,10 @@ def _mixers() -> list[Row]:
                 [kind.__name__, *(f'{heads} heads' for heads in more.get(kind, {}).values())]
             ),
             'mixer',
-            mixer=dict(type=kind.__name__),
+            mixer=dict(_delete_=True, type=kind.__name__),
             **more.get(kind, {}),
         )
-        for kind in OTHER
+        for kind in OTHER_FUNCTION
     ]
 
 
@@ -83,15 +88,15 @@ def _rivals() -> list[Row]:
 
 ROWS = [
     Row('default', 'default', {}),
-    _encoder('m = 0', 'strata', num_strata=0),
-    _encoder('m = 16', 'strata', num_strata=16),
-    _encoder('m = 128', 'strata', num_strata=128),
-    _encoder('random', 'selection', selection='random'),
-    _encoder('first', 'selection', selection='first'),
-    _encoder('gated', 'fusion', fusion='gated'),
-    _encoder('no bias', 'bias', strata_offset=None),
+    _mixer('m = 0', 'strata', num_strata=0),
+    _mixer('m = 16', 'strata', num_strata=16),
+    _mixer('m = 128', 'strata', num_strata=128),
+    _mixer('random', 'selection', selection='random'),
+    _mixer('first', 'selection', selection='first'),
+    _mixer('gated', 'fusion', fusion='gated'),
+    _mixer('no bias', 'bias', strata_offset=None),
     # all tokens together start with the weight of one voxel
-    _encoder('offset 0', 'bias', strata_offset=0.0),
+    _mixer('offset 0', 'bias', strata_offset=0.0),
     _encoder('window 24', 'window', **_one_stage(24)),
     # one block each: neither is shifted
     _encoder(
@@ -103,7 +108,7 @@ ROWS = [
         ],
     ),
     _encoder('4 blocks', 'depth', **_one_stage(depth=4)),
-    _encoder('4 blocks, m = 0', 'depth', **_one_stage(depth=4), num_strata=0),
+    _encoder('4 blocks, m = 0', 'depth', **_one_stage(depth=4), **{'mixer.num_strata': 0}),
     _encoder('not shifted', 'shift', shifted=False),
     _encoder('no rotary', 'position', use_rotary=False),
     _encoder('no convolution', 'position', use_conv=False),

@@ -15,8 +15,8 @@ from projects.attention_zoo.sets import SetAttention
 from projects.attention_zoo.varlen import VarlenAttention
 
 # those that compute the same function as StratifiedAttention, and those that compute another
-SAME = (SwinAttention, SSTAttention, VarlenAttention, FlexAttention, NestedAttention)
-OTHER = (
+SAME_FUNCTION = (SwinAttention, SSTAttention, VarlenAttention, FlexAttention, NestedAttention)
+OTHER_FUNCTION = (
     FullAttention,
     SetAttention,
     EqualGroupAttention,
@@ -28,4 +28,10 @@ OTHER = (
     LinformerAttention,
 )
 
-__all__ = ['OTHER', 'SAME', 'JointBaseline', 'Baseline', *(kind.__name__ for kind in SAME + OTHER)]
+__all__ = [
+    'OTHER_FUNCTION',
+    'SAME_FUNCTION',
+    'JointBaseline',
+    'Baseline',
+    *(kind.__name__ for kind in SAME_FUNCTION + OTHER_FUNCTION),
+]

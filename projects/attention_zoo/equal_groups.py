@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from mmdet3d.registry import MODELS
 from torch import Tensor
 
 from projects.attention_zoo.groups import gather
@@ -32,7 +31,6 @@ class EqualGroups(NamedTuple):
         return 1 - float((owned * keys).sum()) / max(1, self.rows.numel() * size)
 
 
-@MODELS.register_module()
 class EqualGroupAttention(Baseline):
     """Voxels are sorted by window and then along one axis, and every T of them in a row form a
     group that attends inside itself. What remains of a sample forms a group with the rows before
@@ -41,16 +39,16 @@ class EqualGroupAttention(Baseline):
     FlatFormer (Liu et al. 2023, section 3.1). Even blocks sort along x, odd ones along y.
     """
 
-    authors = dict(group_size=144)
-    tried = (dict(group_size=72), dict(group_size=288))
+    defaults = dict(group_size=144)
+    variants = (dict(group_size=72), dict(group_size=288))
 
     def build(self) -> None:
         if self.group_size < 1:
             raise ValueError(f'group_size is at least 1, not {self.group_size}')
-        self.variant = self.block % 2
+        self.phase = self.block % 2
 
     def prepare(self, grid: WindowGrid) -> EqualGroups:
-        order, size = sort_in_windows(grid, axis=self.variant), self.group_size
+        order, size = sort_in_windows(grid, axis=self.phase), self.group_size
         offsets = grid.plan.batch_offsets.long()
         count = offsets.diff()
         groups = -(-count // size)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 
 import torch
-from mmdet3d.registry import MODELS
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
@@ -20,7 +19,6 @@ def _compiled(device: str):
     return torch.compile(flex_attention, dynamic=device != 'cpu', fullgraph=True)
 
 
-@MODELS.register_module()
 class FlexAttention(JointBaseline):
     """Rows, and behind them all strata tokens, are the keys of one call; blocks that hold no pair
     are skipped.
@@ -30,8 +28,8 @@ class FlexAttention(JointBaseline):
     gradient is an error. compiled=False runs eagerly, with all pairs in memory: for checks.
     """
 
-    authors = dict(block_size=128, compiled=True)
-    tried = (dict(block_size=64), dict(block_size=256))
+    defaults = dict(block_size=128, compiled=True)
+    variants = (dict(block_size=64), dict(block_size=256))
 
     def prepare(self, grid: WindowGrid, strata: int) -> BlockMask:
         plan, size = grid.plan, self.block_size

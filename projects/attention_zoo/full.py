@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from mmdet3d.registry import MODELS
 from torch import Tensor
 
 from projects.attention_zoo.groups import Groups, Ragged, attend_groups, pad_groups
@@ -11,7 +10,6 @@ from projects.attention_zoo.mixer import Baseline
 from stratified3d.layers.attention import WindowGrid
 
 
-@MODELS.register_module()
 class FullAttention(Baseline):
     """softmax(q k^T / sqrt(D)) v over all rows of the sample.
 
@@ -19,8 +17,8 @@ class FullAttention(Baseline):
     of that many rows, which bounds the memory where torch has no fused kernel; 0 all at once.
     """
 
-    authors = dict(queries_at_once=0)
-    tried = (dict(queries_at_once=1024), dict(queries_at_once=8192))
+    defaults = dict(queries_at_once=0)
+    variants = (dict(queries_at_once=1024), dict(queries_at_once=8192))
 
     def prepare(self, grid: WindowGrid) -> Groups:
         offsets = grid.plan.batch_offsets.long()

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 
 import torch
-from mmdet3d.registry import MODELS
 from torch import Tensor
 
 from projects.attention_zoo.groups import Groups, gather, pad_groups, scatter, window_rows
@@ -14,7 +13,6 @@ from projects.attention_zoo.mixer import Baseline
 from stratified3d.layers.attention import WindowGrid
 
 
-@MODELS.register_module()
 class LinearWindowAttention(Baseline):
     """f(q_i) S / (f(q_i) z) with S = sum_j f(k_j) v_j^T and z = sum_j f(k_j) over the window of i,
     f = ReLU.
@@ -24,8 +22,8 @@ class LinearWindowAttention(Baseline):
     query whose features meet no key gives zeros.
     """
 
-    authors = dict(lengths=(16, 32, 64, 128, 256, 512, 1024))
-    tried = (
+    defaults = dict(lengths=(16, 32, 64, 128, 256, 512, 1024))
+    variants = (
         dict(lengths=(30, 60, 100)),
         dict(lengths=(8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)),
     )
@@ -55,7 +53,6 @@ def _read(queries: Tensor, state: Tensor, weight: Tensor) -> Tensor:
     return queries @ state / total.masked_fill(total == 0, 1)
 
 
-@MODELS.register_module()
 class PerformerAttention(Baseline):
     """The softmax kernel in the mean of positive random features f(x) = exp(w x - |x|^2 / 2), over
     the whole sample.
@@ -64,8 +61,8 @@ class PerformerAttention(Baseline):
     all heads from torch's global generator and kept with the weights.
     """
 
-    authors = dict(num_features=256)
-    tried = (dict(num_features=128), dict(num_features=64))
+    defaults = dict(num_features=256)
+    variants = (dict(num_features=128), dict(num_features=64))
 
     def build(self) -> None:
         width, count = self.head_dim, self.num_features

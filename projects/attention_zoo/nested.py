@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from mmdet3d.registry import MODELS
 from torch import Tensor
 
 from projects.attention_zoo.groups import Ragged, fold_bias, window_rows
@@ -26,7 +25,6 @@ class Jagged(NamedTuple):
     inverse: Tensor
 
 
-@MODELS.register_module()
 class NestedAttention(JointBaseline):
     """scaled_dot_product_attention on jagged tensors; nothing is padded by us, the strata are
     copied to every window and their bias is a column of their keys.
@@ -35,8 +33,8 @@ class NestedAttention(JointBaseline):
     shortest and longest window beforehand; longest_first: order of the windows.
     """
 
-    authors = dict(hints=False, longest_first=False)
-    tried = (dict(hints=True), dict(hints=True, longest_first=True))
+    defaults = dict(hints=False, longest_first=False)
+    variants = (dict(hints=True), dict(hints=True, longest_first=True))
 
     def prepare(self, grid: WindowGrid, strata: int) -> Jagged:
         windows, sample = window_rows(grid.plan)

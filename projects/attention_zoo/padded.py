@@ -3,7 +3,6 @@ keys."""
 
 from __future__ import annotations
 
-from mmdet3d.registry import MODELS
 from torch import Tensor
 
 from projects.attention_zoo.groups import Groups, attend_groups, pad_groups, window_rows
@@ -11,7 +10,6 @@ from projects.attention_zoo.mixer import JointBaseline
 from stratified3d.layers.attention import WindowGrid
 
 
-@MODELS.register_module()
 class SSTAttention(JointBaseline):
     """Windows padded to the shortest of a few lengths that holds them; keys that pad are masked.
 
@@ -20,8 +18,8 @@ class SSTAttention(JointBaseline):
     dropped.
     """
 
-    authors = dict(lengths=(30, 60, 100))
-    tried = (
+    defaults = dict(lengths=(30, 60, 100))
+    variants = (
         dict(lengths=(16, 32, 64, 128, 256)),
         dict(lengths=(8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384)),
     )
@@ -43,7 +41,6 @@ class SSTAttention(JointBaseline):
         return attend_groups(q, k, v, self.prepared(grid), strata_k, strata_v, strata_bias)
 
 
-@MODELS.register_module()
 class SwinAttention(SSTAttention):
     """All windows padded to one length: the longest window there is, or a multiple of 8 or 64 above
     it.
@@ -53,8 +50,8 @@ class SwinAttention(SSTAttention):
     wrapping around.
     """
 
-    authors = dict(multiple=1)
-    tried = (dict(multiple=8), dict(multiple=64))
+    defaults = dict(multiple=1)
+    variants = (dict(multiple=8), dict(multiple=64))
 
     def prepare(self, grid: WindowGrid) -> Groups:
         windows, sample = window_rows(grid.plan)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from mmdet3d.registry import MODELS
 from torch import Tensor
 
 from projects.attention_zoo.mixer import Baseline
@@ -11,7 +10,6 @@ from stratified3d.layers.attention import WindowGrid
 from stratified3d.ops import WindowPlan, permute_rows, plan_windows, stratified_attention
 
 
-@MODELS.register_module()
 class PlaneAttention(Baseline):
     """A third of the heads each attends to what shares the query's window and its slab along z, y
     or x, `thickness` voxels thick.
@@ -20,8 +18,8 @@ class PlaneAttention(Baseline):
     left to the block's own. The slabs run through the kernels of this package.
     """
 
-    authors = dict(thickness=1)
-    tried = (dict(thickness=2), dict(thickness=4))
+    defaults = dict(thickness=1)
+    variants = (dict(thickness=2), dict(thickness=4))
 
     def build(self) -> None:
         if self.num_heads < 3:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from mmdet3d.registry import MODELS
 from torch import Tensor, nn
 
 from projects.attention_zoo.groups import Groups, Ragged, attend_groups, pad_groups
@@ -28,7 +27,6 @@ class Cells(NamedTuple):
         return self.groups.padding
 
 
-@MODELS.register_module()
 class SpatialReductionAttention(Baseline):
     """Every voxel attends to the occupied cells of R x R x R voxels of its sample; a cell's key and
     value are the means of its voxels', through a linear map and a layer norm.
@@ -38,8 +36,8 @@ class SpatialReductionAttention(Baseline):
     position.
     """
 
-    authors = dict(reduction=8)  # of the first stage; 4, 2 and 1 later
-    tried = (dict(reduction=4), dict(reduction=16))
+    defaults = dict(reduction=8)  # of the first stage; 4, 2 and 1 later
+    variants = (dict(reduction=4), dict(reduction=16))
     takes_rotated = False
 
     def build(self) -> None:
@@ -87,7 +85,6 @@ class SpatialReductionAttention(Baseline):
         return attend_groups(q, k, v, cells.groups)
 
 
-@MODELS.register_module()
 class LinformerAttention(Baseline):
     """Every voxel attends to `rank` learned mixtures of all keys and values of its sample.
 
@@ -96,8 +93,8 @@ class LinformerAttention(Baseline):
     one column count by their mean, so that E is the paper's where n equals `length`.
     """
 
-    authors = dict(rank=256, length=4096)
-    tried = (dict(rank=128), dict(rank=64))
+    defaults = dict(rank=256, length=4096)
+    variants = (dict(rank=128), dict(rank=64))
 
     def build(self) -> None:
         self.projection = nn.Parameter(torch.randn(self.rank, self.length) * self.length**-0.5)

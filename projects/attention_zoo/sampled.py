@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from mmdet3d.registry import MODELS
 from torch import Tensor, nn
 
 from projects.attention_zoo.groups import (
@@ -34,7 +33,6 @@ def farthest_points(positions: Tensor, count: int) -> Tensor:
     return chosen
 
 
-@MODELS.register_module()
 class SampledWindowAttention(Baseline):
     """Keys are the query's window and those of a sampled part of the sample that lie in the doubled
     window but not in the window itself; one softmax over both.
@@ -45,8 +43,12 @@ class SampledWindowAttention(Baseline):
     and added to the value.
     """
 
-    authors = dict(part=1 / 8, sampling='fps', contextual=True)
-    tried = (dict(part=1 / 4), dict(sampling='stride'), dict(sampling='stride', contextual=False))
+    defaults = dict(part=1 / 8, sampling='fps', contextual=True)
+    variants = (
+        dict(part=1 / 4),
+        dict(sampling='stride'),
+        dict(sampling='stride', contextual=False),
+    )
 
     def build(self) -> None:
         if not 0 < self.part <= 1:

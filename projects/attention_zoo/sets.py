@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from mmdet3d.registry import MODELS
 from torch import Tensor
 
 from projects.attention_zoo.groups import gather
@@ -29,7 +28,6 @@ class Sets(NamedTuple):
         return 1 - float((real**2).sum()) / max(1, self.rows.numel() * self.rows.shape[1])
 
 
-@MODELS.register_module()
 class SetAttention(Baseline):
     """A window of n voxels is sorted along one axis and cut into ceil(n / T) sets of T places, and
     voxels attend inside their set. Place k of set j of s holds voxel floor((j T + k) n / (s T)); a
@@ -39,17 +37,17 @@ class SetAttention(Baseline):
     y.
     """
 
-    authors = dict(set_size=36)  # pillars on Waymo; 48 for voxels there, 90 on nuScenes
-    tried = (dict(set_size=48), dict(set_size=90))
+    defaults = dict(set_size=36)  # pillars on Waymo; 48 for voxels there, 90 on nuScenes
+    variants = (dict(set_size=48), dict(set_size=90))
 
     def build(self) -> None:
         if self.set_size < 1:
             raise ValueError(f'set_size is at least 1, not {self.set_size}')
-        self.variant = self.block % 2
+        self.phase = self.block % 2
 
     def prepare(self, grid: WindowGrid) -> Sets:
         plan, size = grid.plan, self.set_size
-        order = sort_in_windows(grid, axis=self.variant)
+        order = sort_in_windows(grid, axis=self.phase)
         rows = torch.arange(len(order), device=order.device)
         first = (plan.window_start == rows).nonzero().squeeze(1)
         count = (plan.window_end.long() - rows)[first]  # n of each window

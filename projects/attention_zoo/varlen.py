@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from mmdet3d.registry import MODELS
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -90,7 +89,6 @@ class _Joint(torch.autograd.Function):
         return (*near, *far, None, None, None)
 
 
-@MODELS.register_module()
 class VarlenAttention(JointBaseline):
     """Windows as sequences of torch.nn.attention.varlen, and strata as those of another call,
     merged exactly; their bias is a column of their keys. Heads grow to a multiple of `width` for
@@ -101,8 +99,8 @@ class VarlenAttention(JointBaseline):
     error.
     """
 
-    authors = dict(as_one=False, width=8)
-    tried = (dict(width=32), dict(as_one=True))
+    defaults = dict(as_one=False, width=8)
+    variants = (dict(width=32), dict(as_one=True))
 
     def unsupported_reason(self, q: Tensor) -> str | None:
         if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):

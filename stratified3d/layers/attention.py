@@ -1,5 +1,4 @@
-"""Stratified attention as a mixer: every voxel attends to its window and to the strata of its
-sample."""
+"""Stratified attention as a mixer: every voxel attends to its window and to global tokens."""
 
 from __future__ import annotations
 
@@ -26,13 +25,17 @@ FUSIONS = ('joint', 'gated')
 
 
 class WindowGrid(NamedTuple):
-    """One arrangement of a stage's voxels into windows, made once and shared by the stage's blocks.
+    """One partition of a stage's voxels into windows, computed once and shared by its blocks.
 
-    plan: WindowPlan; positions [N, 3] meters and coords [N, 4] int32 (batch, z, y, x), both in
-    window order; rotary: (cos, sin) of the rows, or None without it; window_shape, shift (z, y, x)
-    in voxels: voxel c lies in window floor((c + shift) / window_shape); derived: what mixers worked
-    out from it, see `once`; is_sorted: the voxels themselves lie in window order, so that nothing
-    has to be moved.
+    Attributes:
+        plan: of the windows.
+        positions: [N, 3] meters, in window order.
+        coords: [N, 4] int32 (batch, z, y, x), in window order.
+        rotary: (cos, sin) of the rows; None without rotary embedding.
+        window_shape, shift: (z, y, x) in voxels; voxel c lies in window
+            floor((c + shift) / window_shape).
+        derived: what mixers computed from the grid, see `once`.
+        is_sorted: the voxels themselves lie in window order, so that nothing has to be moved.
     """
 
     plan: WindowPlan
@@ -45,26 +48,29 @@ class WindowGrid(NamedTuple):
     is_sorted: bool = False
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """make(), called by the first block that asks under this key and kept for the others."""
+        """Return make(), called by the first block that asks under this key and kept for the rest."""
         if key not in self.derived:
             self.derived[key] = make()
         return self.derived[key]
 
     def into_windows(self, x: Tensor) -> Tensor:
-        """[N, ...] from the order of the voxels to window order."""
-        return x if self.is_sorted else permute_rows(x, self.plan.order, self.plan.inverse)
+        """Permute [N, ...] from the order of the voxels to window order."""
+        if self.is_sorted:
+            return x
+        return permute_rows(x, self.plan.order, self.plan.inverse)
 
     def into_voxels(self, x: Tensor) -> Tensor:
-        """[N, ...] from window order to the order of the voxels."""
-        return x if self.is_sorted else permute_rows(x, self.plan.inverse, self.plan.order)
+        """Permute [N, ...] from window order to the order of the voxels."""
+        if self.is_sorted:
+            return x
+        return permute_rows(x, self.plan.inverse, self.plan.order)
 
     def after(self, first: WindowGrid) -> WindowGrid:
-        """This grid, row for row, of voxels that have been moved into the window order of
-        `first`."""
-        order, inverse = first.plan.inverse[self.plan.order], self.plan.inverse[first.plan.order]
-        return self._replace(
-            plan=self.plan._replace(order=order, inverse=inverse), is_sorted=self is first
-        )
+        """Return this grid for voxels that have been moved into the window order of `first`."""
+        order = first.plan.inverse[self.plan.order]
+        inverse = self.plan.inverse[first.plan.order]
+        plan = self.plan._replace(order=order, inverse=inverse)
+        return self._replace(plan=plan, is_sorted=self is first)
 
 
 def build_window_grid(
@@ -87,14 +93,21 @@ def build_window_grid(
         head_dim: D of the rotary tables; None for no rotary embedding.
     """
     if window_shape[0] >= spatial_shape[0]:
-        shift = (0, *shift[1:])
+        shift = (0, *shift[1:])  # a window over the whole height is never shifted
+
     plan = plan_windows(
         coords, window_shape, shift, batch_size=batch_size, spatial_shape=spatial_shape
     )
     positions = positions[plan.order]
     rotary = None if head_dim is None else rotary_angles(positions, head_dim)
     return WindowGrid(
-        plan, positions, coords[plan.order], rotary, tuple(window_shape), tuple(shift), {}
+        plan=plan,
+        positions=positions,
+        coords=coords[plan.order],
+        rotary=rotary,
+        window_shape=window_shape,
+        shift=shift,
+        derived={},
     )
 
 
@@ -105,36 +118,64 @@ def project_rows(
     rotary: tuple[Tensor, Tensor] | None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of rows x [N, C], each [N, H, D]; queries and keys turned together
-    by their tables."""
+    """Project rows x [N, C] to queries, keys and values [N, H, D]; rotate queries and keys."""
     rows = qkv(x)
-    qk, v = rows.view(len(x), 3 * num_heads, rows.shape[1] // (3 * num_heads)).split(
-        (2 * num_heads, num_heads), 1
-    )
+    head_dim = rows.shape[1] // (3 * num_heads)
+    rows = rows.view(len(x), 3 * num_heads, head_dim)
+    qk, v = rows.split((2 * num_heads, num_heads), 1)
     if rotary is not None:
         qk = apply_rotary(qk, *rotary, backend=backend)
-    return *qk.chunk(2, 1), v
+    q, k = qk.chunk(2, 1)
+    return q, k, v
+
+
+class MixerContext(NamedTuple):
+    """Where a mixer stands: what the encoder decides for all mixers of a stage.
+
+    channels: C; num_heads: H; use_rotary: whether the stage tabulates rotary angles; window_shape
+    (z, y, x) in voxels of the stage; block: index of the block in its stage.
+    """
+
+    channels: int
+    num_heads: int
+    use_rotary: bool = True
+    window_shape: tuple[int, int, int] | None = None
+    block: int = 0
+
+    @property
+    def head_dim(self) -> int:
+        """D, the width of a head."""
+        return self.channels // self.num_heads
+
+    def check(self) -> None:
+        """Raise ValueError for heads that do not divide the width or are too narrow to rotate."""
+        if self.num_heads < 1 or self.channels % self.num_heads:
+            raise ValueError(f'{self.num_heads} heads do not divide {self.channels} channels')
+
+        if self.use_rotary and self.head_dim < 6:
+            raise ValueError(
+                f'rotary embedding needs heads of width 6 or more, not {self.head_dim}: use fewer '
+                'heads or use_rotary=False'
+            )
 
 
 class StratifiedAttention(nn.Module):
     """Window attention with global strata tokens.
 
-    The tokens first attend to every voxel of their sample, are refined, and then stand beside the
-    window's keys (joint) or are read apart (gated). In the joint softmax their logits start at -log
-    m + strata_offset, so the module starts close to plain window attention.
+    The tokens first attend to every voxel of their sample and are refined. Then every voxel attends
+    to its window and to the tokens of its sample: in one softmax (joint), or in two whose results
+    are added (gated). In the joint softmax the logits of the tokens start at -log m + strata_offset,
+    so that the module starts close to plain window attention.
 
     Args:
-        channels: C.
-        num_heads: H, divides C.
-        num_strata: m; 0 leaves window attention alone.
+        context: where the mixer stands.
+        num_strata: m tokens per sample; 0 leaves plain window attention.
         selection: 'pool', 'random' or 'first', see `StrataSelection`.
-        fusion: 'joint', one softmax over window and strata; 'gated', window + gate * strata with
-        the gate from 0.
-        creates_tokens: False where the tokens come from an earlier block and no selection of its
-            own is needed.
+        fusion: 'joint', one softmax over window and strata; 'gated', window + gate * strata, the
+            gate starting at 0.
+        carry_tokens: tokens go from block to block of a stage; else every block creates its own.
         strata_offset: first value of the learned per-head offset of the strata logits (joint only);
-            None for no bias at all, so that a token weighs as much as a voxel from the start.
-        use_rotary: rotary position embedding of q and k in meters.
+            None for no bias at all: a token weighs as much as a voxel from the start.
         backend: of the attention ops; None takes the fastest.
     Raises:
         ValueError: heads that do not divide the width, m < 0, unknown fusion or selection.
@@ -142,55 +183,64 @@ class StratifiedAttention(nn.Module):
 
     def __init__(
         self,
-        channels: int,
-        num_heads: int,
+        context: MixerContext,
+        *,
         num_strata: int = 64,
         selection: str = 'pool',
         fusion: str = 'joint',
-        creates_tokens: bool = True,
+        carry_tokens: bool = True,
         strata_offset: float | None = -4.0,
-        use_rotary: bool = True,
         backend: str | None = None,
     ):
         super().__init__()
-        if num_heads < 1 or channels % num_heads:
-            raise ValueError(f'{num_heads} heads do not divide {channels} channels')
-        if use_rotary and channels // num_heads < 6:
-            raise ValueError(
-                f'rotary embedding needs heads of width 6 or more, not {channels // num_heads}: take '
-                'fewer heads or use_rotary=False'
-            )
+        context.check()
         if num_strata < 0:
             raise ValueError(f'num_strata is 0 (off) or more, not {num_strata}')
         if fusion not in FUSIONS:
             raise ValueError(f'fusion is one of {", ".join(FUSIONS)}, not {fusion!r}')
-        self.num_heads, self.head_dim = num_heads, channels // num_heads
-        self.num_strata, self.fusion = num_strata, fusion
-        self.use_rotary, self.backend = use_rotary, backend
+
+        self.num_heads = context.num_heads
+        self.head_dim = context.head_dim
+        self.use_rotary = context.use_rotary
+        self.num_strata = num_strata
+        self.fusion = fusion
+        self.backend = backend
+
+        channels = context.channels
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
         self.selection = None
         if num_strata:
+            creates_tokens = context.block == 0 or not carry_tokens
             if creates_tokens:
                 self.selection = StrataSelection(channels, num_strata, selection)
-            self.strata_query = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, channels))
-            self.strata_out = nn.Linear(channels, channels)
-            self.strata_kv = nn.Sequential(
-                nn.LayerNorm(channels), nn.Linear(channels, 2 * channels)
-            )
-            if fusion == 'gated':
-                self.gate = nn.Parameter(torch.zeros(num_heads, 1))
-            elif strata_offset is not None:
-                self.strata_offset = nn.Parameter(torch.full((num_heads,), float(strata_offset)))
-            else:
-                self.strata_offset = None
+            self._add_strata_layers(channels, strata_offset)
+
+    def _add_strata_layers(self, channels: int, strata_offset: float | None) -> None:
+        self.strata_query = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, channels))
+        self.strata_out = nn.Linear(channels, channels)
+        self.strata_kv = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, 2 * channels))
+
+        if self.fusion == 'gated':
+            self.gate = nn.Parameter(torch.zeros(self.num_heads, 1))
+        elif strata_offset is None:
+            self.strata_offset = None
+        else:
+            offset = torch.full((self.num_heads,), float(strata_offset))
+            self.strata_offset = nn.Parameter(offset)
 
     def forward(
         self, x: Tensor, grid: WindowGrid, strata: Strata | None = None
     ) -> tuple[Tensor, Strata | None]:
-        """x [N, C] in the order of the voxels -> mixed [N, C] in the same order, and the refined
-        strata tokens."""
-        plan = grid.plan
+        """Mix the voxels; refine the tokens.
+
+        Args:
+            x: [N, C] in the order of the voxels.
+            grid: of these voxels.
+            strata: tokens of the block before; None in the first block of a stage.
+        Returns:
+            mixed [N, C] in the order of the voxels, and the refined tokens (None without strata).
+        """
         x = grid.into_windows(x)
         rotary = grid.rotary if self.use_rotary else None
         q, k, v = project_rows(self.qkv, x, self.num_heads, rotary, self.backend)  # [N, H, D]
@@ -198,25 +248,18 @@ class StratifiedAttention(nn.Module):
             mixed = self.attend(q, k, v, grid)
             return self.out(grid.into_voxels(mixed.flatten(1))), None
 
-        if strata is None:
-            strata = self.selection(x, grid.positions, plan.batch_offsets)
-        strata, strata_k, strata_v = self._refine(strata, k, v, plan.batch_offsets)
-        absent = ~strata.present.unsqueeze(-1)  # [B, M, 1]
-        bias = x.new_zeros(*strata_k.shape[:3], dtype=torch.float32)
+        offsets = grid.plan.batch_offsets
+        if self.selection is not None:
+            strata = self.selection(x, grid.positions, offsets)
+        strata, strata_k, strata_v = self._refine(strata, k, v, offsets)
+        bias = self._strata_bias(strata, strata_k)  # [B, M, H]
+
         if self.fusion == 'joint':
-            if self.strata_offset is not None:
-                bias = bias + (self.strata_offset - math.log(self.num_strata))
-            bias = bias.masked_fill(absent, -torch.inf)
             mixed = self.attend(q, k, v, grid, strata_k, strata_v, bias)
         else:
             local = self.attend(q, k, v, grid)
             far = read_strata(
-                q,
-                strata_k,
-                strata_v,
-                plan.batch_offsets,
-                strata_bias=bias.masked_fill(absent, -torch.inf),
-                backend=self.backend,
+                q, strata_k, strata_v, offsets, strata_bias=bias, backend=self.backend
             )
             mixed = local + self.gate.to(far.dtype) * far
         return self.out(grid.into_voxels(mixed.flatten(1))), strata
@@ -231,29 +274,43 @@ class StratifiedAttention(nn.Module):
         strata_v: Tensor | None = None,
         strata_bias: Tensor | None = None,
     ) -> Tensor:
-        """`stratified_attention` over the grid's windows; what a mixer with a kernel of its own
-        overrides."""
+        """`stratified_attention` over the grid's windows: what a mixer with its own kernel overrides.
+
+        Args and result as in `stratified_attention`.
+        """
         return stratified_attention(
             q, k, v, grid.plan, strata_k, strata_v, strata_bias=strata_bias, backend=self.backend
         )
 
     def _refine(
-        self, strata: Strata, k: Tensor, v: Tensor, batch_offsets: Tensor
+        self, strata: Strata | None, k: Tensor, v: Tensor, batch_offsets: Tensor
     ) -> tuple[Strata, Tensor, Tensor]:
-        """Let the tokens collect from all voxels; return them with their keys and values [B, M, H,
-        D]."""
+        """Let the tokens collect from all voxels; return them with keys and values [B, M, H, D]."""
+        if strata is None:
+            raise ValueError('this block creates no strata tokens and was given none')
+
         batch, num, _ = strata.feats.shape
         heads = (batch, num, self.num_heads, self.head_dim)
-        turn = rotary_angles(strata.positions, self.head_dim) if self.use_rotary else None
-        q = self.strata_query(strata.feats).view(heads).to(k.dtype)
-        q = q if turn is None else apply_rotary(q, *turn, backend=self.backend)
+        rotary = rotary_angles(strata.positions, self.head_dim) if self.use_rotary else None
+
+        q = self._rotate(self.strata_query(strata.feats).view(heads).to(k.dtype), rotary)
         collected = collect_strata(q, k, v, batch_offsets, backend=self.backend).flatten(2)
         strata = strata._replace(feats=strata.feats + self.strata_out(collected))
+
         strata_k, strata_v = self.strata_kv(strata.feats).to(k.dtype).chunk(2, -1)
-        strata_k = strata_k.reshape(heads)
-        if turn is not None:
-            strata_k = apply_rotary(strata_k, *turn, backend=self.backend)
+        strata_k = self._rotate(strata_k.reshape(heads), rotary)
         return strata, strata_k, strata_v.reshape(heads)
+
+    def _rotate(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+        return x if rotary is None else apply_rotary(x, *rotary, backend=self.backend)
+
+    def _strata_bias(self, strata: Strata, strata_k: Tensor) -> Tensor:
+        """[B, M, H] fp32: the offset of the joint softmax; -inf for absent tokens."""
+        bias = strata_k.new_zeros(*strata_k.shape[:3], dtype=torch.float32)
+        if self.fusion == 'joint' and self.strata_offset is not None:
+            bias = bias + (self.strata_offset - math.log(self.num_strata))
+        absent = ~strata.present.unsqueeze(-1)  # [B, M, 1]
+        return bias.masked_fill(absent, -torch.inf)
 
     def extra_repr(self) -> str:
         return f'num_strata={self.num_strata}, fusion={self.fusion!r}'

@@ -1,5 +1,4 @@
-"""One stratified block: submanifold convolution, attention (or another mixer), feed-forward; and a
-stage of them."""
+"""Blocks (submanifold convolution, mixer, feed-forward) and stages of them."""
 
 from __future__ import annotations
 
@@ -37,8 +36,10 @@ class StratifiedBlock(nn.Module):
         if conv_key is not None:
             self.conv = SparseConv(channels, channels, 3, key=conv_key, precision=precision)
             self.conv_norm = nn.LayerNorm(channels)
+
         self.mixer_norm = nn.LayerNorm(channels)
         self.mixer = mixer
+
         hidden = int(channels * ffn_ratio)
         self.ffn = nn.Sequential(
             nn.LayerNorm(channels),
@@ -50,34 +51,34 @@ class StratifiedBlock(nn.Module):
     def forward(
         self, x: SparseConvTensor, grid: WindowGrid, strata: Strata | None = None
     ) -> tuple[SparseConvTensor, Strata | None]:
+        """Return the N voxels with new features, and the tokens for the next block."""
         feats = x.features
         if self.conv is not None:
-            encoded = self.conv(x)
-            feats, x = feats + self.conv_norm(encoded.features), encoded
+            x = self.conv(x)
+            feats = feats + self.conv_norm(x.features)
+
         feats, strata = self.mix(feats, grid, strata)
         return x.replace_feature(feats), strata
 
     def mix(
         self, feats: Tensor, grid: WindowGrid, strata: Strata | None = None
     ) -> tuple[Tensor, Strata | None]:
-        """What follows the convolution: [N, C] -> [N, C]; torch.compile and torch.export trace it
-        in one graph."""
+        """Apply mixer and feed-forward, [N, C] -> [N, C]; traced in one graph by torch.compile."""
         mixed, strata = self.mixer(self.mixer_norm(feats), grid, strata)
         feats = feats + mixed
         return feats + self.ffn(feats), strata
 
 
 class StratifiedStage(nn.Module):
-    """Blocks at one resolution; regular and shifted windows take turns, each planned once.
+    """Blocks at one resolution; regular and shifted windows alternate, each planned once.
 
     Args:
         channels: C.
         depth: number of blocks.
         make_mixer: called with the block's index, returns its mixer.
         window_shape: (z, y, x) in voxels.
-        shifted: whether every second block shifts its windows by half a window in all axes that
-        they do not span.
-        carry_tokens: whether the strata tokens of a block go on to the next one.
+        shifted: whether every second block shifts its windows by half a window, along all axes
+            that a window does not span.
         head_dim: D of the rotary tables; None for no rotary embedding.
         use_conv: whether blocks start with the position convolution.
         ffn_ratio: see `StratifiedBlock`.
@@ -94,7 +95,6 @@ class StratifiedStage(nn.Module):
         window_shape: Sequence[int],
         *,
         shifted: bool = True,
-        carry_tokens: bool = True,
         head_dim: int | None = None,
         use_conv: bool = True,
         ffn_ratio: float = 2.0,
@@ -103,65 +103,75 @@ class StratifiedStage(nn.Module):
         with_cp: bool = False,
     ):
         super().__init__()
-        self.window_shape, self.shifted = tuple(window_shape), shifted
-        self.carry_tokens, self.head_dim, self.with_cp = carry_tokens, head_dim, with_cp
+        z, y, x = window_shape
+        self.window_shape = (z, y, x)
+        self.shifted = shifted
+        self.head_dim = head_dim
+        self.with_cp = with_cp
+
+        conv_key = f'{name}.subm' if use_conv else None
         self.blocks = nn.ModuleList(
-            StratifiedBlock(
-                channels, make_mixer(i), ffn_ratio, f'{name}.subm' if use_conv else None, precision
-            )
+            StratifiedBlock(channels, make_mixer(i), ffn_ratio, conv_key, precision)
             for i in range(depth)
         )
 
     def order_voxels(
         self, x: SparseConvTensor, positions: Tensor
     ) -> tuple[SparseConvTensor, list[WindowGrid]]:
-        """Move voxels into the order of the regular windows, where every other block finds them at
-        its hand.
+        """Sort voxels by their regular window, so that unshifted blocks need no permutation.
 
         Args:
-            x: N voxels. positions: [N, 3] meters of their centers.
+            x: N voxels.
+            positions: [N, 3] meters of their centers.
         Returns:
-            the voxels, without rulebooks, and the grids of this stage for them.
+            the voxels, without rulebooks, and the window grids of this stage for them.
         """
-        shape, batch = tuple(x.spatial_shape), x.batch_size
-        shifts = [
-            (0, 0, 0),
-            tuple(0 if w >= s else w // 2 for w, s in zip(self.window_shape, shape)),
-        ]
+        z, y, x_size = x.spatial_shape
         grids = [
             build_window_grid(
                 x.indices,
                 positions,
                 self.window_shape,
                 shift,
-                batch_size=batch,
-                spatial_shape=shape,
+                batch_size=x.batch_size,
+                spatial_shape=(z, y, x_size),
                 head_dim=self.head_dim,
             )
-            for shift in dict.fromkeys(shifts[: 1 + (self.shifted and len(self.blocks) > 1)])
+            for shift in self._shifts((z, y, x_size))
         ]
         regular = grids[0]
-        x = SparseConvTensor(regular.into_windows(x.features), regular.coords, list(shape), batch)
-        return x, [grid.after(regular) for grid in grids]
+        feats = regular.into_windows(x.features)
+        ordered = SparseConvTensor(feats, regular.coords, [z, y, x_size], x.batch_size)
+        return ordered, [grid.after(regular) for grid in grids]
+
+    def _shifts(self, spatial_shape: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+        """Shifts (z, y, x) of the stage's window grids: none, and half a window where it is used."""
+        regular = (0, 0, 0)
+        if not self.shifted or len(self.blocks) < 2:
+            return [regular]
+
+        pairs = zip(self.window_shape, spatial_shape)
+        z, y, x = (0 if window >= size else window // 2 for window, size in pairs)
+        return [regular] if (z, y, x) == regular else [regular, (z, y, x)]
 
     def forward(self, x: SparseConvTensor, grids: Sequence[WindowGrid]) -> SparseConvTensor:
-        """x: N voxels; grids: of these voxels in this order, see `order_voxels`."""
+        """Run the blocks on N voxels, whose order and grids come from `order_voxels`."""
         strata = None
         for i, block in enumerate(self.blocks):
-            run = block if not self.with_cp else _checkpointed(block)
-            x, strata = run(x, grids[i % len(grids)], strata if self.carry_tokens else None)
+            run = _checkpointed(block) if self.with_cp else block
+            x, strata = run(x, grids[i % len(grids)], strata)
         return x
 
 
-def _checkpointed(block: StratifiedBlock) -> Callable:
+def _checkpointed(block: nn.Module) -> Callable:
     def run(
         x: SparseConvTensor, grid: WindowGrid, strata: Strata | None
     ) -> tuple[SparseConvTensor, Strata | None]:
-        def inner(feats: Tensor, strata: Strata | None) -> tuple[Tensor, Strata | None]:
-            out, new = block(x.replace_feature(feats), grid, strata)
-            return out.features, new
+        def recompute(feats: Tensor, strata: Strata | None) -> tuple[Tensor, Strata | None]:
+            out, refined = block(x.replace_feature(feats), grid, strata)
+            return out.features, refined
 
-        feats, new = checkpoint(inner, x.features, strata, use_reentrant=False)
-        return x.replace_feature(feats), new
+        feats, refined = checkpoint(recompute, x.features, strata, use_reentrant=False)
+        return x.replace_feature(feats), refined
 
     return run

@@ -11,24 +11,26 @@ from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
 from torch import Tensor
 
+from stratified3d.models.contracts import Encoder, build_part
+
 
 @MODELS.register_module()
 class StratifiedCenterPoint(Base3DDetector):
-    """voxel encoder -> stratified encoder -> bird's-eye-view backbone -> head (center or
-    TransFusion).
+    """Voxel encoder, stratified encoder, BEV backbone and head (CenterPoint or TransFusion).
 
     Range and voxel size are given once, here, and handed to every part that needs them; so are
-    widths and stride that follow from the part before.
+    widths and strides that follow from the part before. `contracts` says what a part must have.
 
     Args:
         voxel_size: (x, y, z) meters.
         point_cloud_range: (x_min, y_min, z_min, x_max, y_max, z_max) meters.
         voxel_encoder, encoder, backbone, head: configs of the parts.
-        bev_dtype: of the convolutions on the bird's-eye-view map: 'fp32', 'bf16', or 'auto',
-        which is bf16 where
-            the device has matrix units for it (CUDA from compute capability 8, CPUs with AMX). An
-            autocast that is on around the model stays on.
+        bev_dtype: of the convolutions on the BEV feature map: 'fp32', 'bf16', or 'auto', which is
+            bf16 where the device has matrix units for it (CUDA from compute capability 8, CPUs with
+            AMX). An autocast that is on around the model stays on.
         data_preprocessor, init_cfg: as in mmdet3d.
+    Raises:
+        ValueError: parts that do not fit each other, and what the parts refuse.
     """
 
     def __init__(
@@ -47,58 +49,58 @@ class StratifiedCenterPoint(Base3DDetector):
         if bev_dtype not in ('fp32', 'bf16', 'auto'):
             raise ValueError(f"bev_dtype is 'fp32', 'bf16' or 'auto', not {bev_dtype!r}")
         self.bev_dtype = bev_dtype
+
         grid = dict(voxel_size=voxel_size, point_cloud_range=point_cloud_range)
-        self.voxel_encoder = MODELS.build({**grid, **voxel_encoder})
-        self.encoder = MODELS.build(
-            {**grid, 'in_channels': self.voxel_encoder.out.out_features, **encoder}
-        )
-        self.backbone = MODELS.build({'in_channels': self.encoder.out_channels, **backbone})
-        full, now = self.encoder.spatial_shape, self.encoder.out_shape
-        if full[1] // now[1] != full[2] // now[2]:
-            raise ValueError(
-                f'the encoder shrinks y and x differently, {full} to {now} (z, y, x): a cell of the map '
-                'would not be square'
-            )
-        stride = full[2] // now[2] * self.backbone.stride
-        self.head = MODELS.build(
-            {**grid, 'in_channels': self.backbone.out_channels, 'stride': stride, **head}
-        )
-        # a quarter less time on a CPU; the encoder's map has this layout already
+        self.voxel_encoder = build_part('voxel_encoder', voxel_encoder, **grid)
+        channels = self.voxel_encoder.out_channels
+        self.encoder = build_part('encoder', encoder, in_channels=channels, **grid)
+        channels = self.encoder.out_channels
+        self.backbone = build_part('backbone', backbone, in_channels=channels)
+        channels = self.backbone.out_channels
+        stride = _bev_stride(self.encoder) * self.backbone.stride
+        self.head = build_part('head', head, in_channels=channels, stride=stride, **grid)
+
+        # a quarter less time on a CPU; the encoder's feature map has this layout already
         self.backbone.to(memory_format=torch.channels_last)
         self.head.to(memory_format=torch.channels_last)
 
-    def extract_feat(self, batch_inputs_dict: dict) -> tuple[tuple[Tensor], Tensor]:
-        """Points of the batch -> the backbone's maps, and the coords [N, 4] of its voxels."""
+    def extract_feat(self, batch_inputs_dict: dict) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return the backbone's feature maps and the coords [N, 4] of the voxels."""
         points = batch_inputs_dict['points']
         feats, coords = self.voxel_encoder(points)
-        # the batch is as large as its list of clouds: the last of them may be empty
+        # the last samples of the batch may be empty, so it is counted by its point clouds
         bev = self.encoder(feats, coords, len(points))
-        with self._map_autocast(bev.device):
+        with self._bev_autocast(bev.device):
             return self.backbone(bev), coords
 
-    def _map_autocast(self, device: torch.device) -> AbstractContextManager:
-        if self.bev_dtype == 'bf16' or self.bev_dtype == 'auto' and has_fast_bf16(device):
-            return torch.autocast(device.type, torch.bfloat16)
-        return nullcontext()
+    def _bev_autocast(self, device: torch.device) -> AbstractContextManager:
+        """Run the dense part in bfloat16 where `bev_dtype` says so."""
+        use_bf16 = self.bev_dtype == 'bf16'
+        if self.bev_dtype == 'auto':
+            use_bf16 = has_fast_bf16(device)
+        return torch.autocast(device.type, torch.bfloat16) if use_bf16 else nullcontext()
 
-    def _head_outputs(self, maps: tuple[Tensor]) -> tuple[list[dict]]:
-        with self._map_autocast(maps[0].device):
-            return self.head(maps)
+    def _head_outputs(self, feature_maps: tuple[Tensor, ...]) -> tuple[list[dict]]:
+        with self._bev_autocast(feature_maps[0].device):
+            return self.head(feature_maps)
 
     def loss(
         self, batch_inputs_dict: dict, batch_data_samples: list[Det3DDataSample], **kwargs
     ) -> dict[str, Tensor]:
-        maps, _ = self.extract_feat(batch_inputs_dict)
-        targets = [sample.gt_instances_3d for sample in batch_data_samples]
-        return self.head.loss_by_feat(self._head_outputs(maps), targets)
+        """Return the named losses of a batch, see `Base3DDetector.loss`."""
+        feature_maps, _ = self.extract_feat(batch_inputs_dict)
+        gt_instances = [sample.gt_instances_3d for sample in batch_data_samples]
+        return self.head.loss_by_feat(self._head_outputs(feature_maps), gt_instances)
 
     def predict(
         self, batch_inputs_dict: dict, batch_data_samples: list[Det3DDataSample], **kwargs
     ) -> list[Det3DDataSample]:
-        maps, coords = self.extract_feat(batch_inputs_dict)
-        with self._map_autocast(maps[0].device):
-            results = self.head.predict(maps, batch_data_samples)
-        # nothing was seen, so nothing is detected, whatever the head makes of an empty map
+        """Add `pred_instances_3d` to the samples of a batch, see `Base3DDetector.predict`."""
+        feature_maps, coords = self.extract_feat(batch_inputs_dict)
+        with self._bev_autocast(feature_maps[0].device):
+            results = self.head.predict(feature_maps, batch_data_samples)
+
+        # a sample without voxels has no detections, whatever the head makes of an empty map
         voxels = torch.bincount(coords[:, 0], minlength=len(results)).tolist()
         results = [result if count else result[:0] for result, count in zip(results, voxels)]
         return self.add_pred_to_datasample(batch_data_samples, results)
@@ -109,12 +111,27 @@ class StratifiedCenterPoint(Base3DDetector):
         batch_data_samples: list[Det3DDataSample] | None = None,
         **kwargs,
     ) -> tuple[list[dict]]:
-        return self._head_outputs(self.extract_feat(batch_inputs_dict)[0])
+        feature_maps, _ = self.extract_feat(batch_inputs_dict)
+        return self._head_outputs(feature_maps)
+
+
+def _bev_stride(encoder: Encoder) -> int:
+    """Return the voxels per cell of the encoder's BEV feature map."""
+    full, now = encoder.spatial_shape, encoder.out_shape
+    stride_y, stride_x = full[1] // now[1], full[2] // now[2]
+    if stride_y != stride_x:
+        raise ValueError(
+            f'the encoder shrinks y and x differently, {full} to {now} (z, y, x): a cell of the BEV '
+            'feature map would not be square'
+        )
+    return stride_x
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether the device has matrix units for bfloat16: CUDA from compute capability 8, CPUs with
-    AMX."""
+    """Return whether a device has matrix units for bfloat16.
+
+    These are CUDA devices from compute capability 8 on and CPUs with AMX.
+    """
     if device.type == 'cuda':
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == 'cpu' and bool(torch.cpu.get_capabilities().get('amx_bf16'))

@@ -1,19 +1,21 @@
-"""The sparse 3D backbone: stem, stratified stages with downsampling after each, bird's-eye view."""
+"""The sparse 3D backbone: stem, stratified stages with downsampling in between, BEV feature map."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from mmdet3d.registry import MODELS
 from torch import Tensor, nn
 
-from stratified3d.layers.attention import StratifiedAttention
+from stratified3d.layers.attention import MixerContext, StratifiedAttention
 from stratified3d.layers.block import StratifiedStage
 from stratified3d.layers.sparse_conv import SparseConv, SparseConvTensor, dense_bev
 from stratified3d.ops import grid_shape, voxel_centers
+
+MODELS.register_module(module=StratifiedAttention)
+
+Shape = tuple[int, int, int]
 
 
 @MODELS.register_module()
@@ -26,24 +28,19 @@ class StratifiedEncoder(nn.Module):
         in_channels: of the voxel features.
         channels: C, the width of all stages.
         stem_depth: submanifold convolutions before the first stage.
-        stages: one dict a stage: depth (blocks), window_shape (z, y, x) in voxels, stride (z, y, x)
-        of the
-            downsampling that follows it; (1, 1, 1) is none.
+        stages: one dict per stage: depth (blocks), window_shape (z, y, x) in voxels, stride
+            (z, y, x) of the downsampling that follows it; (1, 1, 1) is none.
         num_heads: H, divides C.
-        num_strata, selection, fusion, strata_offset, use_rotary: see `StratifiedAttention`.
-        mixer: None for `StratifiedAttention`, or a dict with the type of another one and settings
-        of its own; see
-            `build_mixer`.
-        carry_tokens: strata tokens go on from block to block of a stage.
+        mixer: what mixes the voxels of a block, and its settings, see `build_mixer`; default
+            dict(type='StratifiedAttention').
         shifted: every second block shifts its windows.
+        use_rotary: rotary position embedding of queries and keys in meters.
         use_conv: submanifold convolution at the start of each block.
         ffn_ratio: hidden width of the feed-forward over C.
-        backend: of the attention ops; None takes the fastest.
         precision: of sparse convolutions on CUDA, 'fp32' or 'fp16'.
         with_cp: activation checkpointing of the blocks.
     Raises:
-        ValueError: a stride that does not divide the grid, a mixer that is not there, or what the
-        parts refuse.
+        ValueError: a stride that does not divide the grid, an unknown mixer, or what parts refuse.
     """
 
     def __init__(
@@ -55,172 +52,160 @@ class StratifiedEncoder(nn.Module):
         stem_depth: int = 2,
         stages: Sequence[dict] = (),
         num_heads: int = 4,
-        num_strata: int = 64,
-        selection: str = 'pool',
-        fusion: str = 'joint',
-        carry_tokens: bool = True,
-        strata_offset: float | None = -4.0,
+        mixer: dict | None = None,
         shifted: bool = True,
         use_rotary: bool = True,
         use_conv: bool = True,
         ffn_ratio: float = 2.0,
-        backend: str | None = None,
         precision: str = 'fp32',
         with_cp: bool = False,
-        mixer: dict | None = None,
     ):
         super().__init__()
         if not stages:
             raise ValueError(
                 'stages is empty: give at least one dict(depth=..., window_shape=..., stride=...)'
             )
-        self.voxel_size, self.point_cloud_range = tuple(voxel_size), tuple(point_cloud_range)
+        self.voxel_size = tuple(voxel_size)
+        self.point_cloud_range = tuple(point_cloud_range)
         self.spatial_shape = grid_shape(voxel_size, point_cloud_range)
+        context = MixerContext(channels, num_heads, use_rotary)
+        context.check()
+
         self.input_proj = nn.Linear(in_channels, channels)
         self.stem = nn.ModuleList(
-            _ConvNorm(
-                SparseConv(channels, channels, 3, key='stage0.subm', precision=precision), channels
-            )
-            for _ in range(stem_depth)
+            _ConvNorm(channels, key='stage0.subm', precision=precision) for _ in range(stem_depth)
         )
-        self.stages, self.downsamples = nn.ModuleList(), nn.ModuleList()
+
+        self.stages = nn.ModuleList()
+        self.downsamples = nn.ModuleList()
         shape = self.spatial_shape
-        for i, stage in enumerate(stages):
-            stride = tuple(stage.get('stride', (1, 1, 1)))
-            if min(stride) < 1 or any(s % t for s, t in zip(shape, stride)):
-                raise ValueError(
-                    f'stage {i}: stride {stride} does not divide the grid {shape} (z, y, x); the last '
-                    'slices would be lost'
-                )
-
-            def make_mixer(
-                block: int, window_shape: Sequence[int] = stage['window_shape']
-            ) -> nn.Module:
-                return build_mixer(
-                    mixer,
-                    channels=channels,
-                    num_heads=num_heads,
-                    num_strata=num_strata,
-                    selection=selection,
-                    fusion=fusion,
-                    creates_tokens=block == 0 or not carry_tokens,
-                    strata_offset=strata_offset,
-                    use_rotary=use_rotary,
-                    backend=backend,
-                    block=block,
-                    window_shape=window_shape,
-                )
-
-            self.stages.append(
-                StratifiedStage(
-                    channels,
-                    stage['depth'],
-                    make_mixer,
-                    stage['window_shape'],
-                    shifted=shifted,
-                    carry_tokens=carry_tokens,
-                    head_dim=channels // num_heads if use_rotary else None,
-                    use_conv=use_conv,
-                    ffn_ratio=ffn_ratio,
-                    name=f'stage{i}',
-                    precision=precision,
-                    with_cp=with_cp,
-                )
+        for i, settings in enumerate(stages):
+            stage = StratifiedStage(
+                channels,
+                settings['depth'],
+                _mixer_factory(mixer, context, settings['window_shape']),
+                settings['window_shape'],
+                shifted=shifted,
+                head_dim=context.head_dim if use_rotary else None,
+                use_conv=use_conv,
+                ffn_ratio=ffn_ratio,
+                name=f'stage{i}',
+                precision=precision,
+                with_cp=with_cp,
             )
-            down = nn.Identity()
-            if stride != (1, 1, 1):
-                down = _ConvNorm(
-                    SparseConv(
-                        channels,
-                        channels,
-                        stride,
-                        stride=stride,
-                        kind='strided',
-                        precision=precision,
-                    ),
-                    channels,
-                )
-            self.downsamples.append(down)
-            shape = tuple(s // t for s, t in zip(shape, stride))
-        self.out_shape, self.out_channels = shape, channels * shape[0]
+            stride = _check_stride(i, settings.get('stride', (1, 1, 1)), shape)
+            self.stages.append(stage)
+            self.downsamples.append(_make_downsample(channels, stride, precision))
+            z, y, x = (size // step for size, step in zip(shape, stride))
+            shape = (z, y, x)
+
+        self.out_shape = shape
+        self.out_channels = channels * shape[0]
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, feats: Tensor, coords: Tensor, batch_size: int) -> Tensor:
-        """feats [N, in_channels], coords [N, 4] int32 (batch, z, y, x) -> map [B, out_channels, Y,
-        X]."""
-        x = SparseConvTensor(
-            self.input_proj(feats), coords, list(self.spatial_shape), int(batch_size)
-        )
-        for i, (stage, down) in enumerate(zip(self.stages, self.downsamples)):
+        """Return the BEV feature map [B, out_channels, Y, X] of a batch of voxels.
+
+        Args:
+            feats: [N, in_channels].
+            coords: [N, 4] int32 (batch, z, y, x).
+            batch_size: B.
+        """
+        shape = list(self.spatial_shape)
+        x = SparseConvTensor(self.input_proj(feats), coords, shape, int(batch_size))
+        for i, (stage, downsample) in enumerate(zip(self.stages, self.downsamples)):
             if i:
-                x = _sorted(x)
+                x = _sort_voxels(x)
             x, grids = stage.order_voxels(x, self._positions(x))
-            for conv in self.stem if i == 0 else ():
-                x = conv(x)
-            x = down(stage(x, grids))
+            if i == 0:
+                for conv in self.stem:
+                    x = conv(x)
+            x = downsample(stage(x, grids))
         return dense_bev(x.replace_feature(self.norm(x.features)))
 
     def _positions(self, x: SparseConvTensor) -> Tensor:
-        """[N, 3] meters: centers of the voxels at x's resolution."""
-        size = [
-            v * full / now
-            for v, full, now in zip(
-                self.voxel_size, self.spatial_shape[::-1], x.spatial_shape[::-1]
-            )
-        ]
+        """Return the voxels' centers [N, 3] in meters, at x's resolution."""
+        full, now = self.spatial_shape[::-1], x.spatial_shape[::-1]
+        size = [v * f / n for v, f, n in zip(self.voxel_size, full, now)]
         with torch.no_grad():
             return voxel_centers(x.indices, size, self.point_cloud_range)
 
 
-def build_mixer(mixer: dict | None, **offered: Any) -> nn.Module:
-    """Build what mixes the voxels of a block.
+def build_mixer(mixer: dict | None, context: MixerContext) -> nn.Module:
+    """Build what mixes the voxels of a block; it owns all its settings.
 
     Args:
-        mixer: None for `StratifiedAttention`; else its type, in mmdet3d's MODELS or importable
-        under that name, and
-            settings of its own. It is called as mixer(x [N, C], grid, strata) -> ([N, C], strata).
-        offered: settings of the encoder, `block`, the block's index in its stage, and the stage's
-        `window_shape`; the
-            type is handed those that its constructor names.
+        mixer: its type (default 'StratifiedAttention'), in mmdet3d's MODELS or importable under that
+            name, and its settings. The type is called as kind(context, **settings), the module
+            as mixer(x [N, C], grid, strata) -> ([N, C], strata).
+        context: what the encoder decides for all mixers.
     Raises:
-        ValueError: an unknown type, or settings that the whole encoder shares.
+        ValueError: an unknown type, a setting that it does not have, or that belongs to the encoder.
     """
-    mixer = dict(mixer or dict(type=StratifiedAttention))
-    kind = MODELS.get(mixer['type']) if isinstance(mixer['type'], str) else mixer['type']
+    settings = dict(mixer or {})
+    name = settings.pop('type', 'StratifiedAttention')
+    kind = MODELS.get(name) if isinstance(name, str) else name
     if kind is None:
+        raise ValueError(f'mixer: {name!r} is neither registered nor importable under that name')
+
+    shared = settings.keys() & MixerContext._fields
+    if shared:
         raise ValueError(
-            f'mixer: there is no {mixer["type"]!r} in the registry, nor under that name to import'
+            f'mixer: {", ".join(sorted(shared))} belong to the encoder: set them there'
         )
-    fixed = {'channels', 'num_heads', 'use_rotary'} & mixer.keys()
-    if fixed:  # the stage tabulates rotary angles by them
-        raise ValueError(
-            f'mixer: {", ".join(sorted(fixed))} belong to the whole encoder: set them there'
-        )
-    named = inspect.signature(kind).parameters
-    return kind(
-        **{name: value for name, value in offered.items() if name in named}
-        | {name: value for name, value in mixer.items() if name != 'type'}
-    )
+    try:
+        return kind(context, **settings)
+    except TypeError as error:
+        raise ValueError(f'mixer {kind.__name__}: {error}') from error
 
 
-def _sorted(x: SparseConvTensor) -> SparseConvTensor:
-    """Voxels by (batch, z, y, x): the order that a strided convolution leaves differs by device and
-    by run, and the strata are chunks of rows."""
+def _mixer_factory(mixer: dict | None, context: MixerContext, window_shape: Sequence[int]):
+    """Return a function from the index of a block to its mixer."""
+
+    def make(block: int) -> nn.Module:
+        return build_mixer(mixer, context._replace(window_shape=tuple(window_shape), block=block))
+
+    return make
+
+
+def _check_stride(stage: int, stride: Sequence[int], shape: Shape) -> Shape:
+    """Return the stride (z, y, x) of a stage's downsampling; it must divide the grid."""
+    z, y, x = stride
+    if min(stride) < 1 or any(size % step for size, step in zip(shape, stride)):
+        raise ValueError(
+            f'stage {stage}: stride {(z, y, x)} does not divide the grid {shape} (z, y, x); the last '
+            'slices would be lost'
+        )
+    return z, y, x
+
+
+def _make_downsample(channels: int, stride: Shape, precision: str) -> nn.Module:
+    if stride == (1, 1, 1):
+        return nn.Identity()
+    return _ConvNorm(channels, stride, stride=stride, kind='strided', precision=precision)
+
+
+def _sort_voxels(x: SparseConvTensor) -> SparseConvTensor:
+    """Sort voxels by (batch, z, y, x), whatever order a strided convolution left them in.
+
+    That order differs by device and by run, and the strata are chunks of rows.
+    """
     z, y, x_size = x.spatial_shape
-    b, iz, iy, ix = x.indices.long().unbind(1)
-    order = (((b * z + iz) * y + iy) * x_size + ix).argsort()
-    return SparseConvTensor(
-        x.features.index_select(0, order), x.indices[order], x.spatial_shape, x.batch_size
-    )
+    batch, iz, iy, ix = x.indices.long().unbind(1)
+    cell = ((batch * z + iz) * y + iy) * x_size + ix
+    order = cell.argsort()
+    feats = x.features.index_select(0, order)
+    return SparseConvTensor(feats, x.indices[order], x.spatial_shape, x.batch_size)
 
 
 class _ConvNorm(nn.Module):
-    """Sparse convolution, layer norm, GELU; layer norm because a batch may hold a single voxel or
-    none."""
+    """Sparse convolution, layer norm, GELU; not batch norm: a batch may contain one voxel or none."""
 
-    def __init__(self, conv: SparseConv, channels: int):
+    def __init__(self, channels: int, kernel_size: int | Sequence[int] = 3, **settings):
         super().__init__()
-        self.conv, self.norm, self.act = conv, nn.LayerNorm(channels), nn.GELU()
+        self.conv = SparseConv(channels, channels, kernel_size, **settings)
+        self.norm = nn.LayerNorm(channels)
+        self.act = nn.GELU()
 
     def forward(self, x: SparseConvTensor) -> SparseConvTensor:
         x = self.conv(x)

@@ -48,10 +48,11 @@ def test_silent_tokens_leave_the_windows_alone(tool, fusion):
         channels=16,
         num_heads=2,
         stages=[dict(depth=2, window_shape=(4, 6, 6), stride=(4, 1, 1))],
-        fusion=fusion,
     )
     model, without = (
-        torch.nn.ModuleDict(dict(encoder=StratifiedEncoder(**settings, num_strata=m)))
+        torch.nn.ModuleDict(
+            dict(encoder=StratifiedEncoder(**settings, mixer=dict(num_strata=m, fusion=fusion)))
+        )
         for m in (5, 0)
     )
     for block in model.encoder.stages[0].blocks:
@@ -124,7 +125,9 @@ def test_what_cannot_be_looked_at_is_named(
     )
     assert 'tokens.py: ' in status and 'none.pkl' in status
     without = tmp_path / 'without.py'
-    without.write_text(f'_base_ = {str(config)!r}\nmodel = dict(encoder=dict(num_strata=0))\n')
+    without.write_text(
+        f'_base_ = {str(config)!r}\nmodel = dict(encoder=dict(mixer=dict(num_strata=0)))\n'
+    )
     state = torch.load(small_detector / 'model.pth', weights_only=False)
     torch.save(
         {

@@ -1,6 +1,7 @@
 """A training that takes seconds: one scene of three keyframes, a detector of a few thousand
 parameters."""
 
+import contextlib
 import json
 import pickle
 import runpy
@@ -18,15 +19,15 @@ model = dict(
     voxel_size=(1.2, 1.2, 1.0),
     voxel_encoder=dict(hidden_channels=8, out_channels=8),
     encoder=dict(
-        _delete_=True, type='StratifiedEncoder', channels=16, num_heads=1, num_strata=8, selection='random',
+        _delete_=True, type='StratifiedEncoder', channels=16, num_heads=1, mixer=dict(num_strata=8, selection='random'),
         stem_depth=0, stages=[dict(depth=2, window_shape=(8, 6, 6), stride=(8, 1, 1))]),
     backbone=dict(channels=(16, 16), depths=(1, 1), strides=(2, 2), out_channels=16),
     head=dict(shared_channels=16))
-train_pipeline = list(_base_.train_pipeline)
-train_pipeline[3] = dict(type='ObjectSample', db_sampler=dict(
-    type='GroundTruthSampler', data_root='{data}/', info_path='{data}/database.pkl', rate=1.0,
+sample = dict(type='ObjectSample', db_sampler=dict(
+    type='GroundTruthSampler', data_root='{data}', info_path='{data}/database.pkl', rate=1.0,
     classes=_base_.class_names, prepare=dict(), sample_groups=dict(car=2, pedestrian=2),
     points_loader=_base_.db_sampler.points_loader))
+train_pipeline = [sample if t['type'] == 'ObjectSample' else t for t in _base_.train_pipeline]
 train_dataloader = dict(batch_size=1, dataset=dict(pipeline=train_pipeline))
 log_processor = dict(window_size=1)
 default_hooks = dict(logger=dict(interval=1))
@@ -73,42 +74,44 @@ def tiny_config(root, prepared_set, tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
+def use_data():
+    """Folder -> a context in which configs read it, here and in processes that are started."""
+
+    @contextlib.contextmanager
+    def context(folder):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv('NUSCENES_ROOT', str(folder))
+            yield
+
+    return context
+
+
+@pytest.fixture(scope='session')
 def command(root, tiny_config):
-    """(tool, work folder, arguments, options) -> the command line that runs mmdet3d's script on the
-    tiny set."""
+    """(tool, work folder, arguments, options) -> the command line that runs mmdet3d's script with
+    the tiny config."""
 
     def make(tool, work_dir, *arguments, options=()):
-        data = tiny_config.parent
-        loaders = [
-            f'{name}_dataloader.dataset.data_root={data}/' for name in ('train', 'val', 'test')
-        ]
-        metrics = [
-            f'{name}_evaluator.{key}'
-            for name in ('val', 'test')
-            for key in (f'data_root={data}/', f'ann_file={data}/nuscenes_infos_val.pkl')
-        ]
         return [
             str(root / 'tools' / tool),
             str(tiny_config),
             *map(str, arguments),
             '--work-dir',
             str(work_dir),
-            '--cfg-options',
-            *loaders,
-            *metrics,
-            *options,
+            *(['--cfg-options', *options] if options else []),
         ]
 
     return make
 
 
 @pytest.fixture(scope='session')
-def start(command, tool_process):
-    """Start a tool; see ToolProcess."""
+def start(command, tool_process, use_data, tiny_config):
+    """Start a tool on the tiny set; see ToolProcess."""
 
     def call(tool, work_dir, *arguments, options=(), name='output', **settings):
         words = command(tool, work_dir, *arguments, options=options)
-        return tool_process(words, work_dir / f'{name}.txt', **settings)
+        with use_data(tiny_config.parent):
+            return tool_process(words, work_dir / f'{name}.txt', **settings)
 
     return call
 
@@ -138,16 +141,16 @@ def losses():
 
 
 @pytest.fixture
-def fails(command, monkeypatch):
-    """Run a tool in this process on the tiny set and return what it ends with."""
+def fails(command, monkeypatch, use_data, tiny_config):
+    """Run a tool in this process, on the tiny set or other data, and return what it ends with."""
 
-    def call(tool, *arguments, **settings):
+    def call(tool, *arguments, data=tiny_config.parent, **settings):
         words = command(tool, *arguments, **settings)
         monkeypatch.setattr(sys, 'argv', words)
         monkeypatch.setattr(
             'mmengine.runner.runner.collect_env', dict
         )  # asks compilers for their versions
-        with pytest.raises(SystemExit) as end:
+        with use_data(data), pytest.raises(SystemExit) as end:
             runpy.run_path(words[0], run_name='__main__')
         assert isinstance(end.value.code, str)  # printed, and the status is 1
         return end.value.code

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from stratified3d.layers.attention import StratifiedAttention, build_window_grid
+from stratified3d.layers.attention import MixerContext, StratifiedAttention, build_window_grid
 from stratified3d.testing import random_coords, relative_error
 
 SHAPE = (4, 20, 20)
@@ -34,7 +34,9 @@ COMBINATIONS = list(
 @pytest.mark.parametrize('selection, fusion, rotary', COMBINATIONS)
 def test_every_parameter_receives_a_gradient(selection, fusion, rotary):
     x, grid = setting()
-    module = StratifiedAttention(24, 2, 8, selection, fusion, use_rotary=rotary)
+    module = StratifiedAttention(
+        MixerContext(24, 2, use_rotary=rotary), num_strata=8, selection=selection, fusion=fusion
+    )
     if fusion == 'gated':
         torch.nn.init.ones_(module.gate)  # from zero only the gate itself learns in the first step
     out, strata = module(x, grid)
@@ -47,7 +49,9 @@ def test_every_parameter_receives_a_gradient(selection, fusion, rotary):
 @pytest.mark.parametrize('selection, fusion, rotary', COMBINATIONS)
 def test_backends_agree(selection, fusion, rotary):
     x, grid = setting()
-    module = StratifiedAttention(24, 2, 8, selection, fusion, use_rotary=rotary).eval()
+    module = StratifiedAttention(
+        MixerContext(24, 2, use_rotary=rotary), num_strata=8, selection=selection, fusion=fusion
+    ).eval()
     outs = []
     for backend in ('reference', 'sdpa'):
         module.backend = backend
@@ -58,8 +62,8 @@ def test_backends_agree(selection, fusion, rotary):
 @pytest.mark.parametrize('fusion', ['joint', 'gated'])
 def test_it_starts_as_window_attention(fusion):
     x, grid = setting()
-    module = StratifiedAttention(24, 2, 8, fusion=fusion)
-    local = StratifiedAttention(24, 2, 0)
+    module = StratifiedAttention(MixerContext(24, 2), num_strata=8, fusion=fusion)
+    local = StratifiedAttention(MixerContext(24, 2), num_strata=0)
     local.load_state_dict({k: v for k, v in module.state_dict().items() if k in local.state_dict()})
     with torch.no_grad():
         near, far = local(x, grid)[0], module(x, grid)[0]
@@ -74,7 +78,10 @@ def test_it_starts_as_window_attention(fusion):
 
 def test_without_a_bias_a_token_weighs_as_a_voxel():
     x, grid = setting()
-    module, free = StratifiedAttention(24, 2, 8), StratifiedAttention(24, 2, 8, strata_offset=None)
+    module, free = (
+        StratifiedAttention(MixerContext(24, 2), num_strata=8),
+        StratifiedAttention(MixerContext(24, 2), num_strata=8, strata_offset=None),
+    )
     free.load_state_dict({k: v for k, v in module.state_dict().items() if k != 'strata_offset'})
     with torch.no_grad():
         module.strata_offset.fill_(math.log(8))
@@ -85,7 +92,10 @@ def test_without_a_bias_a_token_weighs_as_a_voxel():
 def test_a_voxel_far_away_is_felt_through_the_strata_only():
     x, grid = setting(sizes=(90,))
     plan = grid.plan
-    module, local = StratifiedAttention(24, 2, 8), StratifiedAttention(24, 2, 0)
+    module, local = (
+        StratifiedAttention(MixerContext(24, 2), num_strata=8),
+        StratifiedAttention(MixerContext(24, 2), num_strata=0),
+    )
     source = int(plan.order[0])
     other = plan.order[plan.window_start != 0]
     changed = x.clone()
@@ -97,7 +107,7 @@ def test_a_voxel_far_away_is_felt_through_the_strata_only():
 
 def test_samples_do_not_see_each_other():
     x, grid = setting(sizes=(40, 50))
-    module = StratifiedAttention(24, 2, 8)
+    module = StratifiedAttention(MixerContext(24, 2), num_strata=8)
     first = grid.plan.order[grid.plan.sample == 0]
     second = grid.plan.order[grid.plan.sample == 1]
     changed = x.clone()
@@ -109,7 +119,7 @@ def test_samples_do_not_see_each_other():
 def test_order_of_the_voxels_does_not_matter():
     coords = random_coords((60, 30), SHAPE)
     permutation = torch.randperm(len(coords))
-    module = StratifiedAttention(24, 2, 0)
+    module = StratifiedAttention(MixerContext(24, 2), num_strata=0)
     x = torch.randn(len(coords), 24)
     outs = []
     for c, f in ((coords, x), (coords[permutation], x[permutation])):
@@ -128,7 +138,7 @@ def test_order_of_the_voxels_does_not_matter():
 
 def test_random_selection_follows_the_seed_and_is_quiet_in_evaluation():
     x, grid = setting()
-    module = StratifiedAttention(24, 2, 8, 'random')
+    module = StratifiedAttention(MixerContext(24, 2), num_strata=8, selection='random')
     outs = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -151,4 +161,5 @@ def test_random_selection_follows_the_seed_and_is_quiet_in_evaluation():
 )
 def test_bad_settings_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        StratifiedAttention(24, **dict(num_heads=2) | arguments)
+        heads = arguments.pop('num_heads', 2)
+        StratifiedAttention(MixerContext(24, heads), **arguments)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stratified3d.layers.attention import StratifiedAttention, build_window_grid
+from stratified3d.layers.attention import MixerContext, StratifiedAttention, build_window_grid
 from stratified3d.layers.block import StratifiedStage
 from stratified3d.layers.sparse_conv import SparseConvTensor
 from stratified3d.testing import random_coords, relative_error
@@ -14,9 +14,10 @@ def stage(depth=3, carry_tokens=True, seed=0, **settings):
     return StratifiedStage(
         16,
         depth,
-        lambda i: StratifiedAttention(16, 2, 6, creates_tokens=i == 0 or not carry_tokens),
+        lambda i: StratifiedAttention(
+            MixerContext(16, 2, block=i), num_strata=6, carry_tokens=carry_tokens
+        ),
         (4, 5, 6),
-        carry_tokens=carry_tokens,
         head_dim=8,
         **settings,
     )
@@ -50,7 +51,9 @@ def test_checkpointing_changes_no_gradient(selection):
         module = StratifiedStage(
             16,
             2,
-            lambda i: StratifiedAttention(16, 2, 6, selection, creates_tokens=i == 0),
+            lambda i: StratifiedAttention(
+                MixerContext(16, 2, block=i), num_strata=6, selection=selection
+            ),
             (4, 5, 6),
             head_dim=8,
             with_cp=with_cp,
@@ -76,7 +79,7 @@ def test_shifted_windows_reach_across_borders():
         module = StratifiedStage(
             16,
             2,
-            lambda i: StratifiedAttention(16, 2, 0),
+            lambda i: StratifiedAttention(MixerContext(16, 2), num_strata=0),
             (4, 5, 5),
             shifted=shifted,
             head_dim=8,
@@ -96,22 +99,25 @@ def test_shifted_windows_reach_across_borders():
     'fusion, selection, carry_tokens',
     [('joint', 'pool', True), ('gated', 'pool', False), ('joint', 'first', False)],
 )
-def test_moving_the_voxels_once_changes_nothing(fusion, selection, carry_tokens):
+def test_stage_equals_blocks_that_permute_rows_themselves(fusion, selection, carry_tokens):
     """Blocks on voxels in window order against the same blocks that move them to and fro.
 
-    Without `carry_tokens` the shifted blocks choose tokens by their own rows, whose order must be the
-    same, too.
+    Without `carry_tokens` the shifted blocks create tokens from their own rows, whose order must
+    be the same, too.
     """
     torch.manual_seed(0)
     module = StratifiedStage(
         16,
         3,
         lambda i: StratifiedAttention(
-            16, 2, 6, selection, fusion, creates_tokens=i == 0 or not carry_tokens
+            MixerContext(16, 2, block=i),
+            num_strata=6,
+            selection=selection,
+            fusion=fusion,
+            carry_tokens=carry_tokens,
         ),
         (2, 5, 6),
         head_dim=8,
-        carry_tokens=carry_tokens,
     )
     x, positions = cloud()
     weight = torch.randn(70, 16)

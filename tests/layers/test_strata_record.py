@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stratified3d.layers.attention import StratifiedAttention, build_window_grid
+from stratified3d.layers.attention import MixerContext, StratifiedAttention, build_window_grid
 from stratified3d.layers.strata_record import record_strata
 from stratified3d.ops.stratified_attention import BACKENDS
 from stratified3d.testing import random_coords
@@ -21,7 +21,9 @@ def grid():
 def test_weights_are_those_of_the_equation(grid, fusion, num_strata):
     """Collected and read weights, put to the values, give what the mixer's own reference gives."""
     torch.manual_seed(0)
-    mixer = StratifiedAttention(16, 2, num_strata, fusion=fusion, strata_offset=0.0).eval()
+    mixer = StratifiedAttention(
+        MixerContext(16, 2), num_strata=num_strata, fusion=fusion, strata_offset=0.0
+    ).eval()
     x = torch.randn(60, 16)
     with torch.no_grad(), record_strata(mixer) as records:
         inside, _ = mixer(x, grid)
@@ -49,7 +51,9 @@ def _plain(mixer, x, grid):
 def test_joint_weights_follow_from_the_logits(grid):
     """One voxel's reading weights, from its logits written out by hand."""
     torch.manual_seed(1)
-    mixer = StratifiedAttention(16, 2, 4, use_rotary=False, strata_offset=-1.0).eval()
+    mixer = StratifiedAttention(
+        MixerContext(16, 2, use_rotary=False), num_strata=4, strata_offset=-1.0
+    ).eval()
     x = torch.randn(60, 16)
     with torch.no_grad(), record_strata(mixer) as records:
         _, strata = mixer(x, grid)
@@ -67,7 +71,7 @@ def test_joint_weights_follow_from_the_logits(grid):
 
 
 def test_the_mixer_is_left_as_it_was(grid):
-    mixer = StratifiedAttention(16, 2, 4, backend='sdpa')
+    mixer = StratifiedAttention(MixerContext(16, 2), num_strata=4, backend='sdpa')
     before = dict(BACKENDS)
     with pytest.raises(RuntimeError, match='stop'), record_strata(mixer):
         raise RuntimeError('stop')
@@ -77,6 +81,6 @@ def test_the_mixer_is_left_as_it_was(grid):
 def test_what_has_no_strata_is_named():
     with (
         pytest.raises(ValueError, match='has no strata tokens'),
-        record_strata(StratifiedAttention(16, 2, 0)),
+        record_strata(StratifiedAttention(MixerContext(16, 2), num_strata=0)),
     ):
         pass

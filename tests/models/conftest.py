@@ -29,7 +29,7 @@ def small_config() -> dict:
             type='StratifiedEncoder',
             channels=16,
             num_heads=2,
-            num_strata=8,
+            mixer=dict(num_strata=8),
             stem_depth=1,
             stages=[
                 dict(depth=2, window_shape=(8, 8, 8), stride=(4, 1, 1)),

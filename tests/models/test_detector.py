@@ -120,12 +120,12 @@ def test_velocity_is_an_option(small_config, build, batch):
     'change, message',
     [
         (dict(encoder=dict(num_heads=3)), '3 heads do not divide 16 channels'),
-        (dict(encoder=dict(num_strata=-4)), r'num_strata is 0 \(off\) or more, not -4'),
+        (dict(encoder=dict(mixer=dict(num_strata=-4))), r'num_strata is 0 \(off\) or more, not -4'),
         (
-            dict(encoder=dict(selection='fps')),
+            dict(encoder=dict(mixer=dict(selection='fps'))),
             "selection is one of pool, random, first, not 'fps'",
         ),
-        (dict(encoder=dict(fusion='add')), "fusion is one of joint, gated, not 'add'"),
+        (dict(encoder=dict(mixer=dict(fusion='add'))), "fusion is one of joint, gated, not 'add'"),
         (dict(encoder=dict(stages=[])), 'stages is empty'),
         (
             dict(encoder=dict(stages=[dict(depth=1, window_shape=(8, 8, 8), stride=(3, 1, 1))])),

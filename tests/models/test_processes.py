@@ -104,7 +104,8 @@ def test_losses_averaged_over_processes_are_those_of_the_whole_batch(
 def test_activation_checkpointing_gives_the_same_gradients(small_config, build, halves, selection):
     found = []
     for with_cp in (False, True):
-        small_config['encoder'].update(with_cp=with_cp, selection=selection)
+        small_config['encoder'].update(with_cp=with_cp)
+        small_config['encoder']['mixer'].update(selection=selection)
         model = build(small_config)
         torch.manual_seed(5)
         found.append(losses_and_gradients(model, *halves[2]))

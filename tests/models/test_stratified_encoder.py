@@ -34,9 +34,9 @@ def cloud(sizes=(200, 0, 150)):
     'settings',
     [
         {},
-        dict(num_strata=0),
-        dict(fusion='gated'),
-        dict(selection='first', carry_tokens=False),
+        dict(mixer=dict(num_strata=0)),
+        dict(mixer=dict(fusion='gated')),
+        dict(mixer=dict(selection='first', carry_tokens=False)),
         dict(shifted=False),
         dict(use_rotary=False),
         dict(use_conv=False, stem_depth=0),
@@ -48,7 +48,8 @@ def test_backends_agree_in_output_and_gradients(encoder, settings):
     results = []
     for backend in ('reference', 'sdpa'):
         feats, coords, batch_size = cloud()
-        model = encoder(backend=backend, **settings)
+        mixer = dict(backend=backend, **settings.get('mixer', {}))
+        model = encoder(**{**settings, 'mixer': mixer})
         out = model(feats, coords, batch_size)
         assert out.shape == (3, 16, 64, 64)
         (out * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum().backward()
@@ -84,7 +85,7 @@ def test_the_order_a_strided_convolution_leaves_does_not_matter(encoder, selecti
     from stratified3d.layers import sparse_conv
 
     feats, coords, batch_size = cloud()
-    model = encoder(selection=selection)
+    model = encoder(mixer=dict(num_strata=8, selection=selection))
     for stage in model.stages:
         for block in stage.blocks:
             torch.nn.init.constant_(block.mixer.strata_offset, 3.0)
@@ -128,6 +129,6 @@ def test_checkpointing_changes_nothing(encoder):
 
 
 @pytest.mark.parametrize('name', ['num_heads', 'channels', 'use_rotary'])
-def test_a_mixer_cannot_differ_from_the_encoder_in_what_the_stage_shares(encoder, name):
+def test_mixer_cannot_set_what_belongs_to_the_encoder(encoder, name):
     with pytest.raises(ValueError, match=f'mixer: {name} belong'):
-        encoder(mixer=dict(type='stratified3d.layers.attention.StratifiedAttention', **{name: 1}))
+        encoder(mixer={name: 1})

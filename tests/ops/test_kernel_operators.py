@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 from stratified3d import ops
-from stratified3d.layers.attention import StratifiedAttention, build_window_grid
+from stratified3d.layers.attention import MixerContext, StratifiedAttention, build_window_grid
 from stratified3d.layers.block import StratifiedBlock
 from stratified3d.testing import TOLERANCES, poisoned_memory, random_coords, relative_error
 
@@ -258,7 +258,8 @@ def test_operators_pass_torchs_own_check():
 def block_and_clouds(**setting):
     torch.manual_seed(0)
     block = StratifiedBlock(
-        24, StratifiedAttention(24, 2, **dict(num_strata=4, backend='triton') | setting)
+        24,
+        StratifiedAttention(MixerContext(24, 2), **dict(num_strata=4, backend='triton') | setting),
     ).to(DEVICE)
     clouds = []
     for sizes in ((40, 0, 25), (30, 3, 20)):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stratified3d import ops
-from stratified3d.layers.attention import StratifiedAttention, build_window_grid
+from stratified3d.layers.attention import MixerContext, StratifiedAttention, build_window_grid
 from stratified3d.layers.block import StratifiedBlock, StratifiedStage
 from stratified3d.layers.sparse_conv import SparseConvTensor
 from stratified3d.testing import random_coords, relative_error
@@ -52,7 +52,7 @@ def everything(coords, inputs, batch=3):
 
 def block_of(channels=128, heads=4):
     torch.manual_seed(0)
-    return StratifiedBlock(channels, StratifiedAttention(channels, heads)).cuda()
+    return StratifiedBlock(channels, StratifiedAttention(MixerContext(channels, heads))).cuda()
 
 
 def mix(block, coords, feats, batch=3):
@@ -99,7 +99,7 @@ def test_a_stage_does_not_wait_but_for_its_convolutions():
     stage = StratifiedStage(
         128,
         2,
-        lambda i: StratifiedAttention(128, 4, creates_tokens=i == 0),
+        lambda i: StratifiedAttention(MixerContext(128, 4, block=i)),
         (8, 12, 12),
         head_dim=32,
         use_conv=False,

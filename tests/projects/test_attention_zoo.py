@@ -4,15 +4,12 @@ gradient."""
 import pytest
 import torch
 
-import stratified3d.plugin  # noqa: F401  (registers the parts of configs)
-
-# isort: split
-from projects.attention_zoo import OTHER, SAME, varlen
+from projects.attention_zoo import OTHER_FUNCTION, SAME_FUNCTION, varlen
 from projects.attention_zoo import sampled as sampled_module
 from projects.attention_zoo.equations import equation, same, windows
 from projects.attention_zoo.flex import FlexAttention
 from projects.attention_zoo.varlen import VarlenAttention
-from stratified3d.layers.attention import StratifiedAttention, build_window_grid
+from stratified3d.layers.attention import MixerContext, StratifiedAttention, build_window_grid
 from stratified3d.testing import TOLERANCES, random_coords, relative_error
 
 SHAPE = (6, 11, 13)
@@ -26,7 +23,7 @@ CLOUDS = {
     'dense': (220,),
 }
 HEADS, WIDTH = 3, 12
-OTHER_BY_NAME = {kind.__name__: kind for kind in OTHER}
+OTHER_BY_NAME = {kind.__name__: kind for kind in OTHER_FUNCTION}
 
 
 def setting(cloud, shift=(0, 0, 0), rotary=True):
@@ -81,7 +78,7 @@ def settings_of(kinds, more=None):
     return [
         pytest.param(kind, settings, id=f'{kind.__name__}-{i}')
         for kind in kinds
-        for i, settings in enumerate([{}, *kind.tried, *(more or {}).get(kind.__name__, [])])
+        for i, settings in enumerate([{}, *kind.variants, *(more or {}).get(kind.__name__, [])])
     ]
 
 
@@ -92,8 +89,8 @@ def make(kind, block=0, rotary=True, **settings):
             False  # eagerly: compiling takes longer than all other tests together
         )
     if issubclass(kind, StratifiedAttention):
-        return kind(HEADS * WIDTH, HEADS, num_strata=5, use_rotary=rotary, **settings).double()
-    return kind(HEADS * WIDTH, HEADS, rotary, block, WINDOW, **settings).double()
+        return kind(MixerContext(HEADS * WIDTH, HEADS, rotary), num_strata=5, **settings).double()
+    return kind(MixerContext(HEADS * WIDTH, HEADS, rotary, WINDOW, block), **settings).double()
 
 
 @pytest.fixture
@@ -146,7 +143,7 @@ def varlen_on_a_cpu(monkeypatch):
 
 
 @pytest.mark.parametrize('cloud', CLOUDS)
-@pytest.mark.parametrize('kind, settings', settings_of(SAME))
+@pytest.mark.parametrize('kind, settings', settings_of(SAME_FUNCTION))
 @pytest.mark.parametrize('absent', [False, True])
 def test_joint_rivals_equal_one_softmax_over_window_and_strata(
     kind, settings, cloud, absent, varlen_on_a_cpu
@@ -171,7 +168,7 @@ def test_joint_rivals_equal_one_softmax_over_window_and_strata(
 
 
 @pytest.mark.parametrize('cloud', CLOUDS)
-@pytest.mark.parametrize('kind, settings', settings_of(OTHER, SMALL))
+@pytest.mark.parametrize('kind, settings', settings_of(OTHER_FUNCTION, SMALL))
 def test_the_other_rivals_equal_their_equation(kind, settings, cloud):
     for block, shift in enumerate([(0, 0, 0), (1, 2, 3)]):
         grid, q, k, v = setting(cloud, shift, rotary=block == 1)
@@ -223,7 +220,7 @@ def test_long_logits_are_taken_in_pieces(monkeypatch):
     compare(baseline.attend(q, k, v, grid), truth, [q, k, v])
 
 
-@pytest.mark.parametrize('kind', SAME + OTHER)
+@pytest.mark.parametrize('kind', SAME_FUNCTION + OTHER_FUNCTION)
 def test_samples_do_not_see_each_other(kind, varlen_on_a_cpu):
     grid, q, k, v = setting('plain')
     baseline = make(kind)
@@ -252,7 +249,7 @@ def test_padding_is_counted():
     grid, q, k, v = setting('plain')
     sizes = torch.unique(windows(grid), dim=0, return_counts=True)[1].double()
     one = float((sizes**2).sum() / (len(sizes) * sizes.max() ** 2))
-    assert abs(make(SAME[0]).prepared(grid).padding - (1 - one)) < 1e-12
+    assert abs(make(SAME_FUNCTION[0]).prepared(grid).padding - (1 - one)) < 1e-12
     assert make(OTHER_BY_NAME['FullAttention']).prepared(grid).padding == 0
     for kind in (
         'SetAttention',
@@ -306,11 +303,14 @@ def test_libraries_of_the_gpu_equal_the_reference_there(kind):
         torch.randn(3, 64, 2, 32, device='cuda', dtype=dtype).requires_grad_() for _ in range(2)
     ]
     inputs.append(torch.randn(3, 64, 2, device='cuda').requires_grad_())
-    for settings in ({}, *kind.tried):
+    for settings in ({}, *kind.variants):
         results = []
         for module, wide in (
-            (kind(64, 2, num_strata=64, **settings), dtype),
-            (StratifiedAttention(64, 2, 64, backend='reference'), torch.float32),
+            (kind(MixerContext(64, 2), num_strata=64, **settings), dtype),
+            (
+                StratifiedAttention(MixerContext(64, 2), num_strata=64, backend='reference'),
+                torch.float32,
+            ),
         ):
             x = [t.detach().to(wide).requires_grad_() for t in inputs[:5]] + inputs[5:]
             out = module.attend(*x[:3], grid, *x[3:])

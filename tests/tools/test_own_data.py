@@ -18,7 +18,7 @@ from stratified3d.simulation.frame import simulate_frame
 SMALL = [
     'model.voxel_size=(1.2,1.2,0.5)',
     'model.encoder.channels=16',
-    'model.encoder.num_strata=8',
+    'model.encoder.mixer.num_strata=8',
     'model.voxel_encoder.hidden_channels=8',
     'model.voxel_encoder.out_channels=16',
     'model.backbone.channels=(16,16)',

@@ -4,7 +4,7 @@ _base_ = ['../../../projects/quickstart/configs/quickstart.py']
 custom_imports = dict(
     imports=[
         'stratified3d.plugin',
-        'projects.attention_zoo',
+        'projects.attention_zoo.register',
         'benchmarks.ablation.recipes',
         'benchmarks.ablation.baselines',
     ],

@@ -9,9 +9,7 @@ model = dict(
         type='StratifiedEncoder',
         channels=128,
         num_heads=4,
-        num_strata=64,
-        selection='pool',
-        fusion='joint',
+        mixer=dict(type='StratifiedAttention', num_strata=64, selection='pool', fusion='joint'),
         stem_depth=2,
         # window_shape and stride are (z, y, x) in voxels of the stage; z shrinks 32 -> 8 -> 2 -> 1
         stages=[

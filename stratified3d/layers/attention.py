@@ -48,7 +48,7 @@ class WindowGrid(NamedTuple):
     is_sorted: bool = False
 
     def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """Return make(), called by the first block that asks under this key and kept for the rest."""
+        """Return make(), called by the first block that asks for this key and then kept."""
         if key not in self.derived:
             self.derived[key] = make()
         return self.derived[key]
@@ -164,8 +164,8 @@ class StratifiedAttention(nn.Module):
 
     The tokens first attend to every voxel of their sample and are refined. Then every voxel attends
     to its window and to the tokens of its sample: in one softmax (joint), or in two whose results
-    are added (gated). In the joint softmax the logits of the tokens start at -log m + strata_offset,
-    so that the module starts close to plain window attention.
+    are added (gated). In the joint softmax the logits of the tokens start at -log m +
+    strata_offset, so that the module starts close to plain window attention.
 
     Args:
         context: where the mixer stands.
@@ -274,7 +274,7 @@ class StratifiedAttention(nn.Module):
         strata_v: Tensor | None = None,
         strata_bias: Tensor | None = None,
     ) -> Tensor:
-        """`stratified_attention` over the grid's windows: what a mixer with its own kernel overrides.
+        """Apply `stratified_attention` to the windows; mixers with a kernel of their own override it.
 
         Args and result as in `stratified_attention`.
         """

@@ -145,7 +145,7 @@ class StratifiedStage(nn.Module):
         return ordered, [grid.after(regular) for grid in grids]
 
     def _shifts(self, spatial_shape: tuple[int, int, int]) -> list[tuple[int, int, int]]:
-        """Shifts (z, y, x) of the stage's window grids: none, and half a window where it is used."""
+        """Return the shifts (z, y, x) of the window grids: none, and half a window if used."""
         regular = (0, 0, 0)
         if not self.shifted or len(self.blocks) < 2:
             return [regular]

@@ -1,5 +1,4 @@
-"""The strata tokens as they travel through the blocks of a stage, and the module that chooses
-them."""
+"""Strata tokens as they travel through the blocks of a stage, and how they are created."""
 
 from __future__ import annotations
 
@@ -14,8 +13,13 @@ SELECTIONS = ('pool', 'random', 'first')
 
 
 class Strata(NamedTuple):
-    """feats [B, M, C]; positions [B, M, 3] meters; present [B, M] bool, False for tokens of a
-    sample with too few voxels."""
+    """The M strata tokens of each of B samples.
+
+    Attributes:
+        feats: [B, M, C].
+        positions: [B, M, 3] meters.
+        present: [B, M] bool; False for surplus tokens of a sample with fewer than M voxels.
+    """
 
     feats: Tensor
     positions: Tensor
@@ -23,15 +27,14 @@ class Strata(NamedTuple):
 
 
 class StrataSelection(nn.Module):
-    """Choose one token per chunk of window order.
+    """Create one token per chunk of window order.
 
     Args:
         channels: C.
-        num_strata: m >= 1 tokens a sample.
-        selection: 'pool' averages the chunk with softmax weights from a learned score; 'random'
-        draws one voxel of
-            the chunk with torch's global generator (in training; in evaluation it takes the first,
-            as 'first' always does).
+        num_strata: m >= 1 tokens per sample.
+        selection: 'pool' averages the chunk with softmax weights from a learned score; 'first'
+            takes the first voxel of the chunk; 'random' draws one with torch's global generator in
+            training and takes the first in evaluation.
     Raises:
         ValueError: unknown selection, m < 1.
     """
@@ -42,24 +45,30 @@ class StrataSelection(nn.Module):
             raise ValueError(f'selection is one of {", ".join(SELECTIONS)}, not {selection!r}')
         if num_strata < 1:
             raise ValueError(f'num_strata is at least 1 here, not {num_strata}')
-        self.num_strata, self.selection = num_strata, selection
-        # no bias: it would cancel in the softmax
-        self.score = nn.Linear(channels, 1, bias=False) if selection == 'pool' else None
+        self.num_strata = num_strata
+        self.selection = selection
+        self.score = None
+        if selection == 'pool':
+            # no bias: it would cancel in the softmax
+            self.score = nn.Linear(channels, 1, bias=False)
 
     def forward(self, feats: Tensor, positions: Tensor, batch_offsets: Tensor) -> Strata:
-        """feats [N, C], positions [N, 3] meters, both in window order; batch_offsets [B + 1] ->
-        Strata."""
-        if self.selection == 'pool':
-            return Strata(
-                *pool_strata(feats, positions, self.score(feats), batch_offsets, self.num_strata)
-            )
+        """Return the tokens of rows in window order.
+
+        Args:
+            feats: [N, C].
+            positions: [N, 3] meters.
+            batch_offsets: [B + 1], see `WindowPlan`.
+        """
+        if self.score is not None:
+            score = self.score(feats)
+            return Strata(*pool_strata(feats, positions, score, batch_offsets, self.num_strata))
+
         draw = None
         if self.selection == 'random' and self.training:
-            # the global generator, because activation checkpointing restores it before it
-            # recomputes
-            draw = torch.rand(
-                len(batch_offsets) - 1, self.num_strata, device=feats.device, dtype=torch.float64
-            )
+            # the global generator: activation checkpointing restores it before it recomputes
+            shape = (len(batch_offsets) - 1, self.num_strata)
+            draw = torch.rand(shape, device=feats.device, dtype=torch.float64)
         return Strata(*sample_strata(feats, positions, batch_offsets, self.num_strata, draw))
 
     def extra_repr(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
 from mmengine.structures import InstanceData
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class VoxelEncoder(Protocol):
@@ -87,13 +87,15 @@ CONTRACTS = {
 }
 
 
-def build_part(name: str, config: dict, **offered: Any) -> nn.Module:
+def build_part(name: str, config: dict, **offered: Any) -> Any:
     """Build a part of the detector from its config and see that it fits.
 
     Args:
         name: 'voxel_encoder', 'encoder', 'backbone' or 'head'.
         config: dict(type=..., settings).
         offered: settings that follow from the parts before; those of the config win.
+    Returns:
+        The module.
     Raises:
         ValueError: a part that does not take what it is offered, or lacks what others need of it.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from mmdet3d.models.detectors import Base3DDetector
@@ -11,7 +12,7 @@ from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
 from torch import Tensor
 
-from stratified3d.models.contracts import Encoder, build_part
+from stratified3d.models.contracts import BEVBackbone, Encoder, Head, VoxelEncoder, build_part
 
 
 @MODELS.register_module()
@@ -32,6 +33,11 @@ class StratifiedCenterPoint(Base3DDetector):
     Raises:
         ValueError: parts that do not fit each other, and what the parts refuse.
     """
+
+    voxel_encoder: VoxelEncoder
+    encoder: Encoder
+    backbone: BEVBackbone
+    head: Head
 
     def __init__(
         self,
@@ -61,8 +67,9 @@ class StratifiedCenterPoint(Base3DDetector):
         self.head = build_part('head', head, in_channels=channels, stride=stride, **grid)
 
         # a quarter less time on a CPU; the encoder's feature map has this layout already
-        self.backbone.to(memory_format=torch.channels_last)
-        self.head.to(memory_format=torch.channels_last)
+        dense_parts: list[Any] = [self.backbone, self.head]
+        for part in dense_parts:
+            part.to(memory_format=torch.channels_last)
 
     def extract_feat(self, batch_inputs_dict: dict) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return the backbone's feature maps and the coords [N, 4] of the voxels."""
@@ -121,8 +128,8 @@ def _bev_stride(encoder: Encoder) -> int:
     stride_y, stride_x = full[1] // now[1], full[2] // now[2]
     if stride_y != stride_x:
         raise ValueError(
-            f'the encoder shrinks y and x differently, {full} to {now} (z, y, x): a cell of the BEV '
-            'feature map would not be square'
+            f'the encoder shrinks y and x differently, {full} to {now} (z, y, x): a cell of the '
+            'BEV feature map would not be square'
         )
     return stride_x
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from mmdet3d.registry import MODELS
@@ -114,6 +114,7 @@ class StratifiedEncoder(nn.Module):
         shape = list(self.spatial_shape)
         x = SparseConvTensor(self.input_proj(feats), coords, shape, int(batch_size))
         for i, (stage, downsample) in enumerate(zip(self.stages, self.downsamples)):
+            assert isinstance(stage, StratifiedStage)
             if i:
                 x = _sort_voxels(x)
             x, grids = stage.order_voxels(x, self._positions(x))
@@ -135,12 +136,12 @@ def build_mixer(mixer: dict | None, context: MixerContext) -> nn.Module:
     """Build what mixes the voxels of a block; it owns all its settings.
 
     Args:
-        mixer: its type (default 'StratifiedAttention'), in mmdet3d's MODELS or importable under that
-            name, and its settings. The type is called as kind(context, **settings), the module
+        mixer: its type (default 'StratifiedAttention'), in mmdet3d's MODELS or importable under
+            that name, and its settings. The type is called as kind(context, **settings), the module
             as mixer(x [N, C], grid, strata) -> ([N, C], strata).
         context: what the encoder decides for all mixers.
     Raises:
-        ValueError: an unknown type, a setting that it does not have, or that belongs to the encoder.
+        ValueError: an unknown type, a setting that it does not have, or one of the encoder's.
     """
     settings = dict(mixer or {})
     name = settings.pop('type', 'StratifiedAttention')
@@ -159,11 +160,15 @@ def build_mixer(mixer: dict | None, context: MixerContext) -> nn.Module:
         raise ValueError(f'mixer {kind.__name__}: {error}') from error
 
 
-def _mixer_factory(mixer: dict | None, context: MixerContext, window_shape: Sequence[int]):
+def _mixer_factory(
+    mixer: dict | None, context: MixerContext, window_shape: Sequence[int]
+) -> Callable[[int], nn.Module]:
     """Return a function from the index of a block to its mixer."""
 
+    z, y, x = window_shape
+
     def make(block: int) -> nn.Module:
-        return build_mixer(mixer, context._replace(window_shape=tuple(window_shape), block=block))
+        return build_mixer(mixer, context._replace(window_shape=(z, y, x), block=block))
 
     return make
 
@@ -173,8 +178,8 @@ def _check_stride(stage: int, stride: Sequence[int], shape: Shape) -> Shape:
     z, y, x = stride
     if min(stride) < 1 or any(size % step for size, step in zip(shape, stride)):
         raise ValueError(
-            f'stage {stage}: stride {(z, y, x)} does not divide the grid {shape} (z, y, x); the last '
-            'slices would be lost'
+            f'stage {stage}: stride {(z, y, x)} does not divide the grid {shape} (z, y, x); the '
+            'last slices would be lost'
         )
     return z, y, x
 
@@ -199,7 +204,7 @@ def _sort_voxels(x: SparseConvTensor) -> SparseConvTensor:
 
 
 class _ConvNorm(nn.Module):
-    """Sparse convolution, layer norm, GELU; not batch norm: a batch may contain one voxel or none."""
+    """Sparse convolution, layer norm (a batch may contain one voxel or none), GELU."""
 
     def __init__(self, channels: int, kernel_size: int | Sequence[int] = 3, **settings):
         super().__init__()

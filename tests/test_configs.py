@@ -29,6 +29,17 @@ def config(root, request):
     return config
 
 
+@pytest.fixture
+def with_root(monkeypatch):
+    """(config, variable, folder) -> the same config read again, with its dataset in the folder."""
+
+    def read(config, variable, folder):
+        monkeypatch.setenv(variable, str(folder))
+        return Config.fromfile(config.filename)
+
+    return read
+
+
 all_configs = pytest.mark.parametrize('config', CONFIGS, indirect=True)
 nuscenes_configs = pytest.mark.parametrize('config', NUSCENES, indirect=True)
 waymo_config = pytest.mark.parametrize('config', [WAYMO], indirect=True)
@@ -113,67 +124,46 @@ def test_the_test_pipeline_runs_on_a_file(config, tmp_path):
     assert 0 < len(loaded) < 3000 and loaded.shape[1] == 5 and not loaded[:, 4].any()
 
 
+@pytest.mark.slow
 @nuscenes_configs
-def test_the_train_pipeline_runs_on_a_data_set(config, prepared_set):
+def test_train_pipeline_runs_on_a_dataset(config, prepared_set, with_root):
     """All of it: resampling, keyframe, aligned sweeps, ground-truth sampling, augmentation,
     filters."""
-    settings = config.train_dataloader.dataset
-    settings.dataset.data_root = str(prepared_set)
-    for transform in settings.dataset.pipeline:
-        if transform.type == 'ObjectSample':
-            transform.db_sampler.update(
-                data_root=f'{prepared_set}/',
-                info_path=str(prepared_set / 'nuscenes_dbinfos_train.pkl'),
-            )
+    config = with_root(config, 'NUSCENES_ROOT', prepared_set)
     np.random.seed(0)
-    dataset = DATASETS.build(settings)
+    dataset = DATASETS.build(config.train_dataloader.dataset)
     sample = dataset[dataset.sample_indices.index(2)]
-    points, truth = sample['inputs']['points'], sample['data_samples'].gt_instances_3d
+    points = sample['inputs']['points']
     assert points.shape[1] == 5 and len(points) > 100000  # ten sweeps
     assert 0 < points[:, 4].max() < 0.5
-    assert (
-        len(truth) > 10
-        and int(truth.labels_3d.min()) >= 0
-        and truth.bboxes_3d.tensor.isfinite().all()
-    )
+    gt_instances = sample['data_samples'].gt_instances_3d
+    assert len(gt_instances) > 10
+    assert int(gt_instances.labels_3d.min()) >= 0
+    assert gt_instances.bboxes_3d.tensor.isfinite().all()
 
 
 @nuscenes_configs
-def test_it_is_scored_by_the_devkit(config, prepared_set):
+def test_nuscenes_is_scored_by_the_devkit(config, prepared_set, with_root):
+    config = with_root(config, 'NUSCENES_ROOT', prepared_set)
     for name in ('val_evaluator', 'test_evaluator'):
-        settings = config[name]
-        settings.update(
-            data_root=str(prepared_set), ann_file=str(prepared_set / 'nuscenes_infos_val.pkl')
-        )
-        metric = METRICS.build(settings)
-        assert (
-            type(metric).__name__ == 'NuScenesDevkitMetric' and metric.classes == config.class_names
-        )
+        metric = METRICS.build(config[name])
+        assert type(metric).__name__ == 'NuScenesDevkitMetric'
+        assert metric.classes == config.class_names
 
 
+@pytest.mark.slow
 @waymo_config
-def test_waymos_pipelines_run_on_a_data_set(config, converted_set):
+def test_waymo_pipelines_run_on_a_dataset(config, converted_set, with_root):
     """Points of one frame with intensity and elongation; objects of the database join those of a
     training frame."""
-    for part in (config.train_dataloader.dataset, config.val_dataloader.dataset):
-        part.data_root = f'{converted_set}/'
-        for transform in part.pipeline:
-            if transform.type == 'ObjectSample':
-                transform.db_sampler.update(
-                    data_root=f'{converted_set}/',
-                    info_path=str(converted_set / 'waymo_dbinfos_train.pkl'),
-                )
+    config = with_root(config, 'WAYMO_ROOT', converted_set)
     np.random.seed(0)
-    train, val = (
-        DATASETS.build(config.train_dataloader.dataset),
-        DATASETS.build(config.val_dataloader.dataset),
-    )
+    train = DATASETS.build(config.train_dataloader.dataset)
+    val = DATASETS.build(config.val_dataloader.dataset)
     sample = train[0]
-    truth = sample['data_samples'].gt_instances_3d
-    assert (
-        len(truth) > len(train.get_ann_info(0)['gt_labels_3d'])
-        and truth.bboxes_3d.tensor.shape[1] == 7
-    )
+    gt_instances = sample['data_samples'].gt_instances_3d
+    assert len(gt_instances) > len(train.get_ann_info(0)['gt_labels_3d'])
+    assert gt_instances.bboxes_3d.tensor.shape[1] == 7
     for points in (sample['inputs']['points'], val[0]['inputs']['points']):
         assert points.shape[1] == 5 and len(points) > 100000
         assert points[:, 3].min() >= 0 and 0.7 < points[:, 3].max() <= 1  # tanh of up to 4
@@ -184,11 +174,47 @@ def test_waymos_pipelines_run_on_a_data_set(config, converted_set):
 
 
 @waymo_config
-def test_waymos_schedule_covers_its_epochs(config):
+def test_waymo_schedule_covers_its_epochs(config):
     for kind in ('CosineAnnealingLR', 'CosineAnnealingMomentum'):
         parts = [part for part in config.param_scheduler if part.type == kind]
         assert [(part.begin, part.end, part.T_max) for part in parts] == [(0, 10, 10), (10, 24, 14)]
     assert config.train_cfg.max_epochs == 24 and config.train_dataloader.batch_size == 2
+
+
+def paths_of_data(part):
+    """Values of a config's part that say where data is."""
+    if isinstance(part, dict):
+        for key, value in part.items():
+            if key in ('data_root', 'info_path'):
+                yield value
+            elif key == 'ann_file' and '/' in value:  # else it is relative to data_root
+                yield value
+            else:
+                yield from paths_of_data(value)
+    elif isinstance(part, (list, tuple)):
+        for value in part:
+            yield from paths_of_data(value)
+
+
+@pytest.mark.parametrize('slash', ['', '/'])
+@pytest.mark.parametrize(
+    'path, variable',
+    [
+        (f'configs/stratified/{NUSCENES[0]}.py', 'NUSCENES_ROOT'),
+        (f'configs/stratified/{WAYMO}.py', 'WAYMO_ROOT'),
+        ('projects/quickstart/configs/quickstart.py', 'NUSCENES_ROOT'),
+        ('projects/own_data/configs/own_data.py', 'CUSTOM_ROOT'),
+    ],
+)
+def test_one_variable_moves_the_dataset(root, monkeypatch, path, variable, slash):
+    """Of loaders, ground-truth sampler and evaluators, with or without a slash at its end."""
+    monkeypatch.setenv(variable, f'/somewhere{slash}')
+    config = Config.fromfile(root / path)
+    for part in ('train_dataloader', 'val_dataloader', 'test_dataloader', 'val_evaluator'):
+        paths = list(paths_of_data(config[part]))
+        assert paths or config[part].type == 'CenterDistanceMetric'  # it reads no files
+        assert all(path.startswith('/somewhere') for path in paths), paths
+    assert config.test_evaluator == config.val_evaluator
 
 
 def test_leaf_configs_hold_only_what_differs(root):

@@ -11,7 +11,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def test_two_processes_train_and_validate(command, losses, tmp_path):
+def test_two_processes_train_and_validate(command, losses, tmp_path, use_data, tiny_config):
     """Started as docs/nuscenes.md says."""
     tool = command(
         'train.py',
@@ -24,20 +24,17 @@ def test_two_processes_train_and_validate(command, losses, tmp_path):
             'model.head.sync_avg_factor=True',
         ],
     )
-    result = subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'torch.distributed.run',
-            '--nproc_per_node',
-            '2',
-            '--master_port',
-            str(free_port()),
-            *tool,
-        ],
-        capture_output=True,
-        text=True,
-    )
+    launcher = [
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        '--nproc_per_node',
+        '2',
+        '--master_port',
+        str(free_port()),
+    ]
+    with use_data(tiny_config.parent):
+        result = subprocess.run([*launcher, *tool], capture_output=True, text=True)
     output = result.stdout + result.stderr
     assert result.returncode == 0, output[-5000:]
     assert list(losses(tmp_path)) == [1, 2]  # three frames, two processes

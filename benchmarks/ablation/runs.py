@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from threading import Lock
@@ -41,25 +42,12 @@ class TrainingSettings(NamedTuple):
 
 def make_config(row: Row, seed: int, settings: TrainingSettings, iterations: int) -> Config:
     """The whole config of one training."""
-    with _READING:
+    with _READING, _environment(NUSCENES_ROOT=str(settings.data.resolve())):
         config = Config.fromfile(CONFIG)
         row.apply(config)
-    data = f'{settings.data.resolve()}/'
     folder = folder_of(row.name, seed, settings)
-    loaders = [config[f'{name}_dataloader'].dataset for name in ('train', 'val', 'test')]
-    for dataset in loaders:
-        dataset.data_root = data
-    for transform in loaders[0].pipeline:
-        if transform.type == 'ObjectSample':
-            transform.db_sampler.update(
-                data_root=data, info_path=f'{data}nuscenes_dbinfos_train.pkl'
-            )
     for name in ('val_evaluator', 'test_evaluator'):
-        config[name].update(
-            data_root=data,
-            ann_file=f'{data}nuscenes_infos_val.pkl',
-            jsonfile_prefix=str(folder / 'results'),
-        )
+        config[name].jsonfile_prefix = str(folder / 'results')
     for scheduler in config.param_scheduler:
         scheduler.total_steps = iterations
     config.train_cfg.update(max_iters=iterations, val_interval=iterations)
@@ -67,6 +55,21 @@ def make_config(row: Row, seed: int, settings: TrainingSettings, iterations: int
     config.randomness.seed = seed
     config.merge_from_dict(settings.options)
     return config
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Environment variables that configs read, until the block ends."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def folder_of(name: str, seed: int, settings: TrainingSettings) -> Path:

@@ -2,13 +2,12 @@
 draw."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-SAMPLER = 'train_dataloader.dataset.pipeline.3.db_sampler'
 
 
 def quickstart(root, folder, *arguments):
@@ -97,17 +96,13 @@ def test_training_resumes(root, done):
         str(folder / 'out'),
         '--resume',
         '--cfg-options',
-        f'train_dataloader.dataset.data_root={folder}/data/',
         'train_cfg.max_epochs=1',
         'train_cfg.val_interval=9',
-        f'val_dataloader.dataset.data_root={folder}/data/',
-        f'test_dataloader.dataset.data_root={folder}/data/',
-        f'val_evaluator.data_root={folder}/data/',
-        f'val_evaluator.ann_file={folder}/data/nuscenes_infos_val.pkl',
-        f'{SAMPLER}.data_root={folder}/data/',
-        f'{SAMPLER}.info_path={folder}/data/nuscenes_dbinfos_train.pkl',
     ]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    environment = os.environ | dict(NUSCENES_ROOT=str(folder / 'data'))
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=200, env=environment
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     assert 'resumed epoch: 1, iter: 3' in result.stdout + result.stderr
 

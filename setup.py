@@ -26,6 +26,7 @@ DETECTION = [
     'protobuf>=4.22',
     'scipy',
     'pyarrow>=16,<26',
+    'psutil',
     # mmengine resolves `mmdet3d::` config bases through pkg_resources, which newer setuptools no
     # longer ships
     'setuptools<81',
@@ -49,7 +50,6 @@ setup(
         'dev': [
             'pytest',
             'pytest-xdist',
-            'psutil',
             'hypothesis',
             'shapely',
             'ruff',

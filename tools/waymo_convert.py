@@ -9,7 +9,7 @@ import sys
 
 from stratified3d.datasets.waymo.conversion import SPLITS, ConversionSettings, convert_waymo
 from stratified3d.datasets.waymo.processes import find_rank
-from stratified3d.heap import keep_large_blocks
+from stratified3d.memory import keep_large_blocks
 
 EXAMPLES = """examples:
   python tools/waymo_convert.py /datasets/waymo_v2 data/waymo --workers 8

@@ -1,5 +1,4 @@
-"""Memory of training on a CPU: large tensors neither mapped anew in every step nor left in
-pieces."""
+"""The memory of large tensors, kept from step to step of a training on a CPU."""
 
 from __future__ import annotations
 
@@ -7,21 +6,25 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from stratified3d.heap import keep_large_blocks, map_large_blocks, return_free_pages
-from stratified3d.memory_limits import is_memory_short
+from stratified3d.memory import (
+    is_memory_short,
+    keep_large_blocks,
+    map_large_blocks,
+    return_free_pages,
+)
 
 
 @HOOKS.register_module()
 class HostMemoryHook(Hook):
-    """Keep the pages of large tensors from step to step, and give unused ones back now and then.
+    """Keep the memory of large tensors from step to step, and give unused pages back regularly.
 
-    Mapped anew, they are hundreds of thousands of page faults in a training step on a CPU; see
-    `heap`. Kept, they lie in pieces that need not fit the next step's tensors, and the process
-    grows beyond what a step needs. So where the machine's memory, or what a container or a batch
-    system allows of it, runs short they are kept no longer.
+    If it is mapped anew, a training step on a CPU takes hundreds of thousands of page faults; see
+    `stratified3d.memory`. If it is kept, it is fragmented and need not fit the tensors of the next
+    step, so that the process grows beyond what a step needs. Nothing is kept once memory runs short
+    on the machine, or in a container or batch job.
 
     Args:
-        interval: iterations.
+        interval: iterations between two returns of unused pages.
     """
 
     priority = 'VERY_LOW'
@@ -40,8 +43,8 @@ class HostMemoryHook(Hook):
             map_large_blocks()
             self.keeps = False
             runner.logger.info(
-                'Memory runs short: what a step frees goes back to the system from now on, which takes '
-                'some time in each.'
+                'Memory runs short: from now on freed memory goes back to the system at once, '
+                'which makes steps slower.'
             )
         elif self.every_n_train_iters(runner, self.interval):
             return_free_pages()

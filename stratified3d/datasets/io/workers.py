@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from stratified3d.heap import keep_large_blocks
+from stratified3d.memory import keep_large_blocks
 
 
 def limit_worker() -> None:

@@ -1,4 +1,4 @@
-"""Dense 2D backbone on the bird's-eye-view map, with its feature pyramid."""
+"""Dense 2D backbone on the BEV feature map, with its feature pyramid."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 @MODELS.register_module()
 class ResidualBEVBackbone(nn.Module):
-    """Residual stages at growing stride; all are brought to the first stage's size and
-    concatenated.
+    """Residual stages of increasing stride, upsampled to the size of the first and concatenated.
 
     Args:
-        in_channels: of the map.
+        in_channels: of the BEV feature map.
         channels: width of each stage.
         depths: residual blocks of each stage.
-        strides: of each stage over the one before; the first is the stride of the output.
+        strides: of each stage relative to the one before; the first is the stride of the output.
         out_channels: width that each stage contributes to the output.
     Raises:
         ValueError: settings of different lengths.
@@ -36,39 +35,47 @@ class ResidualBEVBackbone(nn.Module):
         super().__init__()
         if not len(channels) == len(depths) == len(strides) > 0:
             raise ValueError(
-                f'channels {list(channels)}, depths {list(depths)} and strides {list(strides)} must have '
-                'one entry a stage'
+                f'channels {list(channels)}, depths {list(depths)} and strides {list(strides)} '
+                'must have one entry per stage'
             )
-        self.stages, self.laterals = nn.ModuleList(), nn.ModuleList()
+        self.stages = nn.ModuleList()
+        self.laterals = nn.ModuleList()
         for width, depth, stride in zip(channels, depths, strides):
             blocks = [_ResidualBlock(in_channels, width, stride)]
             blocks += [_ResidualBlock(width, width) for _ in range(depth - 1)]
             self.stages.append(nn.Sequential(*blocks))
-            self.laterals.append(
-                nn.Sequential(
-                    nn.Conv2d(width, out_channels, 1, bias=False),
-                    _norm(out_channels),
-                    nn.ReLU(inplace=True),
-                )
-            )
+            lateral = [
+                nn.Conv2d(width, out_channels, 1, bias=False),
+                _norm(out_channels),
+                nn.ReLU(inplace=True),
+            ]
+            self.laterals.append(nn.Sequential(*lateral))
             in_channels = width
-        self.stride, self.out_channels = strides[0], out_channels * len(channels)
+        self.stride = strides[0]
+        self.out_channels = out_channels * len(channels)
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
-        """[B, in_channels, Y, X] -> one map [B, out_channels * stages, ceil(Y / stride), ceil(X /
-        stride)]."""
-        levels = []
+        """Return one BEV feature map [B, self.out_channels, ceil(Y / stride), ceil(X / stride)].
+
+        Args:
+            x: [B, in_channels, Y, X].
+        """
+        levels: list[Tensor] = []
         for stage, lateral in zip(self.stages, self.laterals):
             x = stage(x)
             level = lateral(x)
-            levels.append(F.interpolate(level, size=levels[0].shape[2:]) if levels else level)
+            if levels:
+                level = F.interpolate(level, size=levels[0].shape[2:])
+            levels.append(level)
         return (torch.cat(levels, 1),)
 
 
 class _ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut (He et al. 2016), which a strided block averages first
-    (He et al. 2019, "Bag of tricks for image classification", ResNet-D): every cell counts, and all
-    gradients stay channels-last."""
+    """Two 3x3 convolutions and a shortcut (He et al. 2016).
+
+    The shortcut of a strided block is averaged first (ResNet-D, He et al. 2019, "Bag of tricks for
+    image classification"): every cell contributes, and all gradients stay channels-last.
+    """
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Points to voxel features, without a cap on either."""
+"""Voxel features from points, without a limit on the number of either."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stratified3d.ops import Voxels, segment_broadcast, segment_reduce, voxel_centers, voxelize
 
-# a coordinate, reflectance or age beyond this is as broken as NaN, and would become it
+# a larger coordinate, intensity or age is as broken as NaN, and would lead to NaN
 _LARGEST = 1e6
 
 
@@ -20,19 +20,21 @@ _LARGEST = 1e6
 class DynamicVoxelEncoder(nn.Module):
     """Voxelize a batch of point clouds and describe every voxel by its points.
 
-    Each point is given its columns, its offset from the mean of its voxel and from the voxel's
-    center; two layers follow (linear, layer norm, ReLU), the second of which also sees the voxel's
-    maximum after the first, and the voxel takes maximum and mean (PointNet, Qi et al. 2017, section
-    4.2; dynamic voxelization, Zhou et al. 2020).
+    A point's features are its columns and its offsets from the mean and the center of its voxel.
+    Two layers follow (linear, layer norm, ReLU); the second also sees the voxel's maximum after the
+    first. A linear layer on the maximum and mean over the voxel's points gives the voxel's features
+    (PointNet, Qi et al. 2017, section 4.2; dynamic voxelization, Zhou et al. 2020).
 
     Args:
         voxel_size: (x, y, z) meters.
         point_cloud_range: (x_min, y_min, z_min, x_max, y_max, z_max) meters.
         in_channels: columns read from the points: x, y, z, intensity, and dt (s) or elongation
-        where there are 5.
-        hidden_channels, out_channels: widths of the two layers.
-        intensity_max: full scale of the intensity, which is brought to the order of the other
-        columns; 255 on nuScenes.
+            where there are 5.
+        hidden_channels: width of the two layers.
+        out_channels: width of the voxel features.
+        intensity_max: largest intensity, by which intensities are divided; 255 on nuScenes.
+    Raises:
+        ValueError: in_channels below 3.
     """
 
     def __init__(
@@ -47,82 +49,100 @@ class DynamicVoxelEncoder(nn.Module):
         super().__init__()
         if in_channels < 3:
             raise ValueError(f'in_channels counts x, y, z at least, not {in_channels}')
-        self.voxel_size, self.point_cloud_range = tuple(voxel_size), tuple(point_cloud_range)
-        self.in_channels, self.intensity_scale = in_channels, 1 / intensity_max
+        self.voxel_size = tuple(voxel_size)
+        self.point_cloud_range = tuple(point_cloud_range)
+        self.in_channels = in_channels
+        self.intensity_scale = 1 / intensity_max
         self.point_layer = _layer(in_channels + 6, hidden_channels)
         self.voxel_layer = _layer(2 * hidden_channels, hidden_channels)
         self.out = nn.Linear(2 * hidden_channels, out_channels)
+        self.out_channels = out_channels
         self.num_dropped = 0  # points with NaN, infinite or absurd values, so far
 
     def forward(self, points: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Points, one [P_i, >= in_channels] tensor a sample -> feats [N, out_channels], coords [N,
-        4] int32.
+        """Return the features and coordinates of all voxels that contain points.
 
+        Args:
+            points: one [P, >= in_channels] tensor per sample.
+        Returns:
+            feats: [N, out_channels].
+            coords: [N, 4] int32, see `voxelize`.
         Raises:
             ValueError: points with too few columns.
         """
-        for i, p in enumerate(points):
-            if p.dim() != 2 or p.shape[1] < self.in_channels:
+        all_points, sample = self._join_samples(points)
+        all_points, sample = self._drop_invalid(all_points, sample)
+        voxels = voxelize(all_points, sample, self.voxel_size, self.point_cloud_range)
+        sorted_points = all_points[voxels.point_order]  # [K, in_channels], sorted by voxel
+
+        x = self.point_layer(self._point_features(sorted_points, voxels))  # [K, hidden]
+        voxel_max = segment_reduce(x, voxels.offsets, 'max')  # [N, hidden]
+        x = self._second_layer(x, voxel_max, voxels)  # [K, hidden]
+        voxel_max = segment_reduce(x, voxels.offsets, 'max')
+        voxel_mean = segment_reduce(x, voxels.offsets, 'mean')
+        return self.out(torch.cat([voxel_max, voxel_mean], 1)), voxels.coords
+
+    def _join_samples(self, points: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Points of the batch [P, in_channels] in fp32, and the sample [P] int64 of each."""
+        columns = []
+        sample = []
+        for i, x in enumerate(points):
+            if x.dim() != 2 or x.shape[1] < self.in_channels:
                 raise ValueError(
-                    f'sample {i}: points are {list(p.shape)}, but the model reads {self.in_channels} '
-                    'columns (x, y, z, intensity, dt): see `load_dim` and `use_dim` of the pipeline'
+                    f'sample {i}: points are {list(x.shape)}, but the model reads '
+                    f'{self.in_channels} columns (x, y, z, intensity, dt): see `load_dim` and '
+                    '`use_dim` of the pipeline'
                 )
-        sample = torch.cat(
-            [p.new_full((len(p),), i, dtype=torch.long) for i, p in enumerate(points)]
-        )
-        points = torch.cat([p[:, : self.in_channels] for p in points]).float()
-        finite = (points.abs() <= _LARGEST).all(1).nonzero().squeeze(1)
-        if len(finite) < len(points):
-            self._count_dropped(len(points) - len(finite))
-            points, sample = points[finite], sample[finite]
-        voxels = voxelize(points, sample, self.voxel_size, self.point_cloud_range)
-        points = points[voxels.point_order]  # [K, in_channels], sorted by voxel
-        x = self.point_layer(self._describe(points, voxels))  # [K, hidden]
-        x = self._join(x, segment_reduce(x, voxels.offsets, 'max'), voxels)  # [K, hidden]
-        x = torch.cat(
-            [segment_reduce(x, voxels.offsets, 'max'), segment_reduce(x, voxels.offsets, 'mean')], 1
-        )
-        return self.out(x), voxels.coords
+            columns.append(x[:, : self.in_channels])
+            sample.append(x.new_full((len(x),), i, dtype=torch.long))
+        return torch.cat(columns).float(), torch.cat(sample)
 
-    def _join(self, x: Tensor, top: Tensor, voxels: Voxels) -> Tensor:
-        """The second layer on [x, top of the voxel]: the product with `top` is taken once a voxel,
-        not once a point."""
-        linear, *rest = self.voxel_layer
-        own, shared = linear.weight.split(x.shape[1], 1)
-        x = F.linear(x, own, linear.bias)
-        x = x + _spread(F.linear(top, shared), voxels, x)
-        for layer in rest:
-            x = layer(x)
-        return x
-
-    def _describe(self, points: Tensor, voxels: Voxels) -> Tensor:
-        """[K, in_channels] -> [K, in_channels + 6]: columns brought to the order of 1, offsets from
-        mean and center."""
-        low, high = points.new_tensor(self.point_cloud_range).chunk(2)
-        xyz = points[:, :3]
-        center = voxel_centers(voxels.coords, self.voxel_size, self.point_cloud_range)  # [N, 3]
-        mean = segment_reduce(xyz.contiguous(), voxels.offsets, 'mean')  # [N, 3]
-        columns = [(xyz - (low + high) / 2) / ((high - low) / 2)]
-        if self.in_channels > 3:
-            columns += [points[:, 3:4] * self.intensity_scale, points[:, 4:]]
-        return torch.cat(
-            [*columns, xyz - _spread(mean, voxels, points), xyz - _spread(center, voxels, points)],
-            1,
-        )
-
-    def _count_dropped(self, count: int) -> None:
+    def _drop_invalid(self, points: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
+        """Leave out points with NaN, infinite or absurd values, with a warning at the first."""
+        valid = (points.abs() <= _LARGEST).all(1).nonzero().squeeze(1)
+        count = len(points) - len(valid)
+        if not count:
+            return points, sample
         if not self.num_dropped:
             warnings.warn(
-                f'{count} points hold NaN, infinite or absurd values (beyond {_LARGEST:.0e}) and are left '
-                "out; further ones are counted in the voxel encoder's `num_dropped` without a warning",
+                f'{count} points have NaN, infinite or absurd values (beyond {_LARGEST:.0e}) and '
+                "are left out; further ones are counted in the voxel encoder's `num_dropped` "
+                'without a warning',
                 stacklevel=3,
             )
         self.num_dropped += count
+        return points[valid], sample[valid]
+
+    def _point_features(self, points: Tensor, voxels: Voxels) -> Tensor:
+        """Columns scaled to about 1, and offsets from mean and center: [K, in_channels + 6]."""
+        xyz = points[:, :3]
+        lowest, highest = points.new_tensor(self.point_cloud_range).chunk(2)
+        columns = [(xyz - (lowest + highest) / 2) / ((highest - lowest) / 2)]
+        if self.in_channels > 3:
+            columns += [points[:, 3:4] * self.intensity_scale, points[:, 4:]]
+
+        center = voxel_centers(voxels.coords, self.voxel_size, self.point_cloud_range)  # [N, 3]
+        mean = segment_reduce(xyz.contiguous(), voxels.offsets, 'mean')  # [N, 3]
+        from_mean = xyz - _gather_at_points(mean, voxels, len(points))
+        from_center = xyz - _gather_at_points(center, voxels, len(points))
+        return torch.cat([*columns, from_mean, from_center], 1)
+
+    def _second_layer(self, x: Tensor, voxel_max: Tensor, voxels: Voxels) -> Tensor:
+        """The second layer on [x, maximum of the voxel], [K, hidden].
+
+        The product with the maximum is computed once per voxel, not once per point.
+        """
+        linear, norm, activation = self.voxel_layer
+        weight, bias = linear.parameters()
+        point_weight, voxel_weight = weight.split(x.shape[1], 1)
+        own = F.linear(x, point_weight, bias)
+        shared = F.linear(voxel_max, voxel_weight)
+        return activation(norm(own + _gather_at_points(shared, voxels, len(x))))
 
 
-def _spread(values: Tensor, voxels: Voxels, points: Tensor) -> Tensor:
-    """[N, C] of the voxels -> [K, C] of their points."""
-    return segment_broadcast(values, voxels.offsets, len(points))
+def _gather_at_points(values: Tensor, voxels: Voxels, num_points: int) -> Tensor:
+    """Give every point the value of its voxel: [N, C] -> [K, C]."""
+    return segment_broadcast(values, voxels.offsets, num_points)
 
 
 def _layer(in_channels: int, out_channels: int) -> nn.Sequential:

@@ -1,5 +1,4 @@
-"""Whole detectors side by side: what is checked before they are timed, and what the time is made
-of."""
+"""Whole detectors side by side: the checks before they are timed, and the parts of the time."""
 
 import pytest
 import torch
@@ -7,18 +6,18 @@ import torch
 import stratified3d.plugin  # noqa: F401  (registers the parts of configs)
 
 # isort: split
-from benchmarks.detectors import builders as detectors
-from benchmarks.detectors import latency as model
-from benchmarks.detectors import synthetic as planted
+from benchmarks.detectors import latency
 from benchmarks.detectors.builders import (
     ONE_THREAD,
     PILLAR,
     RULEBOOK,
     SPCONV,
     VOXEL,
-    Detector,
+    list_entries,
 )
-from benchmarks.point_clouds import BenchmarkFrame, frames_for_model, simulated
+from benchmarks.detectors.detector import Detector
+from benchmarks.detectors.synthetic import SyntheticObjects
+from benchmarks.point_clouds import BenchmarkFrame, frames_for_model, simulate_points
 from stratified3d.models.heads import center as center_head
 
 CPU, FP32, REACH = torch.device('cpu'), torch.float32, 9.6
@@ -27,38 +26,39 @@ OURS = 'stratified pillar 0.3'
 
 @pytest.fixture(scope='module')
 def frame():
-    return BenchmarkFrame('simulated', simulated(1))
+    return BenchmarkFrame('simulated', simulate_points(1))
 
 
 @pytest.fixture(scope='module')
-def field():
-    return {entry.name: entry for entry in detectors.entries(REACH)}
+def entries():
+    return {entry.name: entry for entry in list_entries(REACH)}
 
 
 @pytest.fixture(scope='module')
 def objects():
-    return planted.SyntheticObjects(REACH)
+    return SyntheticObjects(REACH)
 
 
 @pytest.fixture(scope='module')
-def ours(frame, field, objects):
-    """A detector that passed, and what its head made."""
-    (detector,), _ = model.prepare(field[OURS], frame.points, objects, CPU, FP32)
+def ours(frame, entries, objects):
+    """A detector that passed the check, and the outputs of its head."""
+    (detector,), _ = latency.prepare(entries[OURS], frame.points, objects, CPU, FP32)
     detector.detect(frame.points)
-    return detector, {name: [m.clone() for m in made] for name, made in detector.made.items()}
+    outputs = {name: [x.clone() for x in tensors] for name, tensors in detector.outputs.items()}
+    return detector, outputs
 
 
 @pytest.fixture(scope='module')
 def result(frame):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, 'QUICK_REACH', REACH)
-        patch.setattr(model, 'TUNING_ROUNDS', 1)
-        return model.run([frame], CPU, FP32, 2, [OURS, PILLAR, VOXEL], True)
+        patch.setattr(latency, 'QUICK_REACH', REACH)
+        patch.setattr(latency, 'TUNING_ROUNDS', 1)
+        return latency.run([frame], CPU, FP32, 2, [OURS, PILLAR, VOXEL], True)
 
 
-def test_everyone_has_the_same_head_and_the_map_that_its_config_says():
+def test_detectors_have_the_same_head_and_the_cells_of_their_config():
     widths, classes, cells = set(), set(), {}
-    for entry in detectors.entries():
+    for entry in list_entries():
         built = entry.build()
         head = built.head if entry.ours else built.pts_bbox_head
         branches = [
@@ -74,7 +74,7 @@ def test_everyone_has_the_same_head_and_the_map_that_its_config_says():
         classes.add(tuple(map(tuple, head.class_names)))
         coder = head.bbox_coder
         cell, origin = (
-            (head.cell[0], head.corner[0])
+            (head.cell_size[0], head.origin[0])
             if entry.ours
             else (coder.out_size_factor * coder.voxel_size[0], coder.pc_range[0])
         )
@@ -91,116 +91,119 @@ def test_everyone_has_the_same_head_and_the_map_that_its_config_says():
     }
 
 
-def test_rows(result):
+def test_rows_of_variants_and_of_the_fastest(result):
     assert [row['name'] for row in result['rows']] == [OURS, PILLAR, VOXEL]
     for row in result['rows']:
         assert row['cells'] == (round(2 * REACH / row['cell']),) * 2 and row['voxels'] > 300
         assert 4e6 < row['parameters'] < 2e7
-        assert all(row['ms'][part].median > 0 for part in model.PARTS)
+        assert all(row['ms'][part].median > 0 for part in latency.PARTS)
         assert set(row['ratio']) == {PILLAR, VOXEL} and len(row['total_ms_of_each_round']) == 2
         fastest = min(
-            tried['total_ms'].median
-            for tried in result['tried']
-            if tried['name'] == row['name'] and 'refused' not in tried
+            variant['total_ms'].median
+            for variant in result['variants']
+            if variant['name'] == row['name'] and 'refused' not in variant
         )
         (chosen,) = (
             t
-            for t in result['tried']
+            for t in result['variants']
             if (t['name'], t['settings']) == (row['name'], row['settings'])
         )
         assert chosen['total_ms'].median == fastest
     assert result['rows'][1]['ratio'][PILLAR].median == 1
-    settings = [row['settings'] for row in result['tried'] if row['name'] == VOXEL]
+    settings = [row['settings'] for row in result['variants'] if row['name'] == VOXEL]
     assert settings[0] == dict(layout='contiguous', convolution=SPCONV) and len(settings) == 5
-    right = [
+    correct = [
         row['settings']['convolution']
-        for row in result['tried']
+        for row in result['variants']
         if row['name'] == VOXEL and 'total_ms' in row
     ]
-    assert right.count(ONE_THREAD) == right.count(RULEBOOK) == 2
+    assert correct.count(ONE_THREAD) == correct.count(RULEBOOK) == 2
 
 
-def test_tables(result):
-    text = model.render(result)
+def test_tables_name_every_detector_and_variant(result):
+    text = latency.render(result)
     assert (
         text.index('voxelize')
         < text.index(f'| {OURS}')
         < text.index('Total over')
-        < text.index('every setting')
+        < text.index('every variant')
     )
-    # parts; ratios, a column and a row; who it is; every setting
+    # parts; ratios, a column and a row; the detectors; every variant
     assert text.count(f'| {VOXEL} ') == 4 + 5
-    refused = dict(result['tried'][0], refused='wrong, so not timed: the head is off by 1.0e+00')
+    refused = dict(result['variants'][0], refused='wrong, so not timed: the head is off by 1.0e+00')
     del refused['total_ms']
-    text = model.render(
-        dict(result, rows=result['rows'][1:], tried=[refused, *result['tried'][1:]])
+    text = latency.render(
+        dict(result, rows=result['rows'][1:], variants=[refused, *result['variants'][1:]])
     )
     assert text.count(f'| {OURS} ') == 2 and text.count(refused['refused']) == 1
 
 
-def test_the_parts_make_up_the_pass(ours, frame):
+def test_parts_add_up_to_the_total(ours, frame):
     detector, _ = ours
-    spent = model.time_pass(detector, frame.points)
-    assert list(spent) == [*model.PARTS, 'total'] and min(spent.values()) > 0
-    assert sum(spent[part] for part in model.PARTS) == pytest.approx(spent['total'], rel=0.02)
+    spent = latency.time_pass(detector, frame.points)
+    assert list(spent) == [*latency.PARTS, 'total'] and min(spent.values()) > 0
+    assert sum(spent[part] for part in latency.PARTS) == pytest.approx(spent['total'], rel=0.02)
 
 
-def test_a_wrong_detector_is_refused(ours, frame, monkeypatch):
-    detector, truth = ours
-    assert model.check(detector, frame.points, truth) is None
+def test_detector_with_wrong_attention_is_refused(ours, frame, monkeypatch):
+    detector, expected = ours
+    assert latency.check(detector, frame.points, expected) is None
     attention = detector.model.encoder.stages[0].blocks[0].mixer
     attend = attention.attend
     for wrong in (1.02, torch.nan):
         monkeypatch.setattr(attention, 'attend', lambda *args, wrong=wrong: attend(*args) * wrong)
-        refused = model.check(detector, frame.points, truth)
+        refused = latency.check(detector, frame.points, expected)
         assert refused.startswith("wrong, so not timed: the head's heatmaps are off by")
     assert refused.endswith(' nan')
     monkeypatch.setattr(
         detector, 'detect', lambda points: (_ for _ in ()).throw(RuntimeError('no CUDA here\nmore'))
     )
-    assert model.check(detector, frame.points, truth) == 'does not run: RuntimeError: no CUDA here'
+    assert (
+        latency.check(detector, frame.points, expected)
+        == 'does not run: RuntimeError: no CUDA here'
+    )
 
 
-def test_wrong_boxes_are_refused_in_every_dtype(ours, frame, monkeypatch):
-    detector, truth = ours
-    right = center_head.run_at
+def test_detector_with_wrong_boxes_is_refused_in_every_dtype(ours, frame, monkeypatch):
+    detector, expected = ours
+    right = center_head.run_branches_at
     monkeypatch.setattr(
         center_head,
-        'run_at',
+        'run_branches_at',
         lambda branches, maps, peaks: right(
             branches, maps, peaks._replace(x=(peaks.x + 1).clamp(max=maps.shape[3] - 1))
         ),
     )
-    for tolerance in model.TOLERANCES.values():
-        monkeypatch.setitem(model.TOLERANCES, FP32, tolerance)
-        assert model.check(detector, frame.points, truth).startswith(
+    for tolerance in latency.TOLERANCES.values():
+        monkeypatch.setitem(latency.TOLERANCES, FP32, tolerance)
+        assert latency.check(detector, frame.points, expected).startswith(
             "wrong, so not timed: the head's boxes are off by"
         )
 
 
-def test_wrong_suppression_and_decoding_are_noticed(frame, field, objects, monkeypatch):
-    entry = field[OURS]
+def test_wrong_nms_and_decoding_are_noticed(frame, entries, objects, monkeypatch):
+    entry = entries[OURS]
     detector = Detector(entry, entry.build(), {}, objects, CPU, FP32)
-    assert objects.missed(detector.detect(frame.points)) is None
+    assert objects.check(detector.detect(frame.points)) is None
     with monkeypatch.context() as patch:
         patch.setattr(
             center_head, 'rotated_nms', lambda boxes, scores, *_: torch.arange(len(scores))
         )
         assert (
-            objects.missed(detector.detect(frame.points))
-            == '270 boxes are found where 54 are planted'
+            objects.check(detector.detect(frame.points))
+            == '270 boxes are found instead of 54 synthetic ones'
         )
-    detector.model.head.cell = [0.62, 0.62]
-    assert 'a planted box is found' in objects.missed(detector.detect(frame.points))
+    detector.model.head.cell_size = [0.62, 0.62]
+    assert 'a synthetic box is found' in objects.check(detector.detect(frame.points))
 
 
-def test_planted_objects_need_room(objects):
-    maps = ([dict(heatmap=torch.zeros(1, 1, 8, 8))],)
-    with pytest.raises(ValueError, match='objects do not fit on a map of 8 x 8 cells of 0.6 m'):
-        objects.maps(maps, 0.6, -2.4)
+def test_synthetic_objects_need_room(objects):
+    out = ([dict(heatmap=torch.zeros(1, 1, 8, 8))],)
+    with pytest.raises(ValueError, match='8 x 8 cells of 0.6 m'):
+        objects.outputs(out, 0.6, -2.4)
 
 
-def test_frames(tiny_set):
+def test_frames_of_a_real_and_a_simulated_sweep(tiny_set):
     sweep = next((tiny_set / 'samples/LIDAR_TOP').glob('*.bin'))
     real, other = frames_for_model(sweep, True)
     assert (
@@ -211,14 +214,14 @@ def test_frames(tiny_set):
     assert other.points.shape[1] == 5
 
 
-def test_what_cannot_be_timed_is_named(frame):
+def test_unknown_names_rounds_and_far_frames_are_named(frame):
     with pytest.raises(
         ValueError,
-        match="there is no 'PointPillars' to benchmark; there are stratified pillar 0.3, ",
+        match="'PointPillars'; there are stratified pillar 0.3, ",
     ):
-        model.run([frame], CPU, FP32, 1, ['PointPillars'], True)
-    with pytest.raises(ValueError, match='--runs is 1 or more, not 0'):
-        model.run([frame], CPU, FP32, 0, [], True)
+        latency.run([frame], CPU, FP32, 1, ['PointPillars'], True)
+    with pytest.raises(ValueError, match='--runs .* not 0'):
+        latency.run([frame], CPU, FP32, 0, [], True)
     far = BenchmarkFrame('far', frame.points + 300)
-    with pytest.raises(ValueError, match='far: none of its .* points lies within 14.4 m'):
-        model.run([far], CPU, FP32, 1, [OURS], True)
+    with pytest.raises(ValueError, match='far: .* within 14.4 m'):
+        latency.run([far], CPU, FP32, 1, [OURS], True)

@@ -1,4 +1,9 @@
-"""mmdet3d's boxes to tensors and back, for the heads."""
+"""Conversions between mmdet3d's boxes, tensors and the box encoding that the heads predict.
+
+A box is [7 or 9] numbers: gravity center x, y, z, dx, dy, dz (meters), yaw (rad), and vx, vy (m/s).
+Its encoding is [8 or 10] numbers: center x and y in cells of the BEV feature map, gravity-center z,
+log dx dy dz, sin and cos of yaw, and vx, vy.
+"""
 
 from __future__ import annotations
 
@@ -13,81 +18,93 @@ from torch import Tensor
 def unpack_ground_truth(
     instances: Sequence[InstanceData], box_size: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Ground truths of the batch as tensors.
+    """Return the ground-truth boxes and labels of the batch as tensors.
 
     Args:
-        instances: bboxes_3d and labels_3d, one a sample.
+        instances: bboxes_3d and labels_3d, one per sample.
         box_size: numbers of a box that are learned, 7 or 9.
     Returns:
-        boxes, one [K, box_size] a sample (gravity center x, y, z, dx, dy, dz, yaw, and vx, vy), and
-        labels [K].
+        boxes, one [K, box_size] per sample, and labels, one [K] per sample.
     Raises:
         ValueError: boxes without velocity where it is to be learned.
     """
-    boxes, labels = [], []
+    all_boxes = []
+    all_labels = []
     for sample in instances:
-        box, label = sample.bboxes_3d, sample.labels_3d
-        box = torch.cat([box.gravity_center, box.tensor[:, 3:]], 1).to(label.device)
-        if box.shape[1] < box_size:
+        labels = sample.labels_3d
+        boxes = torch.cat([sample.bboxes_3d.gravity_center, sample.bboxes_3d.tensor[:, 3:]], 1)
+        boxes = boxes.to(labels.device)
+        if boxes.shape[1] < box_size:
             raise ValueError(
-                f'boxes have {box.shape[1]} numbers, but the head learns velocity and needs 9: '
+                f'boxes have {boxes.shape[1]} numbers, but the head learns velocity and needs 9: '
                 'set use_velocity=False'
             )
-        boxes.append(box[:, :box_size])
-        labels.append(label)
-    return boxes, labels
+        all_boxes.append(boxes[:, :box_size])
+        all_labels.append(labels)
+    return all_boxes, all_labels
 
 
-def decode_boxes(code: Tensor, cell: Sequence[float], corner: Sequence[float]) -> Tensor:
-    """What heads regress to boxes.
+def encode_boxes(boxes: Tensor, center: Tensor) -> Tensor:
+    """Return the encoding [K, 8 or 10] of boxes [K, 7 or 9], given their center [K, 2] in cells."""
+    yaw = boxes[:, 6:7]
+    return torch.cat(
+        [center, boxes[:, 2:3], boxes[:, 3:6].log(), yaw.sin(), yaw.cos(), boxes[:, 7:]], 1
+    )
+
+
+def decode_boxes(encoding: Tensor, cell_size: Sequence[float], origin: Sequence[float]) -> Tensor:
+    """Return the boxes [..., 7 or 9] of encodings [..., 8 or 10].
 
     Args:
-        code: [..., 8 or 10] x and y in cells of the map, gravity-center z, log dx dy dz (meters),
-        sin and cos of yaw,
-            and vx, vy.
-        cell, corner: (x, y) meters of a cell and of the map's corner.
-    Returns:
-        [..., 7 or 9] gravity center x, y, z, dx, dy, dz (meters), yaw (rad), and vx, vy (m/s).
+        encoding: with the center in cells of the BEV feature map.
+        cell_size, origin: (x, y) meters of a cell, and of the corner of the BEV feature map.
     """
-    center = code[..., :2] * code.new_tensor(cell) + code.new_tensor(corner)
-    yaw = torch.atan2(code[..., 6:7], code[..., 7:8])
-    return torch.cat([center, code[..., 2:3], code[..., 3:6].exp(), yaw, code[..., 8:]], -1)
+    center = encoding[..., :2] * encoding.new_tensor(cell_size) + encoding.new_tensor(origin)
+    yaw = torch.atan2(encoding[..., 6:7], encoding[..., 7:8])
+    dims = encoding[..., 3:6].exp()
+    return torch.cat([center, encoding[..., 2:3], dims, yaw, encoding[..., 8:]], -1)
+
+
+def move_center(encoding: Tensor, cells: Tensor) -> Tensor:
+    """Return encodings [..., 8 or 10] whose centers are moved by (x, y) cells [..., 2]."""
+    return torch.cat([encoding[..., :2] + cells, encoding[..., 2:]], -1)
 
 
 def has_center_in(boxes: Tensor, limits: Sequence[float]) -> Tensor:
-    """[...] bool: whether the gravity center of each box [..., >= 7] lies within (x, y, z low, x,
-    y, z high)."""
-    low, high = boxes.new_tensor(limits).chunk(2)
-    return ((boxes[..., :3] >= low) & (boxes[..., :3] <= high)).all(-1)
+    """Return whether the gravity center of each box [..., >= 7] is within the limits: [...] bool.
+
+    Args:
+        limits: (x_min, y_min, z_min, x_max, y_max, z_max) meters, both ends included.
+    """
+    lowest, highest = boxes.new_tensor(limits).chunk(2)
+    center = boxes[..., :3]
+    return ((center >= lowest) & (center <= highest)).all(-1)
 
 
 def pack_detections(boxes: Tensor, scores: Tensor, labels: Tensor, meta: dict) -> InstanceData:
-    """Boxes [K, 7 or 9] with gravity centers, scores [K] and labels [K] -> what mmdet3d calls
-    predictions."""
-    boxes = torch.cat(
-        [boxes[:, :2], boxes[:, 2:3] - boxes[:, 5:6] / 2, boxes[:, 3:]], 1
-    )  # to the bottom center
+    """Return mmdet3d's InstanceData of boxes [K, 7 or 9], scores [K] and labels [K].
+
+    Args:
+        meta: of the sample; its box_type_3d is the class of the boxes.
+    """
+    bottom = boxes[:, 2:3] - boxes[:, 5:6] / 2  # mmdet3d's boxes have their center there
+    boxes = torch.cat([boxes[:, :2], bottom, boxes[:, 3:]], 1)
     box_type = meta.get('box_type_3d', LiDARInstance3DBoxes)
     return InstanceData(
         bboxes_3d=box_type(boxes, box_dim=boxes.shape[1]), scores_3d=scores, labels_3d=labels
     )
 
 
-def choose_code_weights(code_weights: Sequence[float] | None, use_velocity: bool) -> list[float]:
-    """Weight of each regressed number: as given, else 1, and 0.2 for velocity.
+def resolve_code_weights(code_weights: Sequence[float] | None, use_velocity: bool) -> list[float]:
+    """Return the weight of each number of the encoding: as given, else 1, and 0.2 for velocity.
 
     Raises:
         ValueError: other than 8 weights, or 10 with velocity.
     """
-    code_size = 10 if use_velocity else 8
-    code_weights = list(code_weights or [1.0] * 8 + [0.2] * (code_size - 8))
-    if len(code_weights) != code_size:
-        raise ValueError(f'code_weights has {len(code_weights)} entries, the code has {code_size}')
-    return code_weights
-
-
-def grow_range(point_cloud_range: Sequence[float]) -> list[float]:
-    """The range and 10 m around it: detections may lie there."""
-    return [bound - 10 for bound in point_cloud_range[:3]] + [
-        bound + 10 for bound in point_cloud_range[3:]
-    ]
+    size = 10 if use_velocity else 8
+    weights = list(code_weights or [1.0] * 8 + [0.2] * (size - 8))
+    if len(weights) != size:
+        raise ValueError(
+            f'code_weights has {len(weights)} entries, but a box encoding has {size} numbers'
+        )
+    return weights

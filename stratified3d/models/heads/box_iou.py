@@ -1,5 +1,4 @@
-"""Overlap of predicted and true boxes in the center head: what its IoU branch learns and what its
-IoU loss lowers."""
+"""3D IoU of encoded boxes, and scores that take a predicted IoU into account."""
 
 from __future__ import annotations
 
@@ -14,74 +13,115 @@ from stratified3d.ops import rotated_intersection
 _LARGEST_LOG_SIZE = 5.0
 
 
-def overlap(code: Tensor, target: Tensor, cell: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """3D IoU of rotated boxes that are coded in the same cell, and how far apart they are;
-    differentiable.
+def iou3d_and_distance(
+    encoding: Tensor, target: Tensor, cell_size: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """Return the 3D IoU of rotated boxes and the normalized distance of their centers.
+
+    The distance is the penalty of distance-IoU (Zheng et al. 2020, section 3.2): the squared
+    distance of the centers over the squared diagonal of the smallest box around both, which is
+    upright in the bird's-eye view. Both results are differentiable.
 
     Args:
-        code, target: [..., >= 8] offset x and y in cells, gravity-center z, log dx dy dz (meters),
-        sin and cos of yaw.
-        cell: (x, y) meters of a cell.
+        encoding, target: [..., >= 8] box encodings whose centers count from the same cell.
+        cell_size: (x, y) meters of a cell.
     Returns:
-        iou [...] in 0 to 1, and distance [...]: squared distance of the centers over the squared
-        diagonal of the smallest upright box around both, in 0 to 1 (the penalty of distance-IoU,
-        Zheng et al. 2020, section 3.2, with upright corners in the bird's-eye view). Both in fp64,
-        which the intersection needs.
+        iou [...] and distance [...], both in 0 to 1 and fp64, which the intersection needs.
     """
-    code, target = code[..., :8].double(), target[..., :8].double()
-    size = code.new_tensor(cell)
-    gap = torch.cat(
-        [(code[..., :2] - target[..., :2]) * size, code[..., 2:3] - target[..., 2:3]], -1
-    )  # [..., 3]
-    dims, true_dims = (x[..., 3:6].clamp(max=_LARGEST_LOG_SIZE).exp() for x in (code, target))
-    yaw, true_yaw = _yaw(code), _yaw(target)
-    area = rotated_intersection(
-        torch.cat([gap[..., :2], dims[..., :2], yaw], -1),
-        torch.cat([torch.zeros_like(gap[..., :2]), true_dims[..., :2], true_yaw], -1),
-    )
-    top = torch.minimum(gap[..., 2] + dims[..., 2] / 2, true_dims[..., 2] / 2)
-    bottom = torch.maximum(gap[..., 2] - dims[..., 2] / 2, -true_dims[..., 2] / 2)
-    shared = area * (top - bottom).clamp(min=0)
-    iou = shared / (dims.prod(-1) + true_dims.prod(-1) - shared)
-    reach, true_reach = _half_extent(dims, yaw), _half_extent(true_dims, true_yaw)
-    around = torch.maximum(gap + reach, true_reach) - torch.minimum(gap - reach, -true_reach)
-    return iou, gap.square().sum(-1) / around.square().sum(-1)
+    encoding = encoding[..., :8].double()
+    target = target[..., :8].double()
+
+    shift_xy = (encoding[..., :2] - target[..., :2]) * encoding.new_tensor(cell_size)
+    shift_z = encoding[..., 2:3] - target[..., 2:3]
+    shift = torch.cat([shift_xy, shift_z], -1)  # [..., 3] meters
+    dims = _dims(encoding)
+    target_dims = _dims(target)
+    yaw = _yaw(encoding)
+    target_yaw = _yaw(target)
+
+    area = _common_area(shift, dims, yaw, target_dims, target_yaw)
+    height = _common_height(shift[..., 2], dims[..., 2], target_dims[..., 2])
+    intersection = area * height
+    volume = dims.prod(-1)
+    target_volume = target_dims.prod(-1)
+    iou = intersection / (volume + target_volume - intersection)
+
+    half_extent = _half_extent(dims, yaw)
+    target_half_extent = _half_extent(target_dims, target_yaw)
+    upper = torch.maximum(shift + half_extent, target_half_extent)
+    lower = torch.minimum(shift - half_extent, -target_half_extent)
+    squared_distance = shift.square().sum(-1)
+    squared_diagonal = (upper - lower).square().sum(-1)
+    return iou, squared_distance / squared_diagonal
 
 
-def rectify_score(heat: Tensor, iou: Tensor, power: Tensor) -> Tensor:
-    """Scores that know how well the box fits: heat^(1 - power) * IoU^power (Hu et al. 2022,
-    AFDetV2).
+def rectify_score(score: Tensor, iou: Tensor, power: Tensor) -> Tensor:
+    """Return score^(1 - power) * IoU^power, which ranks boxes that fit well higher.
+
+    IoU-aware rescoring of Hu et al. 2022 (AFDetV2).
 
     Args:
-        heat: [...] scores; iou: [...] as the branch gives it, 2 IoU - 1; power: [...] of the IoU.
+        score: [...] heatmap scores.
+        iou: [...] output of the IoU branch, 2 IoU - 1.
+        power: [...] of the IoU, 0 to 1.
     """
-    return heat ** (1 - power) * ((iou + 1) / 2).clamp(0, 1) ** power
+    return score ** (1 - power) * ((iou + 1) / 2).clamp(0, 1) ** power
 
 
-def class_powers(power: float | Sequence[float], num_classes: int) -> list[float]:
-    """Powers of `rectify_score`, one a class, from a number for all or one each.
+def iou_power_per_class(power: float | Sequence[float], num_classes: int) -> list[float]:
+    """Return the power of the IoU in `rectify_score` for each class.
 
+    Args:
+        power: one number for all classes, or one per class.
     Raises:
-        ValueError: powers beyond 0 to 1 or another number of them.
+        ValueError: powers outside of 0 to 1 or another number of them.
     """
-    powers = (
-        [float(power)] * num_classes if isinstance(power, (int, float)) else list(map(float, power))
-    )
+    if isinstance(power, (int, float)):
+        powers = [float(power)] * num_classes
+    else:
+        powers = list(map(float, power))
     if len(powers) != num_classes or not all(0 <= p <= 1 for p in powers):
         raise ValueError(
-            f'iou_power is a number from 0 to 1 or one a class ({num_classes}), not {power}'
+            f'iou_power is a number from 0 to 1 or one per class ({num_classes}), not {power}'
         )
     return powers
 
 
-def _yaw(code: Tensor) -> Tensor:
-    sin, cos = code[..., 6:7], code[..., 7:8]
+def _dims(encoding: Tensor) -> Tensor:
+    """[..., 3] meters."""
+    return encoding[..., 3:6].clamp(max=_LARGEST_LOG_SIZE).exp()
+
+
+def _yaw(encoding: Tensor) -> Tensor:
+    """[..., 1] radians."""
+    sin = encoding[..., 6:7]
+    cos = encoding[..., 7:8]
     # the angle of (0, 0) has no gradient
-    return torch.atan2(sin, torch.where((sin == 0) & (cos == 0), torch.ones_like(cos), cos))
+    undefined = (sin == 0) & (cos == 0)
+    return torch.atan2(sin, torch.where(undefined, torch.ones_like(cos), cos))
+
+
+def _common_area(
+    shift: Tensor, dims: Tensor, yaw: Tensor, target_dims: Tensor, target_yaw: Tensor
+) -> Tensor:
+    """Area [...] of intersection in the bird's-eye view, with the target at the origin."""
+    center = shift[..., :2]
+    rectangle = torch.cat([center, dims[..., :2], yaw], -1)
+    target_center = torch.zeros_like(center)
+    target_rectangle = torch.cat([target_center, target_dims[..., :2], target_yaw], -1)
+    return rotated_intersection(rectangle, target_rectangle)
+
+
+def _common_height(shift: Tensor, height: Tensor, target_height: Tensor) -> Tensor:
+    """Length [...] of the common part of two intervals, the second of which is centered at 0."""
+    top = torch.minimum(shift + height / 2, target_height / 2)
+    bottom = torch.maximum(shift - height / 2, -target_height / 2)
+    return (top - bottom).clamp(min=0)
 
 
 def _half_extent(dims: Tensor, yaw: Tensor) -> Tensor:
-    """[..., 3] of the upright box around a turned one."""
-    cos, sin = yaw.cos().abs(), yaw.sin().abs()
-    x, y, z = dims.split(1, -1)
-    return torch.cat([x * cos + y * sin, x * sin + y * cos, z], -1) / 2
+    """[..., 3] half the size of the upright box around a rotated one."""
+    cos = yaw.cos().abs()
+    sin = yaw.sin().abs()
+    dx, dy, dz = dims.split(1, -1)
+    return torch.cat([dx * cos + dy * sin, dx * sin + dy * cos, dz], -1) / 2

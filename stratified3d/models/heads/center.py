@@ -1,9 +1,9 @@
-"""CenterPoint's head, without loops over objects, without compiled operators, and with boxes at the
-peaks only."""
+"""CenterPoint's head with vectorized targets, and boxes that are computed at the peaks only."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmdet.utils import reduce_mean
@@ -14,53 +14,68 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from stratified3d.models.heads.box_coding import (
-    choose_code_weights,
     decode_boxes,
-    grow_range,
     has_center_in,
+    move_center,
     pack_detections,
+    resolve_code_weights,
     unpack_ground_truth,
 )
-from stratified3d.models.heads.box_iou import class_powers, overlap, rectify_score
-from stratified3d.models.heads.center_peaks import Peaks, choose_peaks, gather_at, run_at
+from stratified3d.models.heads.box_iou import iou_power_per_class, rectify_score
+from stratified3d.models.heads.center_peaks import (
+    Peaks,
+    gather_at,
+    run_branches_at,
+    select_peaks,
+)
 from stratified3d.models.heads.center_targets import CenterTargets, assign_targets, widen_targets
-from stratified3d.ops import circle_nms, grid_shape, rotated_nms
+from stratified3d.models.heads.feature_map import (
+    check_feature_map_size,
+    feature_map_geometry,
+    resolve_post_center_range,
+)
+from stratified3d.models.heads.losses import heatmap_scores, iou_losses, regression_weights
+from stratified3d.ops import circle_nms, rotated_nms
+
+# channels and convolutions of the branches that predict the box encoding, in its order
+_BOX_BRANCHES = dict(reg=(2, 2), height=(1, 2), dim=(3, 2), rot=(2, 2))
 
 
 @MODELS.register_module()
 class StratifiedCenterHead(CenterHead):
-    """mmdet3d's CenterHead (Yin et al. 2021) with vectorised targets, optional velocity and its own
-    suppression.
+    """mmdet3d's CenterHead (Yin et al. 2021) with vectorized targets and rotated or circle NMS.
+
+    Velocity, an IoU branch and an IoU loss are optional.
 
     Args:
-        in_channels: of the map.
-        tasks: lists of class names, one list a group that shares a heatmap branch; their
-        concatenation is the order
-            of the labels.
-        voxel_size, point_cloud_range: meters; stride: voxels per cell of the map.
+        in_channels: of the BEV feature map.
+        tasks: lists of class names, one list per group that shares a heatmap branch; their
+            concatenation is the order of the labels.
+        voxel_size, point_cloud_range: meters.
+        stride: voxels per cell of the BEV feature map.
         use_velocity: whether boxes have vx, vy to learn.
         shared_channels: width of the shared convolution and of the branches.
         max_objs, min_overlap, min_radius: see `assign_targets`.
         box_radius: cells around an object's own that learn its box too, see `widen_targets`; 0 is
-        CenterPoint.
-        iou_weight: of the loss of an IoU branch, which learns 2 IoU - 1 of the predicted box with
-            the true one; 0 is no such branch.
-        iou_power: of the IoU in the score, one number or one a class, see `rectify_score`; needs the
-            branch.
-        iou_loss_weight: of 1 - IoU + distance of the predicted boxes, see `overlap`; 0 is no such
-            loss.
+            CenterPoint.
+        iou_weight: of the loss of an IoU branch, which learns 2 IoU - 1 of the predicted with the
+            ground-truth box; 0 leaves the branch out.
+        iou_power: of the IoU in the score, one number or one per class, see `rectify_score`; has no
+            effect without the branch.
+        iou_loss_weight: of 1 - IoU + distance of the predicted boxes, see `iou_losses`; 0 leaves
+            the loss out.
         code_weights: weight of each regressed number, 8 or 10; default 1, velocity 0.2.
         bbox_weight: of the regression loss.
         score_threshold: predictions below are dropped.
-        max_num: predictions decoded per task, those of the highest heat.
-        nms: dict(type='circle', radius=[meters a task]) or dict(type='rotated', iou=0.2).
+        max_num: predictions decoded per task, those with the highest heatmap scores.
+        nms: dict(type='circle', radius=[meters per task]) or dict(type='rotated', iou=0.2).
         post_max_size: predictions kept per task and sample.
-        post_center_range: predictions with centers outside are dropped; default the range grown by
-        10 m.
+        post_center_range: predictions with centers outside are dropped; default the range extended
+            by 10 m.
         sync_avg_factor: whether losses are averaged over the objects of all processes, as if one
             had the whole batch, or over those of each process alone, as mmdet3d does.
     Raises:
-        ValueError: settings whose lengths do not fit the tasks, unknown nms type.
+        ValueError: settings whose lengths do not fit the tasks, unknown NMS type.
     """
 
     def __init__(
@@ -88,45 +103,21 @@ class StratifiedCenterHead(CenterHead):
         post_center_range: Sequence[float] | None = None,
         sync_avg_factor: bool = False,
     ):
-        nms = dict(nms or dict(type='rotated', iou=0.2))
-        if nms.get('type') not in ('circle', 'rotated'):
-            raise ValueError(f"nms type is 'circle' or 'rotated', not {nms.get('type')!r}")
-        if nms['type'] == 'circle' and len(nms.get('radius', ())) != len(tasks):
-            raise ValueError(
-                f'nms radius has {len(nms.get("radius", ()))} entries for {len(tasks)} tasks'
-            )
-        if nms['type'] == 'rotated' and 'iou' not in nms:
-            raise ValueError("nms type 'rotated' needs its iou, e.g. dict(type='rotated', iou=0.2)")
-        code_weights = choose_code_weights(code_weights, use_velocity)
-        powers = class_powers(iou_power, sum(map(len, tasks)))
-        _, rows, columns = grid_shape(voxel_size, point_cloud_range)
-        post_center_range = list(post_center_range or grow_range(point_cloud_range))
-        branches = dict(reg=(2, 2), height=(1, 2), dim=(3, 2), rot=(2, 2))
-        if use_velocity:
-            branches['vel'] = (2, 2)
-        extra = dict(iou=(1, 2)) if iou_weight else {}
-        self.feature_map_size = (-(-rows // stride), -(-columns // stride))
+        branches = _BOX_BRANCHES | (dict(vel=(2, 2)) if use_velocity else {})
+        outputs = branches | (dict(iou=(1, 2)) if iou_weight else {})
         super().__init__(
             in_channels=in_channels,
             tasks=[dict(num_class=len(names), class_names=list(names)) for names in tasks],
-            # mmdet3d's decoder, which is asked for and not used: it wants the boxes of all cells
-            bbox_coder=dict(
-                type='CenterPointBBoxCoder',
-                pc_range=list(point_cloud_range[:2]),
-                out_size_factor=stride,
-                voxel_size=list(voxel_size[:2]),
-                code_size=len(code_weights) - 1,
-            ),
-            common_heads=branches | extra,
-            loss_cls=dict(type='mmdet.GaussianFocalLoss', reduction='mean'),
-            loss_bbox=dict(type='mmdet.L1Loss', reduction='mean', loss_weight=bbox_weight),
-            separate_head=dict(
-                type='SeparateHead', head_conv=shared_channels, init_bias=-2.19, final_kernel=3
-            ),
-            share_conv_channel=shared_channels,
+            bbox_coder=_unused_bbox_coder(voxel_size, point_cloud_range, stride, use_velocity),
+            common_heads=outputs,
+            **_layer_settings(shared_channels, bbox_weight),
         )
-        self.target_settings = dict(
-            num_classes=self.num_classes,
+        self.branches = tuple(branches)
+        self.outputs = tuple(outputs)
+
+        geometry = feature_map_geometry(voxel_size, point_cloud_range, stride)
+        self.feature_map_size, self.cell_size, self.origin = geometry
+        self.target_settings: dict[str, Any] = dict(
             feature_map_size=self.feature_map_size,
             voxel_size=voxel_size,
             point_cloud_range=point_cloud_range,
@@ -135,37 +126,36 @@ class StratifiedCenterHead(CenterHead):
             min_overlap=min_overlap,
             min_radius=min_radius,
         )
-        self.branches, self.code_weights, self.box_radius = (
-            tuple(branches),
-            code_weights,
-            box_radius,
-        )
-        self.outputs = (*self.branches, *extra)
-        self.score_threshold, self.max_num = score_threshold, max_num
-        self.nms, self.post_max_size, self.post_center_range = nms, post_max_size, post_center_range
-        self.sync_avg_factor = sync_avg_factor
-        self.corner, self.cell = (
-            list(point_cloud_range[:2]),
-            [size * stride for size in voxel_size[:2]],
-        )
-        self.iou_weight, self.iou_loss_weight = iou_weight, iou_loss_weight
+        self.box_radius = box_radius
+        self.code_weights = resolve_code_weights(code_weights, use_velocity)
+        powers = iou_power_per_class(iou_power, sum(self.num_classes))
+        self.iou_weight = iou_weight
         self.iou_power = powers if iou_weight else [0.0] * len(powers)
+        self.iou_loss_weight = iou_loss_weight
+        self.sync_avg_factor = sync_avg_factor
+        self.score_threshold = score_threshold
+        self.max_num = max_num
+        self.nms = _check_nms(nms or dict(type='rotated', iou=0.2), len(tasks))
+        self.post_max_size = post_max_size
+        self.post_center_range = resolve_post_center_range(post_center_range, point_cloud_range)
 
     def init_weights(self) -> None:
-        """Start every heatmap at a score of 0.1; mmdet3d 1.4 means to, but its initialization never
-        gets there."""
+        """Initialize the weights, with every heatmap at a score of 0.1.
+
+        mmdet3d 1.4 intends the latter too, but its code for it is never called.
+        """
         super().init_weights()
-        for task in self.task_heads:
-            torch.nn.init.constant_(task.heatmap[-1].bias, task.init_bias)
+        for task_head in self.task_heads:
+            torch.nn.init.constant_(task_head.heatmap[-1].bias, task_head.init_bias)
 
     def get_targets(self, batch_gt_instances_3d: list[InstanceData]) -> list[CenterTargets]:
-        """Ground truths of the batch -> one CenterTargets a task."""
-        boxes, labels = unpack_ground_truth(batch_gt_instances_3d, len(self.code_weights) - 1)
-        targets = assign_targets(boxes, labels, **self.target_settings)
-        return [
-            widen_targets(t, self.box_radius, self.feature_map_size) if self.box_radius else t
-            for t in targets
-        ]
+        """Return the training targets of the batch, one CenterTargets per task."""
+        box_size = len(self.code_weights) - 1  # yaw is one number of a box, two of its encoding
+        boxes, labels = unpack_ground_truth(batch_gt_instances_3d, box_size)
+        targets = assign_targets(boxes, labels, self.num_classes, **self.target_settings)
+        if not self.box_radius:
+            return targets
+        return [widen_targets(t, self.box_radius, self.feature_map_size) for t in targets]
 
     def loss_by_feat(
         self,
@@ -174,126 +164,213 @@ class StratifiedCenterHead(CenterHead):
         *args,
         **kwargs,
     ) -> dict[str, Tensor]:
-        """Focal loss of the heatmaps and L1 loss of the boxes, per task."""
-        losses = {}
+        """Return the losses of each task: heatmap (focal), boxes (L1), and those of the IoU.
+
+        Args:
+            preds_dicts: of `forward`, a list with one dict per task.
+            batch_gt_instances_3d: bboxes_3d and labels_3d, one per sample.
+        Raises:
+            ValueError: a BEV feature map of another size than range, voxel size and stride give.
+        """
         targets = self.get_targets(batch_gt_instances_3d)
-        counts = torch.stack(
-            [torch.stack([t.heatmap.eq(1).sum(), t.mask.sum()]) for t in targets]
-        ).float()  # [T, 2]
-        if self.sync_avg_factor:
-            counts = reduce_mean(counts)
+        num_peaks, num_boxes = self._avg_factors(targets)
+        losses = {}
         for t, ((pred,), target) in enumerate(zip(preds_dicts, targets)):
-            if pred['heatmap'].shape[2:] != self.feature_map_size:
-                raise ValueError(
-                    f'the map has {tuple(pred["heatmap"].shape[2:])} cells, range, voxel size and stride '
-                    f"give {self.feature_map_size}: does the head's stride fit the backbone's?"
-                )
-            # mmdet3d's clip_sigmoid would overwrite the predictions
-            heat = pred['heatmap'].float().sigmoid().clamp(1e-4, 1 - 1e-4)
-            losses[f'task{t}.loss_heatmap'] = self.loss_cls(
-                heat, target.heatmap, avg_factor=counts[t, 0].clamp(min=1)
-            )
-            code = torch.cat([pred[name] for name in self.branches], 1).float()  # [B, code, Y, X]
-            index = target.index.unsqueeze(1).expand(-1, code.shape[1], -1)
-            code = code.flatten(2).gather(2, index).transpose(1, 2)  # [B, max_objs, code]
-            total = counts[t, 1] + 1e-4
-            # an unknown number (NaN velocity) is learned nowhere
-            weight = (
-                target.mask.unsqueeze(2)
-                * target.boxes.isfinite()
-                * code.new_tensor(self.code_weights)
-            )
-            losses[f'task{t}.loss_bbox'] = self.loss_bbox(
-                code, target.boxes.nan_to_num(0, 0, 0), weight, avg_factor=total
-            )
-            if self.iou_weight or self.iou_loss_weight:
-                iou, distance = overlap(code, target.boxes.nan_to_num(0, 0, 0), self.cell)
-                mask = target.mask.to(iou.dtype)
-            if self.iou_weight:
-                guess = pred['iou'].float().flatten(1).gather(1, target.index)
-                gap = (guess - (2 * iou.detach() - 1)).abs() * mask
-                losses[f'task{t}.loss_iou_branch'] = (self.iou_weight * gap.sum() / total).float()
-            if self.iou_loss_weight:
-                gap = (1 - iou + distance) * mask
-                losses[f'task{t}.loss_iou'] = (self.iou_loss_weight * gap.sum() / total).float()
+            task_losses = self._task_losses(pred, target, num_peaks[t], num_boxes[t])
+            losses.update({f'task{t}.{name}': value for name, value in task_losses.items()})
         return losses
 
-    def predict(
-        self, maps: Sequence[Tensor], batch_data_samples: list[Det3DDataSample], **kwargs
-    ) -> list[InstanceData]:
-        """Maps of the backbone -> detections; as `predict_by_feat` of all outputs finds them, but
-        boxes are computed at the peaks of the heatmaps only."""
-        metas = [sample.metainfo for sample in batch_data_samples]
-        is_learning = any(
-            module.training for module in self.modules()
-        )  # batch norms then want the whole map
-        found = self.look_up(self(maps)) if is_learning else self.find(maps)
-        with torch.autocast(maps[0].device.type, enabled=False):
-            return self._detect(found, metas)
+    def _avg_factors(self, targets: list[CenterTargets]) -> tuple[Tensor, Tensor]:
+        """Numbers by which the losses of the heatmap and of the boxes are divided, [tasks] each."""
+        counts = [torch.stack([t.heatmap.eq(1).sum(), t.mask.sum()]) for t in targets]
+        factors = torch.stack(counts).float()  # [tasks, 2]
+        if self.sync_avg_factor:
+            factors = reduce_mean(factors)
+        return factors[:, 0].clamp(min=1), factors[:, 1] + 1e-4
 
-    def find(self, maps: Sequence[Tensor]) -> list[tuple[Peaks, Tensor]]:
-        """Maps of the backbone -> peaks and what the branches say there, [K, 8 or 10 and 1 of the
-        IoU], of each task; in evaluation mode."""
-        x = self.shared_conv(maps[0])
-        found = []
-        for t, task in enumerate(self.task_heads):
-            peaks = self._choose(task.heatmap(x), t)
-            found.append(
-                (
-                    peaks,
-                    torch.cat(run_at([getattr(task, name) for name in self.outputs], x, peaks), 1),
-                )
-            )
-        return found
+    def _task_losses(
+        self, pred: dict[str, Tensor], target: CenterTargets, num_peaks: Tensor, num_boxes: Tensor
+    ) -> dict[str, Tensor]:
+        check_feature_map_size(pred['heatmap'], self.feature_map_size)
+        scores = heatmap_scores(pred['heatmap'])
+        loss_heatmap = self.loss_cls(scores, target.heatmap, avg_factor=num_peaks)
+
+        encoding = torch.cat([pred[name] for name in self.branches], 1).float()  # [B, 8|10, Y, X]
+        index = target.cell_index.unsqueeze(1).expand(-1, encoding.shape[1], -1)
+        encoding = encoding.flatten(2).gather(2, index).transpose(1, 2)  # [B, max_objs, 8|10]
+        bbox_targets = target.bbox_targets.nan_to_num(0, 0, 0)
+        weights = regression_weights(target.bbox_targets, self.code_weights)
+        weights = target.mask.unsqueeze(2) * weights
+        loss_bbox = self.loss_bbox(encoding, bbox_targets, weights, avg_factor=num_boxes)
+
+        predicted_iou = None
+        if self.iou_weight:
+            predicted_iou = pred['iou'].float().flatten(1).gather(1, target.cell_index)
+        extra_losses = iou_losses(
+            encoding,
+            bbox_targets,
+            predicted_iou,
+            cell_size=self.cell_size,
+            branch_weight=self.iou_weight,
+            box_weight=self.iou_loss_weight,
+            avg_factor=num_boxes,
+            mask=target.mask,
+        )
+        return dict(loss_heatmap=loss_heatmap, loss_bbox=loss_bbox, **extra_losses)
+
+    def predict(
+        self,
+        feature_maps: Sequence[Tensor],
+        batch_data_samples: list[Det3DDataSample],
+        **kwargs,
+    ) -> list[InstanceData]:
+        """Return the detections of each sample, from the BEV feature map of the backbone.
+
+        The same as `predict_by_feat` of all outputs, but boxes are computed at the peaks of the
+        heatmaps only.
+        """
+        metas = [sample.metainfo for sample in batch_data_samples]
+        # batch norms that are in training mode need the whole BEV feature map
+        if any(module.training for module in self.modules()):
+            outputs = self.gather_at_peaks(self(feature_maps))
+        else:
+            outputs = self.predict_at_peaks(feature_maps)
+        with torch.autocast(feature_maps[0].device.type, enabled=False):
+            return self.decode(outputs, metas)
 
     def predict_by_feat(
         self, preds_dicts: tuple[list[dict]], batch_input_metas: list[dict], *args, **kwargs
     ) -> list[InstanceData]:
-        """Decode, suppress and join the tasks: one InstanceData (bboxes_3d, scores_3d, labels_3d) a
-        sample."""
-        return self._detect(self.look_up(preds_dicts), batch_input_metas)
+        """Return the detections of each sample, from the outputs of all cells."""
+        return self.decode(self.gather_at_peaks(preds_dicts), batch_input_metas)
 
-    def look_up(self, preds_dicts: tuple[list[dict]]) -> list[tuple[Peaks, Tensor]]:
-        """What `find` gives, from the outputs of all cells."""
-        found = []
+    def predict_at_peaks(self, feature_maps: Sequence[Tensor]) -> list[tuple[Peaks, Tensor]]:
+        """Run the heatmaps everywhere and the other branches at the peaks; in evaluation mode only.
+
+        Args:
+            feature_maps: of the backbone, the first [B, in_channels, Y, X].
+        Returns:
+            For each task its peaks and the outputs of the other branches there [K, 8 or 10], with
+            one more column of the IoU branch.
+        """
+        shared = self.shared_conv(feature_maps[0])
+        outputs = []
+        for t, task_head in enumerate(self.task_heads):
+            peaks = self._select_peaks(task_head.heatmap(shared), t)
+            branches = [getattr(task_head, name) for name in self.outputs]
+            outputs.append((peaks, torch.cat(run_branches_at(branches, shared, peaks), 1)))
+        return outputs
+
+    def gather_at_peaks(self, preds_dicts: tuple[list[dict]]) -> list[tuple[Peaks, Tensor]]:
+        """Return what `predict_at_peaks` returns, from the outputs of all cells."""
+        outputs = []
         for t, (pred,) in enumerate(preds_dicts):
-            peaks = self._choose(pred['heatmap'], t)
-            found.append(
-                (peaks, gather_at(torch.cat([pred[name] for name in self.outputs], 1), peaks))
-            )
-        return found
+            peaks = self._select_peaks(pred['heatmap'], t)
+            everywhere = torch.cat([pred[name] for name in self.outputs], 1)
+            outputs.append((peaks, gather_at(everywhere, peaks)))
+        return outputs
 
-    def _choose(self, logits: Tensor, task: int) -> Peaks:
-        return choose_peaks(logits, self._powers(task), self.score_threshold, self.max_num)
+    def decode(self, outputs: list[tuple[Peaks, Tensor]], metas: list[dict]) -> list[InstanceData]:
+        """Decode the outputs at the peaks, apply NMS per task and join the tasks.
 
-    def _powers(self, task: int) -> list[float]:
-        """Powers of the IoU in the score of a task's classes."""
+        Args:
+            outputs: of `predict_at_peaks`, one entry per task.
+            metas: of each sample, see `pack_detections`.
+        Returns:
+            One InstanceData (bboxes_3d, scores_3d, labels_3d) per sample.
+        """
+        per_task = []
+        for t, (peaks, task_outputs) in enumerate(outputs):
+            per_task.append(self._detect_task(peaks, task_outputs, t, num_samples=len(metas)))
+
+        detections = []
+        for i, meta in enumerate(metas):
+            parts = [samples[i] for samples in per_task]
+            boxes, scores, labels = (torch.cat(values) for values in zip(*parts))
+            detections.append(pack_detections(boxes, scores, labels, meta))
+        return detections
+
+    def _detect_task(
+        self, peaks: Peaks, outputs: Tensor, task: int, num_samples: int
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Boxes, scores and labels of one task after NMS, for each sample."""
+        boxes, scores = self._decode_task(peaks, outputs, task)
+        labels = peaks.label + sum(self.num_classes[:task])
+        is_in_range = has_center_in(boxes, self.post_center_range)
+        is_good = is_in_range & (scores > self.score_threshold)
+        detections = []
+        for i in range(num_samples):
+            candidates = is_good & (peaks.sample == i)
+            rows = candidates.nonzero().squeeze(1)
+            best = self._nms(boxes[rows], scores[rows], task)
+            rows = rows[best]
+            detections.append((boxes[rows], scores[rows], labels[rows]))
+        return detections
+
+    def _decode_task(self, peaks: Peaks, outputs: Tensor, task: int) -> tuple[Tensor, Tensor]:
+        """Boxes [K, 7 or 9] and scores [K] at the peaks of one task."""
+        encoding = outputs.float()
+        scores = peaks.score
+        if self.iou_weight:
+            predicted_iou = encoding[:, -1]
+            encoding = encoding[:, :-1]
+            power = scores.new_tensor(self._iou_power_of(task))[peaks.label]
+            scores = rectify_score(scores, predicted_iou, power)
+        cells = torch.stack([peaks.x, peaks.y], 1)
+        boxes = decode_boxes(move_center(encoding, cells), self.cell_size, self.origin)
+        return boxes, scores
+
+    def _select_peaks(self, logits: Tensor, task: int) -> Peaks:
+        return select_peaks(logits, self._iou_power_of(task), self.score_threshold, self.max_num)
+
+    def _iou_power_of(self, task: int) -> list[float]:
+        """Powers of the IoU in the score, one per class of the task."""
         first = sum(self.num_classes[:task])
         return self.iou_power[first : first + self.num_classes[task]]
-
-    def _detect(self, found: list[tuple[Peaks, Tensor]], metas: list[dict]) -> list[InstanceData]:
-        samples = [[] for _ in metas]
-        for t, (peaks, code) in enumerate(found):
-            code, scores = code.float(), peaks.heat
-            if self.iou_weight:
-                code, iou = code[:, :-1], code[:, -1]
-                scores = rectify_score(scores, iou, scores.new_tensor(self._powers(t))[peaks.label])
-            cells = torch.stack([peaks.x, peaks.y], 1)
-            boxes = decode_boxes(
-                torch.cat([code[:, :2] + cells, code[:, 2:]], 1), self.cell, self.corner
-            )
-            good = (scores > self.score_threshold) & has_center_in(boxes, self.post_center_range)
-            labels = peaks.label + sum(self.num_classes[:t])
-            for i, parts in enumerate(samples):
-                rows = (good & (peaks.sample == i)).nonzero().squeeze(1)
-                keep = rows[self._nms(boxes[rows], scores[rows], t)]
-                parts.append((boxes[keep], scores[keep], labels[keep]))
-        return [
-            pack_detections(*(torch.cat(parts) for parts in zip(*found)), meta)
-            for found, meta in zip(samples, metas)
-        ]
 
     def _nms(self, boxes: Tensor, scores: Tensor, task: int) -> Tensor:
         if self.nms['type'] == 'circle':
             return circle_nms(boxes[:, :2], scores, self.nms['radius'][task], self.post_max_size)
         return rotated_nms(boxes[:, [0, 1, 3, 4, 6]], scores, self.nms['iou'], self.post_max_size)
+
+
+def _check_nms(nms: dict, num_tasks: int) -> dict:
+    """Return a copy of the settings of NMS, after a check."""
+    nms = dict(nms)
+    if nms.get('type') not in ('circle', 'rotated'):
+        raise ValueError(f"nms type is 'circle' or 'rotated', not {nms.get('type')!r}")
+    if nms['type'] == 'circle' and len(nms.get('radius', ())) != num_tasks:
+        raise ValueError(
+            f'nms radius has {len(nms.get("radius", ()))} entries for {num_tasks} tasks'
+        )
+    if nms['type'] == 'rotated' and 'iou' not in nms:
+        raise ValueError("nms type 'rotated' needs its iou, e.g. dict(type='rotated', iou=0.2)")
+    return nms
+
+
+def _unused_bbox_coder(
+    voxel_size: Sequence[float],
+    point_cloud_range: Sequence[float],
+    stride: int,
+    use_velocity: bool,
+) -> dict:
+    """Config of mmdet3d's decoder, which its constructor asks for; it needs boxes of all cells."""
+    return dict(
+        type='CenterPointBBoxCoder',
+        pc_range=list(point_cloud_range[:2]),
+        out_size_factor=stride,
+        voxel_size=list(voxel_size[:2]),
+        code_size=9 if use_velocity else 7,
+    )
+
+
+def _layer_settings(shared_channels: int, bbox_weight: float) -> dict[str, Any]:
+    """Settings of mmdet3d's CenterHead for its layers and losses."""
+    return dict(
+        share_conv_channel=shared_channels,
+        separate_head=dict(
+            type='SeparateHead', head_conv=shared_channels, init_bias=-2.19, final_kernel=3
+        ),
+        loss_cls=dict(type='mmdet.GaussianFocalLoss', reduction='mean'),
+        loss_bbox=dict(type='mmdet.L1Loss', reduction='mean', loss_weight=bbox_weight),
+    )

@@ -1,95 +1,113 @@
-"""The cells of a heatmap that become boxes, and the box branches of the center head at these cells
-alone."""
+"""Peaks of a heatmap, and the center head's box branches evaluated at these cells alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
-_ROUND = 32  # peaks are rounded up to as many
+_ROUND = 32  # the number of peaks is padded to a multiple of this
 
 
 class Peaks(NamedTuple):
-    """K cells of a batch that may become boxes: sample, label, y and x, each [K] int64, and heat
-    [K], their score."""
+    """K cells of a batch that may become boxes.
+
+    sample, label, y, x: [K] int64 each.
+    score: [K] heatmap scores.
+    """
 
     sample: Tensor
     label: Tensor
     y: Tensor
     x: Tensor
-    heat: Tensor
+    score: Tensor
 
 
-def choose_peaks(
-    logits: Tensor, power: Sequence[float], score_threshold: float, max_num: int
+def select_peaks(
+    logits: Tensor, iou_power: Sequence[float], score_threshold: float, max_num: int
 ) -> Peaks:
-    """The `max_num` highest cells of each sample over all classes, without those that no IoU lifts
-    over the threshold.
+    """Return the max_num highest cells of each sample over all classes.
+
+    Cells whose score would not exceed the threshold even with an IoU of 1 are left out.
 
     Args:
         logits: [B, classes, Y, X] of the heatmap.
-        power: of the IoU in the score of each class, see `rectify_score`; 0 where there is none.
+        iou_power: of each class, see `rectify_score`; 0 without an IoU branch.
+        score_threshold: of the rectified score.
+        max_num: peaks per sample.
     """
     _, classes, height, width = logits.shape
-    heat, index = (
-        logits.float().sigmoid().flatten(1).topk(min(max_num, classes * height * width))
-    )  # [B, K]
-    label = index // (height * width)
-    best = heat ** (1 - heat.new_tensor(power)[label])  # with an IoU of 1
-    sample, rank = (best > score_threshold).nonzero(as_tuple=True)
-    index, cell = index[sample, rank], index[sample, rank] % (height * width)
-    return Peaks(sample, index // (height * width), cell // width, cell % width, heat[sample, rank])
+    cells = height * width
+    count = min(max_num, classes * cells)
+    scores, index = logits.float().sigmoid().flatten(1).topk(count)  # [B, count]
+    power = scores.new_tensor(iou_power)[index // cells]
+    highest = scores ** (1 - power)  # the rectified score with an IoU of 1
+    sample, rank = (highest > score_threshold).nonzero(as_tuple=True)
+
+    index = index[sample, rank]  # [K]
+    cell = index % cells
+    return Peaks(sample, index // cells, cell // width, cell % width, scores[sample, rank])
 
 
-def gather_at(maps: Tensor, peaks: Peaks) -> Tensor:
-    """[B, C, Y, X] -> [K, C] at the peaks."""
-    return maps[peaks.sample, :, peaks.y, peaks.x]
+def gather_at(feature_map: Tensor, peaks: Peaks) -> Tensor:
+    """Return the features [K, C] of a map [B, C, Y, X] at the peaks."""
+    return feature_map[peaks.sample, :, peaks.y, peaks.x]
 
 
-def run_at(branches: Sequence[nn.Sequential], maps: Tensor, peaks: Peaks) -> list[Tensor]:
-    """What branches of 3x3 convolutions give at the peaks: equal to `gather_at(branch(maps),
-    peaks)`, for the work of the cells around the peaks.
+def run_branches_at(
+    branches: Sequence[nn.Sequential], feature_map: Tensor, peaks: Peaks
+) -> list[Tensor]:
+    """Return the outputs of branches of 3x3 convolutions at the peaks.
+
+    Equal to `gather_at(branch(feature_map), peaks)`, but only the cells around the peaks are
+    computed.
 
     Args:
-        branches: ConvModules and a convolution at the end, 3x3 with zero padding, as many each; in
-        evaluation mode.
-        maps: [B, C, Y, X], what the branches read.
+        branches: ConvModules and a convolution at the end, 3x3 with zero padding, all of the same
+            depth; in evaluation mode.
+        feature_map: [B, C, Y, X], input of the branches.
     Returns:
-        One [K, width] a branch.
+        One [K, width] per branch.
     """
-    depth, count = len(branches[0]), len(peaks.x)
-    # libraries prepare a convolution for every new shape: few shapes, then
-    sample, y, x = (
-        F.pad(index, (0, -count % _ROUND)) for index in (peaks.sample, peaks.y, peaks.x)
-    )
-    reach = torch.arange(-depth, depth + 1, device=maps.device)
-    y, x = (
-        (y[:, None] + reach)[:, :, None],
-        (x[:, None] + reach)[:, None],
-    )  # [K, side, 1], [K, 1, side]
-    height, width = maps.shape[2:]
-    # a layer pads what the one before made of the map, not of what lies around it
-    inside = ((y >= 0) & (y < height) & (x >= 0) & (x < width)).unsqueeze(1)  # [K, 1, side, side]
-    y, x = y.clamp(0, height - 1), x.clamp(0, width - 1)
-    patches = maps.permute(0, 2, 3, 1)[sample[:, None, None], y, x].permute(
-        0, 3, 1, 2
-    )  # [K, C, side, side]
-    patches = patches.masked_fill(~inside, 0)
-    return [_run(branch, patches, inside).flatten(1)[:count] for branch in branches]
+    count = len(peaks.x)
+    patches, inside = _cut_patches(feature_map, peaks, reach=len(branches[0]))
+    return [_run_branch(branch, patches, inside).flatten(1)[:count] for branch in branches]
 
 
-def _run(branch: nn.Sequential, patches: Tensor, inside: Tensor) -> Tensor:
+def _cut_patches(feature_map: Tensor, peaks: Peaks, reach: int) -> tuple[Tensor, Tensor]:
+    """Cut a square of side 2 reach + 1 around every peak; zero outside of the map.
+
+    Returns:
+        patches [K, C, side, side], and inside [K, 1, side, side] bool: whether a cell is on the
+        map. K is padded.
+    """
+    # libraries prepare a convolution for every new shape: use few shapes
+    padding = -len(peaks.x) % _ROUND
+    sample = F.pad(peaks.sample, (0, padding))
+    offset = torch.arange(-reach, reach + 1, device=feature_map.device)
+    y = (F.pad(peaks.y, (0, padding))[:, None] + offset)[:, :, None]  # [K, side, 1]
+    x = (F.pad(peaks.x, (0, padding))[:, None] + offset)[:, None]  # [K, 1, side]
+
+    height, width = feature_map.shape[2:]
+    inside = ((y >= 0) & (y < height) & (x >= 0) & (x < width)).unsqueeze(1)
+    y = y.clamp(0, height - 1)
+    x = x.clamp(0, width - 1)
+    patches = feature_map.permute(0, 2, 3, 1)[sample[:, None, None], y, x]  # [K, side, side, C]
+    patches = patches.permute(0, 3, 1, 2).masked_fill(~inside, 0)
+    return patches, inside
+
+
+def _run_branch(branch: nn.Sequential, patches: Tensor, inside: Tensor) -> Tensor:
+    """Output [K, width, 1, 1] of a branch at the center of the patches."""
     for layer in branch:
-        conv = layer.conv if isinstance(layer, ConvModule) else layer
-        patches = F.conv2d(
-            patches, conv.weight, conv.bias
-        )  # without padding: one cell less on each side
+        conv = cast(nn.Conv2d, layer.conv if isinstance(layer, ConvModule) else layer)
+        patches = F.conv2d(patches, conv.weight, conv.bias)  # unpadded: a cell less on every side
         inside = inside[..., 1:-1, 1:-1]
         if isinstance(layer, ConvModule):
+            # the next layer pads its input with zeros, whatever this layer gives outside of the map
             patches = layer.activate(layer.norm(patches)).masked_fill(~inside, 0)
     return patches

@@ -1,10 +1,9 @@
-"""TransFusion's head for LiDAR alone: the best cells of a heatmap become queries of a transformer,
-and those boxes."""
+"""TransFusion's head for LiDAR: heatmap peaks are the queries of a transformer decoder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from mmdet.utils import reduce_mean
@@ -15,67 +14,68 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stratified3d.models.heads.box_coding import (
-    choose_code_weights,
     decode_boxes,
-    grow_range,
     has_center_in,
+    move_center,
     pack_detections,
+    resolve_code_weights,
     unpack_ground_truth,
 )
-from stratified3d.models.heads.box_iou import class_powers, overlap, rectify_score
-from stratified3d.models.heads.center_targets import assign_targets
-from stratified3d.models.heads.matching import match_queries
-from stratified3d.ops import grid_shape
-
-
-class QueryTargets(NamedTuple):
-    """heatmap [B, classes, Y, X]; codes, one [K, 8 or 10] a sample (center x and y in cells of the
-    map, gravity-center z, log dx dy dz, sin and cos of yaw, vx, vy); labels, one [K] int64 a
-    sample."""
-
-    heatmap: Tensor
-    codes: list[Tensor]
-    labels: list[Tensor]
+from stratified3d.models.heads.box_iou import iou_power_per_class, rectify_score
+from stratified3d.models.heads.feature_map import (
+    cell_centers,
+    check_feature_map_size,
+    feature_map_geometry,
+    resolve_post_center_range,
+)
+from stratified3d.models.heads.losses import heatmap_scores, iou_losses, regression_weights
+from stratified3d.models.heads.matching import (
+    MatchedPairs,
+    QueryTargets,
+    assign_query_targets,
+    match_batch,
+)
+from stratified3d.models.heads.transfusion_queries import select_queries
 
 
 @MODELS.register_module()
 class StratifiedTransFusionHead(nn.Module):
-    """TransFusion-L (Bai et al. 2022, sections 3.2 to 3.5): one set of queries for all classes, no
-    suppression.
+    """TransFusion-L (Bai et al. 2022, sections 3.2 to 3.5): one set of queries, no NMS.
 
-    The strongest local maxima of a class-wise heatmap give queries: the map's features there, their
-    place and an embedding of their class. One decoder layer lets them attend to each other and to
-    all cells, whose places are learned from coordinates too; a small network a number then makes
-    each a box. A query's score is that of its class times that of its peak.
+    The strongest local maxima of a class-wise heatmap give queries: the features of their cells,
+    their positions and an embedding of their class. One decoder layer lets them attend to each
+    other and to all cells, whose positions are embedded too. Small networks then predict a box per
+    query. A query's score is that of its class times its score in the heatmap.
 
     Args:
-        in_channels: of the map.
+        in_channels: of the BEV feature map.
         tasks: lists of class names as the center head has them; their concatenation is the order of
-        the labels, the
-            grouping says nothing here.
-        voxel_size, point_cloud_range: meters; stride: voxels per cell of the map.
+            the labels, the grouping has no effect here.
+        voxel_size, point_cloud_range: meters.
+        stride: voxels per cell of the BEV feature map.
         use_velocity: whether boxes have vx, vy to learn.
         channels, num_heads, feedforward_channels, dropout: of the decoder layer; channels also of
-        its inputs.
+            its inputs.
         branch_channels: hidden width of the networks that predict boxes.
-        num_proposals: queries a sample.
-        small_classes: names of classes whose every cell may be a query, not only local maxima: they
-        stand closer to
-            each other than two cells.
+        num_proposals: queries per sample.
+        small_classes: names of classes whose every cell may be a query, not only local maxima:
+            their objects stand closer to each other than two cells.
         min_overlap, min_radius: see `assign_targets`.
         match_weights: of classification, center and IoU, see `match_queries`.
         bbox_weight: of the regression loss; the classification and heatmap losses have 1.
         iou_weight, iou_power, iou_loss_weight, code_weights: as in `StratifiedCenterHead`.
         score_threshold: only predictions above are kept.
-        post_center_range: predictions with centers outside are dropped; default the range grown by
-        10 m.
+        post_center_range: predictions with centers outside are dropped; default the range extended
+            by 10 m.
         sync_avg_factor: whether losses are averaged over the objects of all processes, as if one
             had the whole batch, or over those of each process alone.
     Raises:
         ValueError: class names that are missing, repeated or unknown, more queries than the heatmap
-        has cells, settings
-            whose lengths do not fit.
+            has cells, settings whose lengths do not fit.
     """
+
+    is_small: Tensor  # [classes, 1, 1] bool
+    cell_centers: Tensor  # [Y X, 2] x and y in cells
 
     def __init__(
         self,
@@ -107,36 +107,12 @@ class StratifiedTransFusionHead(nn.Module):
         super().__init__()
         self.class_names = _check_names(tasks, small_classes)
         names = [name for group in self.class_names for name in group]
-        _, rows, columns = grid_shape(voxel_size, point_cloud_range)
-        self.feature_map_size = (-(-rows // stride), -(-columns // stride))
-        cells = self.feature_map_size[0] * self.feature_map_size[1]
-        if not 0 < num_proposals <= len(names) * cells:
-            raise ValueError(
-                f'num_proposals is {num_proposals}, but the heatmap has {len(names)} classes of {cells} '
-                'cells'
-            )
-        if channels % num_heads:
-            raise ValueError(f'{num_heads} heads do not divide {channels} channels')
-        if len(match_weights) != 3:
-            raise ValueError(
-                f'match_weights are of classification, center and IoU, not {match_weights}'
-            )
-        self.code_weights = choose_code_weights(code_weights, use_velocity)
-        self.num_classes, self.num_proposals, self.match_weights = (
-            len(names),
-            num_proposals,
-            match_weights,
+        geometry = feature_map_geometry(voxel_size, point_cloud_range, stride)
+        _check_settings(
+            num_proposals, len(names), geometry.size, channels, num_heads, match_weights
         )
-        self.iou_weight, self.iou_loss_weight = iou_weight, iou_loss_weight
-        self.iou_power = class_powers(iou_power, len(names))
-        self.score_threshold, self.sync_avg_factor = score_threshold, sync_avg_factor
-        self.low, self.cell = (
-            list(point_cloud_range[:2]),
-            [size * stride for size in voxel_size[:2]],
-        )
-        self.post_center_range = list(post_center_range or grow_range(point_cloud_range))
-        self.target_settings = dict(
-            num_classes=[1] * len(names),
+        self.feature_map_size, self.cell_size, self.origin = geometry
+        self.target_settings: dict[str, Any] = dict(
             feature_map_size=self.feature_map_size,
             voxel_size=voxel_size,
             point_cloud_range=point_cloud_range,
@@ -144,198 +120,227 @@ class StratifiedTransFusionHead(nn.Module):
             min_overlap=min_overlap,
             min_radius=min_radius,
         )
+        self.num_classes = len(names)
+        self.num_proposals = num_proposals
+        self.match_weights = match_weights
+        self.code_weights = resolve_code_weights(code_weights, use_velocity)
+        self.iou_weight = iou_weight
+        self.iou_power = iou_power_per_class(iou_power, len(names))
+        self.iou_loss_weight = iou_loss_weight
+        self.sync_avg_factor = sync_avg_factor
+        self.score_threshold = score_threshold
+        self.post_center_range = resolve_post_center_range(post_center_range, point_cloud_range)
 
+        self._build_decoder(in_channels, channels, num_heads, feedforward_channels, dropout)
+        self._build_branches(channels, branch_channels, use_velocity)
+        self._build_losses(bbox_weight)
+        is_small = torch.tensor([name in small_classes for name in names]).view(-1, 1, 1)
+        self.register_buffer('is_small', is_small, persistent=False)
+        self.register_buffer('cell_centers', cell_centers(geometry.size), persistent=False)
+
+    def _build_decoder(
+        self,
+        in_channels: int,
+        channels: int,
+        num_heads: int,
+        feedforward_channels: int,
+        dropout: float,
+    ) -> None:
         self.shared = _conv_norm(in_channels, channels)
         self.heatmap = nn.Sequential(
-            _conv_norm(channels, channels), nn.Conv2d(channels, len(names), 3, padding=1)
+            _conv_norm(channels, channels), nn.Conv2d(channels, self.num_classes, 3, padding=1)
         )
-        self.category = nn.Linear(len(names), channels)
+        _start_with_low_scores(self.heatmap)
+        self.category = nn.Linear(self.num_classes, channels)
         self.position = _mlp(2, channels, channels)
         self.decoder = nn.TransformerDecoderLayer(
             channels, num_heads, feedforward_channels, dropout, batch_first=True
         )
-        widths = dict(center=2, height=1, dims=3, yaw=2) | (
-            dict(velocity=2) if use_velocity else {}
-        )
+
+    def _build_branches(self, channels: int, branch_channels: int, use_velocity: bool) -> None:
+        widths = dict(center=2, height=1, dims=3, yaw=2)
+        if use_velocity:
+            widths['velocity'] = 2
         self.box_branches = nn.ModuleDict(
-            {name: _mlp(channels, branch_channels, n) for name, n in widths.items()}
+            {name: _mlp(channels, branch_channels, width) for name, width in widths.items()}
         )
-        self.class_branch = _mlp(channels, branch_channels, len(names))
-        self.iou_branch = _mlp(channels, branch_channels, 1) if iou_weight else None
-        for last in (self.heatmap[-1], self.class_branch[-1]):
-            nn.init.constant_(last.bias, -2.19)  # scores start at 0.1
+        self.class_branch = _mlp(channels, branch_channels, self.num_classes)
+        _start_with_low_scores(self.class_branch)
+        self.iou_branch = _mlp(channels, branch_channels, 1) if self.iou_weight else None
+
+    def _build_losses(self, bbox_weight: float) -> None:
         self.loss_heatmap = MODELS.build(dict(type='mmdet.GaussianFocalLoss', reduction='mean'))
         self.loss_class = MODELS.build(dict(type='mmdet.FocalLoss', reduction='mean'))
         self.loss_bbox = MODELS.build(
             dict(type='mmdet.L1Loss', reduction='mean', loss_weight=bbox_weight)
         )
 
-        small = torch.tensor([name in small_classes for name in names])
-        self.register_buffer('is_small', small.view(-1, 1, 1), persistent=False)
-        y, x = torch.meshgrid(
-            *(torch.arange(n) + 0.5 for n in self.feature_map_size), indexing='ij'
-        )
-        self.register_buffer(
-            'places', torch.stack([x.flatten(), y.flatten()], 1), persistent=False
-        )  # [Y X, 2] cells
+    def forward(self, feature_maps: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return the heatmap and the predictions of the queries.
 
-    def forward(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The first map [B, in_channels, Y, X] -> heatmap [B, classes, Y, X] (logits), and of the
-        queries labels [B, N] and peaks [B, N] (class and score in the heatmap), logits [B, N,
-        classes], code [B, N, 8 or 10] (see `QueryTargets`; fp32) and, with that branch, iou [B, N]
-        (2 IoU - 1)."""
-        x = self.shared(maps[0])
-        if x.shape[2:] != self.feature_map_size:
-            raise ValueError(
-                f'the map has {tuple(x.shape[2:])} cells, range, voxel size and stride give '
-                f"{self.feature_map_size}: does the head's stride fit the backbone's?"
-            )
-        heatmap = self.heatmap(x)
-        peaks, labels, cell = self._propose(heatmap)
-        extent = self.places.new_tensor([self.feature_map_size[1], self.feature_map_size[0]])
-        cells = x.flatten(2).transpose(1, 2) + self.position(
-            2 * self.places / extent - 1
-        )  # [B, Y X, C]
-        queries = cells.gather(1, cell.unsqueeze(2).expand(-1, -1, cells.shape[2]))
-        queries = queries + self.category(F.one_hot(labels, self.num_classes).to(queries.dtype))
-        queries = self.decoder(queries, cells)  # [B, N, C]
-        code = torch.cat([branch(queries).float() for branch in self.box_branches.values()], 2)
-        code = torch.cat([self.places[cell] + code[..., :2], code[..., 2:]], 2)
-        out = dict(
+        Args:
+            feature_maps: of the backbone, the first [B, in_channels, Y, X].
+        Returns:
+            heatmap: [B, classes, Y, X] logits.
+            labels: [B, N] class of each query; peak_scores: [B, N] its score in the heatmap.
+            logits: [B, N, classes] of the queries.
+            encoding: [B, N, 8 or 10] box encodings in fp32, the center in cells of the map.
+            iou: [B, N] 2 IoU - 1, with iou_weight only.
+        Raises:
+            ValueError: a BEV feature map of another size than range, voxel size and stride give.
+        """
+        features = self.shared(feature_maps[0])
+        check_feature_map_size(features, self.feature_map_size)
+        heatmap = self.heatmap(features)
+        peak_scores, labels, cell_index = select_queries(heatmap, self.is_small, self.num_proposals)
+        queries = self._decode_queries(features, labels, cell_index)  # [B, N, C]
+
+        outputs = [branch(queries).float() for branch in self.box_branches.values()]
+        encoding = move_center(torch.cat(outputs, 2), self.cell_centers[cell_index])
+        preds = dict(
             heatmap=heatmap,
             labels=labels,
-            peaks=peaks,
+            peak_scores=peak_scores,
             logits=self.class_branch(queries),
-            code=code,
+            encoding=encoding,
         )
-        return out | (dict(iou=self.iou_branch(queries).squeeze(2)) if self.iou_branch else {})
+        if self.iou_branch is not None:
+            preds['iou'] = self.iou_branch(queries).squeeze(2)
+        return preds
+
+    def _decode_queries(self, features: Tensor, labels: Tensor, cell_index: Tensor) -> Tensor:
+        """Let the queries at cells [B, N] attend to each other and to all cells: [B, N, C]."""
+        height, width = self.feature_map_size
+        extent = self.cell_centers.new_tensor([width, height])
+        position = self.position(2 * self.cell_centers / extent - 1)  # [Y X, C]
+        cells = features.flatten(2).transpose(1, 2) + position  # [B, Y X, C]
+        queries = cells.gather(1, cell_index.unsqueeze(2).expand(-1, -1, cells.shape[2]))
+        categories = F.one_hot(labels, self.num_classes).to(queries.dtype)
+        queries = queries + self.category(categories)
+        return self.decoder(queries, cells)
 
     def get_targets(self, batch_gt_instances_3d: list[InstanceData]) -> QueryTargets:
-        """Ground truths of the batch -> heatmaps, and codes and labels of what is on the map."""
-        boxes, labels = unpack_ground_truth(batch_gt_instances_3d, len(self.code_weights) - 1)
-        for i, label in enumerate(labels):
-            if len(label) and int(label.max()) >= self.num_classes:
-                raise ValueError(
-                    f'sample {i} has an object of class {int(label.max())}, but the head has '
-                    f'{self.num_classes} classes, counted from 0'
-                )
-        classes = assign_targets(
-            boxes, labels, max_objs=max(map(len, boxes)), **self.target_settings
-        )
-        codes, labels = [], []
-        for i in range(len(boxes)):
-            masks = [target.mask[i] for target in classes]
-            index = torch.cat([target.index[i][mask] for target, mask in zip(classes, masks)])
-            code = torch.cat([target.boxes[i][mask] for target, mask in zip(classes, masks)])
-            corner = torch.stack(
-                [index % self.feature_map_size[1], index // self.feature_map_size[1]], 1
-            )
-            codes.append(torch.cat([code[:, :2] + corner, code[:, 2:]], 1))
-            labels.append(
-                torch.cat(
-                    [
-                        mask.new_full((int(mask.sum()),), label, dtype=torch.long)
-                        for label, mask in enumerate(masks)
-                    ]
-                )
-            )
-        return QueryTargets(torch.cat([target.heatmap for target in classes], 1), codes, labels)
+        """Return the heatmaps, and the objects that are on the BEV feature map.
+
+        Raises:
+            ValueError: a label that is not one of the head's classes.
+        """
+        box_size = len(self.code_weights) - 1  # yaw is one number of a box, two of its encoding
+        boxes, labels = unpack_ground_truth(batch_gt_instances_3d, box_size)
+        return assign_query_targets(boxes, labels, self.num_classes, **self.target_settings)
 
     def loss_by_feat(
         self, preds: dict[str, Tensor], batch_gt_instances_3d: list[InstanceData], *args, **kwargs
     ) -> dict[str, Tensor]:
-        """Focal losses of heatmap and classes, L1 and overlap losses of the boxes that are paired
-        with objects."""
-        target = self.get_targets(batch_gt_instances_3d)
-        logits, code = preds['logits'].float(), preds['code'].float()
-        pairs = [
-            match_queries(
-                *sample,
-                cell=self.cell,
-                feature_map_size=self.feature_map_size,
-                weights=self.match_weights,
-            )
-            for sample in zip(logits, code, target.codes, target.labels)
-        ]
-        sample = torch.cat([query.new_full(query.shape, i) for i, (query, _) in enumerate(pairs)])
-        query = torch.cat([query for query, _ in pairs])
-        true_code = torch.cat([code[truth] for code, (_, truth) in zip(target.codes, pairs)])
-        true_label = torch.cat([label[truth] for label, (_, truth) in zip(target.labels, pairs)])
-        counts = torch.stack([target.heatmap.eq(1).sum(), sample.new_tensor(len(sample))]).float()
-        peaks, total = (reduce_mean(counts) if self.sync_avg_factor else counts).clamp(min=1)
+        """Return the losses of heatmap and classes (focal), boxes (L1), and those of the IoU.
 
-        # mmdet3d's clip_sigmoid would overwrite the predictions
-        heat = preds['heatmap'].float().sigmoid().clamp(1e-4, 1 - 1e-4)
-        wanted = torch.zeros_like(logits)
-        wanted[sample, query, true_label] = 1
-        code = code[sample, query]  # [M, code]
-        # an unknown number (NaN velocity) is learned nowhere
-        weight = true_code.isfinite() * code.new_tensor(self.code_weights)
-        true_code = true_code.nan_to_num(0, 0, 0)
-        losses = dict(
-            loss_heatmap=self.loss_heatmap(heat, target.heatmap, avg_factor=peaks),
-            loss_cls=self.loss_class(logits.flatten(0, 1), wanted.flatten(0, 1), avg_factor=total),
-            loss_bbox=self.loss_bbox(code, true_code, weight, avg_factor=total),
+        The losses of the boxes are those of the queries that are paired with objects.
+
+        Args:
+            preds: of `forward`.
+            batch_gt_instances_3d: bboxes_3d and labels_3d, one per sample.
+        """
+        target = self.get_targets(batch_gt_instances_3d)
+        pairs = match_batch(
+            preds['logits'].float(),
+            preds['encoding'].float(),
+            target,
+            cell_size=self.cell_size,
+            feature_map_size=self.feature_map_size,
+            weights=self.match_weights,
         )
-        if self.iou_weight or self.iou_loss_weight:
-            iou, distance = overlap(code, true_code, self.cell)
+        num_peaks, num_pairs = self._avg_factors(target, pairs)
+        scores = heatmap_scores(preds['heatmap'])
+        losses = dict(
+            loss_heatmap=self.loss_heatmap(scores, target.heatmap, avg_factor=num_peaks),
+            loss_cls=self._class_loss(preds['logits'].float(), pairs, num_pairs),
+        )
+        return losses | self._box_losses(preds, pairs, num_pairs)
+
+    def _avg_factors(self, target: QueryTargets, pairs: MatchedPairs) -> tuple[Tensor, Tensor]:
+        """Numbers by which the losses of the heatmap and of the queries are divided."""
+        num_peaks = target.heatmap.eq(1).sum()
+        num_pairs = num_peaks.new_tensor(len(pairs.query))
+        factors = torch.stack([num_peaks, num_pairs]).float()
+        if self.sync_avg_factor:
+            factors = reduce_mean(factors)
+        num_peaks, num_pairs = factors.clamp(min=1)
+        return num_peaks, num_pairs
+
+    def _class_loss(self, logits: Tensor, pairs: MatchedPairs, num_pairs: Tensor) -> Tensor:
+        wanted = torch.zeros_like(logits)
+        wanted[pairs.sample, pairs.query, pairs.label] = 1
+        return self.loss_class(logits.flatten(0, 1), wanted.flatten(0, 1), avg_factor=num_pairs)
+
+    def _box_losses(
+        self, preds: dict[str, Tensor], pairs: MatchedPairs, num_pairs: Tensor
+    ) -> dict[str, Tensor]:
+        encoding = preds['encoding'].float()[pairs.sample, pairs.query]  # [M, 8 or 10]
+        weights = regression_weights(pairs.bbox_targets, self.code_weights)
+        bbox_targets = pairs.bbox_targets.nan_to_num(0, 0, 0)
+        loss_bbox = self.loss_bbox(encoding, bbox_targets, weights, avg_factor=num_pairs)
+
+        predicted_iou = None
         if self.iou_weight:
-            gap = preds['iou'].float()[sample, query] - (2 * iou.detach() - 1)
-            losses['loss_iou_branch'] = (self.iou_weight * gap.abs().sum() / total).float()
-        if self.iou_loss_weight:
-            losses['loss_iou'] = (self.iou_loss_weight * (1 - iou + distance).sum() / total).float()
-        return losses
+            predicted_iou = preds['iou'].float()[pairs.sample, pairs.query]
+        extra_losses = iou_losses(
+            encoding,
+            bbox_targets,
+            predicted_iou,
+            cell_size=self.cell_size,
+            branch_weight=self.iou_weight,
+            box_weight=self.iou_loss_weight,
+            avg_factor=num_pairs,
+        )
+        return dict(loss_bbox=loss_bbox, **extra_losses)
 
     def predict(
-        self, maps: Sequence[Tensor], batch_data_samples: list[Det3DDataSample], **kwargs
+        self,
+        feature_maps: Sequence[Tensor],
+        batch_data_samples: list[Det3DDataSample],
+        **kwargs,
     ) -> list[InstanceData]:
-        """Maps of the backbone -> detections."""
-        preds = self(maps)
-        with torch.autocast(maps[0].device.type, enabled=False):
-            return self.predict_by_feat(preds, [sample.metainfo for sample in batch_data_samples])
+        """Return the detections of each sample, from the BEV feature map of the backbone."""
+        preds = self(feature_maps)
+        metas = [sample.metainfo for sample in batch_data_samples]
+        with torch.autocast(feature_maps[0].device.type, enabled=False):
+            return self.predict_by_feat(preds, metas)
 
     def predict_by_feat(
         self, preds: dict[str, Tensor], batch_input_metas: list[dict], *args, **kwargs
     ) -> list[InstanceData]:
-        """One InstanceData (bboxes_3d, scores_3d, labels_3d) a sample, at most one box a query."""
+        """Return one InstanceData (bboxes_3d, scores_3d, labels_3d) per sample.
+
+        A query gives at most one box.
+        """
         labels = preds['labels']
-        scores = (
-            preds['logits'].float().sigmoid().gather(2, labels.unsqueeze(2)).squeeze(2)
-            * preds['peaks']
-        )  # [B, N]
-        if 'iou' in preds:
-            scores = rectify_score(
-                scores, preds['iou'].float(), scores.new_tensor(self.iou_power)[labels]
+        scores = self._query_scores(preds)
+        boxes = decode_boxes(preds['encoding'].float(), self.cell_size, self.origin)
+        is_in_range = has_center_in(boxes, self.post_center_range)
+        keep = is_in_range & (scores > self.score_threshold)
+
+        detections = []
+        for i, meta in enumerate(batch_input_metas):
+            rows = keep[i]
+            detections.append(
+                pack_detections(boxes[i][rows], scores[i][rows], labels[i][rows], meta)
             )
-        boxes = decode_boxes(preds['code'].float(), self.cell, self.low)
-        keep = has_center_in(boxes, self.post_center_range) & (scores > self.score_threshold)
-        return [
-            pack_detections(b[k], s[k], c[k], meta)
-            for b, s, c, k, meta in zip(boxes, scores, labels, keep, batch_input_metas)
-        ]
+        return detections
 
-    def _propose(self, heatmap: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits [B, classes, Y, X] -> scores, classes and cells y * X + x of the queries, each [B,
-        N]."""
-        heat = heatmap.detach().float().sigmoid()
-        is_peak = local_maxima(heat) | self.is_small
-        # where there are too few peaks, the best other cells fill up, and score 0
-        scores, index = torch.where(is_peak, heat, heat - 1).flatten(1).topk(self.num_proposals)
-        cells = heat[0, 0].numel()
-        return scores.clamp(min=0), index // cells, index % cells
-
-
-def local_maxima(heat: Tensor) -> Tensor:
-    """Where [..., Y, X] is no less than its eight neighbors, bool; of equal neighbors the first
-    in reading order counts as the larger."""
-    height, width = heat.shape[-2:]
-    padded = F.pad(heat, (1, 1, 1, 1), value=-torch.inf)
-    around = [padded[..., y : y + height, x : x + width] for y in range(3) for x in range(3)]
-    before, after = (torch.stack(part).amax(0) for part in (around[:4], around[5:]))
-    return (heat > before) & (heat >= after)
+    def _query_scores(self, preds: dict[str, Tensor]) -> Tensor:
+        """Score [B, N] of each query for its class."""
+        labels = preds['labels']
+        class_scores = preds['logits'].float().sigmoid()
+        scores = class_scores.gather(2, labels.unsqueeze(2)).squeeze(2)
+        scores = scores * preds['peak_scores']
+        if 'iou' in preds:
+            power = scores.new_tensor(self.iou_power)[labels]
+            scores = rectify_score(scores, preds['iou'].float(), power)
+        return scores
 
 
 def _check_names(tasks: Sequence[Sequence[str]], small_classes: Sequence[str]) -> list[list[str]]:
+    """Return a copy of the class names, after a check."""
     if isinstance(tasks, str) or any(isinstance(names, str) for names in tasks):
         raise ValueError(
             f"tasks are lists of class names, e.g. [['car', 'pedestrian']], not {tasks!r}"
@@ -348,6 +353,32 @@ def _check_names(tasks: Sequence[Sequence[str]], small_classes: Sequence[str]) -
             f'small_classes is a list of class names out of {names}, not {small_classes!r}'
         )
     return [list(group) for group in tasks]
+
+
+def _check_settings(
+    num_proposals: int,
+    num_classes: int,
+    feature_map_size: tuple[int, int],
+    channels: int,
+    num_heads: int,
+    match_weights: Sequence[float],
+) -> None:
+    cells = feature_map_size[0] * feature_map_size[1]
+    if not 0 < num_proposals <= num_classes * cells:
+        raise ValueError(
+            f'num_proposals is {num_proposals}, but the heatmap has {num_classes} classes of '
+            f'{cells} cells'
+        )
+    if channels % num_heads:
+        raise ValueError(f'channels {channels} is not a multiple of num_heads {num_heads}')
+    if len(match_weights) != 3:
+        raise ValueError(f'match_weights has classification, center and IoU, not {match_weights}')
+
+
+def _start_with_low_scores(branch: nn.Sequential) -> None:
+    """Set the bias of the last layer so that scores start at 0.1."""
+    _, bias = branch[-1].parameters()
+    nn.init.constant_(bias, -2.19)
 
 
 def _conv_norm(in_channels: int, channels: int) -> nn.Sequential:

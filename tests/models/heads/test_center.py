@@ -29,9 +29,10 @@ def perfect_predictions(head, instances):
     outs = []
     for target in head.get_targets(instances):
         batch, _, height, width = target.heatmap.shape
-        code = torch.zeros(batch, target.boxes.shape[2], height * width)
+        code = torch.zeros(batch, target.bbox_targets.shape[2], height * width)
         for b in range(batch):
-            code[b][:, target.index[b][target.mask[b]]] = target.boxes[b][target.mask[b]].T
+            mask = target.mask[b]
+            code[b][:, target.cell_index[b][mask]] = target.bbox_targets[b][mask].T
         code = code.view(batch, -1, height, width)
         parts = dict(zip(head.branches, code.split([2, 1, 3, 2, 2][: len(head.branches)], 1)))
         outs.append([dict(heatmap=torch.logit(target.heatmap, 1e-4), **parts)])
@@ -147,7 +148,7 @@ def test_bad_settings_are_named():
         make_head(nms=dict(type='circle', radius=[1.0]))
     with pytest.raises(ValueError, match="nms type 'rotated' needs its iou"):
         make_head(nms=dict(type='rotated'))
-    with pytest.raises(ValueError, match='code_weights has 3 entries, the code has 10'):
+    with pytest.raises(ValueError, match='code_weights has 3 entries'):
         make_head(code_weights=[1, 1, 1])
     with pytest.raises(ValueError, match='boxes have 7 numbers, but the head learns velocity'):
         make_head().get_targets([truth(use_velocity=False)])

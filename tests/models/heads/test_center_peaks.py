@@ -10,7 +10,7 @@ from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
 from torch import nn
 
-from stratified3d.models.heads.center_peaks import Peaks, choose_peaks, gather_at, run_at
+from stratified3d.models.heads.center_peaks import Peaks, gather_at, run_branches_at, select_peaks
 
 RANGE = (-12.8, -12.8, -2.0, 12.8, 12.8, 2.0)
 TASKS = [['car'], ['truck', 'bus'], ['pedestrian']]
@@ -62,7 +62,7 @@ def test_branches_at_peaks_equal_branches_everywhere(batch, height, width, depth
     branches = [make_branch(depth, 4, n).double() for n in (1, 3)]
     sample, y, x = (torch.randint(n, (count,)) for n in (batch, height, width))
     peaks = Peaks(sample, torch.zeros_like(x), y, x, torch.ones(count))
-    found = run_at(branches, maps, peaks)
+    found = run_branches_at(branches, maps, peaks)
     expected = [gather_at(branch(maps), peaks) for branch in branches]
     for got, true in zip(found, expected):
         assert got.shape == true.shape
@@ -149,14 +149,14 @@ def test_no_cell_that_could_pass_is_left_out():
     heat = logits.sigmoid()
     weight = torch.tensor(power).view(1, 2, 1, 1)
     score = heat ** (1 - weight) * ((iou.unsqueeze(1) + 1) / 2) ** weight
-    peaks = choose_peaks(logits, power, 0.3, 500)
+    peaks = select_peaks(logits, power, 0.3, 500)
     chosen = torch.zeros_like(heat, dtype=torch.bool)
     chosen[peaks.sample, peaks.label, peaks.y, peaks.x] = True
     assert chosen[score > 0.3].all() and not chosen.all()
-    torch.testing.assert_close(peaks.heat, heat[peaks.sample, peaks.label, peaks.y, peaks.x])
-    few = choose_peaks(logits, power, 0.0, 5)
+    torch.testing.assert_close(peaks.score, heat[peaks.sample, peaks.label, peaks.y, peaks.x])
+    few = select_peaks(logits, power, 0.0, 5)
     for i in range(2):
-        torch.testing.assert_close(few.heat[few.sample == i], heat[i].flatten().topk(5).values)
+        torch.testing.assert_close(few.score[few.sample == i], heat[i].flatten().topk(5).values)
 
 
 def test_what_is_infinite_outside_the_map_is_not_seen():
@@ -172,7 +172,7 @@ def test_what_is_infinite_outside_the_map_is_not_seen():
     peaks = Peaks(0 * one, 0 * one, 0 * one, 2 * one, one.float())
     expected = gather_at(branch(maps), peaks)
     assert expected.isfinite().all()
-    torch.testing.assert_close(run_at([branch], maps, peaks)[0], expected)
+    torch.testing.assert_close(run_branches_at([branch], maps, peaks)[0], expected)
 
 
 def test_no_peak_is_no_box():

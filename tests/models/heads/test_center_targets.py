@@ -100,8 +100,8 @@ def test_targets_equal_mmdet3d(counts, seed, max_objs):
         torch.testing.assert_close(target.heatmap, heatmap, rtol=1.2e-7, atol=0)
         assert torch.equal(target.heatmap == 1, heatmap == 1)
         assert torch.equal(target.mask, mask.bool())
-        assert torch.equal(target.index, index)
-        torch.testing.assert_close(target.boxes, box, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(target.cell_index, index)
+        torch.testing.assert_close(target.bbox_targets, box, rtol=0, atol=0, equal_nan=True)
 
 
 def test_boxes_without_velocity():
@@ -115,7 +115,7 @@ def test_boxes_without_velocity():
         point_cloud_range=RANGE,
         stride=STRIDE,
     )
-    assert targets[0].boxes.shape == (1, 500, 8)
+    assert targets[0].bbox_targets.shape == (1, 500, 8)
     assert not any(t.mask.any() for t in targets[1:])
 
 
@@ -151,18 +151,18 @@ def test_cells_around_an_object_point_at_it(count, radius, seed):
     area = (2 * radius + 1) ** 2
     assert wide.mask.shape == (2, 500 * area) and not wide.mask[1].any()
     assert torch.equal(wide.heatmap, target.heatmap)
-    own, index = target.boxes[target.mask], target.index[target.mask]
+    own, index = target.bbox_targets[target.mask], target.cell_index[target.mask]
     centers = own[:, :2] + torch.stack([index % MAP[1], index // MAP[1]], 1)
     entry = wide.mask[0].nonzero().squeeze(1)
     owner = (target.mask[0].cumsum(0) - 1)[entry // area]  # objects without a cell leave gaps
-    cells = torch.stack([wide.index[0] % MAP[1], wide.index[0] // MAP[1]], 1)[entry]
-    found = wide.boxes[0, entry]
+    cells = torch.stack([wide.cell_index[0] % MAP[1], wide.cell_index[0] // MAP[1]], 1)[entry]
+    found = wide.bbox_targets[0, entry]
     torch.testing.assert_close(found[:, :2] + cells, centers[owner], rtol=0, atol=1e-4)
     torch.testing.assert_close(found[:, 2:], own[owner, 2:], rtol=0, atol=0, equal_nan=True)
     assert (cells >= 0).all() and (cells < torch.tensor([MAP[1], MAP[0]])).all()
     # every object keeps its own cell; any other cell belongs to the nearest of the objects that
     # reach it
-    mine = index[owner] == wide.index[0, entry]
+    mine = index[owner] == wide.cell_index[0, entry]
     assert set(owner[mine].tolist()) == set(range(len(own)))
     for cell, i, is_own in zip(cells, owner, mine):
         reach = (centers.trunc() - cell).abs().amax(1) <= radius

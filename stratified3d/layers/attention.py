@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stratified3d.layers.strata import Strata, StrataSelection
 from stratified3d.ops import (
+    Backend,
     WindowPlan,
     apply_rotary,
     collect_strata,
@@ -116,7 +117,7 @@ def project_rows(
     x: Tensor,
     num_heads: int,
     rotary: tuple[Tensor, Tensor] | None,
-    backend: str | None = None,
+    backend: str | Backend | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Project rows x [N, C] to queries, keys and values [N, H, D]; rotate queries and keys."""
     rows = qkv(x)
@@ -176,7 +177,7 @@ class StratifiedAttention(nn.Module):
         carry_tokens: tokens go from block to block of a stage; else every block creates its own.
         strata_offset: first value of the learned per-head offset of the strata logits (joint only);
             None for no bias at all: a token weighs as much as a voxel from the start.
-        backend: of the attention ops; None takes the fastest.
+        backend: of the attention ops, a name or a `Backend`; None takes the fastest.
     Raises:
         ValueError: heads that do not divide the width, m < 0, unknown fusion or selection.
     """
@@ -190,7 +191,7 @@ class StratifiedAttention(nn.Module):
         fusion: str = 'joint',
         carry_tokens: bool = True,
         strata_offset: float | None = -4.0,
-        backend: str | None = None,
+        backend: str | Backend | None = None,
     ):
         super().__init__()
         context.check()

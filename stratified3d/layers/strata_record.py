@@ -11,9 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stratified3d.layers.attention import StratifiedAttention
-from stratified3d.ops.stratified_attention import BACKENDS, reference
-
-_NAME = 'recording'
+from stratified3d.ops.stratified_attention import reference
 
 
 class StrataRecord(NamedTuple):
@@ -48,7 +46,7 @@ class _Recorder:
         strata_bias: Tensor | None,
         scale: float,
     ) -> Tensor:
-        if strata_k is not None:
+        if strata_k is not None and strata_v is not None:
             self.read = _weights(
                 strata_v,
                 lambda values: reference.stratified_attention(
@@ -94,7 +92,7 @@ def record_strata(mixer: StratifiedAttention) -> Iterator[list[StrataRecord]]:
     """Within the context, every forward pass of the mixer over one sample adds a StrataRecord to
     the list.
 
-    The mixer runs on the reference backend meanwhile.
+    Meanwhile the mixer runs on a backend that is the reference and keeps its weights.
 
     Args:
         mixer: of a block that has strata.
@@ -125,10 +123,9 @@ def record_strata(mixer: StratifiedAttention) -> Iterator[list[StrataRecord]]:
         )
 
     handle = mixer.register_forward_hook(keep)
-    BACKENDS[_NAME], mixer.backend = recorder, _NAME
+    mixer.backend = recorder
     try:
         yield records
     finally:
         handle.remove()
-        del BACKENDS[_NAME]
         mixer.backend = before

@@ -1,4 +1,4 @@
-"""Operations on sparse voxel clouds: tensors in, tensors out; torch is all they need."""
+"""Operations on sparse voxels: tensors in, tensors out. They need torch alone."""
 
 from stratified3d.ops.nms import circle_nms, rotated_intersection, rotated_iou, rotated_nms
 from stratified3d.ops.rotary import apply_rotary, rotary_angles
@@ -10,6 +10,7 @@ from stratified3d.ops.segments import (
 )
 from stratified3d.ops.strata_pooling import chunk_offsets, pool_strata, sample_strata
 from stratified3d.ops.stratified_attention import (
+    Backend,
     choose_backend,
     collect_strata,
     read_strata,
@@ -20,6 +21,7 @@ from stratified3d.ops.voxelize import Voxels, grid_shape, voxel_centers, voxeliz
 from stratified3d.ops.windows import WindowPlan, permute_rows, plan_windows
 
 __all__ = [
+    'Backend',
     'Voxels',
     'WindowPlan',
     'apply_rotary',

@@ -1,33 +1,33 @@
-"""Non-maximum suppression in the bird's-eye view, in plain torch: no compiled operator on any
-device."""
+"""Non-maximum suppression in the bird's-eye view, in plain torch on every device."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# one of two boxes is grown by this much (meters) on every side, so that edges of the two never
-# coincide
+# one of two boxes is enlarged by this much (meters) on every side: their edges never coincide
 _MARGIN = 1e-6
 
 
 def circle_nms(
     centers: Tensor, scores: Tensor, radius: float, max_keep: int | None = None
 ) -> Tensor:
-    """Keep the best of all boxes whose centers lie within a radius (CenterPoint, Yin et al. 2021,
-    section 4).
+    """Keep the best of all boxes whose centers lie within a radius of each other.
+
+    CenterPoint, Yin et al. 2021, section 4.
 
     Args:
         centers: [K, 2] meters.
         scores: [K].
         radius: meters; a box at most this far from a better kept one is suppressed.
-        max_keep: at most so many are returned.
+        max_keep: the largest number of boxes to return; None for all.
     Returns:
-        [<= max_keep] int64 indices, by falling score.
+        [<= max_keep] int64 indices, sorted by descending score.
     """
     order = scores.argsort(descending=True, stable=True)
-    gap = centers[order].unsqueeze(0) - centers[order].unsqueeze(1)
-    return order[_greedy_keep(gap.square().sum(-1) <= radius**2)][:max_keep]
+    gap = centers[order].unsqueeze(0) - centers[order].unsqueeze(1)  # [K, K, 2]
+    overlaps = gap.square().sum(-1) <= radius**2
+    return order[_greedy_keep(overlaps)][:max_keep]
 
 
 def rotated_nms(boxes: Tensor, scores: Tensor, iou: float, max_keep: int | None = None) -> Tensor:
@@ -37,9 +37,9 @@ def rotated_nms(boxes: Tensor, scores: Tensor, iou: float, max_keep: int | None 
         boxes: [K, 5] x, y, dx, dy (meters), yaw (radians).
         scores: [K].
         iou: a box that overlaps a better kept one by more than this is suppressed.
-        max_keep: at most so many are returned.
+        max_keep: the largest number of boxes to return; None for all.
     Returns:
-        [<= max_keep] int64 indices, by falling score.
+        [<= max_keep] int64 indices, sorted by descending score.
     """
     order = scores.argsort(descending=True, stable=True)
     boxes = boxes[order].double()
@@ -62,17 +62,16 @@ def rotated_iou(a: Tensor, b: Tensor) -> Tensor:
     """
     inter = rotated_intersection(a, b)
     union = a[..., 2] * a[..., 3] + b[..., 2] * b[..., 3] - inter
-    return torch.where(
-        union > 0, inter / union.clamp(min=torch.finfo(union.dtype).tiny), torch.zeros_like(union)
-    )
+    iou = inter / union.clamp(min=torch.finfo(union.dtype).tiny)
+    return torch.where(union > 0, iou, torch.zeros_like(union))
 
 
 def rotated_intersection(a: Tensor, b: Tensor) -> Tensor:
     """Area shared by rotated rectangles, pair by pair: [..., 5], [..., 5] -> [...] square meters.
 
-    The boundary of the intersection is what of each boundary lies in the other rectangle, so its
-    area is half the sum of cross products (Green's theorem) of the edges of a clipped to b and of
-    the edges of b clipped to a.
+    The boundary of the intersection consists of the parts of each boundary that lie in the other
+    rectangle. By Green's theorem its area is half the sum of cross products of the edges of a
+    clipped to b and of the edges of b clipped to a.
     """
     # relative to a's center, so that large coordinates cost no digits
     b = torch.cat([b[..., :2] - a[..., :2], b[..., 2:4] + 2 * _MARGIN, b[..., 4:]], -1)
@@ -84,44 +83,58 @@ def _clipped_cross(a: Tensor, b: Tensor) -> Tensor:
     """Sum of cross products of a's edges clipped to rectangle b."""
     start = _corners(a)  # [..., 4, 2]
     step = start.roll(-1, -2) - start
-    cos, sin = b[..., 4, None].cos(), b[..., 4, None].sin()
-    local_start = _turn(start - b[..., None, :2], cos, sin)
-    local_step = _turn(step, cos, sin)
-    half = b[..., None, 2:4] / 2  # [..., 1, 2]
-    # Liang-Barsky: the part of the edge between t0 and t1 lies between both pairs of parallel sides
-    parallel = local_step.abs() < 1e-12
-    safe = torch.where(parallel, torch.ones_like(local_step), local_step)
-    bounds = torch.stack([(-half - local_start) / safe, (half - local_start) / safe])
-    inside = local_start.abs() <= half
-    low = torch.where(parallel, torch.where(inside, -torch.inf, torch.inf), bounds.amin(0))
-    high = torch.where(parallel, torch.where(inside, torch.inf, -torch.inf), bounds.amax(0))
-    t0 = low.amax(-1).clamp(min=0, max=1).unsqueeze(-1)  # [..., 4, 1]
-    t1 = torch.maximum(high.amin(-1).clamp(min=0, max=1).unsqueeze(-1), t0)
-    p, q = start + t0 * step, start + t1 * step
-    return (p[..., 0] * q[..., 1] - p[..., 1] * q[..., 0]).sum(-1)
+    lo, hi = _clip(start, step, b)  # [..., 4]
+    t0 = lo.clamp(min=0, max=1).unsqueeze(-1)  # [..., 4, 1]
+    t1 = torch.maximum(hi.clamp(min=0, max=1).unsqueeze(-1), t0)
+    p = start + t0 * step
+    q = start + t1 * step
+    cross = p[..., 0] * q[..., 1] - p[..., 1] * q[..., 0]
+    return cross.sum(-1)
+
+
+def _clip(start: Tensor, step: Tensor, box: Tensor) -> tuple[Tensor, Tensor]:
+    """Where lines start + t * step [..., n, 2] enter and leave a rectangle: t [..., n] of both.
+
+    Liang-Barsky: a line is inside where it lies between both pairs of parallel sides.
+    """
+    cos = box[..., 4, None].cos()
+    sin = box[..., 4, None].sin()
+    start = _rotate(start - box[..., None, :2], cos, sin)
+    step = _rotate(step, cos, sin)
+    half = box[..., None, 2:4] / 2  # [..., 1, 2]
+
+    is_parallel = step.abs() < 1e-12
+    divisor = torch.where(is_parallel, torch.ones_like(step), step)
+    crossings = torch.stack([(-half - start) / divisor, (half - start) / divisor])
+    # a parallel line is between the sides for every t or for none
+    is_between = start.abs() <= half
+    reach = torch.where(is_between, torch.inf, -torch.inf)
+    lo = torch.where(is_parallel, -reach, crossings.amin(0))
+    hi = torch.where(is_parallel, reach, crossings.amax(0))
+    return lo.amax(-1), hi.amin(-1)
 
 
 def _corners(boxes: Tensor) -> Tensor:
     """[..., 5] -> [..., 4, 2], counter-clockwise."""
     signs = boxes.new_tensor([[1, 1], [-1, 1], [-1, -1], [1, -1]]) / 2
     local = signs * boxes[..., None, 2:4]
-    return (
-        _turn(local, boxes[..., 4, None].cos(), -boxes[..., 4, None].sin()) + boxes[..., None, :2]
-    )
+    cos = boxes[..., 4, None].cos()
+    sin = boxes[..., 4, None].sin()
+    return _rotate(local, cos, -sin) + boxes[..., None, :2]
 
 
-def _turn(points: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotate(points: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate [..., n, 2] by minus the angle of cos, sin [..., 1]."""
     x, y = points.unbind(-1)
     return torch.stack([x * cos + y * sin, y * cos - x * sin], -1)
 
 
 def _greedy_keep(overlaps: Tensor) -> Tensor:
-    """Greedy suppression among boxes sorted by falling score: [K, K] bool -> [K] bool.
+    """Greedy NMS of boxes sorted by descending score: [K, K] bool -> [K] bool.
 
-    Box j falls if a kept box i < j overlaps it. Repeating that rule from "all kept" settles box j
-    once all before it have settled, so it ends in the greedy solution, after as many rounds as the
-    longest chain of suppressions.
+    Box j is suppressed if a kept box i < j overlaps it. The rule is repeated, beginning with all
+    boxes kept. Box j is final once all before it are, so the result is the greedy solution, after
+    as many rounds as the longest chain of suppressions.
     """
     blocks = overlaps.triu(1)
     keep = torch.ones(len(overlaps), dtype=torch.bool, device=overlaps.device)

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stratified3d.ops.stratified_attention import kernels as triton
+from stratified3d.ops.checks import check_rotary_tables, check_wavelengths
+from stratified3d.ops.stratified_attention import Backend, kernels
 
 
 def rotary_angles(
@@ -17,10 +18,11 @@ def rotary_angles(
 ) -> tuple[Tensor, Tensor]:
     """Cosine and sine tables of the rotation at every position.
 
-    RoFormer (Su et al. 2021, section 3.2) carried to three axes: head_dim is split into three even
-    parts, one an axis, whose channel pairs turn by 2 pi * coordinate / wavelength with wavelengths
-    in geometric progression. Pairs that three even parts leave over are not rotated: their angle is
-    zero. A product of two rotated vectors depends on the difference of their positions only.
+    RoFormer (Su et al. 2021, section 3.2) extended to three axes. head_dim is split into three even
+    parts, one per axis. The channel pairs of a part rotate by 2 pi * coordinate / wavelength, with
+    wavelengths in geometric progression. Pairs that three even parts leave over are not rotated:
+    their angle is zero. The dot product of two rotated vectors depends only on the difference of
+    their positions.
 
     Args:
         positions: [..., 3] x, y, z in meters.
@@ -28,14 +30,11 @@ def rotary_angles(
         min_wavelength: of the fastest pair, meters; about twice the finest distance that matters.
         max_wavelength: of the slowest pair, meters; about twice the size of the scene.
     Returns:
-        cos, sin: [..., D // 2] fp32 (fp64 for fp64 positions), one column a channel pair.
+        cos, sin: [..., D // 2] fp32 (fp64 for fp64 positions), one column per channel pair.
     Raises:
         ValueError: positions that do not end in 3, or wavelengths that are not 0 < min <= max.
     """
-    if positions.shape[-1] != 3:
-        raise ValueError(f'positions are [..., 3], not {tuple(positions.shape)}')
-    if not 0 < min_wavelength <= max_wavelength:
-        raise ValueError(f'wavelengths must satisfy 0 < {min_wavelength} <= {max_wavelength}')
+    check_wavelengths(positions, min_wavelength, max_wavelength)
     pairs = head_dim // 6
     positions = positions.to(torch.promote_types(positions.dtype, torch.float32))
     step = torch.arange(pairs, device=positions.device, dtype=positions.dtype) / max(pairs - 1, 1)
@@ -45,44 +44,44 @@ def rotary_angles(
     return angle.cos(), angle.sin()
 
 
-def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, *, backend: str | None = None) -> Tensor:
+def apply_rotary(
+    x: Tensor, cos: Tensor, sin: Tensor, *, backend: str | Backend | None = None
+) -> Tensor:
     """Rotate channel pairs (2i, 2i + 1) of every head, in one pass over memory.
 
     Args:
         x: [..., H, D].
         cos, sin: [..., R] with 2 R <= D, from `rotary_angles`; shared by the heads, not
-        differentiated.
+            differentiated.
         backend: of the attention that follows; None is that of STRATIFIED3D_BACKEND, else 'triton'.
-            That one has a kernel for it where it runs; everyone else takes a product of complex
+            That one has a kernel for it where it runs; all others take a product of complex
             numbers.
     Returns:
         [..., H, D] in x's dtype; the last D - 2 R channels are unchanged.
     Raises:
         ValueError: tables wider than D, or of other rows than x.
     """
-    rotated = 2 * cos.shape[-1]
-    if rotated > x.shape[-1]:
-        raise ValueError(f'tables for {rotated} channels do not fit heads of width {x.shape[-1]}')
-    if cos.shape[:-1] != x.shape[:-2] or sin.shape != cos.shape:
-        raise ValueError(
-            f'cos {tuple(cos.shape)} and sin {tuple(sin.shape)} must have the rows of x, '
-            f'{tuple(x.shape[:-2])}'
-        )
-    if not rotated:
+    check_rotary_tables(x, cos, sin)
+    if not cos.shape[-1]:
         return x
     backend = backend or os.environ.get('STRATIFIED3D_BACKEND') or 'triton'
-    if backend == 'triton' and triton.unsupported_reason(x) is None:
-        return triton.rotate(x, cos, sin)
+    if backend == 'triton' and kernels.unsupported_reason(x) is None:
+        return kernels.rotate(x, cos, sin)
+    return _rotate(x, cos, sin)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`apply_rotary` as a product of complex numbers, one per channel pair."""
     dtype = torch.promote_types(torch.promote_types(x.dtype, cos.dtype), torch.float32)
     angle = torch.complex(cos.to(dtype), sin.to(dtype)).detach().unsqueeze(-2)  # [..., 1, R]
-    turned, rest = x[..., :rotated].to(dtype), x[..., rotated:]
-    if turned.stride(-1) != 1 or any(
-        n % 2 for n in (turned.storage_offset(), *turned.stride()[:-1])
-    ):
-        turned = turned.contiguous()  # its pairs do not lie where complex numbers may
-    turned = (
-        torch.view_as_real(torch.view_as_complex(turned.unflatten(-1, (-1, 2))) * angle)
-        .flatten(-2)
-        .to(x.dtype)
-    )
-    return turned if not rest.shape[-1] else torch.cat([turned, rest], -1)
+    num_rotated = 2 * cos.shape[-1]
+    rotated = x[..., :num_rotated].to(dtype)
+    rest = x[..., num_rotated:]
+
+    # pairs can be viewed as complex numbers only where they lie at even places of the memory
+    places = (rotated.storage_offset(), *rotated.stride()[:-1])
+    if rotated.stride(-1) != 1 or any(place % 2 for place in places):
+        rotated = rotated.contiguous()
+    pairs = torch.view_as_complex(rotated.unflatten(-1, (-1, 2)))  # [..., H, R]
+    rotated = torch.view_as_real(pairs * angle).flatten(-2).to(x.dtype)
+    return torch.cat([rotated, rest], -1) if rest.shape[-1] else rotated

@@ -1,5 +1,7 @@
-"""Reductions over runs of consecutive rows, given by offsets: deterministic, no float atomics in
-either direction."""
+"""Deterministic reductions over runs of consecutive rows, which are given by offsets.
+
+Neither direction uses float atomics.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ def segment_ids(offsets: Tensor, num_rows: int) -> Tensor:
 
     Args:
         offsets: [N + 1] integer, ascending, from 0 to num_rows.
-        num_rows: P, known on the host so that no device is waited for.
+        num_rows: P, known on the host, so that nothing waits for the device.
     Returns:
         [P] int64.
     """
@@ -28,7 +30,7 @@ def segment_reduce(values: Tensor, offsets: Tensor, reduce: str) -> Tensor:
         values: [P, C], floating point; segment i is rows offsets[i] to offsets[i + 1].
         offsets: [N + 1] int64, ascending, from 0 to P.
         reduce: 'sum', 'mean' or 'max'; the gradient of a maximum is shared by the rows that attain
-        it.
+            it.
     Returns:
         [N, C]; an empty segment gives zeros.
     Raises:
@@ -39,15 +41,18 @@ def segment_reduce(values: Tensor, offsets: Tensor, reduce: str) -> Tensor:
     if reduce not in ('sum', 'mean'):
         raise ValueError(f"reduce is 'sum', 'mean' or 'max', not {reduce!r}")
     # summed in fp32 or wider: a long segment would overflow fp16
-    total = _SegmentSum.apply(values.to(torch.promote_types(values.dtype, torch.float32)), offsets)
+    wide = torch.promote_types(values.dtype, torch.float32)
+    total = _SegmentSum.apply(values.to(wide), offsets)
     if reduce == 'mean':
         total = total / offsets.diff().clamp(min=1).unsqueeze(1).to(total.dtype)
     return total.to(values.dtype)
 
 
 def segment_broadcast(values: Tensor, offsets: Tensor, num_rows: int) -> Tensor:
-    """Give every row the value of its segment: [N, C] -> [P, C]; the gradient is the sum over each
-    segment."""
+    """Give every row the value of its segment: [N, C] -> [P, C].
+
+    The gradient is the sum over each segment.
+    """
     return _SegmentBroadcast.apply(values, offsets, num_rows)
 
 
@@ -62,21 +67,22 @@ def segment_softmax(scores: Tensor, offsets: Tensor) -> Tensor:
         column.
     """
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    # shifting by the maximum cancels out of the result, so it needs no gradient
-    shift = segment_broadcast(segment_reduce(scores.detach(), offsets, 'max'), offsets, len(scores))
-    weights = (scores - shift).exp()
-    return weights / segment_broadcast(
-        segment_reduce(weights, offsets, 'sum'), offsets, len(scores)
-    )
+    # the shift by the maximum cancels out of the result, so it needs no gradient
+    largest = segment_reduce(scores.detach(), offsets, 'max')
+    weights = (scores - segment_broadcast(largest, offsets, len(scores))).exp()
+    total = segment_reduce(weights, offsets, 'sum')
+    return weights / segment_broadcast(total, offsets, len(scores))
 
 
 def _sum_rows(values: Tensor, offsets: Tensor) -> Tensor:
-    if values.is_cuda:  # `unsafe` spares a check of the offsets that would wait for the device
+    """Sum over every segment: [P, C] -> [N, C]."""
+    if values.is_cuda:
+        # `unsafe` skips a check of the offsets that would wait for the device
         return torch.segment_reduce(values, 'sum', offsets=offsets, axis=0, initial=0, unsafe=True)
     if values.dtype not in (torch.float32, torch.float64) or not values.numel():
         out = values.new_zeros(len(offsets) - 1, values.shape[1])
         return out.index_add_(0, segment_ids(offsets, len(values)), values)
-    # four times faster, each segment summed by one thread
+    # four times faster than index_add_; each segment is summed by one thread
     rows = torch.arange(len(values), device=values.device)
     return F.embedding_bag(rows, values, offsets, mode='sum', include_last_offset=True)
 
@@ -109,18 +115,17 @@ class _SegmentBroadcast(torch.autograd.Function):
 class _SegmentMax(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values, offsets):
-        segment = segment_ids(offsets, len(values))
+        segment = segment_ids(offsets, len(values)).unsqueeze(1).expand_as(values)
         out = values.new_zeros(len(offsets) - 1, values.shape[1])
         # a maximum does not depend on the order of its operands, so atomics are harmless here
-        out.scatter_reduce_(
-            0, segment.unsqueeze(1).expand_as(values), values, 'amax', include_self=False
-        )
+        out.scatter_reduce_(0, segment, values, 'amax', include_self=False)
         ctx.save_for_backward(values, offsets, out)
         return out
 
     @staticmethod
     def backward(ctx, grad):
         values, offsets, out = ctx.saved_tensors
-        attained = (values == out.index_select(0, segment_ids(offsets, len(values)))).to(grad.dtype)
+        largest = out.index_select(0, segment_ids(offsets, len(values)))
+        attained = (values == largest).to(grad.dtype)
         share = grad / _sum_rows(attained, offsets).clamp_(min=1)
         return attained.mul_(segment_broadcast(share, offsets, len(values))), None

@@ -1,5 +1,4 @@
-"""Choosing the strata tokens: m representatives of every sample, one per chunk of its window
-order."""
+"""Strata tokens from voxels: m per sample, one for each chunk of its window order."""
 
 from __future__ import annotations
 
@@ -25,12 +24,12 @@ def chunk_offsets(batch_offsets: Tensor, num_strata: int) -> Tensor:
     """
     if num_strata < 1:
         raise ValueError(f'num_strata is at least 1 here, not {num_strata}')
-    start, count = batch_offsets[:-1].long(), batch_offsets.diff().long()  # [B]
+    start = batch_offsets[:-1].long()  # [B]
+    count = batch_offsets.diff().long()
     steps = torch.arange(num_strata, device=start.device)
-    inner = start[:, None] + torch.div(
-        steps * count[:, None], num_strata, rounding_mode='floor'
-    )  # [B, m]
-    return torch.cat([inner.flatten(), batch_offsets[-1:].long()])
+    skipped = torch.div(steps * count[:, None], num_strata, rounding_mode='floor')  # [B, m]
+    chunk_start = start[:, None] + skipped
+    return torch.cat([chunk_start.flatten(), batch_offsets[-1:].long()])
 
 
 def pool_strata(
@@ -64,7 +63,7 @@ def sample_strata(
     num_strata: int,
     draw: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Take one row of every chunk: its first one, or the one that a random number points at.
+    """Take one row of every chunk: the first, or the one that a random number picks.
 
     Args:
         feats: [N, C], rows in window order, grouped by sample.
@@ -72,28 +71,25 @@ def sample_strata(
         batch_offsets: [B + 1] integer.
         num_strata: m >= 1.
         draw: [B, m] uniform in [0, 1), fp64 where a chunk may be large; picks a row of each chunk.
-        None takes every
-            n / m-th row.
+            None takes the first row of each chunk.
     Returns:
         tokens [B, m, C], positions [B, m, 3] fp32, present [B, m] bool; absent tokens are zero.
     """
     offsets = chunk_offsets(batch_offsets, num_strata)
-    size = offsets.diff()
-    row = offsets[:-1]
-    if draw is not None:
-        row = row + (draw.flatten() * size).long()
+    size = offsets.diff()  # [B m]
     present = size > 0
     shape = (len(batch_offsets) - 1, num_strata)
     if not len(feats):
-        return (
-            feats.new_zeros(*shape, feats.shape[1]),
-            positions.new_zeros(*shape, 3).float(),
-            present.view(shape),
-        )
+        tokens = feats.new_zeros(*shape, feats.shape[1])
+        places = positions.new_zeros(*shape, 3).float()
+        return tokens, places, present.view(shape)
+
+    row = offsets[:-1]
+    if draw is not None:
+        row = row + (draw.flatten() * size).long()
+    # an absent token may point behind the last row; its values are blanked
     row = row.clamp(max=len(feats) - 1)
     absent = ~present.unsqueeze(1)
-    return (
-        feats[row].masked_fill(absent, 0).view(*shape, -1),
-        positions[row].float().masked_fill(absent, 0).view(*shape, 3),
-        present.view(shape),
-    )
+    tokens = feats[row].masked_fill(absent, 0)
+    places = positions[row].float().masked_fill(absent, 0)
+    return tokens.view(*shape, -1), places.view(*shape, 3), present.view(shape)

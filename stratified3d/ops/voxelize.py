@@ -1,4 +1,4 @@
-"""Dynamic voxelization: every point keeps its place, no cap on points or voxels."""
+"""Dynamic voxelization: no cap on the points of a voxel or on the number of voxels."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from stratified3d.ops.checks import check_grid, check_points
+
 
 class Voxels(NamedTuple):
     """Points sorted by voxel, and the voxels they form.
 
-    coords [N, 4] int32 (batch, z, y, x) in ascending order; offsets [N + 1] int64: voxel i holds
+    coords [N, 4] int32 (batch, z, y, x) in ascending order; offsets [N + 1] int64: voxel i contains
     the sorted points offsets[i] to offsets[i + 1]; point_order [K] int64: which input point each of
     the K kept, sorted points is.
     """
@@ -25,7 +27,9 @@ class Voxels(NamedTuple):
 def grid_shape(
     voxel_size: Sequence[float], point_cloud_range: Sequence[float]
 ) -> tuple[int, int, int]:
-    """Number of voxels per axis: the one place where meters become grid indices.
+    """Number of voxels per axis.
+
+    This is the one place where meters become grid indices.
 
     Args:
         voxel_size: (x, y, z) in meters.
@@ -33,30 +37,13 @@ def grid_shape(
     Returns:
         (z, y, x).
     Raises:
-        ValueError: a size that is not positive, an empty range, or a range that is no multiple of
-        the voxel size.
+        ValueError: a size that is not positive, an empty range, or a range that is not a multiple
+            of the voxel size.
     """
-    if len(voxel_size) != 3 or len(point_cloud_range) != 6:
-        raise ValueError(
-            f'voxel_size has 3 numbers and point_cloud_range 6, not {list(voxel_size)} and '
-            f'{list(point_cloud_range)}'
-        )
-    shape = []
-    for axis, size, low, high in zip(
-        'xyz', voxel_size, point_cloud_range[:3], point_cloud_range[3:]
-    ):
-        if not size > 0 or not high > low:
-            raise ValueError(
-                f'{axis}: voxel size {size} m must be positive and the range {low} to {high} m not empty'
-            )
-        count = round((high - low) / size)
-        if abs((high - low) / size - count) > 1e-3:
-            raise ValueError(
-                f'{axis}: the range {low} to {high} m is no multiple of the voxel size {size} m; '
-                f'{low} to {round(low + max(count, 1) * size, 6)} m would be'
-            )
-        shape.append(count)
-    return shape[2], shape[1], shape[0]
+    check_grid(voxel_size, point_cloud_range)
+    lowest, highest = point_cloud_range[:3], point_cloud_range[3:]
+    x, y, z = (round((hi - lo) / size) for size, lo, hi in zip(voxel_size, lowest, highest))
+    return z, y, x
 
 
 def voxelize(
@@ -76,32 +63,34 @@ def voxelize(
     Returns:
         Voxels; no point in range gives N = K = 0.
     Raises:
-        ValueError: shapes that do not fit, or a range that is no multiple of the voxel size.
+        ValueError: shapes that do not fit, or a range that is not a multiple of the voxel size.
     """
-    if points.dim() != 2 or points.shape[1] < 3 or sample.shape != points.shape[:1]:
-        raise ValueError(
-            f'points are [P, C >= 3] and sample [P], not {tuple(points.shape)} and {tuple(sample.shape)}'
-        )
+    check_points(points, sample)
     shape = grid_shape(voxel_size, point_cloud_range)
-    low, size = points.new_tensor(point_cloud_range[:3]), points.new_tensor(voxel_size)
-    index = ((points[:, :3] - low) / size).floor()  # [P, 3] x, y, z
+    lowest = points.new_tensor(point_cloud_range[:3])
+    size = points.new_tensor(voxel_size)
     limit = points.new_tensor(shape[::-1])
-    kept = ((index >= 0) & (index < limit)).all(1).nonzero().squeeze(1)  # [K]
+
+    index = ((points[:, :3] - lowest) / size).floor()  # [P, 3] x, y, z
+    is_inside = ((index >= 0) & (index < limit)).all(1)
+    kept = is_inside.nonzero().squeeze(1)  # [K]
     x, y, z = index[kept].long().unbind(1)
     key = ((sample[kept].long() * shape[0] + z) * shape[1] + y) * shape[2] + x
+
     key, order = torch.sort(key, stable=True)
     key, counts = torch.unique_consecutive(key, return_counts=True)
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    coords = torch.stack(
-        [
-            key // (shape[0] * shape[1] * shape[2]),
-            key // (shape[1] * shape[2]) % shape[0],
-            key // shape[2] % shape[1],
-            key % shape[2],
-        ],
-        1,
-    ).int()
-    return Voxels(coords, offsets, kept[order])
+    return Voxels(_split_key(key, shape), offsets, kept[order])
+
+
+def _split_key(key: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """[N] numbers of voxels, counted sample by sample -> [N, 4] int32 (batch, z, y, x)."""
+    depth, height, width = shape
+    batch = key // (depth * height * width)
+    z = key // (height * width) % depth
+    y = key // width % height
+    x = key % width
+    return torch.stack([batch, z, y, x], 1).int()
 
 
 def voxel_centers(
@@ -117,5 +106,5 @@ def voxel_centers(
         [N, 3] fp32 (x, y, z).
     """
     size = torch.tensor(voxel_size, device=coords.device, dtype=torch.float32)
-    low = torch.tensor(point_cloud_range[:3], device=coords.device, dtype=torch.float32)
-    return (coords[:, [3, 2, 1]].float() + 0.5) * size + low
+    lowest = torch.tensor(point_cloud_range[:3], device=coords.device, dtype=torch.float32)
+    return (coords[:, [3, 2, 1]].float() + 0.5) * size + lowest

@@ -1,23 +1,23 @@
-"""Window planning: which rows of a sparse voxel cloud share an attention window."""
+"""Window planning: which voxels of a batch share an attention window."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from stratified3d.ops.checks import UNKNOWN_AXIS_BITS, check_windows
+
 
 class WindowPlan(NamedTuple):
-    """Rows of a voxel cloud arranged window by window (a pytree, so it passes through torch.compile
-    and export).
+    """Voxels arranged window by window.
 
-    order [N] int64: the voxel at each row of window order; inverse [N] int64: the row of each
-    voxel; window_start, window_end [N] int32: each row's window as a half-open range of rows;
-    sample [N] int32: each row's sample; batch_offsets [B + 1] int32: sample b owns rows
-    batch_offsets[b] to batch_offsets[b + 1].
+    It is a pytree, so it passes through torch.compile and torch.export. order [N] int64: the voxel
+    at each row of window order; inverse [N] int64: the row of each voxel; window_start, window_end
+    [N] int32: each row's window as a half-open range of rows; sample [N] int32: each row's sample;
+    batch_offsets [B + 1] int32: sample b owns rows batch_offsets[b] to batch_offsets[b + 1].
     """
 
     order: Tensor
@@ -26,14 +26,6 @@ class WindowPlan(NamedTuple):
     window_end: Tensor
     sample: Tensor
     batch_offsets: Tensor
-
-
-def checks_values(tensor: Tensor) -> bool:
-    """Whether values may be inspected: always on the CPU, on a GPU only under STRATIFIED3D_CHECK=1
-    (it would wait); never while a graph is traced, which has no values."""
-    return not torch.compiler.is_compiling() and (
-        not tensor.is_cuda or os.environ.get('STRATIFIED3D_CHECK') == '1'
-    )
 
 
 def plan_windows(
@@ -55,45 +47,26 @@ def plan_windows(
         coords: [N, 4] int32 (batch, z, y, x), >= 0, any order; N = 0 is valid.
         window_shape: (z, y, x) in voxels.
         shift: (z, y, x) in voxels, 0 <= shift < window_shape; ignored along z where the window
-        spans all of z.
+            spans all of z.
         batch_size: B; samples without voxels are allowed anywhere.
         spatial_shape: (z, y, x) in voxels; only makes the sort key shorter. Without it each axis
-        may have up to
-            65,536 windows.
+            may have up to 65,536 windows.
     Returns:
         WindowPlan.
     Raises:
         ValueError: wrong shapes or dtypes, a shift outside its window, or (where values are
             checked) coordinates that are negative or lie outside the batch or the grid.
     """
-    window_shape, shift = tuple(int(w) for w in window_shape), tuple(int(s) for s in shift)
-    if coords.dim() != 2 or coords.shape[1] != 4 or coords.dtype != torch.int32:
-        raise ValueError(
-            f'coords are [N, 4] int32 (batch, z, y, x), not {tuple(coords.shape)} {coords.dtype}'
-        )
-    if (
-        len(window_shape) != 3
-        or len(shift) != 3
-        or not all(0 <= s < w for s, w in zip(shift, window_shape))
-    ):
-        raise ValueError(
-            f'window_shape {window_shape} must be positive (z, y, x) and shift {shift} within '
-            '0 <= shift < window_shape'
-        )
-    if spatial_shape is not None and len(spatial_shape) != 3:
-        raise ValueError(f'spatial_shape is (z, y, x), not {tuple(spatial_shape)}')
-    if batch_size < 1:
-        raise ValueError(f'batch_size is at least 1, not {batch_size}')
-    bits = (16, 16, 16)
+    window_shape = tuple(int(w) for w in window_shape)
+    shift = tuple(int(s) for s in shift)
+    check_windows(coords, window_shape, shift, batch_size, spatial_shape)
+    bits = [UNKNOWN_AXIS_BITS] * 3
     if spatial_shape is not None:
         if window_shape[0] >= spatial_shape[0]:
             shift = (0, *shift[1:])
-        bits = tuple(
-            (-(-(size + s) // w) - 1).bit_length()
-            for size, s, w in zip(spatial_shape, shift, window_shape)
-        )
-    if checks_values(coords):
-        _check_coords(coords, window_shape, shift, batch_size, spatial_shape)
+        bits = [
+            _bits_of_index(size + s, w) for size, s, w in zip(spatial_shape, shift, window_shape)
+        ]
 
     window = [
         torch.div(coords[:, 1 + axis] + shift[axis], window_shape[axis], rounding_mode='floor')
@@ -101,6 +74,7 @@ def plan_windows(
     ]
     key = _window_key(coords[:, 0], window, bits, batch_size)
     key, order = torch.sort(key, stable=True)
+
     rows = torch.arange(len(key), device=key.device)
     inverse = torch.empty_like(order).scatter_(0, order, rows)
     sample = coords[:, 0][order]
@@ -116,8 +90,9 @@ def plan_windows(
 
 
 def permute_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    """x[order], differentiable: the gradient is gathered by the inverse permutation, where indexing
-    would scatter it.
+    """x[order], differentiable.
+
+    The gradient is gathered by the inverse permutation, where that of indexing would be scattered.
 
     Args:
         x: [N, ...].
@@ -143,35 +118,24 @@ class _PermuteRows(torch.autograd.Function):
         return _PermuteRows.apply(grad, inverse, order), None, None
 
 
+def _bits_of_index(size: int, window: int) -> int:
+    """Bits that number the windows of an axis of so many voxels."""
+    count = -(-size // window)
+    return (count - 1).bit_length()
+
+
 def _window_key(
     sample: Tensor, window: Sequence[Tensor], bits: Sequence[int], batch_size: int
 ) -> Tensor:
-    """[N] sort key: the sample above the interleaved bits of the window index, the lowest bit from
-    x."""
-    wide = sum(bits) + batch_size.bit_length() > 31
-    key = torch.zeros_like(sample, dtype=torch.int64 if wide else torch.int32)
+    """[N] sort key: the sample above the interleaved bits of the window index, x lowest."""
+    is_wide = sum(bits) + batch_size.bit_length() > 31
+    key = torch.zeros_like(sample, dtype=torch.int64 if is_wide else torch.int32)
     position = 0
     for level in range(max(bits)):
-        # an axis that has run out of bits is skipped: its higher bits are zero, so the order stays
-        # the same
+        # an axis that has run out of bits is skipped: its higher bits are zero
         for axis in (2, 1, 0):
             if level < bits[axis]:
-                key |= ((window[axis].to(key.dtype) >> level) & 1) << position
+                bit = (window[axis].to(key.dtype) >> level) & 1
+                key |= bit << position
                 position += 1
     return key | (sample.to(key.dtype) << position)
-
-
-def _check_coords(
-    coords: Tensor,
-    window_shape: Sequence[int],
-    shift: Sequence[int],
-    batch_size: int,
-    spatial_shape: Sequence[int] | None,
-) -> None:
-    if not len(coords):
-        return
-    low, high = coords.amin(0).tolist(), coords.amax(0).tolist()
-    limits = spatial_shape or [65536 * w - s for w, s in zip(window_shape, shift)]
-    for name, a, b, limit in zip(('batch', 'z', 'y', 'x'), low, high, (batch_size, *limits)):
-        if a < 0 or b >= limit:
-            raise ValueError(f'coords: {name} runs from {a} to {b}, allowed is 0 to {limit - 1}')

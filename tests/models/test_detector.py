@@ -59,11 +59,11 @@ def test_nan_points_are_dropped_counted_and_warned_of_once(small_config, build, 
     bad[3:5] = torch.tensor([1.0, 2, 0, torch.inf, 0])
     bad[5:] = torch.tensor([1.0, 2, 0, 3e38, 0])
     dirty = dict(points=[torch.cat([bad, inputs['points'][0]])])
-    with pytest.warns(UserWarning, match='7 points hold NaN, infinite or absurd values') as record:
+    with pytest.warns(UserWarning, match='7 points have NaN') as record:
         found = model.predict(dirty, copy.deepcopy(samples))[0].pred_instances_3d
     assert sum('NaN, infinite' in str(w.message) for w in record) == 1
     with warnings.catch_warnings():
-        warnings.filterwarnings('error', message='.* points hold NaN')
+        warnings.filterwarnings('error', message='.* points have NaN')
         model.predict(dirty, copy.deepcopy(samples))
     assert model.voxel_encoder.num_dropped == 14
     torch.testing.assert_close(found.scores_3d, clean.scores_3d)
@@ -137,10 +137,10 @@ def test_velocity_is_an_option(small_config, build, batch):
         ),
         (
             dict(voxel_size=(0.3, 0.4, 0.5)),
-            'x: the range -12.8 to 12.8 m is no multiple of the voxel size 0.3 m',
+            'x: the range -12.8 to 12.8 m is not a multiple of the voxel size 0.3 m',
         ),
         (dict(voxel_encoder=dict(in_channels=2)), 'in_channels counts x, y, z at least, not 2'),
-        (dict(backbone=dict(depths=(1,))), 'must have one entry a stage'),
+        (dict(backbone=dict(depths=(1,))), 'must have one entry'),
     ],
 )
 def test_bad_settings_are_named(small_config, change, message):

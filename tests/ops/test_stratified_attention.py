@@ -291,7 +291,7 @@ def test_windows_of_very_different_length_are_not_padded_to_the_longest():
     end = lengths.cumsum(0)
     start = (end - lengths).repeat_interleave(lengths)
     for chunk in _window_chunks(start.int(), end.repeat_interleave(lengths).int(), 96, 2):
-        real = chunk.rows.numel() if chunk.places is None else len(chunk.places)
+        real = chunk.rows.numel() if chunk.real is None else len(chunk.real)
         assert chunk.rows.numel() <= 1.5 * real
 
 

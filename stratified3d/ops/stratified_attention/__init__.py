@@ -1,58 +1,42 @@
-"""Stratified attention: what users call, and which backend answers.
+"""Stratified attention: the three functions that users call.
 
-The equations and their cost are derived in README.md beside this file. Every backend module has the
-same three functions with the same positional arguments; the functions here check the arguments,
-choose the backend and call it. Under autocast they take its dtype for all but the bias, as torch's
-own attention does.
+The equations and their cost are derived in README.md beside this file. Every backend has the same
+three functions with the same positional arguments; the functions here check the arguments, choose
+the backend and call it. Under autocast they take its dtype for all but the bias, as torch's own
+attention does.
 """
 
 from __future__ import annotations
 
-import os
-from types import ModuleType
+from typing import overload
 
 import torch
 from torch import Tensor
 
-from stratified3d.ops.stratified_attention import kernels as triton
-from stratified3d.ops.stratified_attention import reference, sdpa
-from stratified3d.ops.windows import WindowPlan, checks_values
+from stratified3d.ops.checks import (
+    check_offsets,
+    check_plan,
+    check_rows,
+    check_strata,
+    check_token_queries,
+)
+from stratified3d.ops.stratified_attention.backends import (
+    BACKENDS,
+    Backend,
+    choose_backend,
+    unsupported_reason,
+)
+from stratified3d.ops.windows import WindowPlan
 
-# fastest first: `None` takes the first that can run
-BACKENDS: dict[str, ModuleType] = {'triton': triton, 'sdpa': sdpa, 'reference': reference}
-
-
-def unsupported_reason(backend: str, q: Tensor) -> str | None:
-    """Why a backend cannot run on such a query, or None where it can.
-
-    Args:
-        backend: a name in BACKENDS.
-        q: [..., D]; its dtype and device decide.
-    """
-    if backend not in BACKENDS:
-        return f'there is no backend {backend!r}; known are {", ".join(BACKENDS)}'
-    if q.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
-        return f'dtype {q.dtype} is none of fp64, fp32, fp16 and bf16'
-    return triton.unsupported_reason(q) if backend == 'triton' else None
-
-
-def choose_backend(backend: str | None, q: Tensor) -> str:
-    """The backend that will run: the argument, else STRATIFIED3D_BACKEND, else the first that
-    supports q.
-
-    Raises:
-        ValueError: the named backend cannot run, with its reason.
-    """
-    named = backend or os.environ.get('STRATIFIED3D_BACKEND')
-    reasons = {}
-    for name in (named,) if named else BACKENDS:
-        reasons[name] = unsupported_reason(name, q)
-        if reasons[name] is None:
-            return name
-    listing = '; '.join(f'{name}: {reason}' for name, reason in reasons.items())
-    raise ValueError(
-        f'no attention backend for {tuple(q.shape)} {q.dtype} on {q.device}: {listing}'
-    )
+__all__ = [
+    'BACKENDS',
+    'Backend',
+    'choose_backend',
+    'collect_strata',
+    'read_strata',
+    'stratified_attention',
+    'unsupported_reason',
+]
 
 
 def stratified_attention(
@@ -65,7 +49,7 @@ def stratified_attention(
     *,
     strata_bias: Tensor | None = None,
     scale: float | None = None,
-    backend: str | None = None,
+    backend: str | Backend | None = None,
 ) -> Tensor:
     """Let every voxel attend to its window and to the strata of its sample, in one softmax.
 
@@ -81,50 +65,25 @@ def stratified_attention(
         strata_bias: [B, M, H] fp32, added to the strata logits; -inf marks an absent token.
         Differentiable.
         scale: factor on the products; default D**-0.5.
-        backend: see `choose_backend`.
+        backend: a name, see `choose_backend`, or a `Backend` of your own.
     Returns:
         [N, H, D] in q's dtype.
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, strata keys without values, a plan of
         other rows.
     """
-    q, k, v, strata_k, strata_v = _cast_for_autocast(q, k, v, strata_k, strata_v)
-    _check_rows(q=q, k=k, v=v)
-    n, heads, width = q.shape
-    if plan.window_start.shape != (n,) or plan.sample.shape != (n,):
-        raise ValueError(f'the plan is for {len(plan.sample)} rows, q has {n}')
-    batch = len(plan.batch_offsets) - 1
-    if (strata_k is None) != (strata_v is None):
-        raise ValueError('strata_k and strata_v come together: one of them is None')
-    if strata_k is None and strata_bias is not None:
-        raise ValueError('strata_bias was given without strata_k and strata_v')
-    if strata_k is not None:
-        _check_strata(q, strata_k, strata_v, strata_bias, batch)
-        if strata_k.shape[1] == 0:
-            strata_k = strata_v = strata_bias = None
-    _check_offsets(plan.batch_offsets, q)
-    if (
-        checks_values(q)
-        and n
-        and not (
-            (plan.window_start >= 0)
-            & (plan.window_start < plan.window_end)
-            & (plan.window_end <= n)
-        ).all()
-    ):
-        raise ValueError(f'the plan holds windows outside rows 0 to {n}')
-    return _run(
-        'stratified_attention',
-        backend,
-        q,
-        k,
-        v,
-        plan,
-        strata_k,
-        strata_v,
-        strata_bias,
-        _scale(scale, width),
-    )
+    q, k, v = _lower(q), _lower(k), _lower(v)
+    strata_k, strata_v = _lower(strata_k), _lower(strata_v)
+    check_rows(q=q, k=k, v=v)
+    check_strata(q, strata_k, strata_v, strata_bias, batch=len(plan.batch_offsets) - 1)
+    check_plan(plan, q)
+    if strata_k is not None and strata_k.shape[1] == 0:
+        strata_k = strata_v = strata_bias = None
+
+    scale = _scale(scale, q)
+    function = _backend(backend, q).stratified_attention
+    with _without_autocast(q):
+        return function(q, k, v, plan, strata_k, strata_v, strata_bias, scale)
 
 
 def collect_strata(
@@ -134,7 +93,7 @@ def collect_strata(
     batch_offsets: Tensor,
     *,
     scale: float | None = None,
-    backend: str | None = None,
+    backend: str | Backend | None = None,
 ) -> Tensor:
     """Let every strata token attend to all voxels of its sample.
 
@@ -147,24 +106,21 @@ def collect_strata(
         k, v: [N, H, D], rows grouped by sample.
         batch_offsets: [B + 1] int32; sample b owns rows batch_offsets[b] to batch_offsets[b + 1].
         scale: factor on the products; default D**-0.5.
-        backend: see `choose_backend`.
+        backend: a name, see `choose_backend`, or a `Backend` of your own.
     Returns:
         [B, M, H, D] in q's dtype; a sample without rows gives zeros.
     Raises:
         ValueError: shapes, dtypes or devices that do not fit; batch_offsets that do not run from 0
         to N.
     """
-    q, k, v = _cast_for_autocast(q, k, v)
-    _check_rows(k=k, v=v)
-    if q.dim() != 4 or q.shape[2:] != k.shape[1:] or q.dtype != k.dtype or q.device != k.device:
-        raise ValueError(f'q is [B, M, H, D] matching k: {_describe(q=q, k=k)}')
-    _check_strides(q=q)
-    if batch_offsets.shape != (len(q) + 1,):
-        raise ValueError(
-            f'batch_offsets is [B + 1] = [{len(q) + 1}], not {tuple(batch_offsets.shape)}'
-        )
-    _check_offsets(batch_offsets, k)
-    return _run('collect_strata', backend, q, k, v, batch_offsets, _scale(scale, q.shape[-1]))
+    q, k, v = _lower(q), _lower(k), _lower(v)
+    check_rows(k=k, v=v)
+    check_token_queries(q, k, batch_offsets)
+
+    scale = _scale(scale, q)
+    function = _backend(backend, q).collect_strata
+    with _without_autocast(q):
+        return function(q, k, v, batch_offsets, scale)
 
 
 def read_strata(
@@ -175,7 +131,7 @@ def read_strata(
     *,
     strata_bias: Tensor | None = None,
     scale: float | None = None,
-    backend: str | None = None,
+    backend: str | Backend | None = None,
 ) -> Tensor:
     """Let every voxel attend to the strata tokens of its sample only.
 
@@ -188,120 +144,50 @@ def read_strata(
         batch_offsets: [B + 1] int32.
         strata_bias: [B, M, H] fp32; -inf marks an absent token.
         scale: factor on the products; default D**-0.5.
-        backend: see `choose_backend`.
+        backend: a name, see `choose_backend`, or a `Backend` of your own.
     Returns:
         [N, H, D] in q's dtype; a sample whose tokens are all absent (or M = 0) gives zeros.
     Raises:
         ValueError: shapes, dtypes or devices that do not fit; batch_offsets that do not run from 0
         to N.
     """
-    q, strata_k, strata_v = _cast_for_autocast(q, strata_k, strata_v)
-    _check_rows(q=q)
-    _check_strata(q, strata_k, strata_v, strata_bias, len(batch_offsets) - 1)
-    _check_offsets(batch_offsets, q)
+    q, strata_k, strata_v = _lower(q), _lower(strata_k), _lower(strata_v)
+    check_rows(q=q)
+    check_strata(q, strata_k, strata_v, strata_bias, batch=len(batch_offsets) - 1)
+    check_offsets(batch_offsets, q)
     if strata_k.shape[1] == 0:
         return torch.zeros_like(q)
-    return _run(
-        'read_strata',
-        backend,
-        q,
-        strata_k,
-        strata_v,
-        batch_offsets,
-        strata_bias,
-        _scale(scale, q.shape[-1]),
-    )
+
+    scale = _scale(scale, q)
+    function = _backend(backend, q).read_strata
+    with _without_autocast(q):
+        return function(q, strata_k, strata_v, batch_offsets, strata_bias, scale)
 
 
-def _run(op: str, backend: str | None, q: Tensor, *arguments) -> Tensor:
-    """Call an op of the chosen backend; autocast is off inside, where every backend accumulates in
-    fp32 or wider."""
-    function = getattr(BACKENDS[choose_backend(backend, q)], op)
-    with torch.autocast(q.device.type, enabled=False):
-        return function(q, *arguments)
+def _backend(backend: str | Backend | None, q: Tensor) -> Backend:
+    """The module or object whose functions run."""
+    if backend is None or isinstance(backend, str):
+        return BACKENDS[choose_backend(backend, q)]
+    return backend
 
 
-def _cast_for_autocast(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Under autocast the inputs take its dtype, as those of torch's own attention; a bias and fp64
-    stay."""
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(device)
-    return [
-        x.to(dtype)
-        if x is not None and x.dtype in (torch.float32, torch.float16, torch.bfloat16)
-        else x
-        for x in tensors
-    ]
+def _without_autocast(q: Tensor) -> torch.autocast:
+    """Every backend accumulates in fp32 or wider, which autocast would undo."""
+    return torch.autocast(q.device.type, enabled=False)
 
 
-def _scale(scale: float | None, width: int) -> float:
-    return width**-0.5 if scale is None else float(scale)
+@overload
+def _lower(x: Tensor) -> Tensor: ...
+@overload
+def _lower(x: None) -> None: ...
+def _lower(x: Tensor | None) -> Tensor | None:
+    """x in autocast's dtype where autocast is on, as torch's own attention does; fp64 stays."""
+    if x is None or not torch.is_autocast_enabled(x.device.type):
+        return x
+    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))
 
 
-def _describe(**tensors: Tensor | None) -> str:
-    return ', '.join(
-        f'{name} {tuple(t.shape)} {t.dtype} on {t.device}'
-        for name, t in tensors.items()
-        if t is not None
-    )
-
-
-def _check_rows(**tensors: Tensor) -> None:
-    first, *others = tensors.values()
-    same = all(
-        x.shape == first.shape and x.dtype == first.dtype and x.device == first.device
-        for x in others
-    )
-    if first.dim() != 3 or not same or first.shape[2] == 0:
-        raise ValueError(
-            f'{", ".join(tensors)} are [N, H, D] of one shape, dtype and device: {_describe(**tensors)}'
-        )
-    _check_strides(**tensors)
-
-
-def _check_strides(**tensors: Tensor) -> None:
-    for name, x in tensors.items():
-        if x.shape[-1] > 1 and x.stride(-1) != 1:
-            raise ValueError(f'{name}: the last stride must be 1, not {x.stride()}')
-
-
-def _check_strata(
-    q: Tensor, strata_k: Tensor, strata_v: Tensor, strata_bias: Tensor | None, batch: int
-) -> None:
-    if (
-        strata_k.dim() != 4
-        or strata_k.shape != strata_v.shape
-        or strata_k.shape[0] != batch
-        or strata_k.shape[2:] != q.shape[1:]
-    ):
-        problem = f'strata_k and strata_v are [B, M, H, D] with B = {batch}'
-    elif (
-        not q.dtype == strata_k.dtype == strata_v.dtype
-        or not q.device == strata_k.device == strata_v.device
-    ):
-        problem = 'strata and q share dtype and device'
-    elif strata_bias is not None and (
-        strata_bias.shape != strata_k.shape[:3]
-        or strata_bias.device != q.device
-        or not strata_bias.is_floating_point()
-    ):
-        problem = 'strata_bias is [B, M, H] floating point'
-    else:
-        return _check_strides(strata_k=strata_k, strata_v=strata_v)
-    raise ValueError(
-        f'{problem}: {_describe(q=q, strata_k=strata_k, strata_v=strata_v, strata_bias=strata_bias)}'
-    )
-
-
-def _check_offsets(batch_offsets: Tensor, rows: Tensor) -> None:
-    n = len(rows)
-    if batch_offsets.dtype not in (torch.int32, torch.int64) or batch_offsets.device != rows.device:
-        raise ValueError(
-            f'batch_offsets (of the plan) are integers on {rows.device}: {_describe(it=batch_offsets)}'
-        )
-    if checks_values(batch_offsets):
-        offsets = batch_offsets.tolist()
-        if offsets[0] != 0 or offsets[-1] != n or offsets != sorted(offsets):
-            raise ValueError(f'batch_offsets must ascend from 0 to {n}, not {offsets}')
+def _scale(scale: float | None, q: Tensor) -> float:
+    return q.shape[-1] ** -0.5 if scale is None else float(scale)

@@ -1,11 +1,11 @@
-"""Torch-only backend, made for CPUs: windows bucketed by length, strata by one dense product per
-sample.
+"""Torch-only backend, made for CPUs.
 
-Both parts produce an output and a log-sum-exp; a joint softmax over the union of their keys is the
-mean of the two outputs weighted by exp(log-sum-exp), so no strata key is ever copied to a window.
+Windows are bucketed by length, strata take one dense product per sample. Both parts yield an output
+and a log-sum-exp. A softmax over the union of their keys is the mean of the two outputs weighted by
+exp(log-sum-exp), so no strata key is ever copied to a window.
+
 The backward pass recomputes the probabilities from the joint log-sum-exp (FlashAttention, Dao et
-al. 2022, appendix B.4), which makes the gradients of the two parts independent of each other as
-well.
+al. 2022, appendix B.4), so the gradients of the two parts are independent of each other as well.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from stratified3d.ops.windows import WindowPlan
 # window lengths are padded up to the next of these, at most 1.5x: 1, 2, 3, 4, 6, 8, 12, 16, ...
 # beyond any window
 _BUCKETS = (1, *(length << octave for octave in range(30) for length in (2, 3)))
-# windows at least this long go through torch's flash kernel on the CPU; below, two plain products
-# are faster
+# windows at least this long go through torch's flash kernel on the CPU; below it, two plain
+# products are faster
 _FLASH_LENGTH = 16
 # windows are taken in chunks of about this many numbers (gathered rows and logits): small enough
 # for the cache, large enough to hide the cost of the calls
@@ -41,31 +41,24 @@ def stratified_attention(
     strata_bias: Tensor | None,
     scale: float,
 ) -> Tensor:
-    return _JointAttention.apply(
-        q,
-        k,
-        v,
-        strata_k,
-        strata_v,
-        strata_bias,
-        plan.window_start,
-        plan.window_end,
-        plan.batch_offsets,
-        scale,
-    )
+    strata = (strata_k, strata_v, strata_bias)
+    layout = (plan.window_start, plan.window_end, plan.batch_offsets)
+    return _JointAttention.apply(scale, q, k, v, *strata, *layout)
 
 
 def collect_strata(q: Tensor, k: Tensor, v: Tensor, batch_offsets: Tensor, scale: float) -> Tensor:
     samples = []
     for b, rows in enumerate(_sample_rows(batch_offsets)):
-        # [H, M, D] queries against [H, n, D] keys
-        heads = [x.transpose(0, 1).unsqueeze(0) for x in (q[b], k[rows], v[rows])]
         if rows.start == rows.stop:
             # zeros that still depend on q: distributed training waits for a gradient of every
             # parameter
-            samples.append(q[b].masked_fill(torch.ones_like(q[b], dtype=torch.bool), 0))
-        else:
-            samples.append(F.scaled_dot_product_attention(*heads, scale=scale)[0].transpose(0, 1))
+            everything = torch.ones_like(q[b], dtype=torch.bool)
+            samples.append(q[b].masked_fill(everything, 0))
+            continue
+        queries = _heads_first(q[b])  # [1, H, M, D]
+        keys, values = _heads_first(k[rows]), _heads_first(v[rows])  # [1, H, n, D]
+        out = F.scaled_dot_product_attention(queries, keys, values, scale=scale)
+        samples.append(out[0].transpose(0, 1))
     return torch.stack(samples)
 
 
@@ -79,35 +72,53 @@ def read_strata(
 ) -> Tensor:
     samples = []
     for b, rows in enumerate(_sample_rows(batch_offsets)):
-        bias, wide = None, q.dtype
-        if strata_bias is not None:  # the bias keeps its precision, so the others take it on
-            wide = torch.promote_types(q.dtype, strata_bias.dtype)
-            bias = strata_bias[b].T.unsqueeze(1)  # [H, 1, M]
-            absent = (bias == -torch.inf).all(-1, keepdim=True)
-            bias = bias.masked_fill(absent, 0).to(wide).unsqueeze(0)
-        heads = [
-            x.to(wide).transpose(0, 1).unsqueeze(0) for x in (q[rows], strata_k[b], strata_v[b])
-        ]
-        out = F.scaled_dot_product_attention(*heads, attn_mask=bias, scale=scale)[0]  # [H, n, D]
-        samples.append(
-            (out if bias is None else out.masked_fill(absent, 0)).transpose(0, 1).to(q.dtype)
-        )
+        bias = None if strata_bias is None else strata_bias[b]
+        samples.append(_read_sample(q[rows], strata_k[b], strata_v[b], bias, scale))
     return torch.cat(samples)
 
 
+def _read_sample(
+    q: Tensor, strata_k: Tensor, strata_v: Tensor, strata_bias: Tensor | None, scale: float
+) -> Tensor:
+    """`read_strata` of one sample: q [n, H, D], strata [M, H, D], bias [M, H]."""
+    mask = absent = None
+    wide = q.dtype
+    if strata_bias is not None:
+        # the bias keeps its precision, so the others are converted to it
+        wide = torch.promote_types(q.dtype, strata_bias.dtype)
+        bias = strata_bias.T.unsqueeze(1)  # [H, 1, M]
+        absent = (bias == -torch.inf).all(-1, keepdim=True)
+        mask = bias.masked_fill(absent, 0).to(wide).unsqueeze(0)
+
+    queries, keys, values = (_heads_first(x.to(wide)) for x in (q, strata_k, strata_v))
+    out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)[0]
+    if absent is not None:
+        out = out.masked_fill(absent, 0)
+    return out.transpose(0, 1).to(q.dtype)
+
+
+def _heads_first(x: Tensor) -> Tensor:
+    """[n, H, D] -> [1, H, n, D]."""
+    return x.transpose(0, 1).unsqueeze(0)
+
+
 def _sample_rows(batch_offsets: Tensor) -> list[slice]:
+    """Rows of every sample."""
     offsets = batch_offsets.tolist()
     return [slice(start, end) for start, end in zip(offsets, offsets[1:])]
 
 
 class _Chunk(NamedTuple):
-    """Windows of similar length: rows [W, L] of each; padding [W, L] bool, places: the flat ones
-    that are no padding (both None where nothing is padded). A padded place repeats the window's own
-    last row, so that whatever that row holds (NaN, say) stays in its window."""
+    """Windows of similar length.
+
+    rows [W, L]: the rows of each; padding [W, L] bool; real: the flat places that are not padding
+    (both None where nothing is padded). A padded place repeats its window's own last row, so that
+    whatever that row contains (NaN, say) stays in its window.
+    """
 
     rows: Tensor
     padding: Tensor | None
-    places: Tensor | None
+    real: Tensor | None
 
 
 def _window_chunks(
@@ -115,157 +126,155 @@ def _window_chunks(
 ) -> Iterator[_Chunk]:
     """All windows, by length and in pieces that fit the cache."""
     is_first = torch.arange(len(window_start), device=window_start.device) == window_start
-    start, end = window_start[is_first].long(), window_end[is_first].long()
-    length = end - start
-    bucket = torch.bucketize(length, torch.tensor(_BUCKETS, device=length.device))
+    start = window_start[is_first].long()
+    end = window_end[is_first].long()
+    bounds = torch.tensor(_BUCKETS, device=start.device)
+    bucket = torch.bucketize(end - start, bounds)
     for index in torch.unique(bucket).tolist():
         chosen = bucket == index
-        starts, ends, lengths = start[chosen], end[chosen], length[chosen]
-        size = int(lengths.max())
-        place = torch.arange(size, device=length.device)
+        size = int((end[chosen] - start[chosen]).max())
         count = max(1, _CHUNK_NUMBERS // (size * (numbers_per_row + heads * size)))
-        for s, e, n in zip(starts.split(count), ends.split(count), lengths.split(count)):
-            rows = torch.minimum(s[:, None] + place, e[:, None] - 1)
-            padding = place >= n[:, None]
-            places = (~padding).flatten().nonzero().squeeze(1)
-            yield (
-                _Chunk(rows, padding, places)
-                if len(places) < padding.numel()
-                else _Chunk(rows, None, None)
-            )
+        for starts, ends in zip(start[chosen].split(count), end[chosen].split(count)):
+            yield _make_chunk(starts, ends, size)
+
+
+def _make_chunk(start: Tensor, end: Tensor, size: int) -> _Chunk:
+    """Windows of rows start [W] to end [W], padded to a size."""
+    place = torch.arange(size, device=start.device)
+    rows = torch.minimum(start[:, None] + place, end[:, None] - 1)  # [W, L]
+    padding = place >= (end - start)[:, None]
+    real = (~padding).flatten().nonzero().squeeze(1)
+    if len(real) == padding.numel():
+        return _Chunk(rows, None, None)
+    return _Chunk(rows, padding, real)
+
+
+class _Inputs(NamedTuple):
+    """Tensors of one call: rows [N, H, D], strata [B, M, H, D], bias [B, M, H], the plan's."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    strata_k: Tensor | None
+    strata_v: Tensor | None
+    strata_bias: Tensor | None
+    window_start: Tensor
+    window_end: Tensor
+    batch_offsets: Tensor
 
 
 class _JointAttention(torch.autograd.Function):
     """out[i] = sum_j softmax_j(logits) v[j] over i's window and the strata of its sample."""
 
     @staticmethod
-    def forward(
-        ctx,
-        q,
-        k,
-        v,
-        strata_k,
-        strata_v,
-        strata_bias,
-        window_start,
-        window_end,
-        batch_offsets,
-        scale,
-    ):
-        wide = torch.promote_types(q.dtype, torch.float32)
-        heads, width = q.shape[1:]
-        out = q.new_empty(q.shape, dtype=wide)
-        lse = q.new_empty(q.shape[:2], dtype=wide)  # [N, H]
-        tables = [x.to(wide).reshape(len(x), heads * width) for x in (q, k, v)]
-        for chunk in _window_chunks(window_start, window_end, 3 * heads * width, heads):
-            out_w, lse_w = _attend_windows(
-                *(_take(x, chunk, heads) for x in tables), chunk.padding, scale
-            )
-            _put(out, chunk, out_w.transpose(1, 2))
-            _put(lse, chunk, lse_w.transpose(1, 2))
-        if strata_k is not None:
-            for b, rows in enumerate(_sample_rows(batch_offsets)):
-                logits = _strata_logits(
-                    q[rows].to(wide), strata_k[b].to(wide), strata_bias, b, scale
-                )  # [H, n, M]
-                lse_s = logits.logsumexp(-1)  # [H, n]
-                joint = torch.logaddexp(lse[rows].T, lse_s)
-                out_s = logits.sub_(joint.unsqueeze(-1)).exp_() @ strata_v[b].to(wide).transpose(
-                    0, 1
-                )  # [H, n, D]
-                share = (lse[rows] - joint.T).exp_().unsqueeze(-1)
-                out[rows] = out[rows] * share + out_s.transpose(0, 1)
-                lse[rows] = joint.T
-        out = out.to(q.dtype)
-        ctx.save_for_backward(
-            q,
-            k,
-            v,
-            strata_k,
-            strata_v,
-            strata_bias,
-            window_start,
-            window_end,
-            batch_offsets,
-            out,
-            lse,
-        )
+    def forward(ctx, scale, *tensors):
+        x = _Inputs(*tensors)
+        out, lse = _attend_windows(x, scale)
+        if x.strata_k is not None:
+            _merge_strata(out, lse, x, scale)
+        out = out.to(x.q.dtype)
+        ctx.save_for_backward(*tensors, out, lse)
         ctx.scale = scale
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
+        *tensors, out, lse = ctx.saved_tensors
+        x = _Inputs(*tensors)
         # whoever calls backward inside autocast means the forward pass
         with torch.autocast(grad.device.type, enabled=False):
-            return _JointAttention._gradients(ctx, grad)
-
-    @staticmethod
-    def _gradients(ctx, grad):
-        (
-            q,
-            k,
-            v,
-            strata_k,
-            strata_v,
-            strata_bias,
-            window_start,
-            window_end,
-            batch_offsets,
-            out,
-            lse,
-        ) = ctx.saved_tensors
-        scale, wide = ctx.scale, lse.dtype
-        heads, width = q.shape[1:]
-        grad = grad.to(wide)
-        grad_q, grad_k, grad_v = (x.new_empty(x.shape, dtype=wide) for x in (q, k, v))
-        tables = [x.to(wide).reshape(len(x), heads * width) for x in (q, k, v, out, grad)]
-        for chunk in _window_chunks(window_start, window_end, 5 * heads * width, heads):
-            inputs = [_take(x, chunk, heads) for x in tables]  # [W, H, L, D]
-            if (
-                chunk.padding is not None
-            ):  # a padded query must not add to the gradients of keys and values
-                inputs[4].masked_fill_(chunk.padding[:, None, :, None], 0)
-            lse_w = _take(lse, chunk, heads).squeeze(-1)
-            grads = _window_gradients(*inputs, lse_w, chunk.padding, scale)
-            for table, values in zip((grad_q, grad_k, grad_v), grads):
-                _put(table, chunk, values.transpose(1, 2))
-        grad_sk = grad_sv = grad_bias = None
-        if strata_k is not None:
-            delta = (grad * out.to(wide)).sum(-1)  # [N, H]
-            grad_sk, grad_sv = (x.new_zeros(x.shape, dtype=wide) for x in (strata_k, strata_v))
-            grad_bias = None if strata_bias is None else torch.zeros_like(strata_bias)
-            for b, rows in enumerate(_sample_rows(batch_offsets)):
-                qs, gs = q[rows].to(wide).transpose(0, 1), grad[rows].transpose(0, 1)  # [H, n, D]
-                ks, vs = (
-                    strata_k[b].to(wide).transpose(0, 1),
-                    strata_v[b].to(wide).transpose(0, 1),
-                )  # [H, M, D]
-                p = _strata_logits(q[rows].to(wide), strata_k[b].to(wide), strata_bias, b, scale)
-                p = p.sub_(lse[rows].T.unsqueeze(-1)).exp_()  # [H, n, M]
-                grad_sv[b] = (p.transpose(-1, -2) @ gs).transpose(0, 1)
-                ds = (gs @ vs.transpose(-1, -2)).sub_(delta[rows].T.unsqueeze(-1)).mul_(p)
-                if grad_bias is not None:
-                    grad_bias[b] = ds.sum(1).T
-                ds = ds.mul_(scale)
-                grad_q[rows] += (ds @ ks).transpose(0, 1)
-                grad_sk[b] = (ds.transpose(-1, -2) @ qs).transpose(0, 1)
-            grad_sk, grad_sv = grad_sk.to(strata_k.dtype), grad_sv.to(strata_v.dtype)
-        return (
-            grad_q.to(q.dtype),
-            grad_k.to(k.dtype),
-            grad_v.to(v.dtype),
-            grad_sk,
-            grad_sv,
-            grad_bias,
-            None,
-            None,
-            None,
-            None,
-        )
+            grad = grad.to(lse.dtype)
+            grad_q, grad_k, grad_v = _window_gradients(x, out, lse, grad, ctx.scale)
+            strata_gradients = (None, None, None)
+            if x.strata_k is not None:
+                strata_gradients = _strata_gradients(x, out, lse, grad, grad_q, ctx.scale)
+            rows = (grad_q.to(x.q.dtype), grad_k.to(x.k.dtype), grad_v.to(x.v.dtype))
+        return None, *rows, *strata_gradients, None, None, None
 
 
-def _attend_windows(
+def _attend_windows(x: _Inputs, scale: float) -> tuple[Tensor, Tensor]:
+    """Output [N, H, D] and log-sum-exp [N, H] over the windows alone, in fp32 or wider."""
+    wide = torch.promote_types(x.q.dtype, torch.float32)
+    heads, width = x.q.shape[1:]
+    out = x.q.new_empty(x.q.shape, dtype=wide)
+    lse = x.q.new_empty(x.q.shape[:2], dtype=wide)
+    tables = [table.to(wide).reshape(len(table), heads * width) for table in (x.q, x.k, x.v)]
+    for chunk in _window_chunks(x.window_start, x.window_end, 3 * heads * width, heads):
+        q, k, v = (_take(table, chunk, heads) for table in tables)  # [W, H, L, D]
+        chunk_out, chunk_lse = _attend_chunk(q, k, v, chunk.padding, scale)
+        _put(out, chunk, chunk_out.transpose(1, 2))
+        _put(lse, chunk, chunk_lse.transpose(1, 2))
+    return out, lse
+
+
+def _merge_strata(out: Tensor, lse: Tensor, x: _Inputs, scale: float) -> None:
+    """Extend the softmax of out [N, H, D] and lse [N, H] by the strata, in place."""
+    assert x.strata_k is not None and x.strata_v is not None
+    wide = out.dtype
+    for b, rows in enumerate(_sample_rows(x.batch_offsets)):
+        keys = x.strata_k[b].to(wide)
+        values = x.strata_v[b].to(wide).transpose(0, 1)  # [H, M, D]
+        logits = _strata_logits(x.q[rows].to(wide), keys, x.strata_bias, b, scale)  # [H, n, M]
+        joint = torch.logaddexp(lse[rows].T, logits.logsumexp(-1))  # [H, n]
+        strata_out = logits.sub_(joint.unsqueeze(-1)).exp_() @ values  # [H, n, D]
+        share = (lse[rows] - joint.T).exp_().unsqueeze(-1)
+        out[rows] = out[rows] * share + strata_out.transpose(0, 1)
+        lse[rows] = joint.T
+
+
+def _window_gradients(
+    x: _Inputs, out: Tensor, lse: Tensor, grad: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v [N, H, D] from the windows, in fp32 or wider."""
+    wide = lse.dtype
+    heads, width = x.q.shape[1:]
+    grad_q, grad_k, grad_v = (table.new_empty(table.shape, dtype=wide) for table in x[:3])
+    tables = [
+        table.to(wide).reshape(len(table), heads * width) for table in (x.q, x.k, x.v, out, grad)
+    ]
+    for chunk in _window_chunks(x.window_start, x.window_end, 5 * heads * width, heads):
+        inputs = (_take(table, chunk, heads) for table in tables)
+        q, k, v, chunk_out, chunk_grad = inputs  # [W, H, L, D]
+        if chunk.padding is not None:
+            # a padded query must not add to the gradients of keys and values
+            chunk_grad.masked_fill_(chunk.padding[:, None, :, None], 0)
+        chunk_lse = _take(lse, chunk, heads).squeeze(-1)
+        grads = _chunk_gradients(q, k, v, chunk_out, chunk_grad, chunk_lse, chunk.padding, scale)
+        for table, values in zip((grad_q, grad_k, grad_v), grads):
+            _put(table, chunk, values.transpose(1, 2))
+    return grad_q, grad_k, grad_v
+
+
+def _strata_gradients(
+    x: _Inputs, out: Tensor, lse: Tensor, grad: Tensor, grad_q: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of strata_k, strata_v and strata_bias; adds that of the queries to grad_q."""
+    assert x.strata_k is not None and x.strata_v is not None
+    wide = lse.dtype
+    delta = (grad * out.to(wide)).sum(-1)  # [N, H]
+    grad_k = x.strata_k.new_zeros(x.strata_k.shape, dtype=wide)
+    grad_v = x.strata_v.new_zeros(x.strata_v.shape, dtype=wide)
+    grad_bias = None if x.strata_bias is None else torch.zeros_like(x.strata_bias)
+    for b, rows in enumerate(_sample_rows(x.batch_offsets)):
+        queries = x.q[rows].to(wide)
+        grads = grad[rows].transpose(0, 1)  # [H, n, D]
+        keys = x.strata_k[b].to(wide)
+        values = x.strata_v[b].to(wide).transpose(0, 1)  # [H, M, D]
+        logits = _strata_logits(queries, keys, x.strata_bias, b, scale)
+        p = logits.sub_(lse[rows].T.unsqueeze(-1)).exp_()  # [H, n, M]
+        grad_v[b] = (p.transpose(-1, -2) @ grads).transpose(0, 1)
+
+        ds = (grads @ values.transpose(-1, -2)).sub_(delta[rows].T.unsqueeze(-1)).mul_(p)
+        if grad_bias is not None:
+            grad_bias[b] = ds.sum(1).T
+        ds = ds.mul_(scale)
+        grad_q[rows] += (ds @ keys.transpose(0, 1)).transpose(0, 1)
+        grad_k[b] = (ds.transpose(-1, -2) @ queries.transpose(0, 1)).transpose(0, 1)
+    return grad_k.to(x.strata_k.dtype), grad_v.to(x.strata_v.dtype), grad_bias
+
+
+def _attend_chunk(
     q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     """q, k, v [W, H, L, D] -> output [W, H, L, D] and log-sum-exp [W, H, L]."""
@@ -278,7 +287,7 @@ def _attend_windows(
     return logits.sub_(lse.unsqueeze(-1)).exp_() @ v, lse
 
 
-def _window_gradients(
+def _chunk_gradients(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -288,24 +297,19 @@ def _window_gradients(
     padding: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v [W, H, L, D] from the output and log-sum-exp of the whole softmax,
-    strata included."""
+    """Gradients of q, k, v [W, H, L, D].
+
+    out and lse are those of the whole softmax, strata included.
+    """
     if _uses_flash(q):
+        mask = _mask(q, padding)
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad,
-            q,
-            k,
-            v,
-            out,
-            lse.contiguous(),
-            0.0,
-            False,
-            attn_mask=_mask(q, padding),
-            scale=scale,
+            grad, q, k, v, out, lse.contiguous(), 0.0, False, attn_mask=mask, scale=scale
         )
     p = _logits(q, k, padding, scale).sub_(lse.unsqueeze(-1)).exp_()
     grad_v = p.transpose(-1, -2) @ grad
-    ds = (grad @ v.transpose(-1, -2)).sub_((grad * out).sum(-1, keepdim=True)).mul_(p).mul_(scale)
+    delta = (grad * out).sum(-1, keepdim=True)
+    ds = (grad @ v.transpose(-1, -2)).sub_(delta).mul_(p).mul_(scale)
     return ds @ k, ds.transpose(-1, -2) @ q, grad_v
 
 
@@ -317,34 +321,35 @@ def _mask(q: Tensor, padding: Tensor | None) -> Tensor | None:
     """[W, 1, L, L] to be added to the logits: -inf at padded keys."""
     if padding is None:
         return None
-    blank = q.new_zeros(padding.shape).masked_fill_(padding, -torch.inf)
-    return blank[:, None, None, :].expand(-1, 1, padding.shape[1], -1)
+    mask = q.new_zeros(padding.shape).masked_fill_(padding, -torch.inf)
+    return mask[:, None, None, :].expand(-1, 1, padding.shape[1], -1)
 
 
 def _take(table: Tensor, chunk: _Chunk, heads: int) -> Tensor:
     """[N, H D] -> [W, H, L, D] at the chunk's rows."""
-    return (
-        table.index_select(0, chunk.rows.flatten())
-        .view(*chunk.rows.shape, heads, -1)
-        .transpose(1, 2)
-    )
+    rows = table.index_select(0, chunk.rows.flatten())
+    return rows.view(*chunk.rows.shape, heads, -1).transpose(1, 2)
 
 
 def _put(table: Tensor, chunk: _Chunk, values: Tensor) -> None:
     """Write values [W, L, ...] to the chunk's rows of the table, except at padded places."""
-    rows, values = chunk.rows.flatten(), values.reshape(-1, *table.shape[1:])
-    if chunk.places is not None:
-        rows, values = rows[chunk.places], values.index_select(0, chunk.places)
+    rows = chunk.rows.flatten()
+    values = values.reshape(-1, *table.shape[1:])
+    if chunk.real is not None:
+        rows = rows[chunk.real]
+        values = values.index_select(0, chunk.real)
     table.index_copy_(0, rows, values)
 
 
 def _logits(q: Tensor, k: Tensor, padding: Tensor | None, scale: float) -> Tensor:
-    logits = (q @ k.transpose(-1, -2)).mul_(scale)  # [W, H, L, L]
+    """[W, H, L, L], -inf at padded keys."""
+    logits = (q @ k.transpose(-1, -2)).mul_(scale)
     return logits if padding is None else logits.masked_fill_(padding[:, None, None, :], -torch.inf)
 
 
 def _strata_logits(
     q: Tensor, strata_k: Tensor, strata_bias: Tensor | None, b: int, scale: float
 ) -> Tensor:
-    logits = (q.transpose(0, 1) @ strata_k.permute(1, 2, 0)).mul_(scale)  # [H, n, M]
+    """[H, n, M] of rows q [n, H, D] and tokens strata_k [M, H, D] of sample b."""
+    logits = (q.transpose(0, 1) @ strata_k.permute(1, 2, 0)).mul_(scale)
     return logits if strata_bias is None else logits.add_(strata_bias[b].T.unsqueeze(1))

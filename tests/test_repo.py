@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests import density
+
 # who may import whom, inside the package; simulation and visualization stand alone, evaluation but
 # reads files
 ALLOWED = {
@@ -105,30 +107,6 @@ def tracked(root):
 def test_names_say_something(root):
     bad = re.compile(r'(^|/)(utils?|common|helpers?|misc)(\.py|/)|_(v2|new|old|backup|legacy)\.py$')
     assert not [p for p in tracked(root) if bad.search(str(p.relative_to(root)))]
-    forbidden = {
-        'pts',
-        'pc',
-        'coors',
-        'sparse_shape',
-        'grid_size',
-        'pc_range',
-        'nhead',
-        'd_model',
-        'legacy',
-        'latents',
-        'registers',
-        'voxel_feat',
-        'bbox',
-        'rot',
-    }
-    for path, _, tree in modules(root):
-        names = {
-            a.arg
-            for node in ast.walk(tree)
-            if isinstance(node, ast.FunctionDef)
-            for a in node.args.args + node.args.kwonlyargs
-        }
-        assert not names & forbidden, f'{path}: {names & forbidden}'
 
 
 def test_files_stay_readable(root):
@@ -136,8 +114,26 @@ def test_files_stay_readable(root):
         if path.suffix in ('.py', '.sh'):
             lines = len(path.read_text().splitlines())
             assert lines <= 400, f'{path} has {lines} lines'
-        if path.parent == root / 'tools' and path.suffix == '.py':
-            assert lines <= 200, f'{path}: tools are thin'
+
+
+def test_folders_of_the_package_have_three_to_ten_files(root):
+    for folder in {path.parent for path, *_ in modules(root)} - {root / 'stratified3d'}:
+        files = [path for path in folder.glob('*.py') if path.name != '__init__.py']
+        folders = [path for path in folder.iterdir() if (path / '__init__.py').is_file()]
+        count = len(files) + len(folders)
+        assert 3 <= count <= 10, f'{folder} has {count} files and folders'
+
+
+def test_code_stays_loose():
+    for folder, functions in density.measure_folders().items():
+        median = density.median_density(functions)
+        assert median <= 5.0, f'{folder}: {median:.2f} leaves per code line in the median function'
+
+
+def test_functions_stay_short():
+    functions = [f for path in density.tracked_files() for f in density.measure(path)]
+    long = [f'{f.path}:{f.line} {f.name}: {f.lines} lines' for f in functions if f.lines > 60]
+    assert not long, long
 
 
 def test_nothing_shadows_mmdet3d(root):

@@ -96,7 +96,7 @@ def configs(draw):
     spoil=st.sampled_from([0.0, float('nan'), float('inf'), 1e30]),
     seed=st.integers(0, 2**20),
 )
-@pytest.mark.filterwarnings('ignore:.* points hold NaN')
+@pytest.mark.filterwarnings('ignore:.* points have NaN')
 def test_it_builds_learns_and_predicts(build, batch, config, sizes, num_boxes, spoil, seed):
     model = build(config, seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)

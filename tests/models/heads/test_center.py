@@ -1,66 +1,67 @@
+from functools import partial
+
 import pytest
 import torch
 from mmdet3d.registry import MODELS
-from mmdet3d.structures import LiDARInstance3DBoxes
-from mmengine.structures import InstanceData
 
 RANGE = (-12.8, -12.8, -2.0, 12.8, 12.8, 2.0)
 TASKS = [['car'], ['truck', 'bus'], ['pedestrian']]
 
 
-def make_head(**settings):
-    torch.manual_seed(0)
-    return MODELS.build(
-        dict(
-            type='StratifiedCenterHead',
-            in_channels=8,
-            tasks=TASKS,
-            voxel_size=(0.4, 0.4, 0.5),
-            point_cloud_range=RANGE,
-            stride=2,
-            shared_channels=8,
-        )
-        | settings
+@pytest.fixture
+def make_head(build_head):
+    return partial(
+        build_head,
+        type='StratifiedCenterHead',
+        in_channels=8,
+        tasks=TASKS,
+        voxel_size=(0.4, 0.4, 0.5),
+        point_cloud_range=RANGE,
+        stride=2,
+        shared_channels=8,
     )
+
+
+@pytest.fixture
+def ground_truth(pack_boxes):
+    """A car, a bus and a pedestrian."""
+
+    def make(use_velocity=True):
+        boxes = torch.tensor(
+            [
+                [-8.0, 3.1, -1, 4.5, 1.9, 1.6, 0.4, 3, -1],
+                [6.2, -7.7, -1, 9, 2.6, 3, -2.1, 0, 0],
+                [0.3, 0.2, -1, 0.7, 0.7, 1.7, 3.0, 1, 1],
+            ]
+        )
+        return pack_boxes(boxes if use_velocity else boxes[:, :7], torch.tensor([0, 2, 3]))
+
+    return make
 
 
 def perfect_predictions(head, instances):
-    """Maps that say exactly what the targets say."""
+    """Outputs of all cells that equal the targets."""
     outs = []
     for target in head.get_targets(instances):
         batch, _, height, width = target.heatmap.shape
-        code = torch.zeros(batch, target.bbox_targets.shape[2], height * width)
+        encoding = torch.zeros(batch, target.bbox_targets.shape[2], height * width)
         for b in range(batch):
             mask = target.mask[b]
-            code[b][:, target.cell_index[b][mask]] = target.bbox_targets[b][mask].T
-        code = code.view(batch, -1, height, width)
-        parts = dict(zip(head.branches, code.split([2, 1, 3, 2, 2][: len(head.branches)], 1)))
+            encoding[b][:, target.cell_index[b][mask]] = target.bbox_targets[b][mask].T
+        encoding = encoding.view(batch, -1, height, width)
+        widths = [2, 1, 3, 2, 2][: len(head.branches)]
+        parts = dict(zip(head.branches, encoding.split(widths, 1)))
         outs.append([dict(heatmap=torch.logit(target.heatmap, 1e-4), **parts)])
     return outs
-
-
-def truth(use_velocity=True):
-    boxes = torch.tensor(
-        [
-            [-8.0, 3.1, -1, 4.5, 1.9, 1.6, 0.4, 3, -1],
-            [6.2, -7.7, -1, 9, 2.6, 3, -2.1, 0, 0],
-            [0.3, 0.2, -1, 0.7, 0.7, 1.7, 3.0, 1, 1],
-        ]
-    )
-    boxes = boxes if use_velocity else boxes[:, :7]
-    return InstanceData(
-        bboxes_3d=LiDARInstance3DBoxes(boxes, box_dim=boxes.shape[1]),
-        labels_3d=torch.tensor([0, 2, 3]),
-    )
 
 
 @pytest.mark.parametrize('use_velocity', [True, False])
 @pytest.mark.parametrize(
     'nms', [dict(type='rotated', iou=0.2), dict(type='circle', radius=[2.0, 3.0, 0.4])]
 )
-def test_decoding_undoes_the_targets(use_velocity, nms):
+def test_decoding_undoes_the_targets(use_velocity, nms, make_head, ground_truth):
     head = make_head(use_velocity=use_velocity, nms=nms)
-    instances = [truth(use_velocity), truth(use_velocity)[:1]]
+    instances = [ground_truth(use_velocity), ground_truth(use_velocity)[:1]]
     found = head.predict_by_feat(perfect_predictions(head, instances), [{}, {}])
     for result, expected in zip(found, instances):
         best = result[result.scores_3d > 0.99]
@@ -71,22 +72,22 @@ def test_decoding_undoes_the_targets(use_velocity, nms):
         )
 
 
-def test_loss_of_perfect_predictions_is_small_and_of_others_is_not():
+def test_loss_of_perfect_predictions_is_small_and_of_others_is_not(make_head, ground_truth):
     head = make_head()
-    instances = [truth()]
-    maps = perfect_predictions(head, instances)
-    losses = head.loss_by_feat(maps, instances)
+    instances = [ground_truth()]
+    preds = perfect_predictions(head, instances)
+    losses = head.loss_by_feat(preds, instances)
     assert all(float(losses[f'task{t}.loss_bbox']) < 1e-6 for t in range(3))
-    assert head.loss_by_feat(maps, instances) == losses, 'predictions are left as they are'
+    assert head.loss_by_feat(preds, instances) == losses, 'predictions are left as they are'
     worse = [
         [{k: v + 1 for k, v in pred.items()}] for (pred,) in perfect_predictions(head, instances)
     ]
     assert all(float(v) > float(losses[k]) for k, v in head.loss_by_feat(worse, instances).items())
 
 
-def test_loss_equals_mmdet3d():
+def test_loss_equals_mmdet3d(make_head, ground_truth):
     head = make_head()
-    theirs = MODELS.build(
+    baseline = MODELS.build(
         dict(
             type='CenterHead',
             in_channels=8,
@@ -114,25 +115,26 @@ def test_loss_equals_mmdet3d():
             ),
         )
     )
-    theirs.class_names = [list(range(len(t))) for t in TASKS]
-    theirs.load_state_dict(head.state_dict())
-    maps, instances = [torch.randn(2, 8, 32, 32)], [truth(), truth()[:0]]
-    ours, expected = (h.loss_by_feat(h(maps), instances) for h in (head, theirs))
-    assert ours.keys() == expected.keys()
-    for name in ours:
-        torch.testing.assert_close(ours[name], expected[name], rtol=1e-5, atol=1e-6)
+    baseline.class_names = [list(range(len(t))) for t in TASKS]
+    baseline.load_state_dict(head.state_dict())
+    feature_maps = [torch.randn(2, 8, 32, 32)]
+    instances = [ground_truth(), ground_truth()[:0]]
+    losses, expected = (h.loss_by_feat(h(feature_maps), instances) for h in (head, baseline))
+    assert losses.keys() == expected.keys()
+    for name in losses:
+        torch.testing.assert_close(losses[name], expected[name], rtol=1e-5, atol=1e-6)
 
 
-def test_heatmaps_start_low():
+def test_heatmap_scores_start_at_about_a_tenth(make_head):
     head = make_head()
     head.init_weights()
-    heat = head([torch.randn(2, 8, 32, 32)])[0][0]['heatmap'].sigmoid()
-    assert 0.05 < heat.mean() < 0.2
+    scores = head([torch.randn(2, 8, 32, 32)])[0][0]['heatmap'].sigmoid()
+    assert 0.05 < scores.mean() < 0.2
 
 
-def test_unknown_velocity_is_learned_nowhere():
+def test_unknown_velocity_is_not_learned(make_head, ground_truth):
     head = make_head()
-    known, unknown = truth(), truth()
+    known, unknown = ground_truth(), ground_truth()
     unknown.bboxes_3d.tensor[:, 7:] = torch.nan
     feat = torch.randn(1, 8, 32, 32)
     loss = sum(head.loss_by_feat(head([feat]), [unknown]).values())
@@ -141,69 +143,67 @@ def test_unknown_velocity_is_learned_nowhere():
     assert all(p.grad is None or p.grad.isfinite().all() for p in head.parameters())
 
 
-def test_bad_settings_are_named():
-    with pytest.raises(ValueError, match="nms type is 'circle' or 'rotated', not 'soft'"):
+def test_settings_that_do_not_fit_are_refused(make_head, ground_truth):
+    with pytest.raises(ValueError, match="nms type .* 'soft'"):
         make_head(nms=dict(type='soft'))
-    with pytest.raises(ValueError, match='nms radius has 1 entries for 3 tasks'):
+    with pytest.raises(ValueError, match='radius has 1 entries'):
         make_head(nms=dict(type='circle', radius=[1.0]))
-    with pytest.raises(ValueError, match="nms type 'rotated' needs its iou"):
+    with pytest.raises(ValueError, match='needs its iou'):
         make_head(nms=dict(type='rotated'))
-    with pytest.raises(ValueError, match='code_weights has 3 entries'):
+    with pytest.raises(ValueError, match='code_weights has 3'):
         make_head(code_weights=[1, 1, 1])
-    with pytest.raises(ValueError, match='boxes have 7 numbers, but the head learns velocity'):
-        make_head().get_targets([truth(use_velocity=False)])
+    with pytest.raises(ValueError, match='boxes have 7 numbers'):
+        make_head().get_targets([ground_truth(use_velocity=False)])
     head = make_head(stride=4)
-    with pytest.raises(
-        ValueError, match=r"give \(16, 16\): does the head's stride fit the backbone's"
-    ):
-        head.loss_by_feat(head([torch.randn(1, 8, 32, 32)]), [truth()])
+    with pytest.raises(ValueError, match=r'\(32, 32\) cells, .* \(16, 16\)'):
+        head.loss_by_feat(head([torch.randn(1, 8, 32, 32)]), [ground_truth()])
 
 
-def test_tiny_maps_decode():
-    """mmdet3d's coder fails when asked for more cells than the map has."""
+def test_feature_maps_with_fewer_cells_than_max_num_are_decoded(make_head):
+    """mmdet3d's coder fails when asked for more cells than the BEV feature map has."""
     head = make_head(stride=16)
     found = head.predict_by_feat(head([torch.randn(1, 8, 4, 4)]), [{}])
     assert len(found) == 1
 
 
-def test_the_iou_branch_and_loss_know_a_perfect_box():
+def test_iou_losses_of_perfect_boxes_are_zero(make_head, ground_truth):
     head = make_head(iou_weight=1.0, iou_loss_weight=0.5)
-    instances = [truth()]
-    maps = perfect_predictions(head, instances)
-    for (pred,) in maps:
+    instances = [ground_truth()]
+    preds = perfect_predictions(head, instances)
+    for (pred,) in preds:
         pred['iou'] = torch.ones_like(pred['heatmap'][:, :1])
-    losses = head.loss_by_feat(maps, instances)
+    losses = head.loss_by_feat(preds, instances)
     assert all(
         float(losses[f'task{t}.{name}']) < 1e-4
         for t in range(3)
         for name in ('loss_iou', 'loss_iou_branch')
     )
-    for (pred,) in maps:
+    for (pred,) in preds:
         pred['height'] = pred['height'] + 5  # no overlap: the branch is wrong by 2 now
-    losses = head.loss_by_feat(maps, instances)
+    losses = head.loss_by_feat(preds, instances)
     for t in range(3):
         assert float(losses[f'task{t}.loss_iou_branch']) == pytest.approx(2, rel=1e-3)
         assert 0.5 < float(losses[f'task{t}.loss_iou']) < 1.0
 
 
-def test_boxes_that_fit_badly_score_less():
+def test_boxes_with_a_low_predicted_iou_score_less(make_head, ground_truth):
     head = make_head(iou_weight=1.0, iou_power=[0.5, 0.5, 0.5, 0.0])
-    maps = perfect_predictions(head, [truth()])
-    for (pred,) in maps:
+    preds = perfect_predictions(head, [ground_truth()])
+    for (pred,) in preds:
         pred['iou'] = torch.full_like(pred['heatmap'][:, :1], -0.5)  # an IoU of 0.25
-    (result,) = head.predict_by_feat(maps, [{}])
+    (result,) = head.predict_by_feat(preds, [{}])
     best = {label: float(result.scores_3d[result.labels_3d == label].max()) for label in (0, 2, 3)}
     assert best == pytest.approx({0: 0.5, 2: 0.5, 3: 1.0}, abs=1e-3)
 
 
-def test_the_head_with_iou_learns_from_its_own_maps():
+def test_iou_branch_and_loss_give_gradients_to_every_parameter(make_head, ground_truth):
     head = make_head(iou_weight=1.0, iou_loss_weight=1.0)
-    maps = head((torch.randn(1, 8, 32, 32),))
-    sum(head.loss_by_feat(maps, [truth()]).values()).backward()
+    preds = head((torch.randn(1, 8, 32, 32),))
+    sum(head.loss_by_feat(preds, [ground_truth()]).values()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
 
 
 @pytest.mark.parametrize('power', [[0.5] * 3, 1.5, [0.1, 0.2, 0.3, -1]])
-def test_iou_powers_that_do_not_fit_are_refused(power):
+def test_iou_powers_that_do_not_fit_are_refused(power, make_head):
     with pytest.raises(ValueError, match='iou_power'):
         make_head(iou_power=power)

@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmcv.cnn import ConvModule
 from mmdet3d.models.task_modules import CenterPointBBoxCoder
-from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
 from torch import nn
 
@@ -16,10 +15,12 @@ RANGE = (-12.8, -12.8, -2.0, 12.8, 12.8, 2.0)
 TASKS = [['car'], ['truck', 'bus'], ['pedestrian']]
 
 
-def make_head(**settings):
-    torch.manual_seed(0)
-    head = MODELS.build(
-        dict(
+@pytest.fixture
+def make_head(build_head):
+    """Build a small head whose batch norms are not trivial."""
+
+    def make(**settings):
+        head = build_head(
             type='StratifiedCenterHead',
             in_channels=4,
             tasks=TASKS,
@@ -29,11 +30,12 @@ def make_head(**settings):
             shared_channels=6,
             **settings,
         )
-    )
-    for norm in head.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.running_mean.normal_()
-    return head
+        for norm in head.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.running_mean.normal_()
+        return head
+
+    return make
 
 
 def make_branch(depth, channels, width):
@@ -58,24 +60,25 @@ def make_branch(depth, channels, width):
 )
 def test_branches_at_peaks_equal_branches_everywhere(batch, height, width, depth, count, seed):
     torch.manual_seed(seed)
-    maps = torch.randn(batch, 4, height, width, dtype=torch.float64, requires_grad=True)
+    feature_maps = torch.randn(batch, 4, height, width, dtype=torch.float64, requires_grad=True)
     branches = [make_branch(depth, 4, n).double() for n in (1, 3)]
     sample, y, x = (torch.randint(n, (count,)) for n in (batch, height, width))
     peaks = Peaks(sample, torch.zeros_like(x), y, x, torch.ones(count))
-    found = run_branches_at(branches, maps, peaks)
-    expected = [gather_at(branch(maps), peaks) for branch in branches]
+    found = run_branches_at(branches, feature_maps, peaks)
+    expected = [gather_at(branch(feature_maps), peaks) for branch in branches]
     for got, true in zip(found, expected):
         assert got.shape == true.shape
         torch.testing.assert_close(got, true)
     grads = [
-        torch.autograd.grad(sum((x * x).sum() for x in outs), maps)[0] for outs in (found, expected)
+        torch.autograd.grad(sum((x * x).sum() for x in outs), feature_maps)[0]
+        for outs in (found, expected)
     ]
     torch.testing.assert_close(*grads)
 
 
 @pytest.mark.parametrize('use_velocity', [True, False])
 @pytest.mark.parametrize('max_num', [7, 500])
-def test_decoding_equals_mmdet3d(use_velocity, max_num, monkeypatch):
+def test_decoding_equals_mmdet3d(use_velocity, max_num, monkeypatch, make_head):
     head = make_head(use_velocity=use_velocity, max_num=max_num, score_threshold=0.4).eval()
     coder = CenterPointBBoxCoder(
         RANGE[:2],
@@ -95,7 +98,7 @@ def test_decoding_equals_mmdet3d(use_velocity, max_num, monkeypatch):
     found = head.predict_by_feat(preds, [{}, {}])
     first = 0
     for (pred,), names in zip(preds, TASKS):
-        theirs = coder.decode(
+        baseline = coder.decode(
             pred['heatmap'].sigmoid(),
             pred['rot'][:, :1],
             pred['rot'][:, 1:],
@@ -105,7 +108,7 @@ def test_decoding_equals_mmdet3d(use_velocity, max_num, monkeypatch):
             pred['reg'],
         )
         coder.post_center_range = head.post_center_range
-        for ours, true in zip(found, theirs):
+        for ours, true in zip(found, baseline):
             ours = ours[(ours.labels_3d >= first) & (ours.labels_3d < first + len(names))]
             assert len(ours) == len(true['scores']) > 3
             torch.testing.assert_close(ours.scores_3d, true['scores'])
@@ -117,11 +120,14 @@ def test_decoding_equals_mmdet3d(use_velocity, max_num, monkeypatch):
 
 @pytest.mark.parametrize('iou_weight', [0.0, 1.0])
 @pytest.mark.parametrize('batch', [1, 3])
-def test_predictions_do_not_depend_on_where_boxes_are_computed(iou_weight, batch):
+def test_predictions_at_peaks_equal_those_of_all_cells(iou_weight, batch, make_head):
     head = make_head(iou_weight=iou_weight, iou_power=[0.5, 0.3, 0.0, 1.0], max_num=40).eval()
-    maps, samples = [torch.randn(batch, 4, 32, 32)], [Det3DDataSample(metainfo={})] * batch
+    feature_maps, samples = [torch.randn(batch, 4, 32, 32)], [Det3DDataSample(metainfo={})] * batch
     with torch.no_grad():
-        sparse, dense = head.predict(maps, samples), head.predict_by_feat(head(maps), [{}] * batch)
+        sparse, dense = (
+            head.predict(feature_maps, samples),
+            head.predict_by_feat(head(feature_maps), [{}] * batch),
+        )
     for got, true in zip(sparse, dense):
         assert len(got) == len(true) > 10
         torch.testing.assert_close(got.bboxes_3d.tensor, true.bboxes_3d.tensor)
@@ -129,37 +135,39 @@ def test_predictions_do_not_depend_on_where_boxes_are_computed(iou_weight, batch
         assert torch.equal(got.labels_3d, true.labels_3d)
 
 
-@pytest.mark.parametrize('learning', ['everything', 'norms'])
-def test_batch_norms_that_learn_see_the_whole_map(learning):
+@pytest.mark.parametrize('training', ['everything', 'norms'])
+def test_batch_norms_in_training_mode_see_the_whole_feature_map(training, make_head):
     head = make_head()
-    if learning == 'norms':
+    if training == 'norms':
         head.eval().apply(lambda module: module.train(isinstance(module, nn.BatchNorm2d)))
-    maps = [torch.randn(2, 4, 32, 32)]
+    feature_maps = [torch.randn(2, 4, 32, 32)]
     with torch.no_grad():
-        found = head.predict(maps, [Det3DDataSample(metainfo={})] * 2)
-        expected = head.predict_by_feat(head(maps), [{}, {}])
+        found = head.predict(feature_maps, [Det3DDataSample(metainfo={})] * 2)
+        expected = head.predict_by_feat(head(feature_maps), [{}, {}])
     assert [len(f) for f in found] == [len(e) for e in expected]
     torch.testing.assert_close(found[1].bboxes_3d.tensor, expected[1].bboxes_3d.tensor)
 
 
-def test_no_cell_that_could_pass_is_left_out():
-    """Against scores of every cell: with room for all of them, choosing by heat loses nothing."""
+def test_peaks_include_every_cell_whose_rectified_score_passes():
+    """Compare with the scores of all cells, with room for all of them."""
     torch.manual_seed(0)
-    logits, iou, power = 3 * torch.randn(2, 2, 9, 7), 2 * torch.rand(2, 9, 7) - 1, [0.5, 0.9]
-    heat = logits.sigmoid()
+    logits = 3 * torch.randn(2, 2, 9, 7)
+    iou = 2 * torch.rand(2, 9, 7) - 1
+    power = [0.5, 0.9]
+    heatmap = logits.sigmoid()
     weight = torch.tensor(power).view(1, 2, 1, 1)
-    score = heat ** (1 - weight) * ((iou.unsqueeze(1) + 1) / 2) ** weight
+    score = heatmap ** (1 - weight) * ((iou.unsqueeze(1) + 1) / 2) ** weight
     peaks = select_peaks(logits, power, 0.3, 500)
-    chosen = torch.zeros_like(heat, dtype=torch.bool)
-    chosen[peaks.sample, peaks.label, peaks.y, peaks.x] = True
-    assert chosen[score > 0.3].all() and not chosen.all()
-    torch.testing.assert_close(peaks.score, heat[peaks.sample, peaks.label, peaks.y, peaks.x])
+    selected = torch.zeros_like(heatmap, dtype=torch.bool)
+    selected[peaks.sample, peaks.label, peaks.y, peaks.x] = True
+    assert selected[score > 0.3].all() and not selected.all()
+    torch.testing.assert_close(peaks.score, heatmap[peaks.sample, peaks.label, peaks.y, peaks.x])
     few = select_peaks(logits, power, 0.0, 5)
     for i in range(2):
-        torch.testing.assert_close(few.score[few.sample == i], heat[i].flatten().topk(5).values)
+        torch.testing.assert_close(few.score[few.sample == i], heatmap[i].flatten().topk(5).values)
 
 
-def test_what_is_infinite_outside_the_map_is_not_seen():
+def test_infinite_activations_outside_the_feature_map_have_no_effect():
     class Reciprocal(nn.Module):
         def forward(self, x):
             return x.reciprocal()
@@ -168,14 +176,14 @@ def test_what_is_infinite_outside_the_map_is_not_seen():
     layer.activate = Reciprocal()
     torch.nn.init.dirac_(layer.conv.weight)
     branch = nn.Sequential(layer, nn.Conv2d(1, 1, 3, padding=1)).eval()
-    maps, one = torch.full((1, 1, 5, 5), 10.0), torch.ones(1, dtype=torch.long)
+    feature_maps, one = torch.full((1, 1, 5, 5), 10.0), torch.ones(1, dtype=torch.long)
     peaks = Peaks(0 * one, 0 * one, 0 * one, 2 * one, one.float())
-    expected = gather_at(branch(maps), peaks)
+    expected = gather_at(branch(feature_maps), peaks)
     assert expected.isfinite().all()
-    torch.testing.assert_close(run_branches_at([branch], maps, peaks)[0], expected)
+    torch.testing.assert_close(run_branches_at([branch], feature_maps, peaks)[0], expected)
 
 
-def test_no_peak_is_no_box():
+def test_prediction_without_peaks_is_empty(make_head):
     head = make_head(score_threshold=0.9).eval()
     (found,) = head.predict([torch.zeros(1, 4, 32, 32)], [Det3DDataSample(metainfo={})])
     assert len(found) == 0 and found.bboxes_3d.tensor.shape == (0, 9)

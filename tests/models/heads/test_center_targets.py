@@ -15,12 +15,12 @@ TASKS = [
     ['bus', 'trailer'],
     ['pedestrian', 'cone', 'barrier'],
 ]
-SIZES = [len(t) for t in TASKS]
+NUM_CLASSES = [len(t) for t in TASKS]
 RANGE, VOXEL, STRIDE = [-20.0, -15.0, -5.0, 20.0, 15.0, 3.0], [0.1, 0.3, 8.0], 2
-MAP = (50, 200)  # Y, X: not square on purpose
+SIZE = (50, 200)  # Y, X: not square on purpose
 
 
-def theirs(boxes, labels, max_objs):
+def mmdet3d_targets(boxes, labels, max_objs):
     head = CenterHead(
         in_channels=4,
         tasks=[dict(num_class=len(t), class_names=t) for t in TASKS],
@@ -79,22 +79,22 @@ def random_boxes(count, rng):
 def test_targets_equal_mmdet3d(counts, seed, max_objs):
     rng = np.random.default_rng(seed)
     boxes = [random_boxes(n, rng) for n in counts]
-    labels = [torch.from_numpy(rng.integers(-1, sum(SIZES), n)) for n in counts]
-    stored, expected = theirs(boxes, labels, max_objs)
+    labels = [torch.from_numpy(rng.integers(-1, sum(NUM_CLASSES), n)) for n in counts]
+    stored, expected = mmdet3d_targets(boxes, labels, max_objs)
     # the box class moves z to the bottom and back, which rounds: both sides start from what it
     # returns
-    ours = assign_targets(
+    targets = assign_targets(
         [torch.cat([b.gravity_center, b.tensor[:, 3:]], 1) for b in stored],
         labels,
-        SIZES,
-        feature_map_size=MAP,
+        NUM_CLASSES,
+        feature_map_size=SIZE,
         voxel_size=VOXEL,
         point_cloud_range=RANGE,
         stride=STRIDE,
         max_objs=max_objs,
     )
-    assert len(ours) == len(expected) == len(TASKS)
-    for target, (heatmap, box, index, mask) in zip(ours, expected):
+    assert len(targets) == len(expected) == len(TASKS)
+    for target, (heatmap, box, index, mask) in zip(targets, expected):
         # exp in double by numpy and by torch may differ in its last bit, so the float32 may in its
         # own
         torch.testing.assert_close(target.heatmap, heatmap, rtol=1.2e-7, atol=0)
@@ -104,13 +104,13 @@ def test_targets_equal_mmdet3d(counts, seed, max_objs):
         torch.testing.assert_close(target.bbox_targets, box, rtol=0, atol=0, equal_nan=True)
 
 
-def test_boxes_without_velocity():
+def test_targets_of_boxes_without_velocity_have_8_numbers():
     boxes = random_boxes(5, np.random.default_rng(0)).nan_to_num(1.0).clamp(min=0.5)
     targets = assign_targets(
         [boxes[:, :7]],
         [torch.zeros(5, dtype=torch.long)],
-        SIZES,
-        feature_map_size=MAP,
+        NUM_CLASSES,
+        feature_map_size=SIZE,
         voxel_size=VOXEL,
         point_cloud_range=RANGE,
         stride=STRIDE,
@@ -120,13 +120,13 @@ def test_boxes_without_velocity():
 
 
 @pytest.mark.parametrize('count', [0, 1])
-def test_no_object_and_one(count):
+def test_heatmap_has_as_many_peaks_as_objects(count):
     boxes = torch.tensor([[0.05, 0.05, 0, 4, 2, 1.5, 0.3, 1, 2]])[:count]
     target = assign_targets(
         [boxes],
         [torch.zeros(count, dtype=torch.long)],
         [1],
-        feature_map_size=MAP,
+        feature_map_size=SIZE,
         voxel_size=VOXEL,
         point_cloud_range=RANGE,
         stride=STRIDE,
@@ -136,36 +136,36 @@ def test_no_object_and_one(count):
 
 @settings(deadline=None, max_examples=25)
 @given(count=st.integers(0, 30), radius=st.integers(0, 2), seed=st.integers(0, 10**6))
-def test_cells_around_an_object_point_at_it(count, radius, seed):
+def test_widened_targets_point_at_the_nearest_object(count, radius, seed):
     boxes = random_boxes(count, np.random.default_rng(seed))
     target = assign_targets(
         [boxes, boxes[:0]],
         [torch.zeros(len(b), dtype=torch.long) for b in (boxes, boxes[:0])],
         [1],
-        feature_map_size=MAP,
+        feature_map_size=SIZE,
         voxel_size=VOXEL,
         point_cloud_range=RANGE,
         stride=STRIDE,
     )[0]
-    wide = widen_targets(target, radius, MAP)
+    wide = widen_targets(target, radius, SIZE)
     area = (2 * radius + 1) ** 2
     assert wide.mask.shape == (2, 500 * area) and not wide.mask[1].any()
     assert torch.equal(wide.heatmap, target.heatmap)
     own, index = target.bbox_targets[target.mask], target.cell_index[target.mask]
-    centers = own[:, :2] + torch.stack([index % MAP[1], index // MAP[1]], 1)
+    centers = own[:, :2] + torch.stack([index % SIZE[1], index // SIZE[1]], 1)
     entry = wide.mask[0].nonzero().squeeze(1)
     owner = (target.mask[0].cumsum(0) - 1)[entry // area]  # objects without a cell leave gaps
-    cells = torch.stack([wide.cell_index[0] % MAP[1], wide.cell_index[0] // MAP[1]], 1)[entry]
+    cells = torch.stack([wide.cell_index[0] % SIZE[1], wide.cell_index[0] // SIZE[1]], 1)[entry]
     found = wide.bbox_targets[0, entry]
     torch.testing.assert_close(found[:, :2] + cells, centers[owner], rtol=0, atol=1e-4)
     torch.testing.assert_close(found[:, 2:], own[owner, 2:], rtol=0, atol=0, equal_nan=True)
-    assert (cells >= 0).all() and (cells < torch.tensor([MAP[1], MAP[0]])).all()
+    assert (cells >= 0).all() and (cells < torch.tensor([SIZE[1], SIZE[0]])).all()
     # every object keeps its own cell; any other cell belongs to the nearest of the objects that
     # reach it
-    mine = index[owner] == wide.cell_index[0, entry]
-    assert set(owner[mine].tolist()) == set(range(len(own)))
-    for cell, i, is_own in zip(cells, owner, mine):
+    is_own = index[owner] == wide.cell_index[0, entry]
+    assert set(owner[is_own].tolist()) == set(range(len(own)))
+    for cell, i, own_cell in zip(cells, owner, is_own):
         reach = (centers.trunc() - cell).abs().amax(1) <= radius
         distance = (centers - cell - 0.5).norm(dim=1)
         taken = (centers.trunc() == cell).all(1).any()
-        assert is_own or not taken and distance[i] <= distance[reach].min() + 1e-5
+        assert own_cell or not taken and distance[i] <= distance[reach].min() + 1e-5

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -12,19 +15,28 @@ from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from torch import Tensor, nn
+from torch import Tensor
 
-from stratified3d.checkpoints import check_fit, load_checkpoint_file
+from stratified3d.checkpoints import check_fit, load_checkpoint_file, trained_classes
 from stratified3d.datasets.io.point_files import read_points
 from stratified3d.layers.strata_record import StrataRecord, record_strata
 
-# sweeps lie within half a second; a column of whole numbers up to 31 or 63 is a ring index
+if TYPE_CHECKING:
+    from mmdet3d.models.detectors import Base3DDetector
+
+# s; sweeps span half a second, and a ring index counts up to 31 or 63
 _MAX_DT = 2.5
 
 
 class Detections(NamedTuple):
-    """boxes [K, 7 or 9] float32: bottom center x, y, z, dx, dy, dz (m), yaw (rad), and vx, vy (m/s)
-    where the model has learned them; scores [K] float32, falling; names: K class names."""
+    """Detected objects, sorted by descending score.
+
+    Attributes:
+        boxes: [K, 7 or 9] float32: bottom center x, y, z, dx, dy, dz (m), yaw (rad), and vx, vy
+            (m/s) where the model predicts them.
+        scores: [K] float32.
+        names: K class names.
+    """
 
     boxes: np.ndarray
     scores: np.ndarray
@@ -35,108 +47,121 @@ def init_detector(
     config: str | Path | Config,
     checkpoint: str | Path | None = None,
     device: str | torch.device | None = None,
-) -> nn.Module:
+) -> Base3DDetector:
     """Build a detector for inference.
 
     Args:
         config: path or Config of a model of this plugin.
-        checkpoint: a .pth written by training, or a .safetensors file; None leaves random weights.
-        device: default the GPU where there is one, else the CPU.
+        checkpoint: a .pth file written in training, or a .safetensors file; None leaves random
+            weights.
+        device: default: the GPU where there is one, else the CPU.
     Returns:
         The model in evaluation mode, with `cfg` and `class_names`.
     Raises:
-        FileNotFoundError, ValueError: missing or damaged files, weights of another model.
+        FileNotFoundError: there is no such file.
+        ValueError: the checkpoint is damaged or of another model.
     """
     if not isinstance(config, Config):
         if not Path(config).is_file():
             raise FileNotFoundError(f'there is no config {config}')
         config = Config.fromfile(config)
-    import stratified3d.plugin  # noqa: F401  (registers the parts of configs)
 
+    importlib.import_module('stratified3d.plugin')  # registers the types that configs name
     with DefaultScope.overwrite_default_scope('mmdet3d'):
         model = MODELS.build(config.model)
-    model.cfg, model.class_names = (
-        config,
-        [name for names in model.head.class_names for name in names],
-    )
+    model.cfg = config
+    model.class_names = [name for names in model.head.class_names for name in names]
+
     if checkpoint is None:
-        before = logging.root.manager.disable
-        logging.disable(max(before, logging.INFO))  # mmengine would list every parameter
-        try:
+        with _without_info_logs():  # mmengine would list every parameter
             model.init_weights()
-        finally:
-            logging.disable(before)
     else:
         _load_weights(model, str(checkpoint))
-    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+
+    if device is None:
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
     return model.to(device).eval()
 
 
-def _load_weights(model: nn.Module, checkpoint: str) -> None:
+@contextmanager
+def _without_info_logs() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.INFO))
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _load_weights(model: Base3DDetector, checkpoint: str) -> None:
     content = load_checkpoint_file(checkpoint, map_location='cpu')
     state = content.get('state_dict', content)
-    classes = ((content.get('meta') or {}).get('dataset_meta') or {}).get('classes')
-    check_fit(model, state, checkpoint, classes, model.class_names)
+    check_fit(model, state, checkpoint, trained_classes(content), model.class_names)
     model.load_state_dict(state)
 
 
-def detect(model: nn.Module, points: np.ndarray | Tensor | str | Path) -> Detections:
+def detect(model: Base3DDetector, points: np.ndarray | Tensor | str | Path) -> Detections:
     """Detect objects in one point cloud.
 
     Args:
         model: from `init_detector`.
-        points: [P, 4] x, y, z (m, LiDAR frame), intensity (0 to 255); or [P, 5] with dt, each
-        point's age in
-            seconds; or the path of a .bin, .npy, .pcd or .ply file of one sweep. NaN, infinite and
-            out-of-range points are left out; an empty cloud gives no detections.
-    Returns:
-        Detections, by falling score.
+        points: [P, 4] x, y, z (m, LiDAR frame), intensity (0 to 255); or [P, 5] with dt, the age
+            of each point in seconds; or the path of a .bin, .npy, .pcd or .ply file of one sweep.
+            NaN, infinite and out-of-range points are left out; without points there are no
+            detections.
     Raises:
-        FileNotFoundError, ValueError: an unreadable file, columns that do not fit.
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be read, or its columns do not fit.
     """
-    points = _prepare(read_points(points) if isinstance(points, (str, Path)) else points)
+    if isinstance(points, (str, Path)):
+        points = read_points(points)
+    points = _with_dt(points)
     sample = Det3DDataSample(metainfo=dict(box_type_3d=LiDARInstance3DBoxes))
+    batch = dict(inputs=dict(points=[points]), data_samples=[sample])
+
     with torch.no_grad():
-        data = model.data_preprocessor(
-            dict(inputs=dict(points=[points]), data_samples=[sample]), training=False
-        )
-        found = model(**data, mode='predict')[0].pred_instances_3d
+        data = model.data_preprocessor(batch, training=False)
+        (result,) = model(**data, mode='predict')
+
+    found = result.pred_instances_3d
     found = found[found.scores_3d.argsort(descending=True)].to('cpu')
     return Detections(
         found.bboxes_3d.tensor.numpy(),
         found.scores_3d.numpy(),
-        [model.class_names[i] for i in found.labels_3d.tolist()],
+        [model.class_names[label] for label in found.labels_3d.tolist()],
     )
 
 
 def inspect_strata(
-    model: nn.Module, points: np.ndarray | Tensor | str | Path, stage: int = 0, block: int = -1
+    model: Base3DDetector,
+    points: np.ndarray | Tensor | str | Path,
+    stage: int = 0,
+    block: int = -1,
 ) -> StrataRecord:
-    """The strata tokens of one block for one point cloud: where they sit, what they collect, who
-    reads them.
+    """Record where the strata tokens of one block are, what they collect and who reads them.
 
     Args:
         model: from `init_detector`.
         points: as in `detect`.
         stage, block: of the encoder; negative ones count from the end.
-    Returns:
-        StrataRecord of numpy arrays.
     Raises:
-        ValueError: no such stage or block, a block without strata.
+        ValueError: there is no such block, or it has no strata.
     """
     try:
         mixer = model.encoder.stages[stage].blocks[block].mixer
     except IndexError:
-        depths = [len(s.blocks) for s in model.encoder.stages]
+        depths = [len(stage.blocks) for stage in model.encoder.stages]
         raise ValueError(
             f'there is no block {block} of stage {stage}; the stages have {depths} blocks'
         ) from None
+
     with record_strata(mixer) as records:
         detect(model, points)
-    return StrataRecord(*(part.cpu().numpy() for part in records[0]))
+    return records[0]
 
 
-def _prepare(points: np.ndarray | Tensor) -> Tensor:
+def _with_dt(points: np.ndarray | Tensor) -> Tensor:
+    """Points [P, 5] float32 with their ages, which are 0 where they are not given."""
     points = torch.as_tensor(points).float()
     if points.dim() != 2 or points.shape[1] not in (4, 5):
         raise ValueError(
@@ -144,10 +169,11 @@ def _prepare(points: np.ndarray | Tensor) -> Tensor:
         )
     if points.shape[1] == 4:
         return torch.cat([points, points.new_zeros(len(points), 1)], 1)
+
     ages = points[points[:, 4].isfinite(), 4]
     if bool((ages > _MAX_DT).any()):
         raise ValueError(
-            f'column 4 is dt, the age of each point in seconds, but holds values up to '
+            f'column 4 is dt, the age of each point in seconds, but contains values up to '
             f'{ages.max():.0f}: if it is a ring index, pass points[:, :4]'
         )
     return points

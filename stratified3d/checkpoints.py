@@ -1,9 +1,9 @@
-"""Checkpoints: loaded without giving control to the file, found again after a crash, released as
+"""Checkpoints: loaded without running code of the file, found after a crash, released as
 safetensors.
 
-torch >= 2.6 refuses mmengine's files by default, because besides tensors they hold its
-HistoryBuffer and numpy arrays. The remedies in circulation switch the check off, and a checkpoint
-can then run any code. Here torch's restricted unpickler stays in force and is told of the few names
+torch >= 2.6 refuses mmengine's files by default, because besides tensors they contain its
+HistoryBuffer and numpy arrays. The usual advice is to switch the check off, and then a checkpoint
+can run any code. Here torch's restricted unpickler stays in force and is told of the few names
 that such a file needs.
 """
 
@@ -16,7 +16,7 @@ import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,27 +27,30 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-# what mmengine's own classes are pickled with: methods, fetched by name
+# mmengine's classes are pickled together with these methods
 _METHODS = {
     HistoryBuffer: ('mean', 'min', 'max', 'current'),
     OneCycleParamScheduler: ('_annealing_cos', '_annealing_linear'),
 }
+# what messages of torch's restricted unpickler say that it refused
+_REFUSALS = re.compile(
+    r'(GLOBAL|global) [\w.]+|a checkpoint may not [^\n]*|Unsupported \w+ \w+|TorchScript archive'
+)
 
 
 def _method(owner: Any, name: str) -> Any:
-    """Stands in for builtins.getattr."""
+    """Replaces builtins.getattr: fetches the methods above and nothing else."""
     if isinstance(owner, type) and name in _METHODS.get(owner, ()):
         return getattr(owner, name)
     raise pickle.UnpicklingError(f'a checkpoint may not fetch attribute {name!r} of {owner!r}')
 
 
 class _Kind:
-    """Stands in for numpy.dtype, whose own __setstate__ lets a file break the interpreter: plain
-    numbers only."""
+    """Replaces numpy.dtype, whose __setstate__ lets a file break the interpreter: numbers only."""
 
     def __init__(self, code: str, *_):
         if not isinstance(code, str) or not re.fullmatch('[?bBhHiIlLqQefd]|b1|[iuf][1248]', code):
-            raise pickle.UnpicklingError(f'a checkpoint may not hold numpy arrays of {code!r}')
+            raise pickle.UnpicklingError(f'a checkpoint may not contain numpy arrays of {code!r}')
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: tuple) -> None:
@@ -56,14 +59,15 @@ class _Kind:
 
 
 class _Array:
-    """Stands in for numpy.ndarray and its reconstruction, until `_unwrap`."""
+    """Replaces numpy.ndarray and its reconstruction, until `_unwrap`."""
 
     def __init__(self, *_):
         self.array = np.zeros(0)
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, kind, is_fortran, raw = state
-        array = np.frombuffer(raw, kind.dtype).reshape(shape, order='F' if is_fortran else 'C')
+        order: Literal['F', 'C'] = 'F' if is_fortran else 'C'
+        array = np.frombuffer(raw, kind.dtype).reshape(shape, order=order)
         self.array = array.astype(kind.dtype.newbyteorder('='))
 
 
@@ -72,14 +76,14 @@ def _scalar(kind: _Kind, raw: bytes) -> np.generic:
 
 
 def _empty_bytes(*arguments: Any) -> bytes:
-    """Stands in for builtins.bytes, as which the memory of an empty array is pickled."""
+    """Replaces builtins.bytes, as which the memory of an empty array is pickled."""
     if arguments:
         raise pickle.UnpicklingError('a checkpoint may not call bytes with arguments')
     return b''
 
 
 def _unwrap(content: Any) -> Any:
-    """The same content with numpy's arrays in the places of their stand-ins."""
+    """The same content with numpy's arrays in place of `_Array`."""
     if isinstance(content, _Array):
         return content.array
     if isinstance(content, HistoryBuffer):
@@ -93,94 +97,108 @@ def _unwrap(content: Any) -> Any:
 
 
 def _known_globals() -> list:
-    # numpy 2 moved two of them; files of either version are read by either version
-    moved = [
-        (f, f'{module}.multiarray.{name}')
-        for module in ('numpy.core', 'numpy._core')
-        for f, name in ((_Array, '_reconstruct'), (_scalar, 'scalar'))
+    """What a file may name, and what it gets for it."""
+    known: list = [
+        *_METHODS,
+        (_Array, 'numpy.ndarray'),
+        (_Kind, 'numpy.dtype'),
+        (_method, 'builtins.getattr'),
+        (_empty_bytes, 'builtins.bytes'),
     ]
-    builtins = [(_method, 'builtins.getattr'), (_empty_bytes, 'builtins.bytes')]
-    return [*_METHODS, (_Array, 'numpy.ndarray'), (_Kind, 'numpy.dtype'), *moved, *builtins]
+    # numpy 2 moved these; files of either version are read by either version
+    for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
+        known.append((_Array, f'{module}._reconstruct'))
+        known.append((_scalar, f'{module}.scalar'))
+    return known
 
 
 def load_checkpoint_file(filename: str, map_location: Any = None) -> dict:
-    """Read a checkpoint written by mmengine's CheckpointHook, or a .safetensors file of weights,
-    from the local disk.
+    """Read a checkpoint of mmengine's CheckpointHook, or a .safetensors file, from the local disk.
 
     Args:
         filename: path; `~` is expanded.
         map_location: as in torch.load.
     Returns:
-        What the file holds: state_dict, meta, message_hub, and optimizer and schedulers where
-        saved. Of a .safetensors
-        file: state_dict and meta, whose dataset_meta names the classes where the file does.
+        The content of the file: state_dict, meta, message_hub, and optimizer and schedulers where
+        saved. A .safetensors file gives state_dict and meta, whose dataset_meta names the classes
+        if the file does.
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is damaged (named with the one before it), or asks for something that
-        no checkpoint needs.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged (the message names the one before it), or asks for
+            something that no checkpoint needs.
     """
     filename = os.path.expanduser(filename)
     if not os.path.isfile(filename):
         raise FileNotFoundError(f'there is no checkpoint {filename}')
     if filename.endswith('.safetensors'):
         return _load_safetensors(filename, map_location)
+
     with open(filename, 'rb') as file:
         is_archive = file.read(2) == b'PK'
-    if is_archive and not _is_whole(filename):  # torch does not look at checksums
+    if is_archive and not _is_whole(filename):  # torch does not check the checksums
         raise ValueError(
             f'{filename}: damaged or cut short (its parts or their checksums are not complete)'
             f'{_earlier(filename)}'
         )
+
+    content = _load_restricted(filename, map_location)
+    if not isinstance(content, dict):
+        raise ValueError(f'{filename}: contains a {type(content).__name__}, not a checkpoint')
+    return content
+
+
+def _load_restricted(filename: str, map_location: Any) -> Any:
+    """Read a file by torch's restricted unpickler."""
     try:
         with torch.serialization.safe_globals(_known_globals()):
-            content = _unwrap(torch.load(filename, map_location=map_location, weights_only=True))
+            content = torch.load(filename, map_location=map_location, weights_only=True)
+            content = _unwrap(content)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f'{filename}: not loaded, because it holds more than weights and logs, or is damaged'
-            f'{_reason(error)}{_earlier(filename)}'
+            f'{filename}: not loaded, because it contains more than weights and logs, or is '
+            f'damaged{_reason(error)}{_earlier(filename)}'
         ) from error
-    except (
-        Exception
-    ) as error:  # a damaged pickle fails in any way; what it could name has been refused above
+    # a damaged pickle fails in any way; what it could name has been refused above
+    except Exception as error:
         raise ValueError(
             f'{filename}: damaged or cut short{_reason(error)}{_earlier(filename)}'
         ) from error
-    if not isinstance(content, dict):
-        raise ValueError(f'{filename}: holds a {type(content).__name__}, not a checkpoint')
     return content
 
 
 def _reason(error: Exception) -> str:
-    """What an error of torch's stumbled over, in brackets, without the advice to switch the check
-    off."""
+    """What torch refused, in brackets, without its advice to switch the check off."""
     text = str(error)
-    known = r'(GLOBAL|global) [\w.]+|a checkpoint may not [^\n]*|Unsupported \w+ \w+|TorchScript archive'
-    found = re.search(known, text)
-    text = (
-        found[0]
-        if found
-        else type(error).__name__
-        if 'weights_only' in text
-        else text.split('\n')[0]
-    )
-    return f' ({text})'
+    found = _REFUSALS.search(text)
+    if found:
+        return f' ({found[0]})'
+    if 'weights_only' in text:
+        return f' ({type(error).__name__})'
+    first_line = text.split('\n')[0]
+    return f' ({first_line})'
 
 
 def _load_safetensors(filename: str, map_location: Any) -> dict:
     try:
         with safe_open(filename, 'pt') as file:
-            state, notes = (
-                {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
-                file.metadata() or {},
-            )
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            notes = file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f'{filename}: damaged or cut short ({error})') from error
     if map_location is not None and not callable(map_location):
         state = {name: value.to(map_location) for name, value in state.items()}
-    meta = (
-        dict(dataset_meta=dict(classes=json.loads(notes['classes']))) if 'classes' in notes else {}
-    )
+
+    meta = {}
+    if 'classes' in notes:
+        meta['dataset_meta'] = dict(classes=json.loads(notes['classes']))
     return dict(state_dict=state, meta=meta)
+
+
+def trained_classes(content: Mapping[str, Any]) -> Sequence[str] | None:
+    """The classes that a checkpoint was trained on; None where it does not name them."""
+    meta = content.get('meta') or {}
+    dataset_meta = meta.get('dataset_meta') or {}
+    return dataset_meta.get('classes')
 
 
 def save_weights(
@@ -189,36 +207,39 @@ def save_weights(
     classes: Sequence[str] | None = None,
     half: bool = False,
 ) -> None:
-    """Write weights alone as .safetensors, a format that holds nothing else; whole or not at all.
+    """Write weights alone as .safetensors, a format for nothing else; the file is never partial.
 
     Args:
         filename: ends in .safetensors.
         state: a model's state_dict.
         classes: what the labels count; loading checks it.
-        half: fp32 numbers as fp16, in half the room; a model that loads them holds them as fp32
-        again.
+        half: write fp32 numbers as fp16, in half the room; a model that loads them converts them
+            to fp32.
     Raises:
-        ValueError: another suffix, or a number that fp16 cannot hold.
+        ValueError: another suffix, or a number that fp16 cannot represent.
     """
     if not str(filename).endswith('.safetensors'):
         raise ValueError(f'{filename}: weights are released as .safetensors')
-    notes = dict(
-        format='pt', **({} if classes is None else dict(classes=json.dumps(list(classes))))
-    )
-    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    notes = dict(format='pt')
+    if classes is not None:
+        notes['classes'] = json.dumps(list(classes))
+
+    saved = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     if half:
-        full, state = (
-            state,
-            {n: v.half() if v.dtype == torch.float32 else v for n, v in state.items()},
-        )
-        for name, value in state.items():
-            if not value.isfinite().all():
-                raise ValueError(
-                    f'{filename}: fp16 cannot hold {name}, up to {float(full[name].abs().max()):g}'
-                )
+        saved = {name: _to_half(value, f'{filename}: {name}') for name, value in saved.items()}
+
     partial = Path(f'{filename}.partial')
-    save_file(state, partial, notes)
+    save_file(saved, partial, notes)
     os.replace(partial, filename)
+
+
+def _to_half(value: Tensor, name: str) -> Tensor:
+    """fp32 as fp16; other types as they are."""
+    half = value.half() if value.dtype == torch.float32 else value
+    if not half.isfinite().all():
+        largest = float(value.abs().max())
+        raise ValueError(f'{name}: fp16 cannot represent its numbers, up to {largest:g}')
+    return half
 
 
 def check_fit(
@@ -229,10 +250,10 @@ def check_fit(
     own_classes: Sequence[str] | None = None,
     optional: str | None = None,
 ) -> str:
-    """Compare weights with a model.
+    """Compare the names and shapes of weights with those of a model.
 
     Args:
-        model: that is to have them.
+        model: that is to have the weights.
         state: name -> tensor.
         filename: for the message.
         classes, own_classes: what the labels of weights and model count, where known.
@@ -246,63 +267,80 @@ def check_fit(
         raise ValueError(
             f'{filename}: trained on classes {list(classes)}, the config has {list(own_classes)}'
         )
-    own = model.state_dict()
-    odd = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
-    differing = dict(
-        missing={n: n for n in own.keys() - state.keys()},
-        unknown={n: n for n in [*(state.keys() - own.keys()), *odd]},
-    )
-    differing['of another shape'] = {
-        n: f'{n} {tuple(state[n].shape)}, not {tuple(own[n].shape)}'
-        for n in own.keys() & (state.keys() - odd.keys())
-        if own[n].shape != state[n].shape
-    }
-    parts = [
-        f'{len(names)} {title} ({"; ".join(sorted(names.values())[:5])}{"; ..." if len(names) > 5 else ""})'
-        for title, names in differing.items()
-        if names
-    ]
-    message = f'{filename}: weights of another model: {", ".join(parts)}' if parts else ''
-    if message and not (
-        optional and all(n.startswith(optional) for names in differing.values() for n in names)
-    ):
+
+    differences = _differences(model.state_dict(), state)
+    parts = [_summarize(title, found) for title, found in differences.items() if found]
+    if not parts:
+        return ''
+
+    message = f'{filename}: weights of another model: {", ".join(parts)}'
+    names = [name for found in differences.values() for name in found]
+    if not optional or not all(name.startswith(optional) for name in names):
         raise ValueError(message)
     return message
 
 
-def latest_checkpoint(folder: str | Path) -> str | None:
-    """The checkpoint of a training's work folder to go on from.
+def _differences(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> dict[str, dict[str, str]]:
+    """{kind of difference: {name: description}} between a model's weights and others."""
+    missing = {name: name for name in own if name not in state}
+    unknown = {name: name for name in state if name not in own}
+    reshaped = {}
 
-    The one that `last_checkpoint` names, if it is there; a run killed at the wrong moment leaves an
-    empty or outdated note, and then it is the epoch_N.pth or iter_N.pth of the largest N. None if
-    there is none.
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            unknown[name] = name
+        elif name in own and value.shape != own[name].shape:
+            reshaped[name] = f'{name} {tuple(value.shape)}, not {tuple(own[name].shape)}'
+    return {'missing': missing, 'unknown': unknown, 'of another shape': reshaped}
+
+
+def _summarize(title: str, found: Mapping[str, str]) -> str:
+    """Number of differences of one kind, and the first five of them."""
+    names = '; '.join(sorted(found.values())[:5])
+    more = '; ...' if len(found) > 5 else ''
+    return f'{len(found)} {title} ({names}{more})'
+
+
+def latest_checkpoint(folder: str | Path) -> str | None:
+    """The checkpoint from which a training in a work folder resumes; None if there is none.
+
+    It is the one that the file `last_checkpoint` names. A run killed at the wrong moment leaves
+    that file empty or outdated; then it is the epoch_N.pth or iter_N.pth of the largest N.
     """
     folder = Path(folder)
     note = folder / 'last_checkpoint'
     named = note.read_text().strip() if note.is_file() else ''
-    for path in (folder / Path(named).name, Path(named)):
-        if named and path.is_file():
-            return str(path)
-    return max(_numbered(folder), default=(0, None))[1]
+    if named:
+        for path in (folder / Path(named).name, Path(named)):
+            if path.is_file():
+                return str(path)
+
+    numbered = _numbered(folder)
+    return max(numbered)[1] if numbered else None
 
 
 def _numbered(folder: Path) -> list[tuple[int, str]]:
     """(N, path) of the checkpoints that mmengine numbers."""
-    found = (
-        (re.fullmatch(r'(?:epoch|iter)_(\d+)\.pth', path.name), path)
-        for path in folder.glob('*_*.pth')
-    )
-    return [(int(match[1]), str(path)) for match, path in found if match]
+    numbered = []
+    for path in folder.glob('*_*.pth'):
+        match = re.fullmatch(r'(?:epoch|iter)_(\d+)\.pth', path.name)
+        if match:
+            numbered.append((int(match[1]), str(path)))
+    return numbered
 
 
 def _earlier(filename: str) -> str:
-    """Offer the last whole checkpoint before a damaged one."""
+    """Name the last whole checkpoint before a damaged one, for an error message."""
     folder, name = os.path.split(os.path.abspath(filename))
     numbered = sorted(_numbered(Path(folder)))
-    own = next((n for n, path in numbered if os.path.basename(path) == name), None)
-    for n, path in reversed(numbered):
-        if own is not None and n < own and _is_whole(path):
-            return f'; the one before it is whole: {path} (in training: --resume {path})'
+    own = next((number for number, path in numbered if os.path.basename(path) == name), None)
+
+    if own is not None:
+        for number, path in reversed(numbered):
+            if number < own and _is_whole(path):
+                return f'; the one before it is whole: {path} (in training: --resume {path})'
     return '; there is no whole one before it in its folder'
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,15 +16,20 @@ from stratified3d.ops.stratified_attention import reference
 
 
 class StrataRecord(NamedTuple):
-    """voxels [N, 3] and tokens [M, 3]: their places in meters; collected [M, N]: how a token's
-    attention is spread over the voxels, rows sum to 1; read [N, M]: the part of a voxel's attention
-    that goes to each token: the rest goes to its window (joint), or there is no rest (gated).
-    Weights are means over the heads; absent tokens are left out."""
+    """Attention weights of the strata tokens, means over the heads; absent tokens are left out.
 
-    voxels: Tensor
-    tokens: Tensor
-    collected: Tensor
-    read: Tensor
+    Attributes:
+        voxels: [N, 3] meters.
+        tokens: [M, 3] meters.
+        collected: [M, N], how the attention of a token is spread over the voxels; rows sum to 1.
+        read: [N, M], the part of a voxel's attention that goes to each token. The rest goes to
+            its window (joint), or there is no rest (gated).
+    """
+
+    voxels: np.ndarray
+    tokens: np.ndarray
+    collected: np.ndarray
+    read: np.ndarray
 
 
 class _Recorder:
@@ -113,14 +119,13 @@ def record_strata(mixer: StratifiedAttention) -> Iterator[list[StrataRecord]]:
                 f'strata are recorded for one cloud at a time, not {len(strata.feats)}'
             )
         present = strata.present[0]
-        records.append(
-            StrataRecord(
-                grid.positions,
-                strata.positions[0][present],
-                recorder.collected[present],
-                recorder.read[:, present],
-            )
+        parts = (
+            grid.positions,
+            strata.positions[0][present],
+            recorder.collected[present],
+            recorder.read[:, present],
         )
+        records.append(StrataRecord(*(part.detach().cpu().numpy() for part in parts)))
 
     handle = mixer.register_forward_hook(keep)
     mixer.backend = recorder

@@ -1,1 +1,1 @@
-"""Pictures of point clouds and boxes; numpy and matplotlib."""
+"""Pictures of point clouds and boxes, drawn with numpy and matplotlib."""

@@ -1,4 +1,4 @@
-"""Pictures from mmdet3d's own scripts, whose visualisation needs a display: a registered hook."""
+"""Pictures of detections in mmdet3d's own scripts, without a display: a registered hook."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from stratified3d.visualization.pictures import PictureFolder
 
 @HOOKS.register_module()
 class DetectionPictureHook(Hook):
-    """Draw detections in a test (`tools/test.py ... --show-dir DIR --task lidar_det`), and write
-    TensorBoard's files while training (`--cfg-options
-    default_hooks.visualization.tensorboard=True`); neither needs a display.
+    """Draws detections in a test and writes TensorBoard's files in a training.
 
-    mmdet3d's Det3DVisualizationHook stops where there is no display, and draws the keyframe's
-    points only and no truth; here the points are those that the model saw. A relative
-    `test_out_dir` lies in the run's folder, work_dir/timestamp, as it does there.
+    In a test: `tools/test.py ... --show-dir DIR --task lidar_det`. In a training: `--cfg-options
+    default_hooks.visualization.tensorboard=True`. Neither needs a display.
+
+    mmdet3d's Det3DVisualizationHook stops where there is no display, and draws neither sweeps nor
+    ground truth. Here all points are drawn that the model saw. As there, a relative `test_out_dir`
+    is in the folder of the run, work_dir/timestamp.
 
     Args:
         draw: whether to draw in a test; test.py sets it with --show-dir.
         score_thr: predictions below are not drawn.
-        test_out_dir: where a test's pictures go.
+        test_out_dir: where the pictures of a test go.
         interval: draw every so many frames of a test.
         tensorboard: write losses, learning rate and metrics for TensorBoard, and pictures of
-        validation frames.
-        val_frames: how many of these, the first ones; they also lie in `vis_data/vis_image`.
-        show, wait_time, vis_task: of test.py; a window is tools/visualize.py's.
+            validation frames.
+        val_frames: how many of these, the first ones; they are in `vis_data/vis_image`, too.
+        show, wait_time, vis_task: of test.py; tools/visualize.py opens a window instead.
     Raises:
-        ImportError: tensorboard is asked for and not installed.
-        ValueError: asked for a window, for another task than lidar_det, or to draw without a
-        folder.
+        ImportError: tensorboard is not installed, but asked for.
+        ValueError: a window, another task than lidar_det, or pictures without a folder.
     """
 
     def __init__(
@@ -56,17 +56,21 @@ class DetectionPictureHook(Hook):
     ):
         if show:
             raise ValueError(
-                '--show: a window is opened by `tools/visualize.py CONFIG CHECKPOINT --dataset --show`; '
-                'here, --show-dir DIR writes pictures'
+                '--show: a window is opened by `tools/visualize.py CONFIG CHECKPOINT --dataset '
+                '--show`; here, --show-dir DIR writes pictures'
             )
         if vis_task != 'lidar_det':
             raise ValueError(f'--task: this plugin draws lidar_det, not {vis_task}')
         if draw and test_out_dir is None:
-            raise ValueError('draw=True without test_out_dir: where do the pictures go?')
+            raise ValueError('draw=True without test_out_dir: name a folder for the pictures')
         if interval < 1:
             raise ValueError(f'interval is at least 1, not {interval}')
-        self.draw, self.score_thr, self.test_out_dir = draw, score_thr, test_out_dir
-        self.interval, self.tensorboard, self.val_frames = interval, tensorboard, val_frames
+        self.draw = draw
+        self.score_thr = score_thr
+        self.test_out_dir = test_out_dir
+        self.interval = interval
+        self.tensorboard = tensorboard
+        self.val_frames = val_frames
         self._folder: PictureFolder | None = None
         self._seen = 0
 
@@ -78,16 +82,16 @@ class DetectionPictureHook(Hook):
             import tensorboard  # noqa: F401
         except ImportError as error:
             raise ImportError(
-                'default_hooks.visualization.tensorboard=True needs the package tensorboard: `pip '
-                'install tensorboard`, or leave it out'
+                'default_hooks.visualization.tensorboard=True needs the package tensorboard: '
+                '`pip install tensorboard`, or leave it out'
             ) from error
-        runner.visualizer._vis_backends['TensorboardVisBackend'] = VISBACKENDS.build(
-            dict(type='TensorboardVisBackend', save_dir=str(Path(runner.log_dir, 'vis_data')))
-        )
+        folder = Path(runner.log_dir, 'vis_data')
+        backend = VISBACKENDS.build(dict(type='TensorboardVisBackend', save_dir=str(folder)))
+        runner.visualizer._vis_backends['TensorboardVisBackend'] = backend
 
     def before_test(self, runner: Runner) -> None:
-        """Make the folder and start the renderer."""
-        if self.draw:
+        """Create the folder and start the renderer."""
+        if self.draw and self.test_out_dir is not None:
             folder = Path(runner.work_dir, runner.timestamp, self.test_out_dir)
             self._folder = PictureFolder(folder, _area(runner))
             runner.logger.info(f'pictures: {folder}')
@@ -96,11 +100,11 @@ class DetectionPictureHook(Hook):
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict, outputs: Sequence[Det3DDataSample]
     ) -> None:
-        """Draw the samples of a batch whose turn it is."""
+        """Draw every `interval`-th frame."""
         for i, sample in enumerate(outputs):
             if self._folder is not None and self._seen % self.interval == 0:
-                scene = self._scene(runner, data_batch, outputs, i)
-                self._folder.write(Path(sample.lidar_path).name.split('.')[0], scene)
+                drawing = self._make_drawing(runner, data_batch, outputs, i)
+                self._folder.write(_frame_name(sample), drawing)
             self._seen += 1
 
     def after_test(self, runner: Runner) -> None:
@@ -109,42 +113,51 @@ class DetectionPictureHook(Hook):
             self._folder.close()
 
     def before_val(self, runner: Runner) -> None:
-        """Count anew."""
+        """Count the frames from the start."""
         self._seen = 0
 
     def after_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict, outputs: Sequence[Det3DDataSample]
     ) -> None:
-        """Give TensorBoard the first frames from above."""
+        """Give TensorBoard pictures of the first frames."""
         for i in range(len(outputs)):
             if self.tensorboard and self._seen < self.val_frames:
-                scene = self._scene(runner, data_batch, outputs, i)
-                runner.visualizer.add_image(
-                    f'val_frame_{self._seen}', draw_bev(scene, _area(runner)), runner.iter
-                )
+                drawing = self._make_drawing(runner, data_batch, outputs, i)
+                pixels = draw_bev(drawing, _area(runner))
+                runner.visualizer.add_image(f'val_frame_{self._seen}', pixels, runner.iter)
             self._seen += 1
 
-    def _scene(
+    def _make_drawing(
         self, runner: Runner, data_batch: dict, outputs: Sequence[Det3DDataSample], i: int
     ) -> Drawing:
-        sample, classes = outputs[i], runner.visualizer.dataset_meta['classes']
+        sample = outputs[i]
+        points = data_batch['inputs']['points'][i].cpu().numpy()
+        classes = runner.visualizer.dataset_meta['classes']
+
         found = sample.pred_instances_3d.to('cpu')
         found = found[found.scores_3d >= self.score_thr]
-        truth = getattr(sample, 'eval_ann_info', None)
-        boxes = None
-        if truth is not None:
-            boxes = (
-                truth['gt_bboxes_3d'].tensor.cpu().numpy()[np.asarray(truth['gt_labels_3d']) >= 0]
-            )
-        name = Path(sample.lidar_path).name.split('.')[0]
+        count = f'{len(found)} predictions with score \u2265 {self.score_thr:g}'
         return Drawing(
-            data_batch['inputs']['points'][i].cpu().numpy(),
+            points,
             found.bboxes_3d.tensor.numpy(),
             found.scores_3d.numpy(),
             [classes[label] for label in found.labels_3d.tolist()],
-            boxes,
-            f'{name}: {len(found)} predictions with score \u2265 {self.score_thr:g}',
+            _gt_boxes(sample),
+            f'{_frame_name(sample)}: {count}',
         )
+
+
+def _gt_boxes(sample: Det3DDataSample) -> np.ndarray | None:
+    """Annotated boxes of known classes; None for a dataset without annotations."""
+    annotations = getattr(sample, 'eval_ann_info', None)
+    if annotations is None:
+        return None
+    is_known = np.asarray(annotations['gt_labels_3d']) >= 0
+    return annotations['gt_bboxes_3d'].tensor.cpu().numpy()[is_known]
+
+
+def _frame_name(sample: Det3DDataSample) -> str:
+    return Path(sample.lidar_path).name.split('.')[0]
 
 
 def _area(runner: Runner) -> list[float]:

@@ -1,5 +1,4 @@
-"""Open3D without a display, in a process of its own: where no driver fits, the renderer ends the
-process it is in."""
+"""Open3D without a display, in a process of its own, which Open3D ends where it finds no driver."""
 
 from __future__ import annotations
 
@@ -15,12 +14,13 @@ import numpy as np
 
 
 class RendererError(RuntimeError):
-    """The renderer's process ended or hung; the message says how."""
+    """The process of the renderer ended or hung; the message says how."""
 
 
 class OffscreenRenderer:
-    """A child process that renders one picture after the other; `close` it, or use it as a context
-    manager.
+    """A child process that renders pictures one by one.
+
+    Call `close` in the end, or use it as a context manager.
 
     Args:
         size: width and height of the pictures in pixels.
@@ -28,21 +28,17 @@ class OffscreenRenderer:
     """
 
     def __init__(self, size: tuple[int, int], timeout: float = 120.0):
-        self.size, self.timeout = size, timeout
+        self.size = size
+        self.timeout = timeout
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed in close)
-        self._pipe, theirs = Pipe()
-        with theirs:
+        self._pipe, child_end = Pipe()
+
+        with child_end:
+            descriptor = child_end.fileno()
+            command = [sys.executable, '-W', 'ignore', '-m', __name__, str(descriptor)]
             self._child = subprocess.Popen(
-                [
-                    sys.executable,
-                    '-W',
-                    'ignore',
-                    '-m',
-                    __name__,
-                    str(theirs.fileno()),
-                    *map(str, size),
-                ],
-                pass_fds=[theirs.fileno()],
+                [*command, *map(str, size)],
+                pass_fds=[descriptor],
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
@@ -51,7 +47,7 @@ class OffscreenRenderer:
 
     def close(self) -> None:
         """End the process."""
-        self._pipe.close()  # the child's receive ends with it
+        self._pipe.close()  # the child ends when it next receives
         try:
             self._child.wait(10)
         except subprocess.TimeoutExpired:
@@ -79,18 +75,21 @@ class OffscreenRenderer:
         """Render points and lines.
 
         Args:
-            points: [P, 3] meters; colors: [P, 3] in 0 to 1.
+            points: [P, 3] meters.
+            colors: [P, 3] in 0 to 1.
             lines: (segments [S, 2, 3], color [3], width in pixels) of each group.
-            intrinsics: [3, 3] pinhole; extrinsics: [4, 4] world to camera (x right, y down, z
-            forward).
-            background: [3]; point_size: pixels.
+            intrinsics: [3, 3] of a pinhole camera.
+            extrinsics: [4, 4] world to camera (x right, y down, z forward).
+            background: [3] in 0 to 1.
+            point_size: pixels.
         Returns:
             [height, width, 3] uint8.
         Raises:
             RendererError: the process died or took longer than `timeout`.
         """
         try:
-            self._pipe.send((points, colors, lines, intrinsics, extrinsics, background, point_size))
+            request = (points, colors, lines, intrinsics, extrinsics, background, point_size)
+            self._pipe.send(request)
             if not self._pipe.poll(self.timeout):
                 self._child.kill()
                 raise RendererError(
@@ -98,64 +97,83 @@ class OffscreenRenderer:
                 )
             return self._pipe.recv()
         except (EOFError, OSError) as error:
-            raise RendererError(self._obituary()) from error
+            raise RendererError(self._describe_end()) from error
 
-    def _obituary(self) -> str:
+    def _describe_end(self) -> str:
+        """How the process ended, with the last line that it printed."""
         status = self._child.wait(10)
         how = f'signal {signal.Signals(-status).name}' if status < 0 else f'status {status}'
+
         self._log.seek(0)
-        lines = [
-            line.strip()
-            for line in self._log.read().decode(errors='replace').splitlines()
-            if line.strip()
-        ]
+        output = self._log.read().decode(errors='replace')
+        lines = [line.strip() for line in output.splitlines() if line.strip()]
+        last = lines[-1] if lines else 'it printed nothing'
         return (
-            f'Open3D cannot draw here: its process ended with {how} ({lines[-1] if lines else "without a word"}). '
-            'Without a GPU it needs software Vulkan: apt-get install libvulkan1 mesa-vulkan-drivers libusb-1.0-0'
+            f'Open3D cannot draw here: its process ended with {how} ({last}). Without a GPU it '
+            'needs software Vulkan: apt-get install libvulkan1 mesa-vulkan-drivers libusb-1.0-0'
         )
 
 
-def _encoded(color: np.ndarray) -> np.ndarray:
-    """Linear light -> sRGB (IEC 61966-2-1)."""
+def _to_srgb(color: np.ndarray) -> np.ndarray:
+    """Linear light as sRGB (IEC 61966-2-1)."""
     return np.where(color <= 0.0031308, 12.92 * color, 1.055 * color ** (1 / 2.4) - 0.055)
 
 
 def _serve(pipe: Connection, width: int, height: int) -> None:
-    """The child: draw what arrives until the pipe is closed."""
-    import open3d as o3d
+    """Draw what arrives until the pipe is closed; the work of the child."""
     from open3d.visualization import rendering
 
     renderer = rendering.OffscreenRenderer(width, height)
-    scene = renderer.scene
-    scene.view.set_post_processing(False)  # it would shift the colors
+    renderer.scene.view.set_post_processing(False)  # it would change the colors
     while True:
-        scene.clear_geometry()
         try:
             points, colors, lines, intrinsics, extrinsics, background, point_size = pipe.recv()
         except EOFError:
             return
-        scene.set_background(
-            [*_encoded(background), 1.0]
-        )  # the only color that is decoded on the way
-        material = rendering.MaterialRecord()
-        material.shader, material.point_size = 'defaultUnlit', point_size
-        if len(points):  # Open3D warns of an empty cloud
-            cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(points))
-            cloud.colors = o3d.utility.Vector3dVector(colors)
-            scene.add_geometry('points', cloud, material)
+
+        renderer.scene.clear_geometry()
+        # the only color that Open3D takes for linear light
+        renderer.scene.set_background([*_to_srgb(background), 1.0])
+        _add_points(renderer.scene, points, colors, point_size)
         for i, (segments, color, thickness) in enumerate(lines):
-            if not len(segments):
-                continue
-            group = o3d.geometry.LineSet(
-                o3d.utility.Vector3dVector(segments.reshape(-1, 3)),
-                o3d.utility.Vector2iVector(np.arange(2 * len(segments)).reshape(-1, 2)),
-            )
-            group.paint_uniform_color(color)
-            material = rendering.MaterialRecord()
-            material.shader, material.line_width = 'unlitLine', thickness
-            scene.add_geometry(f'lines {i}', group, material)
+            _add_lines(renderer.scene, f'lines {i}', segments, color, thickness)
+
         renderer.setup_camera(intrinsics, extrinsics, width, height)
         pipe.send(np.asarray(renderer.render_to_image()))
+
+
+def _add_points(scene, points: np.ndarray, colors: np.ndarray, size: float) -> None:
+    """Add points to a scene of Open3D."""
+    import open3d as o3d
+    from open3d.visualization import rendering
+
+    if not len(points):  # Open3D would warn
+        return
+    geometry = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(points))
+    geometry.colors = o3d.utility.Vector3dVector(colors)
+
+    material = rendering.MaterialRecord()
+    material.shader = 'defaultUnlit'
+    material.point_size = size
+    scene.add_geometry('points', geometry, material)
+
+
+def _add_lines(scene, name: str, segments: np.ndarray, color: np.ndarray, thickness: float) -> None:
+    """Add segments of one color to a scene of Open3D."""
+    import open3d as o3d
+    from open3d.visualization import rendering
+
+    if not len(segments):
+        return
+    ends = o3d.utility.Vector3dVector(segments.reshape(-1, 3))
+    pairs = o3d.utility.Vector2iVector(np.arange(2 * len(segments)).reshape(-1, 2))
+    geometry = o3d.geometry.LineSet(ends, pairs)
+    geometry.paint_uniform_color(color)
+
+    material = rendering.MaterialRecord()
+    material.shader = 'unlitLine'
+    material.line_width = thickness
+    scene.add_geometry(name, geometry, material)
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
-"""Perspective pictures: Open3D draws points and boxes, matplotlib the words."""
+"""Perspective pictures: Open3D draws points and boxes, matplotlib the text."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -12,12 +12,12 @@ from stratified3d.visualization.annotations import (
     add_legend,
     add_scale,
     halo,
-    picture,
+    to_pixels,
     write_scores,
 )
 from stratified3d.visualization.drawing import (
     BACKGROUND,
-    TRUTH,
+    GT_COLOR,
     Drawing,
     box_lines,
     class_color,
@@ -29,15 +29,23 @@ from stratified3d.visualization.drawing import (
 )
 from stratified3d.visualization.offscreen import OffscreenRenderer
 
-SIZE = (1600, 900)
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SIZE = (1600, 900)  # pixels
 _DPI = 100
 _RINGS = (20, 40, 60, 80)  # m
 
 
 class Camera(NamedTuple):
-    """Where the picture is taken from: azimuth it looks to (degrees, 0 along x, 90 along y),
-    elevation above the ground (degrees), distance (m) from the place on the ground that it looks
-    at, `ahead` (m) before the sensor."""
+    """Where a picture is taken from.
+
+    Attributes:
+        azimuth: degrees that it looks to: 0 along x, 90 along y.
+        elevation: degrees above the ground.
+        distance: m to the place on the ground that it looks at.
+        ahead: m from the sensor to that place.
+    """
 
     azimuth: float = 90.0
     elevation: float = 36.0
@@ -45,112 +53,162 @@ class Camera(NamedTuple):
     ahead: float = 12.0
 
     def matrices(self, ground: float) -> tuple[np.ndarray, np.ndarray]:
-        """Intrinsics [3, 3] and extrinsics [4, 4] for pictures of SIZE; ground: its z in meters."""
-        a, e = np.radians([self.azimuth, self.elevation])
-        towards = np.array([np.cos(a) * np.cos(e), np.sin(a) * np.cos(e), -np.sin(e)])
-        eye = (
-            np.array([np.cos(a), np.sin(a), 0]) * self.ahead
-            + [0, 0, ground]
-            - self.distance * towards
-        )
-        right = np.array([np.sin(a), -np.cos(a), 0])
+        """Intrinsics [3, 3] and extrinsics [4, 4] for pictures of SIZE.
+
+        Args:
+            ground: z of the ground in meters.
+        """
+        azimuth, elevation = np.radians([self.azimuth, self.elevation])
+        cos, sin = np.cos(azimuth), np.sin(azimuth)
+        towards = np.array([cos * np.cos(elevation), sin * np.cos(elevation), -np.sin(elevation)])
+        right = np.array([sin, -cos, 0])
+
+        target = np.array([cos, sin, 0]) * self.ahead + [0, 0, ground]
+        eye = target - self.distance * towards
         extrinsics = np.eye(4)
         extrinsics[:3, :3] = np.stack([right, np.cross(towards, right), towards])
         extrinsics[:3, 3] = -extrinsics[:3, :3] @ eye
-        focal = SIZE[0] / 2 / np.tan(np.radians(60) / 2)
-        return np.array([[focal, 0, SIZE[0] / 2], [0, focal, SIZE[1] / 2], [0, 0, 1.0]]), extrinsics
+
+        width, height = SIZE
+        focal = width / 2 / np.tan(np.radians(60) / 2)
+        intrinsics = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1.0]])
+        return intrinsics, extrinsics
 
 
 def project(places: np.ndarray, intrinsics: np.ndarray, extrinsics: np.ndarray) -> np.ndarray:
-    """[N, 3] meters -> [N, 2] pixels, y upwards; NaN for what lies behind the camera or outside of
-    the picture."""
+    """Pixels [N, 2] of places [N, 3] in meters, y upwards.
+
+    What is behind the camera or outside of the picture becomes NaN.
+    """
     seen = places @ extrinsics[:3, :3].T + extrinsics[:3, 3]
     pixels = seen @ intrinsics.T
     with np.errstate(divide='ignore', invalid='ignore'):
         pixels = pixels[:, :2] / pixels[:, 2:]
-    inside = (seen[:, 2] > 0.5) & (pixels >= 0).all(1) & (pixels < SIZE).all(1)
+
+    is_ahead = seen[:, 2] > 0.5
+    is_inside = is_ahead & (pixels >= 0).all(1) & (pixels < SIZE).all(1)
     pixels[:, 1] = SIZE[1] - pixels[:, 1]
-    return np.where(inside[:, None], pixels, np.nan)
+    return np.where(is_inside[:, None], pixels, np.nan)
 
 
 def draw_perspective(
     renderer: OffscreenRenderer,
-    scene: Drawing,
+    drawing: Drawing,
     camera: Camera | None = None,
     coloring: str = 'height',
     show_scores: bool = True,
 ) -> np.ndarray:
-    """Draw a scene from behind and above.
+    """Draw a frame from behind and above.
 
     Args:
         renderer: of pictures of SIZE; the caller starts and ends it.
-        scene: truth is drawn as thin green boxes.
+        drawing: ground truth is drawn as thin green boxes.
         camera: default: behind a sensor whose y points forward.
         coloring: of the points, 'height' or 'intensity'.
-        show_scores: write as many scores as find room, the highest first.
+        show_scores: write as many scores as fit, the highest first.
     Returns:
         The picture [height, width, 3] uint8.
     Raises:
         RendererError: Open3D's process died.
     """
-    from matplotlib.figure import Figure
-
-    points = scene.points[np.isfinite(scene.points).all(1)]
-    values, title, ends = point_values(points, coloring)
+    camera = camera or Camera()
+    points = drawing.points[np.isfinite(drawing.points).all(1)]
+    values, meaning, ends = point_values(points, coloring)
     ground = ground_height(points)
-    intrinsics, extrinsics = (camera or Camera()).matrices(ground)
-    arrows = velocity_arrows(scene.boxes)
+    intrinsics, extrinsics = camera.matrices(ground)
+    arrows = velocity_arrows(drawing.boxes)
+
+    image = renderer.render(
+        points[:, :3],
+        ramp(values),
+        _lines(drawing, arrows, ground),
+        intrinsics,
+        extrinsics,
+        background=rgb(BACKGROUND),
+    )
+
+    figure = _make_figure(image)
+    if show_scores and len(drawing.boxes):
+        anchors = _anchors(drawing.boxes, intrinsics, extrinsics)
+        write_scores(figure, drawing, anchors, (0, 0, SIZE[0] - 240, SIZE[1] - 50))
+    _name_rings(figure, camera.azimuth, ground, intrinsics, extrinsics)
+    _add_texts(figure, drawing, len(arrows) > 0, meaning, ends)
+    return to_pixels(figure)
+
+
+def _lines(
+    drawing: Drawing, arrows: np.ndarray, ground: float
+) -> list[tuple[np.ndarray, np.ndarray, float]]:
+    """Groups of lines: segments [S, 2, 3], color [3] and width in pixels of each."""
     rings = np.concatenate([_ring(radius, ground) for radius in _RINGS])
     lines = [(rings, rgb('#33414f'), 1.0)]
-    if scene.truth is not None:
-        lines.append((box_lines(scene.truth).reshape(-1, 2, 3), rgb(TRUTH), 1.5))
-    segments = box_lines(scene.boxes)
-    for name in sorted(set(scene.names)):
-        mine = [i for i, other in enumerate(scene.names) if other == name]
-        lines.append((segments[mine].reshape(-1, 2, 3), rgb(class_color(name)), 2.5))
-    lines.append((arrows.reshape(-1, 2, 3), rgb(INK), 2.0))
-    image = renderer.render(
-        points[:, :3], ramp(values), lines, intrinsics, extrinsics, background=rgb(BACKGROUND)
-    )
+    if drawing.gt_boxes is not None:
+        segments = box_lines(drawing.gt_boxes).reshape(-1, 2, 3)
+        lines.append((segments, rgb(GT_COLOR), 1.5))
 
-    width, height = SIZE
-    figure = Figure(figsize=np.array(SIZE) / _DPI, dpi=_DPI, facecolor=BACKGROUND)
-    figure.figimage(image, zorder=-1)
-    if show_scores and len(segments):
-        corners = project(segments[:, :, 0].reshape(-1, 3), intrinsics, extrinsics).reshape(
-            len(segments), -1, 2
-        )
-        anchors = np.stack(
-            [corners[..., 0].mean(1), corners[..., 1].max(1)], 1
-        )  # above what is seen of the box
-        write_scores(figure, scene, anchors, (0, 0, width - 240, height - 50))
-    _name_rings(figure, (camera or Camera()).azimuth, ground, intrinsics, extrinsics)
-    figure.text(
-        24 / width, 1 - 34 / height, scene.title, color=INK, fontsize=13, path_effects=halo()
-    )
-    add_legend(figure, scene, (1 - 235 / width, 1 - 20 / height), len(arrows) > 0)
-    add_scale(figure, (24 / width, 36 / height, 200 / width, 12 / height), title, ends)
-    return picture(figure)
+    segments = box_lines(drawing.boxes)
+    for name in sorted(set(drawing.names)):
+        rows = [i for i, other in enumerate(drawing.names) if other == name]
+        lines.append((segments[rows].reshape(-1, 2, 3), rgb(class_color(name)), 2.5))
+
+    lines.append((arrows.reshape(-1, 2, 3), rgb(INK), 2.0))
+    return lines
 
 
 def _ring(radius: float, ground: float) -> np.ndarray:
-    turn = np.linspace(0, 2 * np.pi, 121)
-    circle = np.stack([radius * np.cos(turn), radius * np.sin(turn), np.full(121, ground)], 1)
+    """Segments [120, 2, 3] of a circle around the sensor."""
+    angles = np.linspace(0, 2 * np.pi, 121)
+    height = np.full(121, ground)
+    circle = np.stack([radius * np.cos(angles), radius * np.sin(angles), height], 1)
     return np.stack([circle[:-1], circle[1:]], 1)
 
 
+def _make_figure(image: np.ndarray) -> Figure:
+    """A figure whose background is the rendered image."""
+    from matplotlib.figure import Figure
+
+    size = (SIZE[0] / _DPI, SIZE[1] / _DPI)
+    figure = Figure(figsize=size, dpi=_DPI, facecolor=BACKGROUND)
+    figure.figimage(image, zorder=-1)
+    return figure
+
+
+def _anchors(boxes: np.ndarray, intrinsics: np.ndarray, extrinsics: np.ndarray) -> np.ndarray:
+    """Pixels [J, 2] above what is visible of each box."""
+    corners = box_lines(boxes)[:, :, 0]  # [J, 14, 3]
+    pixels = project(corners.reshape(-1, 3), intrinsics, extrinsics)
+    pixels = pixels.reshape(len(boxes), -1, 2)
+    return np.stack([pixels[..., 0].mean(1), pixels[..., 1].max(1)], 1)
+
+
 def _name_rings(
-    figure, azimuth: float, ground: float, intrinsics: np.ndarray, extrinsics: np.ndarray
+    figure: Figure, azimuth: float, ground: float, intrinsics: np.ndarray, extrinsics: np.ndarray
 ) -> None:
+    """Write the radius of each visible ring at its right side."""
     side = np.radians(azimuth - 60)
-    places = np.array([[r * np.cos(side), r * np.sin(side), ground] for r in _RINGS])
-    for radius, place in zip(_RINGS, project(places, intrinsics, extrinsics)):
-        if np.isfinite(place).all():
-            figure.text(
-                *(place / SIZE),
-                f' {radius} m',
-                color=FAINT,
-                fontsize=9,
-                va='center',
-                path_effects=halo(),
-            )
+    places = [[radius * np.cos(side), radius * np.sin(side), ground] for radius in _RINGS]
+    pixels = project(np.array(places), intrinsics, extrinsics)
+
+    for radius, (x, y) in zip(_RINGS, pixels):
+        if not np.isfinite([x, y]).all():
+            continue
+        figure.text(
+            x / SIZE[0],
+            y / SIZE[1],
+            f' {radius} m',
+            color=FAINT,
+            fontsize=9,
+            va='center',
+            path_effects=halo(),
+        )
+
+
+def _add_texts(
+    figure: Figure, drawing: Drawing, has_arrows: bool, meaning: str, ends: tuple[float, float]
+) -> None:
+    """Write title, legend and the scale of the points."""
+    width, height = SIZE
+    left, top = 24 / width, 1 - 34 / height
+    figure.text(left, top, drawing.title, color=INK, fontsize=13, path_effects=halo())
+    add_legend(figure, drawing, (1 - 235 / width, 1 - 20 / height), has_arrows)
+    add_scale(figure, (left, 36 / height, 200 / width, 12 / height), meaning, ends)

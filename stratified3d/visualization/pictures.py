@@ -1,5 +1,5 @@
-"""A folder of pictures: every frame from above and, where Open3D can draw, in perspective; strata;
-videos of them."""
+"""A folder of pictures: every frame from above and, where Open3D can draw, in perspective; strata
+maps; videos of all."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from stratified3d.visualization.video import write_video
 
 
 class PictureFolder:
-    """Writes pictures of scenes into bev/, perspective/ and strata/ of a folder; `close` it, or use
-    it as a context manager.
+    """Writes pictures of frames into bev/, perspective/ and strata/ of a folder.
 
-    Open3D runs in a process of its own. When that dies, what it said is printed once and in
-    `failure`, and the pictures from above go on.
+    Call `close` in the end, or use it as a context manager. Open3D runs in a process of its own.
+    If that process dies, its message is printed once and kept in `failure`, and pictures from
+    above are still written.
 
     Args:
-        folder: made where it is missing.
+        folder: created if it is missing.
         area: x_min, y_min, x_max, y_max in meters of the pictures from above.
         camera: of the perspective.
         coloring: of the points, 'height' or 'intensity'.
@@ -41,9 +41,13 @@ class PictureFolder:
         coloring: str = 'height',
         use_perspective: bool = True,
     ):
-        self.folder, self.area, self.camera, self.coloring = Path(folder), area, camera, coloring
+        self.folder = Path(folder)
+        self.area = area
+        self.camera = camera
+        self.coloring = coloring
         self.failure: str | None = None
         self.written: dict[str, list[Path]] = defaultdict(list)
+
         self.folder.mkdir(parents=True, exist_ok=True)
         self._renderer = OffscreenRenderer(SIZE) if use_perspective else None
 
@@ -59,35 +63,35 @@ class PictureFolder:
             self._renderer.close()
             self._renderer = None
 
-    def write(self, name: str, scene: Drawing, token: int | None = None) -> None:
-        """Write the pictures of one scene as <kind>/<name>.png; token: of the strata map, see
-        `draw_strata`."""
-        self._save('bev', name, draw_bev(scene, self.area, self.coloring))
-        if scene.strata is not None:
-            self._save('strata', name, draw_strata(scene.strata, self.area, token, scene.title))
+    def write(self, name: str, drawing: Drawing, token: int | None = None) -> None:
+        """Write the pictures of one frame as <kind>/<name>.png.
+
+        Args:
+            token: of the strata map, see `draw_strata`.
+        """
+        self._save('bev', name, draw_bev(drawing, self.area, self.coloring))
+        if drawing.strata is not None:
+            pixels = draw_strata(drawing.strata, self.area, token, drawing.title)
+            self._save('strata', name, pixels)
+
         if self._renderer is None:
             return
         try:
-            self._save(
-                'perspective',
-                name,
-                draw_perspective(self._renderer, scene, self.camera, self.coloring),
-            )
+            pixels = draw_perspective(self._renderer, drawing, self.camera, self.coloring)
+            self._save('perspective', name, pixels)
         except RendererError as error:
             self.failure = str(error)
-            print(
-                f'\n{error}\nThe pictures from above go on, without perspective.',
-                file=sys.stderr,
-                flush=True,
-            )
+            message = f'\n{error}\nOnly pictures from above are drawn, none in perspective.'
+            print(message, file=sys.stderr, flush=True)
             self.close()
 
     def write_videos(self, suffix: str, rate: float) -> list[Path]:
-        """Join the pictures written so far: <kind>.<suffix> of every kind; see `write_video`."""
+        """Join the pictures written so far to <kind>.<suffix> of every kind; see `write_video`."""
         paths = []
         for kind, pictures in self.written.items():
-            paths.append(self.folder / f'{kind}.{suffix}')
-            write_video(paths[-1], pictures, rate)
+            path = self.folder / f'{kind}.{suffix}'
+            write_video(path, pictures, rate)
+            paths.append(path)
         return paths
 
     def _save(self, kind: str, name: str, pixels: np.ndarray) -> None:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from stratified3d.layers.attention import MixerContext, StratifiedAttention, build_window_grid
-from stratified3d.layers.strata_record import record_strata
+from stratified3d.layers.strata_record import StrataRecord, record_strata
 from stratified3d.ops.stratified_attention import BACKENDS
 from stratified3d.testing import random_coords
 
@@ -28,7 +28,7 @@ def test_weights_are_those_of_the_equation(grid, fusion, num_strata):
     with torch.no_grad(), record_strata(mixer) as records:
         inside, _ = mixer(x, grid)
         outside, strata = _plain(mixer, x, grid)
-    (record,) = records[:1]
+    record = StrataRecord(*map(torch.from_numpy, records[0]))
     torch.testing.assert_close(inside, outside)
     present = min(num_strata, 60)
     assert record.voxels.shape == (60, 3) and record.tokens.shape == (present, 3)
@@ -67,7 +67,7 @@ def test_joint_weights_follow_from_the_logits(grid):
             - torch.log(torch.tensor(4.0))
         )
         expected = torch.cat([near, far]).softmax(0)[-4:].mean(1)
-    torch.testing.assert_close(records[0].read[20], expected)
+    torch.testing.assert_close(torch.from_numpy(records[0].read[20]), expected)
 
 
 def test_the_mixer_is_left_as_it_was(grid):

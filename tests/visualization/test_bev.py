@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from stratified3d.visualization.bev import draw_bev
-from stratified3d.visualization.drawing import TRUTH, Drawing, class_color, rgb
+from stratified3d.visualization.drawing import GT_COLOR, Drawing, class_color, rgb
 
 
 def has(picture, color):
@@ -19,13 +19,13 @@ def test_boxes_are_drawn_in_their_colors(points):
     boxes = np.array([[5.0, 5, 0, 9, 4, 2, 0.5]])
     bare = draw_bev(Drawing(points))
     assert bare.shape == (1200, 1480, 3)
-    assert not has(bare, TRUTH) and not has(bare, class_color('car'))
+    assert not has(bare, GT_COLOR) and not has(bare, class_color('car'))
     found = draw_bev(Drawing(points, boxes, np.array([0.9]), ['car']))
-    assert has(found, class_color('car')) and not has(found, TRUTH)
+    assert has(found, class_color('car')) and not has(found, GT_COLOR)
     both = draw_bev(
-        Drawing(points, boxes, np.array([0.9]), ['car'], truth=boxes + [8.0, 0, 0, 0, 0, 0, 0])
+        Drawing(points, boxes, np.array([0.9]), ['car'], gt_boxes=boxes + [8.0, 0, 0, 0, 0, 0, 0])
     )
-    assert has(both, class_color('car')) and has(both, TRUTH)
+    assert has(both, class_color('car')) and has(both, GT_COLOR)
 
 
 def test_what_lies_outside_of_the_area_is_left_out(points):

@@ -15,11 +15,11 @@ from stratified3d.visualization.drawing import (
 BOXES = np.array([[1.0, 2, 3, 4, 2, 1, np.pi / 2, 0, 3], [0.0, 0, 0, 4, 2, 1, 0, 0.1, 0]])
 
 
-def test_corners_front_edge_first():
+def test_box_corners_begin_with_the_front_edge():
     np.testing.assert_allclose(box_corners(BOXES)[0], [[0, 4], [2, 4], [2, 0], [0, 0]], atol=1e-9)
 
 
-def test_edges_span_the_box_and_the_mark_points_forward():
+def test_box_lines_span_the_box_and_the_mark_points_forward():
     lines = box_lines(BOXES)
     assert lines.shape == (2, 14, 2, 3)
     np.testing.assert_allclose(lines[0].reshape(-1, 3).min(0), [0, 0, 3], atol=1e-9)
@@ -28,7 +28,7 @@ def test_edges_span_the_box_and_the_mark_points_forward():
     assert (lines[0, 12:, 1, 1] == 4).all()
 
 
-def test_arrows_lead_where_the_box_will_be():
+def test_velocity_arrows_lead_where_the_box_will_be():
     arrows = velocity_arrows(BOXES)
     assert arrows.shape == (1, 3, 2, 3)  # 0.1 m/s is no motion
     np.testing.assert_allclose(arrows[0, 0], [[1, 2, 3.5], [1, 5, 3.5]])
@@ -61,8 +61,8 @@ def test_heights_are_counted_from_the_ground():
     assert ends == (0, 4) and values[:50].min() > 0.95 and values[50:].max() < 0.05
 
 
-def test_scenes_that_do_not_fit_are_named():
-    with pytest.raises(ValueError, match='2 boxes, but 1 names'):
+def test_drawing_names_what_does_not_fit():
+    with pytest.raises(ValueError, match='1 names'):
         Drawing(np.zeros((0, 4)), BOXES, names=['car'])
-    with pytest.raises(ValueError, match='2 boxes, but 2 names and 3 scores'):
+    with pytest.raises(ValueError, match='3 scores'):
         Drawing(np.zeros((0, 4)), BOXES, np.ones(3))

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stratified3d.layers.strata_record import StrataRecord
 from stratified3d.visualization import offscreen
 from stratified3d.visualization.drawing import (
     BACKGROUND,
-    TRUTH,
+    GT_COLOR,
     Drawing,
-    StrataWeights,
     class_color,
     rgb,
 )
@@ -42,7 +42,7 @@ def scene():
         ['car'],
         boxes + [5.0, 0, 0, 0, 0, 0, 0, 0, 0],
         'a scene',
-        StrataWeights(points[:50, :3], points[:4, :3], weights, weights.T / 4),
+        StrataRecord(points[:50, :3], points[:4, :3], weights, weights.T / 4),
     )
 
 
@@ -66,10 +66,10 @@ def test_colors_and_places_are_those_asked_for():
                 extrinsics,
                 background=rgb(BACKGROUND),
             )
-            for color in (TRUTH, class_color('bus'))
+            for color in (GT_COLOR, class_color('bus'))
         ]
     x, y = project(place, intrinsics, extrinsics)[0]
-    for picture, color in zip(pictures, (TRUTH, class_color('bus'))):
+    for picture, color in zip(pictures, (GT_COLOR, class_color('bus'))):
         assert picture.shape == (SIZE[1], SIZE[0], 3) and near(picture[:20], BACKGROUND).all()
         rows, columns = np.nonzero(near(picture, color))
         assert abs(columns.mean() - x) < 2 and abs(SIZE[1] - rows.mean() - y) < 2
@@ -90,7 +90,7 @@ def test_all_kinds_and_their_videos_are_written(scene, tmp_path):
         pixels = np.asarray(Image.open(tmp_path / kind / 'b.png'))
         assert pixels.std() > 5
         if kind != 'strata':
-            assert near(pixels, TRUTH).any() and near(pixels, class_color('car')).any()
+            assert near(pixels, GT_COLOR).any() and near(pixels, class_color('car')).any()
     import cv2
 
     for video in videos:
@@ -103,11 +103,11 @@ def test_all_kinds_and_their_videos_are_written(scene, tmp_path):
     [
         (
             'import os, signal; os.kill(os.getpid(), signal.SIGSEGV)',
-            r'ended with signal SIGSEGV \(without a word\)',
+            r'SIGSEGV \(it printed nothing\)',
         ),
         (
             'raise SystemExit("no Vulkan here")',
-            r'ended with status 1 \(no Vulkan here\). Without a GPU it needs',
+            r'status 1 \(no Vulkan here\)',
         ),
     ],
 )
@@ -127,7 +127,7 @@ def test_a_dying_renderer_leaves_the_pictures_from_above(
     assert sorted(path.name for path in (tmp_path / 'bev').iterdir()) == ['a.png', 'b.png']
     assert not (tmp_path / 'perspective').exists()
     said = capsys.readouterr().err
-    assert said.count('Open3D cannot draw here') == 1 and 'The pictures from above go on' in said
+    assert said.count('Open3D cannot draw here') == 1 and 'Only pictures from above' in said
     assert re.search(message, folder.failure)
 
 
@@ -142,7 +142,7 @@ def test_a_hanging_renderer_is_stopped(scene, monkeypatch):
     )
     with (
         offscreen.OffscreenRenderer(SIZE, timeout=0.5) as renderer,
-        pytest.raises(offscreen.RendererError, match='longer than 0 s|longer than 1 s'),
+        pytest.raises(offscreen.RendererError, match='longer than [01] s'),
     ):
         renderer.render(
             np.zeros((0, 3)), np.zeros((0, 3)), [], np.eye(3), np.eye(4), background=np.zeros(3)
@@ -153,10 +153,10 @@ def test_strata_maps_differ_by_token(scene):
     first, second = (draw_strata(scene.strata, AREA, token) for token in (0, 1))
     assert first.shape == second.shape and (first != second).any()
     assert chosen_token(scene.strata) == scene.strata.read.sum(0).argmax()
-    with pytest.raises(ValueError, match='there are 4 tokens, no token 4'):
+    with pytest.raises(ValueError, match='no token 4: take 0 to 3'):
         draw_strata(scene.strata, AREA, 4)
-    with pytest.raises(ValueError, match='no voxels and so no strata tokens'):
-        draw_strata(StrataWeights(*(part[:0] for part in scene.strata)), AREA)
+    with pytest.raises(ValueError, match='no voxels'):
+        draw_strata(StrataRecord(*(part[:0] for part in scene.strata)), AREA)
 
 
 def test_videos(tmp_path):
@@ -169,9 +169,9 @@ def test_videos(tmp_path):
     Image.new('RGB', (32, 48)).save(paths[2])
     for arguments, message in (
         ((tmp_path / 'a.avi', paths), r'videos are .mp4 or .gif'),
-        ((tmp_path / 'a.mp4', []), '0 pictures'),
-        ((tmp_path / 'a.mp4', paths, 0), 'at 0 a second make no video'),
-        ((tmp_path / 'a.mp4', paths), r'2.png: \(32, 48\) pixels, the first picture has'),
+        ((tmp_path / 'a.mp4', []), 'there are 0'),
+        ((tmp_path / 'a.mp4', paths, 0), 'rate of 0'),
+        ((tmp_path / 'a.mp4', paths), r'2.png: \(32, 48\) pixels'),
     ):
         with pytest.raises(ValueError, match=message):
             write_video(*arguments)

@@ -6,7 +6,8 @@ from ctypes.util import find_library
 import numpy as np
 import pytest
 
-from stratified3d.visualization.drawing import TRUTH, Drawing, StrataWeights, rgb
+from stratified3d.layers.strata_record import StrataRecord
+from stratified3d.visualization.drawing import GT_COLOR, Drawing, rgb
 from stratified3d.visualization.window import KEYS, Viewer
 
 pytestmark = pytest.mark.skipif(
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def make_scene(index):
+def make_drawing(index):
     rng = np.random.default_rng(index)
     points = np.hstack(
         [rng.uniform(-20, 20, (500, 2)), rng.normal(-1.8, 0.05, (500, 1)), rng.random((500, 1))]
@@ -30,7 +31,7 @@ def make_scene(index):
         ['car'] * len(boxes),
         boxes + [5.0, 0, 0, 0, 0, 0, 0, 0, 0],
         f'scene {index}',
-        StrataWeights(points[:80, :3], points[:5, :3], weights, weights.T / 5),
+        StrataRecord(points[:80, :3], points[:5, :3], weights, weights.T / 5),
     )
 
 
@@ -38,7 +39,7 @@ def make_scene(index):
 def viewer(monkeypatch):
     monkeypatch.delenv('DISPLAY', raising=False)
     monkeypatch.delenv('WAYLAND_DISPLAY', raising=False)
-    viewer = Viewer(make_scene, 2, is_visible=False)
+    viewer = Viewer(make_drawing, 2, is_visible=False)
     yield viewer
     viewer.close()
 
@@ -58,8 +59,8 @@ def colors(viewer):
 
 def test_keys_step_and_toggle(viewer, capsys):
     assert kinds(viewer) == [1, 3, 1]  # points; arrows, truth and one prediction; its score
-    viewer.toggle('truth')
-    assert kinds(viewer) == [1, 2, 1] and tuple(np.round(rgb(TRUTH), 3)) not in colors(viewer)
+    viewer.toggle('gt_boxes')
+    assert kinds(viewer) == [1, 2, 1] and tuple(np.round(rgb(GT_COLOR), 3)) not in colors(viewer)
     viewer.toggle('scores')
     assert kinds(viewer) == [1, 2, 0]
     viewer.step(1)

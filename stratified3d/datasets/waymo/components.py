@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from stratified3d.datasets.waymo.range_images import LaserCalibration, RangeImage
+
 try:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -23,12 +25,19 @@ LASERS = {1: 'TOP', 2: 'FRONT', 3: 'SIDE_LEFT', 4: 'SIDE_RIGHT', 5: 'REAR'}
 TOP = 1
 IMAGES = [f'[LiDARComponent].range_image_return{i}' for i in (1, 2)]
 POSE = '[LiDARPoseComponent].range_image_return1'
-_SEGMENT, _FRAME, _LASER = (
-    'key.segment_context_name',
-    'key.frame_timestamp_micros',
-    'key.laser_name',
+_SEGMENT = 'key.segment_context_name'
+_FRAME = 'key.frame_timestamp_micros'
+_LASER = 'key.laser_name'
+_OBJECT = 'key.laser_object_id'
+_SIDES = dict(
+    x='box.center.x',
+    y='box.center.y',
+    z='box.center.z',
+    dx='box.size.x',
+    dy='box.size.y',
+    dz='box.size.z',
+    heading='box.heading',
 )
-Image = tuple[np.ndarray, list[int]] | None  # values and shape
 
 
 class Box(NamedTuple):
@@ -43,39 +52,36 @@ class Box(NamedTuple):
     difficulty: int
 
 
-class Laser(NamedTuple):
-    """Calibration of a LiDAR: extrinsic [4, 4] sensor to vehicle; values, lowest and highest of its
-    beams' inclinations, as `beam_inclinations` takes them."""
+class Row(NamedTuple):
+    """One row of a large component: timestamp of its frame, its laser, its range images."""
 
-    extrinsic: np.ndarray
-    inclinations: tuple
+    timestamp: int
+    laser: int
+    images: list[RangeImage]
 
 
 @contextlib.contextmanager
 def naming_damage(path: Path) -> Iterator[None]:
-    """Let what is wrong inside be a ValueError that names the file and says what to do."""
+    """Turn errors raised inside into a ValueError that names the file and says what to do."""
     try:
         yield
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
         raise ValueError(
-            f'{path}: damaged, or not of perception v2 ({type(error).__name__}: {error}); download it '
-            'again'
+            f'{path}: damaged, or not a file of perception v2 ({type(error).__name__}: {error}); '
+            'download it again'
         ) from error
 
 
-def read_rows(path: Path, images: list[str]) -> Iterator[tuple]:
-    """(timestamp, laser, one (values, shape) or None an image) of every row; one row in memory at a
-    time.
+def read_rows(path: Path, images: list[str]) -> Iterator[Row]:
+    """Rows of a large component with these columns of range images; one row in memory at a time.
 
     Raises:
         ValueError: damaged, or of another segment than its name says; names it.
     """
-    columns = [
-        _SEGMENT,
-        _FRAME,
-        _LASER,
-        *(f'{name}.{part}' for name in images for part in ('values', 'shape')),
-    ]
+    columns = [_SEGMENT, _FRAME, _LASER]
+    for name in images:
+        columns += [f'{name}.values', f'{name}.shape']
+
     with naming_damage(path):
         file = pq.ParquetFile(
             path, buffer_size=1 << 18, pre_buffer=False, page_checksum_verification=True
@@ -89,151 +95,139 @@ def read_rows(path: Path, images: list[str]) -> Iterator[tuple]:
                     return
                 if batch.num_rows == 0:
                     continue
-                _check_segment(path, {batch[_SEGMENT][0].as_py()})
-                keys = tuple(_whole(key, batch[key][0].as_py()) for key in (_FRAME, _LASER))
-                found = [
-                    _image(batch[f'{name}.values'][0], batch[f'{name}.shape'][0]) for name in images
-                ]
-            yield (*keys, *found)
+                row = _read_row(path, batch, images)
+            yield row
 
 
-def _check_segment(path: Path, found: set) -> None:
-    if strange := found - {path.stem}:
-        raise ValueError(
-            f'holds rows of the segment {strange.pop()!r}, its name says {path.stem!r}'
-        )
+def _read_row(path: Path, batch: pa.RecordBatch, images: list[str]) -> Row:
+    _check_segment(path, {batch[_SEGMENT][0].as_py()})
+    timestamp = _check_int(_FRAME, batch[_FRAME][0].as_py())
+    laser = _check_int(_LASER, batch[_LASER][0].as_py())
+    found = [_read_image(batch[f'{name}.values'][0], batch[f'{name}.shape'][0]) for name in images]
+    return Row(timestamp, laser, found)
 
 
-def _whole(key: str, value: object) -> int:
-    if type(value) is not int:
-        raise ValueError(f'{key} is {value!r}, which is no whole number')
-    return value
-
-
-def _image(values: pa.ListScalar, shape: pa.ListScalar) -> Image:
+def _read_image(values: pa.ListScalar, shape: pa.ListScalar) -> RangeImage:
     if not values.is_valid or not shape.is_valid or not len(values):
         return None
     return values.values.to_numpy(), shape.as_py()
 
 
-def _table(path: Path, name: str, fields: dict[str, str], keys: list[str]) -> list[dict]:
-    """Rows of a small component; fields {short name: that in the component}."""
+def _check_segment(path: Path, found: set) -> None:
+    if unknown := found - {path.stem}:
+        raise ValueError(
+            f'contains rows of the segment {unknown.pop()!r}, but its name says {path.stem!r}'
+        )
+
+
+def _check_int(key: str, value: object) -> int:
+    if type(value) is not int:
+        raise ValueError(f'{key} is {value!r}, which is not an integer')
+    return value
+
+
+def _read_table(path: Path, component: str, fields: dict[str, str], keys: list[str]) -> list[dict]:
+    """Rows of a small component with their keys and fields, {short name: that in the component}."""
+    columns = {short: f'[{component}].{field}' for short, field in fields.items()}
+    names = [_SEGMENT, *keys, *columns.values()]
     with naming_damage(path):
-        wanted = {short: f'[{name}].{field}' for short, field in fields.items()}
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            if missing := {_SEGMENT, *keys, *wanted.values()} - set(
-                map(str, file.schema_arrow.names)
-            ):
+            if missing := set(names) - set(map(str, file.schema_arrow.names)):
                 raise ValueError(f'there is no column {", ".join(sorted(missing))}')
-            rows = file.read([_SEGMENT, *keys, *wanted.values()], use_threads=False).to_pylist()
+            rows = file.read(names, use_threads=False).to_pylist()
+
         _check_segment(path, {row[_SEGMENT] for row in rows})
-        for key in {_FRAME, _LASER} & set(keys):
-            for row in rows:
-                _whole(key, row[key])
-        return [
-            {
-                **{key: row[key] for key in keys},
-                **{short: row[column] for short, column in wanted.items()},
-            }
-            for row in rows
-        ]
+        for key in (_FRAME, _LASER):
+            if key in keys:
+                for row in rows:
+                    _check_int(key, row[key])
+
+    table = []
+    for row in rows:
+        entry = {key: row[key] for key in keys}
+        entry |= {short: row[column] for short, column in columns.items()}
+        table.append(entry)
+    return table
 
 
-def _matrix(numbers: list[float]) -> np.ndarray:
+def _rigid_transform(numbers: list[float]) -> np.ndarray:
+    """[4, 4]; ValueError where it is more than a rotation and a translation."""
     matrix = np.array(numbers, np.float64).reshape(4, 4)
-    turn = matrix[:3, :3]
+    rotation = matrix[:3, :3]
     if not (
         np.isfinite(matrix).all()
-        and np.allclose(turn @ turn.T, np.eye(3), atol=1e-3)
-        and np.linalg.det(turn) > 0
+        and np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3)
+        and np.linalg.det(rotation) > 0
         and np.allclose(matrix[3], [0, 0, 0, 1])
     ):
-        raise ValueError(f'{numbers} is no rigid transform')
+        raise ValueError(f'{numbers} is not a rigid transform')
     return matrix
 
 
 def read_vehicle_poses(path: Path) -> dict[int, np.ndarray]:
     """{timestamp: [4, 4] vehicle to world}; ValueError where the file is damaged, as below."""
-    rows = _table(path, 'VehiclePoseComponent', dict(pose='world_from_vehicle.transform'), [_FRAME])
+    fields = dict(pose='world_from_vehicle.transform')
+    rows = _read_table(path, 'VehiclePoseComponent', fields, [_FRAME])
     with naming_damage(path):
-        return {row[_FRAME]: _matrix(row['pose']) for row in rows}
+        return {row[_FRAME]: _rigid_transform(row['pose']) for row in rows}
 
 
-def read_calibrations(path: Path) -> dict[int, Laser]:
-    """{laser: its calibration}; TOP's is there."""
-    rows = _table(
-        path,
-        'LiDARCalibrationComponent',
-        dict(
-            extrinsic='extrinsic.transform',
-            values='beam_inclination.values',
-            low='beam_inclination.min',
-            high='beam_inclination.max',
-        ),
-        [_LASER],
+def read_calibrations(path: Path) -> dict[int, LaserCalibration]:
+    """{laser: its calibration}; TOP's is among them."""
+    fields = dict(
+        extrinsic='extrinsic.transform',
+        values='beam_inclination.values',
+        low='beam_inclination.min',
+        high='beam_inclination.max',
     )
+    rows = _read_table(path, 'LiDARCalibrationComponent', fields, [_LASER])
     with naming_damage(path):
-        lasers = {
-            row[_LASER]: Laser(
-                _matrix(row['extrinsic']), (row['values'] or None, row['low'], row['high'])
-            )
-            for row in rows
-        }
+        lasers = {}
+        for row in rows:
+            extrinsic = _rigid_transform(row['extrinsic'])
+            inclinations = row['values'] or None
+            lasers[row[_LASER]] = LaserCalibration(extrinsic, inclinations, row['low'], row['high'])
         if TOP not in lasers or lasers.keys() - LASERS.keys():
             raise ValueError(
-                f'calibrates the lasers {sorted(lasers)}; they are {LASERS}, TOP among them'
+                f'calibrates the lasers {sorted(lasers)}; they are {LASERS}, and TOP is needed'
             )
-        return lasers
+    return lasers
 
 
 def read_lidar_boxes(path: Path) -> dict[int, list[Box]]:
-    """{timestamp: its boxes in order}."""
-    sides = dict(
-        x='center.x',
-        y='center.y',
-        z='center.z',
-        dx='size.x',
-        dy='size.y',
-        dz='size.z',
-        heading='heading',
+    """{timestamp: its boxes, sorted}."""
+    fields = dict(
+        _SIDES,
+        type='type',
+        num_points='num_lidar_points_in_box',
+        difficulty='difficulty_level.detection',
     )
-    fields = {short: f'box.{field}' for short, field in sides.items()}
-    rows = _table(
-        path,
-        'LiDARBoxComponent',
-        dict(
-            **fields,
-            type='type',
-            num_points='num_lidar_points_in_box',
-            difficulty='difficulty_level.detection',
-        ),
-        [_FRAME, 'key.laser_object_id'],
-    )
+    rows = _read_table(path, 'LiDARBoxComponent', fields, [_FRAME, _OBJECT])
     boxes = defaultdict(list)
     with naming_damage(path):
         for row in rows:
-            numbers = tuple(float(row[short]) for short in sides)
-            if not np.isfinite(numbers).all() or min(numbers[3:6]) <= 0:
-                raise ValueError(
-                    f'box {row["key.laser_object_id"]} of frame {row[_FRAME]} is {numbers}'
-                )
-            boxes[row[_FRAME]].append(
-                Box(
-                    row['key.laser_object_id'],
-                    numbers,
-                    _whole('type', row['type']),
-                    row['num_points'] or 0,
-                    row['difficulty'] or 0,
-                )
-            )
+            boxes[row[_FRAME]].append(_make_box(row))
     return {stamp: sorted(found) for stamp, found in boxes.items()}
+
+
+def _make_box(row: dict) -> Box:
+    numbers = tuple(float(row[short]) for short in _SIDES)
+    if not np.isfinite(numbers).all() or min(numbers[3:6]) <= 0:
+        raise ValueError(f'box {row[_OBJECT]} of frame {row[_FRAME]} is {numbers}')
+    return Box(
+        row[_OBJECT],
+        numbers,
+        _check_int('type', row['type']),
+        row['num_points'] or 0,
+        row['difficulty'] or 0,
+    )
 
 
 def read_lasers(path: Path) -> dict[int, list[int]]:
     """{timestamp: lasers that have a row of range images}."""
     found = defaultdict(list)
-    for row in _table(path, 'LiDARComponent', {}, [_FRAME, _LASER]):
+    for row in _read_table(path, 'LiDARComponent', {}, [_FRAME, _LASER]):
         found[row[_FRAME]].append(row[_LASER])
     if not found:
-        raise ValueError(f'{path}: holds no row')
+        raise ValueError(f'{path}: contains no rows')
     return dict(found)

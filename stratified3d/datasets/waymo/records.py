@@ -1,11 +1,11 @@
-"""What is converted of a Waymo dataset, segment by segment, and the info files and database that
-list it."""
+"""Records of the converted segments of a Waymo dataset, and the info files and database of them."""
 
 from __future__ import annotations
 
 import pickle
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,16 +16,10 @@ from tqdm import tqdm
 
 from stratified3d.resumable import atomic_write, file_lock, name_file
 
-SPLITS = {
-    'training': 'train',
-    'validation': 'val',
-    'testing': 'test',
-}  # Waymo's folder: name of the info file
-CLASSES = (
-    'Car',
-    'Pedestrian',
-    'Cyclist',
-)  # mmdet3d's; asking its WaymoDataset would cost each worker seconds
+# Waymo's folder: name of the info file
+SPLITS = {'training': 'train', 'validation': 'val', 'testing': 'test'}
+# mmdet3d's; asking its WaymoDataset would cost each worker seconds
+CLASSES = ('Car', 'Pedestrian', 'Cyclist')
 PATIENCE = 90.0  # s; NFS shows what other machines write after up to a minute
 
 
@@ -40,8 +34,14 @@ class Segment(NamedTuple):
 
 
 class Files(NamedTuple):
-    """Info files and database written, {segment: what its files do not have}, segments of earlier
-    runs among them, and {segment: why one of an earlier run is not}."""
+    """Info files and database that were written.
+
+    Attributes:
+        paths: of all files.
+        gaps: {segment: what its files do not have}.
+        earlier: number of segments of earlier runs among them.
+        lost: {segment: why one of an earlier run is not among them}.
+    """
 
     paths: list[Path]
     gaps: dict[str, str]
@@ -50,14 +50,18 @@ class Files(NamedTuple):
 
 
 class Records:
-    """Records of segments in <out>/.conversion; any number of processes, which need not know of
-    each other, work on different segments of one folder."""
+    """Records of segments in <out>/.conversion.
+
+    Any number of processes work on different segments of one folder; they need not know of each
+    other.
+    """
 
     def __init__(self, out: Path):
-        self._out, self._folder = out, out / '.conversion'
+        self._out = out
+        self._folder = out / '.conversion'
 
     def begin(self) -> None:
-        """Make the folder; sweep away what killed processes left, if nobody else is at work."""
+        """Make the folder; delete what killed processes left, if no other process is working."""
         with name_file(self._folder):
             self._folder.mkdir(exist_ok=True)
         with file_lock(self._folder / 'working.lock', wait=False, if_unsupported=False) as is_alone:
@@ -73,35 +77,39 @@ class Records:
                 shutil.rmtree(buffer, ignore_errors=True)
 
     def working(self) -> AbstractContextManager:
-        """While this process converts segments."""
+        """Lock to hold while this process converts segments."""
         return file_lock(self._folder / 'working.lock', is_shared=True)
 
-    def claim(self, segment: Segment) -> AbstractContextManager[bool]:
-        """While this process converts a segment: yields whether it may."""
+    def acquire(self, segment: Segment) -> AbstractContextManager[bool]:
+        """Lock to hold while this process converts a segment; yields whether it is held."""
         return file_lock(self._path(segment, 'lock'), wait=False)
 
     def buffer(self, segment: Segment) -> Path:
-        """A folder for what waits while a segment is converted."""
+        """Folder for rows that wait while a segment is converted."""
         return self._path(segment, 'buffer')
 
     def prepare(self, segment: Segment) -> None:
-        """Make the folders of its split; forget that an earlier run could not convert it."""
+        """Make the folders of a segment's split; forget that an earlier run failed on it."""
         for folder in (self._folder / segment.split, self._out / segment.split):
             with name_file(folder):
                 folder.mkdir(exist_ok=True)
         self._path(segment, 'failed').unlink(missing_ok=True)
 
     def write(self, segment: Segment, record: dict) -> None:
-        """It is converted: frames (entries of the info file), objects (of the database, by frame),
-        gaps ({timestamp: what is absent})."""
+        """Record that a segment is converted.
+
+        Args:
+            record: frames (entries of the info file), objects (entries of the database, by number
+                of the frame), gaps ({timestamp: what is absent}).
+        """
         atomic_write(self._path(segment, 'pkl'), pickle.dumps(record))
 
     def fail(self, segment: Segment, problem: str) -> None:
-        """It cannot be converted."""
+        """Record that a segment cannot be converted."""
         atomic_write(self._path(segment, 'failed'), problem.encode())
 
     def read(self, segment: Segment) -> dict | None:
-        """What was written of it; None where that, or a point file, is missing."""
+        """The record of a segment; None where it, or a point file, is missing."""
         path = self._path(segment, 'pkl')
         if not path.is_file():
             return None
@@ -111,44 +119,48 @@ class Records:
             path.unlink(missing_ok=True)
             return None
         folder = self._out / segment.split
-        if not all(
-            (folder / frame['lidar_points']['lidar_path']).is_file() for frame in record['frames']
-        ):
-            path.unlink(missing_ok=True)
-            return None
+        for frame in record['frames']:
+            if not (folder / frame['lidar_points']['lidar_path']).is_file():
+                path.unlink(missing_ok=True)
+                return None
         return record
 
     def pending(self, segments: Sequence[Segment]) -> list[Segment]:
-        """Those that are neither converted nor failed."""
+        """Segments that are neither converted nor failed."""
         # listed, not asked for one by one: NFS remembers for long that a file was not there
-        done = {(split, path.name) for split in SPLITS for path in (self._folder / split).glob('*')}
+        done = {path for split in SPLITS for path in (self._folder / split).glob('*')}
         return [
             segment
             for segment in segments
-            if not {(segment.split, f'{segment.name}.{kind}') for kind in ('pkl', 'failed')} & done
+            if self._path(segment, 'pkl') not in done and self._path(segment, 'failed') not in done
         ]
 
     def wait(self, segments: Sequence[Segment]) -> tuple[list[Segment], list[Segment]]:
-        """Segments that others still convert, and segments that nobody does: what another machine
-        wrote may take a while to be seen here, so those are waited for first."""
-        end, told = time.monotonic() + PATIENCE, False
+        """Wait for segments whose records other machines may just have written.
+
+        Returns:
+            Segments that other processes still convert, and segments that no process converts.
+        """
+        end = time.monotonic() + PATIENCE
+        was_told = False
+        working = self._folder / 'working.lock'
         while pending := self.pending(segments):
-            with file_lock(self._folder / 'working.lock', wait=False, if_unsupported=False) as is_alone:
+            with file_lock(working, wait=False, if_unsupported=False) as is_alone:
                 if not is_alone:
                     return pending, []
             if time.monotonic() > end:
                 return [], pending
-            if not told:
+            if not was_told:
                 tqdm.write(
-                    f'waiting up to {PATIENCE:.0f} s for {len(pending)} segments that other processes may have '
-                    f'just written, {pending[0]} first'
+                    f'waiting up to {PATIENCE:.0f} s for {len(pending)} segments that other '
+                    f'processes may have just written, {pending[0]} first'
                 )
-                told = True
+                was_told = True
             time.sleep(min(PATIENCE / 10, 1.0))
         return [], []
 
     def write_files(self, segments: Sequence[Segment], has_database: bool) -> Files:
-        """Info files and database of all that is recorded in the splits of these segments.
+        """Write info files and database of all that is recorded in the splits of these segments.
 
         Raises:
             OSError: see `atomic_write`.
@@ -159,23 +171,32 @@ class Records:
             for number, split in enumerate(SPLITS):
                 if not any(segment.split == split for segment in segments):
                     continue
-                found = []
-                for name in sorted(path.stem for path in (self._folder / split).glob('*.pkl')):
-                    segment = Segment(split, name)
-                    if record := self.read(segment):
-                        found.append(record)
-                        files = files._replace(earlier=files.earlier + (segment not in known))
-                        if record.get('gaps'):
-                            files.gaps[str(segment)] = _describe_gaps(record)
-                    else:
-                        files.lost[str(segment)] = (
-                            'was converted, but not all its point files are there any more; '
-                            'convert it again'
-                        )
-                for path, content in _make_files(found, number, split, has_database).items():
-                    atomic_write(self._out / path, pickle.dumps(content), is_shared=True)
-                    files.paths.append(self._out / path)
+                recorded = self._read_split(split, files.lost)
+                earlier = sum(segment not in known for segment in recorded)
+                files = files._replace(earlier=files.earlier + earlier)
+                for segment, record in recorded.items():
+                    if record.get('gaps'):
+                        files.gaps[str(segment)] = _describe_gaps(record)
+
+                contents = _make_files(list(recorded.values()), number, split, has_database)
+                for name, content in contents.items():
+                    path = self._out / name
+                    atomic_write(path, pickle.dumps(content), is_shared=True)
+                    files.paths.append(path)
         return files
+
+    def _read_split(self, split: str, lost: dict[str, str]) -> dict[Segment, dict]:
+        """Records of a split's segments, sorted by name; those with missing files go into lost."""
+        recorded = {}
+        for name in sorted(path.stem for path in (self._folder / split).glob('*.pkl')):
+            segment = Segment(split, name)
+            if record := self.read(segment):
+                recorded[segment] = record
+            else:
+                lost[str(segment)] = (
+                    'was converted, but some of its point files are missing; convert it again'
+                )
+        return recorded
 
     def _path(self, segment: Segment, kind: str) -> Path:
         return self._folder / segment.split / f'{segment.name}.{kind}'
@@ -184,23 +205,21 @@ class Records:
 def _make_files(
     records: list[dict], number: int, split: str, has_database: bool
 ) -> dict[str, dict]:
-    """{name: content} of a split's files."""
+    """{name: content} of the files of a split, which is the number-th."""
     if not records:
         return {}
-    frames, groups = [], {name: [] for name in CLASSES}
+    frames = []
+    groups: dict[str, list[dict]] = {name: [] for name in CLASSES}
     for i, record in enumerate(records):
         for j, info in enumerate(record['frames']):
             # numbers as mmdet3d gives them: split, segment, frame
-            frames.append(dict(info, sample_idx=number * 1_000_000 + i * 1000 + j))
+            sample_idx = number * 1_000_000 + i * 1000 + j
+            frames.append(dict(info, sample_idx=sample_idx))
             for entry in record['objects'].get(j, []):
-                groups[entry['name']].append(
-                    dict(
-                        entry,
-                        image_idx=frames[-1]['sample_idx'],
-                        difficulty=0,
-                        box3d_lidar=np.array(entry['box3d_lidar'], np.float32),
-                    )
-                )
+                box = np.array(entry['box3d_lidar'], np.float32)
+                entry = dict(entry, image_idx=sample_idx, difficulty=0, box3d_lidar=box)
+                groups[entry['name']].append(entry)
+
     meta = dict(
         dataset='waymo',
         version='waymo_v2',
@@ -208,24 +227,28 @@ def _make_files(
         segments=len(records),
         categories={name: label for label, name in enumerate(CLASSES)},
     )
-    files = {f'waymo_infos_{SPLITS[split]}.pkl': dict(metainfo=meta, data_list=frames)}
+    files: dict[str, dict] = {
+        f'waymo_infos_{SPLITS[split]}.pkl': dict(metainfo=meta, data_list=frames)
+    }
     if split == 'training' and has_database:
-        for group, entry in enumerate(entry for name in CLASSES for entry in groups[name]):
+        entries = [entry for name in CLASSES for entry in groups[name]]
+        for group, entry in enumerate(entries):
             entry['group_id'] = group
         files['waymo_dbinfos_train.pkl'] = groups
     return files
 
 
 def _describe_gaps(record: dict) -> str:
-    """In words: which frames have no point and are left out, which lack what."""
+    """Text: which frames have no points and are left out, and which LiDARs the others lack."""
     kept = {frame['timestamp'] for frame in record['frames']}
-    by_what = {}
+    stamps_by_gap = defaultdict(list)
     for stamp, absent in sorted(record['gaps'].items()):
-        what = (
-            f'without {", ".join(absent)}' if stamp in kept else 'left out, without a LiDAR point'
-        )
-        by_what.setdefault(what, []).append(stamp)
-    return '; '.join(
-        f'{what}: frame{"s" if len(stamps) > 1 else ""} {", ".join(map(str, stamps))}'
-        for what, stamps in by_what.items()
-    )
+        is_kept = stamp in kept
+        gap = f'without {", ".join(absent)}' if is_kept else 'left out, without a LiDAR point'
+        stamps_by_gap[gap].append(str(stamp))
+
+    parts = []
+    for gap, stamps in stamps_by_gap.items():
+        noun = 'frames' if len(stamps) > 1 else 'frame'
+        parts.append(f'{gap}: {noun} {", ".join(stamps)}')
+    return '; '.join(parts)

@@ -1,40 +1,44 @@
-"""Frames of a segment of Waymo's perception v2 (parquet), one at a time, whatever order its rows
-are in."""
+"""Frames of a segment of Waymo's perception v2 (parquet), one at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from stratified3d.datasets.waymo.components import (
     IMAGES,
     LASERS,
-    POSE,
     TOP,
     Box,
-    Image,
-    Laser,
     naming_damage,
-    read_calibrations,
-    read_lasers,
-    read_lidar_boxes,
     read_rows,
-    read_vehicle_poses,
 )
-from stratified3d.datasets.waymo.range_images import beam_inclinations, image_points
-from stratified3d.resumable import name_file
+from stratified3d.datasets.waymo.range_images import decode_return
+from stratified3d.datasets.waymo.tables import (
+    ArrayBuffer,
+    PixelPoses,
+    SegmentTables,
+    read_tables,
+)
 
-_HELD = 16  # rows that wait for others in memory; further ones wait on disk
 
+@dataclass(frozen=True)
+class WaymoFrame:
+    """A frame of a segment.
 
-class WaymoFrame(NamedTuple):
-    """index in time; timestamp (microseconds); pose [4, 4] vehicle to world; points [P, 6] float32
-    x, y, z (m, vehicle frame), intensity (unbounded), elongation, pixel of TOP's range image or -1,
-    return 1 of all lasers before return 2; in_zone [P] bool, in a no-label zone; boxes; absent,
-    what the files do not have of it: 'FRONT', 'TOP return 2'."""
+    Attributes:
+        index: in time.
+        timestamp: microseconds.
+        pose: [4, 4] vehicle to world.
+        points: [P, 6] float32 x, y, z (m, vehicle frame), intensity (unbounded), elongation, pixel
+            of TOP's range image or -1; return 1 of all lasers before return 2.
+        in_zone: [P] bool, in a no-label zone.
+        boxes: its labels.
+        absent: what the files do not have of it: 'FRONT', 'TOP return 2'.
+    """
 
     index: int
     timestamp: int
@@ -48,203 +52,89 @@ class WaymoFrame(NamedTuple):
 def read_segment(
     split: Path, context: str, buffer: Path, is_annotated: bool = True
 ) -> Iterator[WaymoFrame]:
-    """The frames of a segment, each once all its rows were met; one that has none, with a pose
-    only, has no points.
+    """Frames of a segment, each as soon as all its rows were read.
 
-    One row is held at a time, and as many finished ones as wait for others; beyond a few these wait
-    in files, since nothing is said about the order of rows, and it may differ between components.
+    Frames with a pose but without rows of range images come first and have no points. One row is
+    in memory at a time, and as many decoded ones as wait for others of their frame. Beyond a few
+    these wait in files, because the format does not define the order of rows, which may differ
+    between components.
 
     Args:
-        split: folder that holds the components' folders.
+        split: folder that contains the components' folders.
         context: the segment's name.
         buffer: folder for rows that wait; it exists.
         is_annotated: whether there are boxes to read; those of the test split are not public.
     Raises:
         FileNotFoundError, ValueError: a component is missing, damaged or contradicts the others;
-        names it.
+            names it.
         OSError: the buffer's disk is full.
     """
-    paths = {
-        part: split / part / f'{context}.parquet'
-        for part in (
-            'lidar',
-            'lidar_pose',
-            'lidar_calibration',
-            'vehicle_pose',
-            *(['lidar_box'] if is_annotated else []),
-        )
-    }
-    for path in paths.values():
-        if not path.is_file():
-            raise FileNotFoundError(
-                f'there is no {path}: download the component {path.parent.name} of this segment'
-            )
-    poses = read_vehicle_poses(paths['vehicle_pose'])
-    lasers = read_calibrations(paths['lidar_calibration'])
-    boxes = read_lidar_boxes(paths['lidar_box']) if is_annotated else {}
-    present = _lasers_by_frame(paths, set(lasers), set(poses))
-    if unknown := boxes.keys() - poses.keys():
-        raise ValueError(
-            f'{paths["lidar_box"]}: has boxes of {len(unknown)} frames that {paths["vehicle_pose"]} does '
-            f'not have, {min(unknown)} first'
-        )
-    index = {stamp: i for i, stamp in enumerate(sorted(poses))}
-    for stamp in sorted(poses.keys() - present.keys()):
-        yield WaymoFrame(
-            index[stamp],
-            stamp,
-            poses[stamp],
-            np.zeros((0, 6), np.float32),
-            np.zeros(0, bool),
-            boxes.get(stamp, []),
-            list(LASERS.values()),
-        )
-    waiting, missing = _Buffer(buffer), {stamp: len(found) for stamp, found in present.items()}
-    absent = {
-        stamp: [name for laser, name in LASERS.items() if laser not in found]
-        for stamp, found in present.items()
-    }
-    pixel_poses = _PixelPoses(paths['lidar_pose'], waiting)
-    for stamp, laser, *images in read_rows(paths['lidar'], IMAGES):
-        pose = (
-            pixel_poses.take(stamp)
-            if laser == TOP and any(image is not None for image in images)
-            else None
-        )
-        with naming_damage(paths['lidar']):
+    tables = read_tables(split, context, is_annotated)
+    waiting = ArrayBuffer(buffer)
+    pixel_poses = PixelPoses(tables.paths['lidar_pose'], waiting)
+    frames = _FrameAssembler(tables, waiting)
+    yield from frames.without_rows()
+
+    path = tables.paths['lidar']
+    for stamp, laser, images in read_rows(path, IMAGES):
+        has_points = any(image is not None for image in images)
+        pose = pixel_poses.take(stamp) if laser == TOP and has_points else None
+        with naming_damage(path):
             returns = [
-                _points(image, number, lasers[laser], pose, poses[stamp])
+                decode_return(image, number, tables.calibrations[laser], pose, tables.poses[stamp])
                 for number, image in enumerate(images)
             ]
+        absent = [number for number, image in enumerate(images) if image is None]
+        frames.add(stamp, laser, returns, absent)
+        if frames.is_complete(stamp):
+            yield frames.take(stamp)
+
+
+class _FrameAssembler:
+    """Frames from the points of their rows, which come in any order."""
+
+    def __init__(self, tables: SegmentTables, waiting: ArrayBuffer):
+        self._tables = tables
+        self._waiting = waiting
+        self._index = {stamp: i for i, stamp in enumerate(sorted(tables.poses))}
+        self._missing = {stamp: len(lasers) for stamp, lasers in tables.lasers.items()}
+        self._absent = {
+            stamp: [name for laser, name in LASERS.items() if laser not in lasers]
+            for stamp, lasers in tables.lasers.items()
+        }
+
+    def without_rows(self) -> Iterator[WaymoFrame]:
+        """Frames that have a pose only."""
+        for stamp in sorted(self._tables.poses.keys() - self._tables.lasers.keys()):
+            yield self._make(stamp, np.zeros((0, 7), np.float32), list(LASERS.values()))
+
+    def add(self, stamp: int, laser: int, returns: list[np.ndarray], absent: list[int]) -> None:
+        """Keep the returns of a row, see `decode_return`; absent: numbers of those it lacks."""
         for number, points in enumerate(returns):
-            waiting.put(f'{stamp}_{number}_{laser}', points)
-            if images[number] is None:
-                absent[stamp].append(f'{LASERS[laser]} return {number + 1}')
-        missing[stamp] -= 1
-        if not missing[stamp]:
-            every = np.concatenate(
-                [
-                    waiting.take(f'{stamp}_{number}_{laser}')
-                    for number in (0, 1)
-                    for laser in sorted(present[stamp])
-                ]
-            )
-            yield WaymoFrame(
-                index[stamp],
-                stamp,
-                poses[stamp],
-                every[:, :6],
-                every[:, 6] == 1,
-                boxes.get(stamp, []),
-                sorted(absent[stamp]),
-            )
+            self._waiting.put(f'{stamp}_{number}_{laser}', points)
+        self._absent[stamp] += [f'{LASERS[laser]} return {number + 1}' for number in absent]
+        self._missing[stamp] -= 1
 
+    def is_complete(self, stamp: int) -> bool:
+        """Whether all rows of a frame were added."""
+        return not self._missing[stamp]
 
-def _points(
-    image: Image, number: int, laser: Laser, pose: np.ndarray | None, vehicle_pose: np.ndarray
-) -> np.ndarray:
-    """[P, 7] float32 of one return: a frame's columns, then whether a no-label zone holds the point
-    (1)."""
-    if image is None:
-        return np.zeros((0, 7), np.float32)
-    values = _shaped(image, 4)
-    rows, columns = values.shape[:2]
-    inclinations = beam_inclinations(*laser.inclinations, rows)
-    if pose is not None and pose.shape[:2] != (rows, columns):
-        raise ValueError(
-            f'a range image of {rows} x {columns} pixels has {pose.shape[0]} x {pose.shape[1]} poses in '
-            'lidar_pose'
+    def take(self, stamp: int) -> WaymoFrame:
+        """The frame, once it is complete."""
+        lasers = sorted(self._tables.lasers[stamp])
+        parts = [
+            self._waiting.take(f'{stamp}_{number}_{laser}') for number in (0, 1) for laser in lasers
+        ]
+        return self._make(stamp, np.concatenate(parts), sorted(self._absent[stamp]))
+
+    def _make(self, stamp: int, points: np.ndarray, absent: list[str]) -> WaymoFrame:
+        """Frame of points [P, 7], see `decode_return`."""
+        return WaymoFrame(
+            self._index[stamp],
+            stamp,
+            self._tables.poses[stamp],
+            points[:, :6],
+            points[:, 6] == 1,
+            self._tables.boxes.get(stamp, []),
+            absent,
         )
-    points, pixel = image_points(values, inclinations, laser.extrinsic, pose, vehicle_pose)
-    found = np.empty((len(points), 7), np.float32)
-    found[:, :3] = points
-    found[:, [3, 4, 6]] = values.reshape(-1, 4)[pixel, 1:]
-    found[:, 5] = -1 if pose is None else number * rows * columns + pixel
-    if np.isnan(found).any():
-        raise ValueError(
-            'a range image holds an intensity, elongation or zone that is not a number'
-        )
-    return found
-
-
-def _shaped(image: Image, channels: int) -> np.ndarray:
-    values, shape = image
-    if len(shape) != 3 or shape[2] != channels or np.prod(shape) != len(values):
-        raise ValueError(
-            f'a range image of shape {list(shape)} has {len(values)} values; [rows, columns, {channels}] '
-            'is meant'
-        )
-    return values.reshape(shape)
-
-
-class _PixelPoses:
-    """Pixel poses by timestamp, from rows in an order of their own."""
-
-    def __init__(self, path: Path, waiting: _Buffer):
-        self._path, self._rows, self._waiting, self._left = (
-            path,
-            read_rows(path, [POSE]),
-            waiting,
-            set(),
-        )
-
-    def take(self, stamp: int) -> np.ndarray:
-        """[H, W, 6] of TOP; ValueError if there is none."""
-        if stamp in self._left:
-            self._left.remove(stamp)
-            return self._waiting.take(f'{stamp}_pose')
-        for other, laser, image in self._rows:
-            if laser != TOP:
-                continue
-            with naming_damage(self._path):
-                if image is None:
-                    raise ValueError(f'frame {other} has no pixel poses')
-                pose = _shaped(image, 6)
-            if other == stamp:
-                return pose
-            self._left.add(other)
-            self._waiting.put(f'{other}_pose', pose)
-        raise ValueError(f'{self._path}: has no pixel poses of TOP for frame {stamp}')
-
-
-class _Buffer:
-    """Arrays by name, taken once; the few latest in memory, the others as files."""
-
-    def __init__(self, folder: Path):
-        self._folder, self._held = folder, {}
-
-    def put(self, name: str, array: np.ndarray) -> None:
-        """Keep one."""
-        self._held[name] = array.copy() if array.base is not None else array
-        if len(self._held) > _HELD:
-            oldest = next(iter(self._held))
-            path = self._folder / f'{oldest}.npy'
-            with name_file(path):
-                np.save(path, self._held.pop(oldest))
-
-    def take(self, name: str) -> np.ndarray:
-        """Give one back."""
-        if name in self._held:
-            return self._held.pop(name)
-        path = self._folder / f'{name}.npy'
-        array = np.load(path)
-        path.unlink()
-        return array
-
-
-def _lasers_by_frame(
-    paths: dict[str, Path], calibrated: set[int], posed: set[int]
-) -> dict[int, set[int]]:
-    """{timestamp: lasers with a row of range images}, after a look at all keys."""
-    found = read_lasers(paths['lidar'])
-    for stamp, lasers in found.items():
-        if len(set(lasers)) < len(lasers) or set(lasers) - calibrated:
-            raise ValueError(
-                f'{paths["lidar"]}: frame {stamp} has rows of the lasers {sorted(lasers)}, '
-                f'{paths["lidar_calibration"]} calibrates {sorted(calibrated)}'
-            )
-    if lost := found.keys() - posed:
-        raise ValueError(
-            f'{paths["lidar"]}: {len(lost)} of its frames are not in vehicle_pose, {min(lost)} first'
-        )
-    return {stamp: set(lasers) for stamp, lasers in found.items()}

@@ -1,8 +1,7 @@
-"""tools/waymo_convert.py: what it writes, and that interruption, order, processes and damage change
-nothing else."""
+"""Conversion of Waymo: what it writes, and that interruptions, processes and damage change nothing
+else."""
 
 import errno
-import hashlib
 import pickle
 import runpy
 import shutil
@@ -16,9 +15,9 @@ from mmdet3d.datasets import WaymoDataset
 
 from stratified3d.datasets.io.info_files import read_info_file
 from stratified3d.datasets.waymo import conversion as waymo_conversion
-from stratified3d.datasets.waymo import segments as waymo_segments
+from stratified3d.datasets.waymo import tables as waymo_tables
 from stratified3d.datasets.waymo.conversion import ConversionSettings, convert_waymo
-from stratified3d.datasets.waymo.processes import Rank, find_rank
+from stratified3d.datasets.waymo.ranks import Rank, find_rank
 from stratified3d.datasets.waymo.records import Records
 from stratified3d.datasets.waymo.segments import read_segment
 from stratified3d.resumable import acquire_folder
@@ -26,26 +25,7 @@ from stratified3d.resumable import acquire_folder
 EVERY = ConversionSettings(database_every=1)
 
 
-@pytest.fixture
-def small_set(waymo_set, tmp_path):
-    """A copy of the segments, to be spoiled."""
-    return shutil.copytree(waymo_set, tmp_path / 'v2')
-
-
-def fingerprint(out):
-    """Every file but records, with its content."""
-    return {
-        str(path.relative_to(out)): hashlib.md5(path.read_bytes()).hexdigest()
-        for path in sorted(out.rglob('*'))
-        if path.is_file() and '.conversion' not in path.parts
-    }
-
-
-def segments(root, split='training'):
-    return sorted(path.stem for path in (root / split / 'lidar').iterdir())
-
-
-def test_infos_are_mmdet3ds(waymo_set, converted_set, tmp_path):
+def test_infos_have_the_keys_of_mmdet3d(waymo_set, converted_set, segment_names, tmp_path):
     """The keys of mmdet3d's own converter but for the cameras', boxes and poses of the parquet
     files."""
     content = read_info_file(converted_set / 'waymo_infos_train.pkl')
@@ -56,13 +36,13 @@ def test_infos_are_mmdet3ds(waymo_set, converted_set, tmp_path):
         read_info_file(converted_set / 'waymo_infos_val.pkl')['data_list'][0]['sample_idx']
         == 1_000_000
     )
-    for i, name in enumerate(segments(waymo_set)):
-        for truth in read_segment(waymo_set / 'training', name, tmp_path):
-            frame = frames[2 * i + truth.index]
-            assert (frame['context_name'], frame['timestamp']) == (name, truth.timestamp)
-            np.testing.assert_array_equal(frame['ego2global'], truth.pose)
-            assert ('lidar_sweeps' in frame) == (truth.index == 1)
-            boxes = [box for box in truth.boxes if box.num_points]
+    for i, name in enumerate(segment_names(waymo_set)):
+        for expected in read_segment(waymo_set / 'training', name, tmp_path):
+            frame = frames[2 * i + expected.index]
+            assert (frame['context_name'], frame['timestamp']) == (name, expected.timestamp)
+            np.testing.assert_array_equal(frame['ego2global'], expected.pose)
+            assert ('lidar_sweeps' in frame) == (expected.index == 1)
+            boxes = [box for box in expected.boxes if box.num_points]
             assert len(boxes) == len(frame['instances']) > 5
             for box, row in zip(boxes, frame['instances']):
                 x, y, z, dx, dy, dz, yaw = row['bbox_3d']
@@ -72,7 +52,7 @@ def test_infos_are_mmdet3ds(waymo_set, converted_set, tmp_path):
             points = np.fromfile(
                 converted_set / 'training' / frame['lidar_points']['lidar_path'], np.float32
             )
-            np.testing.assert_array_equal(points.reshape(-1, 6), truth.points[~truth.in_zone])
+            np.testing.assert_array_equal(points.reshape(-1, 6), expected.points[~expected.in_zone])
     sweep = frames[1]['lidar_sweeps'][0]
     assert sweep['lidar_points']['lidar_path'] == frames[0]['lidar_points']['lidar_path']
     np.testing.assert_allclose(
@@ -89,7 +69,7 @@ def shape_of(value):
     return [shape_of(value[0])] if isinstance(value, list) and value else type(value).__name__
 
 
-def test_infos_are_like_a_real_one(converted_set, real_data):
+def test_infos_have_the_types_of_a_real_info_file(converted_set, real_data):
     theirs = read_info_file(real_data / 'waymo/waymo_infos_val.pkl')
     mine = read_info_file(converted_set / 'waymo_infos_val.pkl')
     assert theirs['metainfo'].keys() <= mine['metainfo'].keys()
@@ -101,7 +81,7 @@ def test_infos_are_like_a_real_one(converted_set, real_data):
     assert row.items() <= mine.items()
 
 
-def test_mmdet3ds_data_set_reads_them(converted_set):
+def test_mmdet3d_dataset_reads_infos(converted_set):
     assert WaymoDataset.METAINFO['classes'] == waymo_conversion.CLASSES
     for split, name in (('training', 'train'), ('validation', 'val')):
         dataset = WaymoDataset(
@@ -113,16 +93,15 @@ def test_mmdet3ds_data_set_reads_them(converted_set):
         )
         assert len(dataset) == (4 if name == 'train' else 2)
         info = dataset.get_data_info(1)
-        truth = dataset.get_ann_info(1)
-        assert len(truth['gt_bboxes_3d']) == len(info['instances'])
-        assert (
-            set(truth['gt_labels_3d']) <= {0, 1, 2} and (truth['gt_labels_3d'] == 1).any()
-        )  # labels are mapped
+        annotations = dataset.get_ann_info(1)
+        assert len(annotations['gt_bboxes_3d']) == len(info['instances'])
+        labels = annotations['gt_labels_3d']
+        assert set(labels) <= {0, 1, 2} and (labels == 1).any()  # labels are mapped
         for path in (info['lidar_path'], info['lidar_sweeps'][0]['lidar_points']['lidar_path']):
             assert np.fromfile(path, np.float32).size % 6 == 0
 
 
-def test_the_database_holds_the_points_of_the_boxes(converted_set):
+def test_database_contains_the_points_of_the_boxes(converted_set):
     database = pickle.loads((converted_set / 'waymo_dbinfos_train.pkl').read_bytes())
     content = read_info_file(converted_set / 'waymo_infos_train.pkl')
     frames = {frame['sample_idx']: frame for frame in content['data_list']}
@@ -141,11 +120,12 @@ def test_the_database_holds_the_points_of_the_boxes(converted_set):
     assert 0.8 < largest['num_points_in_gt'] / row['num_lidar_pts'] < 1.2
 
 
-def test_ranks_workers_and_interruption_change_nothing(
-    small_set, converted_set, tmp_path, monkeypatch
+@pytest.mark.slow
+def test_ranks_workers_and_interruption_change_no_file(
+    small_set, converted_set, fingerprint, tmp_path, monkeypatch
 ):
     """Two ranks of Slurm one after the other, the second one interrupted in its segment and with
-    two processes when it goes on: the files of one process."""
+    two processes when it resumes: the files of one process."""
     out, whole = tmp_path / 'out', fingerprint(converted_set)
     monkeypatch.setenv('SLURM_STEP_NUM_TASKS', '2')
     monkeypatch.setenv('SLURM_PROCID', '0')
@@ -157,15 +137,13 @@ def test_ranks_workers_and_interruption_change_nothing(
     assert (first.files, first.failed, first.pending) == ([], {}, 1)
     monkeypatch.setenv('SLURM_PROCID', '1')
     monkeypatch.setattr(
-        waymo_conversion, '_cut', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        waymo_conversion, '_cut_objects', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     with pytest.raises(KeyboardInterrupt):
         convert_waymo(small_set, out, settings=EVERY, rank=find_rank())
     monkeypatch.undo()
     assert not (out / 'waymo_infos_train.pkl').exists()
-    next(
-        (out / 'training').glob('*.bin')
-    ).unlink()  # somebody tidied up: that segment is done again
+    next((out / 'training').glob('*.bin')).unlink()  # that segment is converted again
     last = convert_waymo(small_set, out, settings=EVERY, workers=2, rank=Rank())
     assert {path.name for path in last.files} == {
         'waymo_infos_train.pkl',
@@ -176,39 +154,37 @@ def test_ranks_workers_and_interruption_change_nothing(
     times = {path: path.stat().st_mtime_ns for path in out.rglob('*.bin')}
     convert_waymo(small_set, out, settings=EVERY)
     assert times == {path: path.stat().st_mtime_ns for path in out.rglob('*.bin')}
-    next((out / '.conversion').glob('*/*.pkl')).write_bytes(
-        b''
-    )  # the machine died before it was on disk
+    # the machine died before it was on disk
+    next((out / '.conversion').glob('*/*.pkl')).write_bytes(b'')
     convert_waymo(small_set, out, settings=EVERY)
     assert fingerprint(out) == whole
-    with pytest.raises(
-        ValueError, match='database_every 1 instead of 10.*take another folder'
-    ):
+    with pytest.raises(ValueError, match='database_every 1 instead of 10.*take another folder'):
         convert_waymo(small_set, out)
 
 
-def run_tool(root, monkeypatch, capfd, *words):
+def run_converter(root, monkeypatch, capfd, *words):
     monkeypatch.setattr(sys, 'argv', ['waymo_convert.py', *map(str, words)])
     with pytest.raises(SystemExit) as left:
         runpy.run_path(str(root / 'tools/waymo_convert.py'), run_name='__main__')
     return left.value.code, *capfd.readouterr()
 
 
-def test_a_damaged_segment_is_named_and_the_rest_goes_on(
-    root, small_set, converted_set, tmp_path, monkeypatch, capfd
+@pytest.mark.slow
+def test_damaged_segment_is_named_and_the_others_are_converted(
+    root, small_set, converted_set, segment_names, tmp_path, monkeypatch, capfd
 ):
-    bad, good = segments(small_set)
+    bad, good = segment_names(small_set)
     path = small_set / 'training/lidar' / f'{bad}.parquet'
     content, out = path.read_bytes(), tmp_path / 'out'
     path.write_bytes(content[: len(content) // 3])
     options = (small_set, out, '--database-every', 1, '--splits', 'training')
-    code, _, said = run_tool(root, monkeypatch, capfd, *options)
+    code, _, said = run_converter(root, monkeypatch, capfd, *options)
     assert code == 1 and f'training/{bad} could not be converted' in said and str(path) in said
     frames = read_info_file(out / 'waymo_infos_train.pkl')['data_list']
     assert {frame['context_name'] for frame in frames} == {good}
     path.write_bytes(content)
     kept = {path: path.stat().st_mtime_ns for path in out.glob(f'training/{good}*')}
-    code, _, _ = run_tool(root, monkeypatch, capfd, *options)
+    code, _, _ = run_converter(root, monkeypatch, capfd, *options)
     assert code == 0 and kept == {
         path: path.stat().st_mtime_ns for path in out.glob(f'training/{good}*')
     }
@@ -217,9 +193,10 @@ def test_a_damaged_segment_is_named_and_the_rest_goes_on(
     ).read_bytes()
 
 
-def test_options(small_set, tmp_path):
-    """No-label zones may be kept; a segment without boxes is one of the test split; no database, no
-    sweeps."""
+def test_conversion_of_the_test_split_with_all_zones_and_without_sweeps(
+    small_set, segment_names, tmp_path
+):
+    """No-label zones are kept; segments of the test split have no boxes; no database, no sweeps."""
     shutil.rmtree(small_set / 'training')
     (small_set / 'validation').rename(small_set / 'testing')
     shutil.rmtree(small_set / 'testing/lidar_box')
@@ -227,15 +204,15 @@ def test_options(small_set, tmp_path):
     assert [path.name for path in done.files] == ['waymo_infos_test.pkl'] and not done.failed
     frames = read_info_file(done.files[0])['data_list']
     assert all(frame['instances'] == [] and 'lidar_sweeps' not in frame for frame in frames)
-    name = segments(small_set, 'testing')[0]
-    for truth in read_segment(small_set / 'testing', name, tmp_path, False):
+    name = segment_names(small_set, 'testing')[0]
+    for expected in read_segment(small_set / 'testing', name, tmp_path, False):
         points = np.fromfile(
-            tmp_path / f'out/testing/{name}_{truth.timestamp}.bin', np.float32
+            tmp_path / f'out/testing/{name}_{expected.timestamp}.bin', np.float32
         ).reshape(-1, 6)
-        np.testing.assert_array_equal(points, truth.points)
+        np.testing.assert_array_equal(points, expected.points)
 
 
-def test_a_full_disk_stops_it(small_set, tmp_path, monkeypatch):
+def test_full_disk_stops_the_conversion(small_set, tmp_path, monkeypatch):
     def full(path, *_):
         raise OSError(errno.ENOSPC, 'No space left on device', str(path))
 
@@ -243,8 +220,8 @@ def test_a_full_disk_stops_it(small_set, tmp_path, monkeypatch):
     with pytest.raises(OSError, match='No space left'):
         convert_waymo(small_set, tmp_path / 'out', ['validation'])
     monkeypatch.undo()
-    monkeypatch.setattr(waymo_segments, '_HELD', 1)
-    monkeypatch.setattr(waymo_segments.np, 'save', full)
+    monkeypatch.setattr(waymo_tables, '_MAX_IN_MEMORY', 1)
+    monkeypatch.setattr(waymo_tables.np, 'save', full)
     with pytest.raises(OSError, match='No space left'):  # not taken for damage of what is read
         convert_waymo(small_set, tmp_path / 'out', ['validation'])
     monkeypatch.undo()
@@ -254,31 +231,31 @@ def test_a_full_disk_stops_it(small_set, tmp_path, monkeypatch):
     assert convert_waymo(small_set, tmp_path / 'out', ['validation']).files
 
 
-def refused(source, out, message, **options):
+def assert_refused(source, out, message, **options):
     with pytest.raises((FileNotFoundError, ValueError), match=message):
         convert_waymo(source, out, **options)
     assert not (out / 'conversion.json').exists()
 
 
-def test_what_is_no_perception_v2(waymo_set, tmp_path):
+def test_sources_without_perception_v2_are_refused(waymo_set, tmp_path):
     out = tmp_path / 'out'
-    refused(tmp_path / 'none', out, 'there is no folder')
-    refused(tmp_path, out, 'no perception v2 there')
-    refused(waymo_set, out, 'the split testing', splits=['testing'])
-    refused(waymo_set, out, 'splits are training', splits=['train'])
-    refused(waymo_set, out, '0 workers', workers=0)
+    assert_refused(tmp_path / 'none', out, 'there is no folder')
+    assert_refused(tmp_path, out, 'no perception v2 there')
+    assert_refused(waymo_set, out, 'the split testing', splits=['testing'])
+    assert_refused(waymo_set, out, 'splits are training', splits=['train'])
+    assert_refused(waymo_set, out, 'workers.* not 0', workers=0)
     (tmp_path / 'training').mkdir()
     (tmp_path / 'training/segment-1.tfrecord').write_bytes(b'')
-    refused(tmp_path, out, 'perception v1, which only TensorFlow')
+    assert_refused(tmp_path, out, 'perception v1')
     out.mkdir()
     (out / 'mine.txt').write_text('mine')
-    refused(waymo_set, out, 'is not empty')
-    with pytest.raises(ValueError, match='below 0'):
+    assert_refused(waymo_set, out, 'is not empty')
+    with pytest.raises(ValueError, match='max_sweeps=-1'):
         ConversionSettings(max_sweeps=-1)
 
 
-def test_a_real_tfrecord_is_refused(real_data, tmp_path):
-    refused(real_data / 'waymo', tmp_path / 'out', 'perception v1, which only TensorFlow')
+def test_real_tfrecord_is_refused(real_data, tmp_path):
+    assert_refused(real_data / 'waymo', tmp_path / 'out', 'perception v1')
 
 
 @pytest.mark.parametrize(
@@ -290,7 +267,7 @@ def test_a_real_tfrecord_is_refused(real_data, tmp_path):
         (dict(SLURM_PROCID='0'), Rank()),
     ],
 )
-def test_ranks_come_from_the_environment(environment, rank, monkeypatch):
+def test_rank_comes_from_the_environment(environment, rank, monkeypatch):
     for name in ('RANK', 'WORLD_SIZE', 'SLURM_PROCID', 'SLURM_STEP_NUM_TASKS'):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -308,9 +285,10 @@ def test_ranks_come_from_the_environment(environment, rank, monkeypatch):
     )
 
 
-def test_torchrun_shares_the_segments(root, small_set, converted_set, tmp_path):
+@pytest.mark.slow
+def test_torchrun_shares_the_segments(root, small_set, converted_set, segment_names, tmp_path):
     """Two processes; a damaged segment of one does not end the other."""
-    bad, good = segments(small_set)
+    bad, good = segment_names(small_set)
     (small_set / 'training/lidar_box' / f'{bad}.parquet').write_bytes(b'PAR1')
     result = subprocess.run(
         [

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from stratified3d.apis import detect, init_detector
 from stratified3d.datasets.nuscenes.frames import AnnotatedFrame, read_frame
-from stratified3d.evaluation.matching import count_matches
+from stratified3d.evaluation.center_distance import count_matches
 from stratified3d.visualization.bev import draw_bev
 from stratified3d.visualization.drawing import Drawing
 

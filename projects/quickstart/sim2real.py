@@ -16,7 +16,7 @@ from tqdm import tqdm
 from stratified3d.apis import detect, init_detector
 from stratified3d.datasets.io.info_files import read_info_file
 from stratified3d.datasets.nuscenes.frames import read_frame
-from stratified3d.evaluation.matching import match_centers
+from stratified3d.evaluation.center_distance import match_centers
 
 FOLDER = Path(__file__).parent
 EXAMPLES = """examples:

@@ -1,5 +1,5 @@
-"""A registered metric for datasets without a benchmark of their own: mean AP by center
-distance."""
+"""Average precision by center distance, as the nuScenes benchmark defines it: functions on arrays,
+and a registered metric for datasets without a benchmark of their own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,107 @@ from mmdet3d.registry import METRICS
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
 
-from stratified3d.evaluation.average_precision import average_precision
+_RECALLS = np.linspace(0, 1, 101)
+
+
+def match_centers(
+    ground_truth: np.ndarray, predicted: np.ndarray, max_distance: float = 2.0
+) -> np.ndarray:
+    """Match every prediction, in order, to the nearest ground truth that is still free.
+
+    The matching of the nuScenes detection benchmark (Caesar et al. 2020, section 3.1), for one
+    class of one frame.
+
+    Args:
+        ground_truth: [K, >= 2] x, y (m).
+        predicted: [J, >= 2], sorted by descending score.
+        max_distance: meters in the ground plane; a ground truth at this distance is not a match.
+    Returns:
+        [J] int64, the matched ground truth of each prediction or -1.
+    """
+    matched = np.full(len(predicted), -1)
+    is_free = np.ones(len(ground_truth), bool)
+    for j, center in enumerate(predicted):
+        distance = np.linalg.norm(ground_truth[:, :2] - center[:2], axis=1)  # [K]
+        distance = np.where(is_free, distance, np.inf)
+        if len(distance) and distance.min() < max_distance:
+            matched[j] = distance.argmin()
+            is_free[matched[j]] = False
+    return matched
+
+
+def count_matches(
+    ground_truth: np.ndarray,
+    ground_truth_names: Sequence[str],
+    predicted: np.ndarray,
+    scores: np.ndarray,
+    predicted_names: Sequence[str],
+    max_distance: float = 2.0,
+) -> dict[str, tuple[int, int]]:
+    """Count the ground truths of each class that its best predictions find.
+
+    Of each class, only as many predictions count as there are ground truths.
+
+    Args:
+        ground_truth: [K, >= 2]; ground_truth_names: K class names.
+        predicted: [J, >= 2]; scores: [J]; predicted_names: J class names.
+        max_distance: meters in the ground plane.
+    Returns:
+        {class: (found, ground truths)} for every class that has a ground truth, in alphabetical
+        order.
+    """
+    gt_classes = np.asarray(ground_truth_names)
+    predicted_classes = np.asarray(predicted_names)
+    found = {}
+    for name in sorted(set(gt_classes.tolist())):
+        expected = ground_truth[gt_classes == name]
+        rows = np.flatnonzero(predicted_classes == name)
+        rows = rows[np.argsort(-scores[rows], kind='stable')][: len(expected)]
+        matched = match_centers(expected, predicted[rows], max_distance)
+        found[name] = (int((matched >= 0).sum()), len(expected))
+    return found
+
+
+def average_precision(
+    ground_truth: Sequence[np.ndarray],
+    predicted: Sequence[np.ndarray],
+    scores: Sequence[np.ndarray],
+    max_distance: float,
+    min_recall: float = 0.1,
+    min_precision: float = 0.1,
+) -> float:
+    """AP of one class over all frames (Caesar et al. 2020, section 3.1).
+
+    Precision is interpolated at 101 recalls; values at or below the least recall or precision count
+    nothing, and the rest is normalized to 1.
+
+    Args:
+        ground_truth: centers [K, >= 2] (x, y in meters) of each frame.
+        predicted: centers [J, >= 2] of each frame; scores: [J] of each frame.
+        max_distance: meters in the ground plane.
+    Returns:
+        0 to 1; NaN without ground truth.
+    """
+    total = sum(map(len, ground_truth))
+    if not total:
+        return float('nan')
+    frame_hits = []
+    frame_scores = []
+    for expected, boxes, score in zip(ground_truth, predicted, scores):
+        order = np.argsort(-score, kind='stable')
+        frame_hits.append(match_centers(expected, boxes[order], max_distance) >= 0)
+        frame_scores.append(score[order])
+    hits = np.concatenate(frame_hits)
+    if not hits.any():
+        return 0.0
+
+    order = np.argsort(-np.concatenate(frame_scores), kind='stable')
+    true_positives = np.cumsum(hits[order])
+    precision = true_positives / np.arange(1, len(hits) + 1)
+    recall = true_positives / total
+    curve = np.interp(_RECALLS, recall, precision, right=0)
+    curve = curve[round(100 * min_recall) + 1 :]
+    return float(np.clip(curve - min_precision, 0, None).mean() / (1 - min_precision))
 
 
 @METRICS.register_module()
@@ -18,9 +118,9 @@ class CenterDistanceMetric(BaseMetric):
     """AP of every class, averaged over distances, and their mean (mAP), after nuScenes.
 
     Args:
-        point_cloud_range: truths and predictions with centers outside (x, y) are left out; None
-        keeps all.
-        distances: meters within which a prediction matches a truth.
+        point_cloud_range: ground truths and predictions with centers outside (x, y) are left out;
+            None keeps all.
+        distances: meters within which a prediction matches a ground truth.
         collect_device, prefix: as in mmengine.
     """
 
@@ -33,58 +133,62 @@ class CenterDistanceMetric(BaseMetric):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.point_cloud_range, self.distances = point_cloud_range, tuple(distances)
+        self.point_cloud_range = point_cloud_range
+        self.distances = tuple(distances)
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Keep truth and predictions of the batch's frames."""
+        """Keep ground truths and predictions of the batch's frames."""
         for sample in data_samples:
-            found, truth = sample['pred_instances_3d'], sample.get('eval_ann_info')
-            if truth is None:
+            expected = sample.get('eval_ann_info')
+            if expected is None:
                 raise ValueError(
                     'frames without annotations cannot be scored: is this a test split?'
                 )
-            row = [
-                truth['gt_bboxes_3d'].tensor.cpu().numpy()[:, :2],
-                np.asarray(truth['gt_labels_3d']),
-                found['bboxes_3d'].tensor.cpu().numpy()[:, :2],
-                found['labels_3d'].cpu().numpy(),
-                found['scores_3d'].cpu().numpy(),
-            ]
-            mine, theirs = self._in_range(row[0]), self._in_range(row[2])
-            self.results.append(
-                [part[mine] for part in row[:2]] + [part[theirs] for part in row[2:]]
-            )
+            gt_centers = expected['gt_bboxes_3d'].tensor.cpu().numpy()[:, :2]
+            gt_labels = np.asarray(expected['gt_labels_3d'])
+            in_range = self._in_range(gt_centers)
+            row = [gt_centers[in_range], gt_labels[in_range]]
+
+            found = sample['pred_instances_3d']
+            centers = found['bboxes_3d'].tensor.cpu().numpy()[:, :2]
+            in_range = self._in_range(centers)
+            for column in (centers, found['labels_3d'].cpu(), found['scores_3d'].cpu()):
+                row.append(np.asarray(column)[in_range])
+            self.results.append(row)
 
     def _in_range(self, centers: np.ndarray) -> np.ndarray:
+        """[N] bool of centers [N, 2]."""
         if self.point_cloud_range is None:
             return np.ones(len(centers), bool)
-        low, high = np.array(self.point_cloud_range[:2]), np.array(self.point_cloud_range[3:5])
+        low = np.array(self.point_cloud_range[:2])
+        high = np.array(self.point_cloud_range[3:5])
         return ((centers >= low) & (centers < high)).all(1)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """mAP and <class>_AP; a class without truth has none and does not count."""
-        metrics, table = {}, []
+        """mAP and <class>_AP; a class without ground truth has none and does not count."""
+        metrics = {}
+        lines = []
         for label, name in enumerate(self.dataset_meta['classes']):
-            truth = [row[0][row[1] == label] for row in results]
-            boxes = [row[2][row[3] == label] for row in results]
-            scores = [row[4][row[3] == label] for row in results]
+            expected = [gt_centers[gt_labels == label] for gt_centers, gt_labels, *_ in results]
+            centers = [centers[labels == label] for *_, centers, labels, _ in results]
+            scores = [scores[labels == label] for *_, labels, scores in results]
             values = [
-                average_precision(truth, boxes, scores, distance) for distance in self.distances
+                average_precision(expected, centers, scores, distance)
+                for distance in self.distances
             ]
-            count = sum(map(len, truth))
+            mean = float(np.mean(values))
+            count = sum(map(len, expected))
             if count:
-                metrics[f'{name}_AP'] = float(np.mean(values))
-            table.append(
-                f'{name:<24}{count:>7}'
-                + ''.join(f'{value:>8.3f}' for value in [*values, np.mean(values)])
-            )
+                metrics[f'{name}_AP'] = mean
+            columns = ''.join(f'{value:>8.3f}' for value in [*values, mean])
+            lines.append(f'{name:<24}{count:>7}{columns}')
+
         metrics['mAP'] = float(np.mean(list(metrics.values()))) if metrics else float('nan')
-        head = (
-            f'{"class":<24}{"boxes":>7}'
-            + ''.join(f'{distance:>6g} m' for distance in self.distances)
-            + '    mean'
-        )
-        MMLogger.get_current_instance().info(
-            '\n'.join(['AP within', head, *table, f'mAP {metrics["mAP"]:.3f}'])
-        )
+        self._log_table(lines, metrics['mAP'])
         return metrics
+
+    def _log_table(self, lines: list[str], mean: float) -> None:
+        distances = ''.join(f'{distance:>6g} m' for distance in self.distances)
+        header = f'{"class":<24}{"boxes":>7}{distances}    mean'
+        table = ['AP within', header, *lines, f'mAP {mean:.3f}']
+        MMLogger.get_current_instance().info('\n'.join(table))

@@ -1,4 +1,4 @@
-"""Intersection over union of rotated boxes, from above and in 3D, by exact clipping of polygons."""
+"""Intersection over union of rotated boxes in BEV and in 3D, by exact clipping of polygons."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 
 from stratified3d.jit import compiled
 
-# two polygons; clipping n corners leaves at most 1.5 n even where rounding bends straight edges: 4,
-# 6, 9, 13, 19
+# two polygons of 20 corners; clipping n corners leaves at most 1.5 n even where rounding bends
+# straight edges: 4, 6, 9, 13, 19
 WORKSPACE = (2, 20, 2)
 
 
 def rotated_iou_bev(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Overlap of the boxes' outlines in the ground plane, pair by pair.
+    """IoU of the boxes' outlines in the ground plane, pair by pair.
 
     Args:
         a, b: [N, 7] x, y, z, dx, dy, dz (meters), yaw (radians).
@@ -27,8 +27,7 @@ def rotated_iou_bev(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def rotated_iou_3d(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Overlap of upright boxes in space, pair by pair: shared area times shared height over the
-    volume of both.
+    """IoU of upright boxes in 3D, pair by pair: shared volume over the volume of both.
 
     Args:
         a, b: [N, 7] x, y, z of the center, dx, dy, dz (meters), yaw (radians).
@@ -41,10 +40,11 @@ def rotated_iou_3d(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _checked(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    a, b = (np.ascontiguousarray(boxes, np.float64) for boxes in (a, b))
+    a = np.ascontiguousarray(a, np.float64)
+    b = np.ascontiguousarray(b, np.float64)
     if a.ndim != 2 or a.shape[1] != 7 or a.shape != b.shape:
         raise ValueError(
-            f'pairs of boxes are [N, 7] and [N, 7], not {list(a.shape)} and {list(b.shape)}'
+            f'pairs of boxes must be [N, 7] and [N, 7], not {list(a.shape)} and {list(b.shape)}'
         )
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError('a box has a coordinate that is not a finite number')
@@ -54,80 +54,116 @@ def _checked(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @compiled
 def _iou(a: np.ndarray, b: np.ndarray, use_height: bool) -> np.ndarray:
     result = np.zeros(len(a))
-    polygon = np.empty(WORKSPACE)
+    polygons = np.empty(WORKSPACE)
     for i in range(len(a)):
-        result[i] = (
-            overlap_3d(a[i], b[i], polygon) if use_height else overlap_bev(a[i], b[i], polygon)
-        )
+        if use_height:
+            result[i] = pair_iou_3d(a[i], b[i], polygons)
+        else:
+            result[i] = pair_iou_bev(a[i], b[i], polygons)
     return result
 
 
 @compiled
-def overlap_bev(a: np.ndarray, b: np.ndarray, polygon: np.ndarray) -> float:
-    """rotated_iou_bev of one pair, for kernels; polygon: empty, of shape WORKSPACE."""
-    shared = _shared_area(a, b, polygon)
+def pair_iou_bev(a: np.ndarray, b: np.ndarray, polygons: np.ndarray) -> float:
+    """rotated_iou_bev of one pair, for compiled loops; polygons: workspace of shape WORKSPACE."""
+    shared = _shared_area(a, b, polygons)
     union = a[3] * a[4] + b[3] * b[4] - shared
     return min(shared / union, 1.0) if shared > 0 else 0.0
 
 
 @compiled
-def overlap_3d(a: np.ndarray, b: np.ndarray, polygon: np.ndarray) -> float:
-    """rotated_iou_3d of one pair, for kernels; polygon: empty, of shape WORKSPACE."""
+def pair_iou_3d(a: np.ndarray, b: np.ndarray, polygons: np.ndarray) -> float:
+    """rotated_iou_3d of one pair, for compiled loops; polygons: workspace of shape WORKSPACE."""
     gap = b[2] - a[2]
-    height = min(a[5] / 2, gap + b[5] / 2) - max(-a[5] / 2, gap - b[5] / 2)
-    if min(height, a[5], b[5]) <= 0:
+    top = min(a[5] / 2, gap + b[5] / 2)
+    bottom = max(-a[5] / 2, gap - b[5] / 2)
+    height = min(top - bottom, a[5], b[5])
+    if height <= 0:
         return 0.0
-    shared = _shared_area(a, b, polygon) * min(height, a[5], b[5])
+    shared = _shared_area(a, b, polygons) * height
     union = a[3] * a[4] * a[5] + b[3] * b[4] * b[5] - shared
     return min(shared / union, 1.0) if shared > 0 else 0.0
 
 
 @compiled
-def _shared_area(a: np.ndarray, b: np.ndarray, polygon: np.ndarray) -> float:
-    """Square meters common to two outlines: a's corners in b's frame, clipped to b side by side.
+def _shared_area(a: np.ndarray, b: np.ndarray, polygons: np.ndarray) -> float:
+    """Area (m2) common to two outlines: a's corners in b's frame, clipped to b side by side.
 
     Sutherland and Hodgman, Reentrant polygon clipping, 1974. Everything is relative to b, so
     neither large coordinates nor boxes that coincide cost digits.
     """
     if min(a[3], a[4], b[3], b[4]) <= 0:
         return 0.0
-    x, y = a[0] - b[0], a[1] - b[1]
-    if math.hypot(x, y) >= (math.hypot(a[3], a[4]) + math.hypot(b[3], b[4])) / 2:
+    x = a[0] - b[0]
+    y = a[1] - b[1]
+    reach = (math.hypot(a[3], a[4]) + math.hypot(b[3], b[4])) / 2
+    if math.hypot(x, y) >= reach:
         return 0.0
-    cos, sin = math.cos(b[6]), math.sin(b[6])
-    x, y = x * cos + y * sin, y * cos - x * sin
-    cos, sin = math.cos(a[6] - b[6]), math.sin(a[6] - b[6])
-    now, count = 0, 4
-    for corner in range(4):  # counter-clockwise
-        u = a[3] / 2 if corner in (0, 3) else -a[3] / 2
-        v = a[4] / 2 if corner < 2 else -a[4] / 2
-        polygon[0, corner, 0] = x + u * cos - v * sin
-        polygon[0, corner, 1] = y + u * sin + v * cos
+
+    polygon = polygons[0]
+    clipped = polygons[1]
+    _fill_corners(a, b, x, y, polygon)
+    count = 4
     for side in range(4):
-        axis, sign = side // 2, 1.0 - 2.0 * (side % 2)
-        half, kept = b[3 + axis] / 2, 0
-        for i in range(count):
-            start, end = polygon[now, i], polygon[now, (i + 1) % count]
-            inside, goal = half - sign * start[axis], half - sign * end[axis]
-            if inside >= 0:
-                polygon[1 - now, kept] = start
-                kept += 1
-            if (inside < 0) != (goal < 0):
-                share = inside / (inside - goal)
-                polygon[1 - now, kept, 1 - axis] = start[1 - axis] + share * (
-                    end[1 - axis] - start[1 - axis]
-                )
-                polygon[1 - now, kept, axis] = sign * half
-                kept += 1
-        now, count = 1 - now, kept
+        axis = side // 2
+        sign = 1.0 - 2.0 * (side % 2)
+        half = b[3 + axis] / 2
+        count = _clip(polygon, count, axis, sign, half, clipped)
         if count < 3:
             return 0.0
+        polygon, clipped = clipped, polygon
+    area = _polygon_area(polygon, count)
+    return min(max(area, 0.0), a[3] * a[4], b[3] * b[4])
+
+
+@compiled
+def _fill_corners(a: np.ndarray, b: np.ndarray, x: float, y: float, polygon: np.ndarray) -> None:
+    """Write a's corners in b's frame, counter-clockwise; x, y: from b's center to a's."""
+    cos = math.cos(b[6])
+    sin = math.sin(b[6])
+    center_x = x * cos + y * sin
+    center_y = y * cos - x * sin
+
+    cos = math.cos(a[6] - b[6])
+    sin = math.sin(a[6] - b[6])
+    for corner in range(4):
+        u = a[3] / 2 if corner in (0, 3) else -a[3] / 2
+        v = a[4] / 2 if corner < 2 else -a[4] / 2
+        polygon[corner, 0] = center_x + u * cos - v * sin
+        polygon[corner, 1] = center_y + u * sin + v * cos
+
+
+@compiled
+def _clip(
+    polygon: np.ndarray, count: int, axis: int, sign: float, half: float, clipped: np.ndarray
+) -> int:
+    """Clip a polygon of count corners to sign * coordinate <= half; how many corners are left."""
+    kept = 0
+    for i in range(count):
+        start = polygon[i]
+        end = polygon[(i + 1) % count]
+        start_depth = half - sign * start[axis]
+        end_depth = half - sign * end[axis]
+        if start_depth >= 0:
+            clipped[kept] = start
+            kept += 1
+        if (start_depth < 0) != (end_depth < 0):
+            share = start_depth / (start_depth - end_depth)
+            other = 1 - axis
+            clipped[kept, other] = start[other] + share * (end[other] - start[other])
+            clipped[kept, axis] = sign * half
+            kept += 1
+    return kept
+
+
+@compiled
+def _polygon_area(polygon: np.ndarray, count: int) -> float:
+    """Sum of the triangles that fan out from the first corner."""
     area = 0.0
     for i in range(1, count - 1):
-        area += (
-            (polygon[now, i, 0] - polygon[now, 0, 0])
-            * (polygon[now, i + 1, 1] - polygon[now, 0, 1])
-            - (polygon[now, i, 1] - polygon[now, 0, 1])
-            * (polygon[now, i + 1, 0] - polygon[now, 0, 0])
-        ) / 2
-    return min(max(area, 0.0), a[3] * a[4], b[3] * b[4])
+        x1 = polygon[i, 0] - polygon[0, 0]
+        y1 = polygon[i, 1] - polygon[0, 1]
+        x2 = polygon[i + 1, 0] - polygon[0, 0]
+        y2 = polygon[i + 1, 1] - polygon[0, 1]
+        area += (x1 * y2 - y1 * x2) / 2
+    return area

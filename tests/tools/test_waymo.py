@@ -43,7 +43,8 @@ def workplace(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_every_command_of_the_page(root, workplace, tool_process):
+@pytest.mark.slow
+def test_every_command_of_the_waymo_page(root, workplace, tool_process):
     page = (root / 'docs/waymo.md').read_text()
     lines = [
         line
@@ -75,5 +76,5 @@ def test_every_command_of_the_page(root, workplace, tool_process):
     assert any('AP' in key for key in scores)
 
 
-def test_the_metric_is_registered():
+def test_waymo_metric_is_registered():
     assert METRICS.get('WaymoLevelMetric') is not None

@@ -21,26 +21,27 @@ from stratified3d.resumable import name_file
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 _OBJECTS, _RESULTS = 1, 11  # numbers of Objects.objects and of Submission.inference_results
-_LARGEST = 2**20  # bytes of one object; real ones have some hundred
+# number, wire type, where it begins, where its value starts and stops (bytes); a plain tuple, since
+# files have millions of them
+_Field = tuple[int, int, int, int, int]
+_MAX_OBJECT = 2**20  # bytes; real ones have some hundred
 _BLOCK = 50_000  # objects held as messages at a time
 
 
 class ObjectsFile:
-    """The objects of a file: `len` of it, and the messages one by one by iterating.
+    """The objects of a file: `len` gives their number, iterating the messages one by one.
 
-    Opening it walks over the outermost fields only; what is in the file stays on disk until it is
-    asked for. Memory is 16 bytes for each object and what `rest` takes, whatever a damaged file
-    says of its own lengths.
+    Opening it walks over the outermost fields only; the content stays on disk until it is asked
+    for. Memory is 16 bytes per object and what `rest` takes, whatever lengths a damaged file
+    states.
 
-    submission: the Submission around the objects, without them; None for a bare Objects file.
-    rest: bytes of the other fields of Objects, such as no-label zones, which are not read.
-    other_fields: {number of
-        such a field: how many}.
-
+    Attributes:
+        submission: the Submission around the objects, without them; None for a bare Objects file.
+        rest: bytes of the other fields of Objects, such as no-label zones, which are not read.
+        other_fields: {number of such a field: how many}.
     Raises:
         FileNotFoundError, ValueError: no such file; a damaged one, with the byte offset of the
-        damage. What is wrong
-            inside of an object is raised when the object's turn comes.
+            damage. Damage inside of an object is raised when the object's turn comes.
     """
 
     def __init__(self, path: str | Path):
@@ -49,10 +50,16 @@ class ObjectsFile:
             raise FileNotFoundError(f'there is no Objects file {path}')
         with self.path.open('rb') as file:
             size = os.fstat(file.fileno()).st_size
-            self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b''
-        self._starts, self._stops = array('q'), array('q')
-        self.submission, results = None, None
-        self.rest, self.other_fields = bytearray(), Counter()
+            self._data: mmap.mmap | bytes = b''
+            if size:
+                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._starts = array('q')
+        self._stops = array('q')
+        self.submission: Message | None = None
+        self.rest = bytearray()
+        self.other_fields: Counter[int] = Counter()
+
+        results: tuple[int, int] | None = None
         for number, kind, begin, start, stop in self._fields(0, size):
             if number == _RESULTS and kind == _BYTES:
                 if results or self._starts:
@@ -61,14 +68,17 @@ class ObjectsFile:
             else:
                 self._add(number, kind, begin, start, stop)
         if results:
-            if self._starts:
-                raise self._damage(
-                    self._starts[0], 'an object outside of the results of a submission'
-                )
-            self.submission = self._parse(Submission, bytes(self.rest), 0)
-            self.rest, self.other_fields = bytearray(), Counter()
-            for field in self._fields(*results):
-                self._add(*field)
+            self._unwrap(*results)
+
+    def _unwrap(self, start: int, stop: int) -> None:
+        """Take the fields read so far as those of a Submission with results from start to stop."""
+        if self._starts:
+            raise self._damage(self._starts[0], 'an object outside of the results of a submission')
+        self.submission = self._parse(Submission, bytes(self.rest), 0)
+        self.rest = bytearray()
+        self.other_fields = Counter()
+        for field in self._fields(start, stop):
+            self._add(*field)
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -78,10 +88,8 @@ class ObjectsFile:
             message = self._parse(Object, self._data[start:stop], start)
             if not message.object.HasField('box'):
                 raise self._damage(start, 'an object without a box')
-            if isinstance(
-                message.context_name, bytes
-            ):  # what protobuf makes of a string that is none
-                raise self._damage(start, 'an object of a segment whose name is no text')
+            if isinstance(message.context_name, bytes):  # protobuf could not decode it
+                raise self._damage(start, 'an object of a segment whose name is not text')
             yield message
 
     def _add(self, number: int, kind: int, begin: int, start: int, stop: int) -> None:
@@ -90,28 +98,29 @@ class ObjectsFile:
             self.rest += self._data[begin:stop]
             self.other_fields[number] += 1
             return
-        if stop - start > _LARGEST:
+        if stop - start > _MAX_OBJECT:
             raise self._damage(
                 begin, f'an object of {stop - start} bytes; real ones have some hundred'
             )
         self._starts.append(start)
         self._stops.append(stop)
 
-    def _parse(self, kind: type, content: bytes, start: int) -> Message:
+    def _parse(self, kind: type[Message], content: bytes, start: int) -> Message:
         try:
             return kind.FromString(content)
         except (DecodeError, UnicodeDecodeError) as error:
-            raise self._damage(start, f'no {kind.DESCRIPTOR.name} ({error})') from error
+            name = kind.DESCRIPTOR.name
+            raise self._damage(start, f'not a valid {name} ({error})') from error
 
-    def _fields(self, offset: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
-        """Number, wire type, where it begins, where its value starts and stops, of every field from
-        offset to end."""
+    def _fields(self, offset: int, end: int) -> Iterator[_Field]:
+        """Every field from offset to end."""
         while offset < end:
             begin = offset
             tag, offset = self._varint(begin, end)
             number, kind = tag >> 3, tag & 7
             if not 0 < number < 2**29:
                 raise self._damage(begin, f'a field with the number {number}')
+
             start, stop = offset, offset
             if kind == _VARINT:
                 _, stop = self._varint(offset, end)
@@ -144,14 +153,14 @@ class ObjectsFile:
 
     def _damage(self, offset: int, what: str) -> ValueError:
         return ValueError(
-            f'{self.path}: no Waymo Objects file, or damaged: at byte {offset}, {what}'
+            f'{self.path}: damaged, or not a Waymo Objects file: at byte {offset}, {what}'
         )
 
 
-def read_boxes(
+def read_objects(
     path: str | Path | ObjectsFile, progress: Callable[[Iterable], Iterable] = iter
 ) -> WaymoBoxes:
-    """Read what the score needs of an Objects file.
+    """Boxes of an Objects file, with all that the score needs.
 
     Args:
         path: predictions, ground truths or a submission; or the ObjectsFile.
@@ -161,20 +170,27 @@ def read_boxes(
     """
     file = path if isinstance(path, ObjectsFile) else ObjectsFile(path)
     contexts: dict[str, int] = {}
-    messages, blocks = iter(progress(file)), []
+    messages = iter(progress(file))
+    blocks = []
     while block := [_row(message, contexts) for message in islice(messages, _BLOCK)]:
-        blocks.append([np.array(column, kind) for column, kind in zip(zip(*block), _COLUMNS)])
-    columns = [np.concatenate(parts) for parts in zip(*blocks)] or [
-        np.zeros(0, kind) for kind in _COLUMNS
-    ]
-    context, timestamp, *boxes = columns[:9]
-    found = make_boxes(list(contexts), context, timestamp, np.stack(boxes, 1), *columns[9:])
-    found.check(str(file.path))
-    return found
+        blocks.append(_make_columns(block))
+    if not blocks:
+        blocks = [[np.zeros(0, kind) for kind in _COLUMNS]]
+
+    columns = [np.concatenate(parts) for parts in zip(*blocks)]
+    context, timestamp = columns[:2]
+    numbers = np.stack(columns[2:9], 1)
+    boxes = make_boxes(list(contexts), context, timestamp, numbers, *columns[9:])
+    boxes.check(str(file.path))
+    return boxes
 
 
-# types of the values of a _row: those of make_boxes in order, a box as seven
-_COLUMNS = (
+def _make_columns(rows: list[tuple]) -> list[np.ndarray]:
+    return [np.array(column, kind) for column, kind in zip(zip(*rows), _COLUMNS)]
+
+
+# types of the values of a _row: the columns of make_boxes in their order, a box as seven
+_COLUMNS: tuple[type, ...] = (
     np.int32,
     np.int64,
     *[np.float64] * 7,
@@ -188,6 +204,7 @@ _COLUMNS = (
 
 
 def _row(message: Message, contexts: dict[str, int]) -> tuple:
+    """Values of an object; contexts: numbers of the segments so far."""
     label = message.object
     box = label.box
     return (
@@ -210,7 +227,7 @@ def _row(message: Message, contexts: dict[str, int]) -> tuple:
 
 
 def make_messages(boxes: WaymoBoxes) -> Iterator[Message]:
-    """The Object messages of boxes, in their order; the opposite of read_boxes."""
+    """Object messages of boxes, in their order; the inverse of read_objects."""
     columns = (
         boxes.context,
         boxes.timestamp,
@@ -222,9 +239,8 @@ def make_messages(boxes: WaymoBoxes) -> Iterator[Message]:
         boxes.num_points,
         boxes.camera,
     )
-    for context, timestamp, box, kind, score, hidden, difficulty, points, camera in zip(
-        *(column.tolist() for column in columns)
-    ):
+    rows = zip(*(column.tolist() for column in columns))
+    for context, timestamp, box, kind, score, in_zone, difficulty, points, camera in rows:
         message = Object(
             context_name=boxes.contexts[context], frame_timestamp_micros=timestamp, score=score
         )
@@ -246,7 +262,7 @@ def make_messages(boxes: WaymoBoxes) -> Iterator[Message]:
             label.num_lidar_points_in_box = points
         if difficulty:
             label.detection_difficulty_level = difficulty
-        if hidden:
+        if in_zone:
             message.overlap_with_nlz = True
         if camera:
             message.camera_name = camera
@@ -259,19 +275,20 @@ def write_objects(
     rest: bytes | bytearray = b'',
     submission: Message | None = None,
 ) -> None:
-    """Write an Objects file; it is there in full or not at all.
+    """Write an Objects file, complete or not at all.
 
     Args:
-        path: where.
+        path: the file.
         objects: Object messages, see make_messages; those of an ObjectsFile keep every field they
-        came with.
+            came with.
         rest: other fields of Objects, see ObjectsFile.
         submission: a Submission to wrap around the objects, for Waymo's server.
     Raises:
         OSError: a full disk, a folder that cannot be written; it names the file.
     """
     path = Path(path)
-    body, whole = (path.with_name(f'{path.name}.{part}') for part in ('objects.partial', 'partial'))
+    body = path.with_name(f'{path.name}.objects.partial')
+    whole = path.with_name(f'{path.name}.partial')
     try:
         with name_file(path):
             with body.open('wb') as file:

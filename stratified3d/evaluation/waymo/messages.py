@@ -1,17 +1,19 @@
 """Protobuf messages of the Waymo Open Dataset's Objects and Submission files, described in code.
 
-Only what the score needs is described; protobuf keeps every other field of a message as it came and
-writes it again. The pool is our own, so that the official package may be imported beside this one.
+Only what the score needs is described; protobuf keeps all other fields of a message and writes them
+again. The pool is our own, so that the official package may be imported beside this one.
 """
 
 from __future__ import annotations
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import Message
 
 _PACKAGE = 'stratified3d.waymo'
 _FIELD = descriptor_pb2.FieldDescriptorProto
-# message: {number: (name, type, default)}; a capital first letter names a message or an enumeration
-_MESSAGES = {
+# message: {number: (name, type, default)}; a capital first letter marks a message or an
+# enumeration, a star a repeated field
+_MESSAGES: dict[str, dict[int, tuple[str, ...]]] = {
     'Box': {
         1: ('center_x', 'double'),
         2: ('center_y', 'double'),
@@ -58,35 +60,45 @@ _ENUMS = {
 }
 
 
-def _build() -> dict[str, type]:
+def _build() -> dict[str, type[Message]]:
+    """Classes of all messages."""
     file = descriptor_pb2.FileDescriptorProto(
         name='stratified3d/waymo.proto', package=_PACKAGE, syntax='proto2'
     )
     for name, values in _ENUMS.items():
-        file.enum_type.add(name=name).value.extend(
-            descriptor_pb2.EnumValueDescriptorProto(name=value, number=i)
-            for i, value in enumerate(values)
-        )
-    for name, members in _MESSAGES.items():
+        enum = file.enum_type.add(name=name)
+        for i, value in enumerate(values):
+            enum.value.add(name=value, number=i)
+    for name, fields in _MESSAGES.items():
         message = file.message_type.add(name=name)
-        for number, (member, kind, *default) in members.items():
-            field = message.field.add(name=member, number=number, label=_FIELD.LABEL_OPTIONAL)
-            if kind.endswith('*'):
-                kind, field.label = kind[:-1], _FIELD.LABEL_REPEATED
-            if kind[0].isupper():
-                field.type = _FIELD.TYPE_ENUM if kind in _ENUMS else _FIELD.TYPE_MESSAGE
-                field.type_name = f'.{_PACKAGE}.{kind}'
-            else:
-                field.type = _FIELD.Type.Value(f'TYPE_{kind.upper()}')
-            if default:
-                field.default_value = default[0]
+        for number, (field_name, kind, *default) in fields.items():
+            _add_field(message, number, field_name, kind, default)
+
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return {
-        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f'{_PACKAGE}.{name}'))
-        for name in _MESSAGES
-    }
+    classes = {}
+    for name in _MESSAGES:
+        descriptor = pool.FindMessageTypeByName(f'{_PACKAGE}.{name}')
+        classes[name] = message_factory.GetMessageClass(descriptor)
+    return classes
+
+
+def _add_field(
+    message: descriptor_pb2.DescriptorProto, number: int, name: str, kind: str, default: list[str]
+) -> None:
+    field = message.field.add(name=name, number=number, label=_FIELD.LABEL_OPTIONAL)
+    if kind.endswith('*'):
+        kind = kind[:-1]
+        field.label = _FIELD.LABEL_REPEATED
+    if kind[0].isupper():
+        field.type = _FIELD.TYPE_ENUM if kind in _ENUMS else _FIELD.TYPE_MESSAGE
+        field.type_name = f'.{_PACKAGE}.{kind}'
+    else:
+        field.type = _FIELD.Type.Value(f'TYPE_{kind.upper()}')
+    if default:
+        field.default_value = default[0]
 
 
 _CLASSES = _build()
-Object, Submission = _CLASSES['Object'], _CLASSES['Submission']
+Object = _CLASSES['Object']
+Submission = _CLASSES['Submission']

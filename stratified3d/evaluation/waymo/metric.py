@@ -1,5 +1,4 @@
-"""The Waymo score in mmdet3d's test loop, without TensorFlow and without the program that mmdet3d's
-metric runs."""
+"""The Waymo score in mmdet3d's test loop, without TensorFlow and without the official program."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ from stratified3d.evaluation.waymo.boxes import (
 from stratified3d.evaluation.waymo.files import (
     ObjectsFile,
     make_messages,
-    read_boxes,
+    read_objects,
     write_objects,
 )
 from stratified3d.evaluation.waymo.score import (
@@ -38,13 +37,13 @@ from stratified3d.evaluation.waymo.score import (
     mean_scores,
 )
 
+_Frame = tuple[str, int]  # segment and timestamp
 _TYPES = dict(car=VEHICLE, vehicle=VEHICLE, pedestrian=PEDESTRIAN, sign=SIGN, cyclist=CYCLIST)
 
 
 @METRICS.register_module()
 class WaymoLevelMetric(BaseMetric):
-    """AP and APH at LEVEL_1 and LEVEL_2, by type and by type and range, as waymo_score.py defines
-    them.
+    """AP and APH at LEVEL_1 and LEVEL_2, by type and by type and range, see score.py.
 
     The frames that were tested are scored, each once. Results are `{breakdown}_LEVEL_{1, 2}_{AP,
     APH}` and the means of vehicles, pedestrians and cyclists, `mAP_LEVEL_1`, `mAPH_LEVEL_2` and so
@@ -52,16 +51,16 @@ class WaymoLevelMetric(BaseMetric):
 
     Args:
         ann_file: info file of the tested split: its frames and, without gt_file, their ground
-        truths, with
-            `num_lidar_pts` and, where it is known, `difficulty` (1 or 2; 0: to be derived) of every
-        instance. gt_file: Objects file with the ground truths, such as Waymo publishes; it has
-        signs and exact difficulties. bin_file: write the predictions there, as an Objects file.
-        format_only: write bin_file and score nothing: for the test split. collect_device, prefix:
-        as in mmengine.
+            truths, with `num_lidar_pts` and, where it is known, `difficulty` (1 or 2; 0: to be
+            derived) of every instance.
+        gt_file: Objects file with the ground truths, such as Waymo publishes; it has signs and
+            exact difficulties.
+        bin_file: write the predictions there, as an Objects file.
+        format_only: write bin_file and score nothing: for the test split.
+        collect_device, prefix: as in mmengine.
     Raises:
         FileNotFoundError, ValueError: no file, a damaged one, classes that Waymo does not know;
-        results that are no
-            frames of ann_file, or of one frame twice.
+            results that do not belong to the frames of ann_file, or two results of one frame.
     """
 
     default_prefix = 'waymo'
@@ -76,28 +75,28 @@ class WaymoLevelMetric(BaseMetric):
     ):
         super().__init__(**kwargs)
         if format_only and bin_file is None:
-            raise ValueError('format_only writes a file: let bin_file name it')
+            raise ValueError('format_only writes a file: set bin_file to its path')
         if not format_only and ann_file is None and gt_file is None:
             raise ValueError(
-                'no ground truths to score with: name an info file as ann_file or an Objects file as '
-                'gt_file'
+                'no ground truths to score with: set ann_file to an info file or gt_file to an '
+                'Objects file'
             )
-        self.format_only, self.bin_file = format_only, None if bin_file is None else Path(bin_file)
+        self.format_only = format_only
+        self.ann_file = ann_file
+        self.gt_file = gt_file
+        self.bin_file = None if bin_file is None else Path(bin_file)
+        self.frames: set[_Frame] | None = None
+        self.ground_truths: WaymoBoxes | None = None
+        self._types = np.zeros(0, np.uint8)  # by label
         if self.bin_file is not None:  # better now than after hours of testing
-            self.bin_file.parent.mkdir(parents=True, exist_ok=True)
-            if not os.access(self.bin_file.parent, os.W_OK):
-                raise PermissionError(
-                    f'{self.bin_file.parent}: this folder cannot be written; choose another bin_file'
-                )
-        self.ann_file, self.gt_file, self.frames, self.truth = ann_file, gt_file, None, None
+            _check_writable(self.bin_file.parent)
         if ann_file is not None:
             infos = read_info_file(ann_file)
             self.frames = _read_frames(infos, ann_file)
             if gt_file is None and not format_only and is_main_process():
-                self.truth = _read_truths(infos, ann_file)
+                self.ground_truths = _read_ground_truths(infos, ann_file)
         if gt_file is not None:
-            ObjectsFile(gt_file)  # raises; what is in it is read when there is something to score
-        self._types = None
+            ObjectsFile(gt_file)  # raises; the boxes are read when there is something to score
 
     @BaseMetric.dataset_meta.setter
     def dataset_meta(self, dataset_meta: dict) -> None:
@@ -110,98 +109,97 @@ class WaymoLevelMetric(BaseMetric):
         for sample in data_samples:
             found = sample['pred_instances_3d']
             boxes = found['bboxes_3d']
-            boxes = np.concatenate(
-                [boxes.gravity_center.cpu().numpy(), boxes.tensor[:, 3:7].cpu().numpy()], 1
+            centers = boxes.gravity_center.cpu().numpy()
+            sides_and_yaw = boxes.tensor[:, 3:7].cpu().numpy()
+            columns = dict(
+                boxes=np.concatenate([centers, sides_and_yaw], 1),
+                types=self._types[found['labels_3d'].cpu().numpy()],
+                scores=found['scores_3d'].cpu().numpy(),
             )
-            self.results.append(
-                (
-                    self._frame(sample),
-                    boxes,
-                    self._types[found['labels_3d'].cpu().numpy()],
-                    found['scores_3d'].cpu().numpy(),
-                )
-            )
+            self.results.append((self._frame(sample), columns))
 
-    def _frame(self, sample: dict) -> tuple[str, int]:
+    def _frame(self, sample: dict) -> _Frame:
         """Segment and timestamp of a sample."""
-        frame = sample.get('context_name'), sample.get('timestamp')
-        if None in frame:
+        context, timestamp = sample.get('context_name'), sample.get('timestamp')
+        if context is None or timestamp is None:
             # a number would not do: mmengine's datasets number their samples anew
             raise ValueError(
-                'a result does not say of which frame it is: let Pack3DDetInputs pass on the meta_keys '
-                "'context_name' and 'timestamp' as well"
+                'a result does not say of which frame it is: add the meta_keys '
+                "'context_name' and 'timestamp' to Pack3DDetInputs"
             )
+        frame = context, timestamp
         if self.frames is not None and frame not in self.frames:
             raise ValueError(
-                f'a result of frame {frame} is none of the {len(self.frames)} frames of {self.ann_file}: '
-                'the evaluator and the dataset take different info files'
+                f'a result of frame {frame} does not belong to the {len(self.frames)} frames of '
+                f'{self.ann_file}: the evaluator and the dataset use different info files'
             )
         return frame
 
     def compute_metrics(self, results: list[tuple]) -> dict[str, float]:
         """Scores of all frames that were tested, or none with format_only."""
-        tested = {frame for frame, *_ in results}
+        tested = {frame for frame, _ in results}
         if len(tested) < len(results):
             raise ValueError(
-                f'{len(results)} results of {len(tested)} different frames: every frame counts once, so '
-                'test without resampling'
+                f'{len(results)} results of {len(tested)} different frames: every frame counts '
+                'once, so test without resampling'
             )
-        predictions = _join(
-            [
-                (frame, dict(boxes=boxes, types=types, scores=scores))
-                for frame, boxes, types, scores in sorted(results, key=lambda row: row[0])
-            ]
-        )
+        predictions = _join(sorted(results, key=lambda row: row[0]))
         logger = MMLogger.get_current_instance()
         if self.bin_file is not None:
             write_objects(self.bin_file, make_messages(predictions))
             logger.info(f'{len(predictions)} boxes of {len(results)} frames are in {self.bin_file}')
         if self.format_only:
             return {}
-        if self.truth is None:
-            self.truth = read_boxes(self.gt_file, partial(tqdm, desc='ground truths', unit='box'))
-        frames = list(
-            zip(
-                map(self.truth.contexts.__getitem__, self.truth.context),
-                self.truth.timestamp.tolist(),
-            )
-        )
+
+        ground_truths = self._tested_ground_truths(tested)
+        progress = partial(tqdm, desc='matching', unit='block')
+        counts = count_boxes(predictions, ground_truths, progress)
+        scores = average_precisions(counts)
+        table = format_table(scores, counts.ground_truths)
+        logger.info(f'Waymo 3D detection, {len(results)} frames\n{table}')
+
+        metrics: dict[str, float] = {}
+        for level, means in mean_scores(scores).items():
+            metrics |= {f'm{key}_{level}': value for key, value in means.items()}
+        for name, values in scores.items():
+            metrics |= {f'{name}_{key}': value for key, value in values.items()}
+        return metrics
+
+    def _tested_ground_truths(self, tested: set[_Frame]) -> WaymoBoxes:
+        """Ground truths of the tested frames; warns where there are others."""
+        if self.ground_truths is None:
+            assert self.gt_file is not None  # checked above
+            progress = partial(tqdm, desc='ground truths', unit='box')
+            self.ground_truths = read_objects(self.gt_file, progress)
+        contexts = [self.ground_truths.contexts[i] for i in self.ground_truths.context]
+        frames = list(zip(contexts, self.ground_truths.timestamp.tolist()))
         missing = set(frames) - tested
         if missing:
-            logger.warning(
-                f'{len(missing)} frames that have ground truths in {self.gt_file or self.ann_file} were not '
-                f'tested and are left out; the score is of {len(tested)} frames'
+            MMLogger.get_current_instance().warning(
+                f'{len(missing)} frames that have ground truths in '
+                f'{self.gt_file or self.ann_file} were not tested and are left out; the score '
+                f'covers {len(tested)} frames'
             )
-        truth = self.truth.take(np.array([frame in tested for frame in frames], bool))
-        counts = count_boxes(predictions, truth, partial(tqdm, desc='matching', unit='block'))
-        scores = average_precisions(counts)
-        logger.info(
-            f'Waymo 3D detection, {len(results)} frames\n{format_table(scores, counts.truths)}'
-        )
-        return {
-            **{
-                f'm{key}_{level}': value
-                for level, values in mean_scores(scores).items()
-                for key, value in values.items()
-            },
-            **{
-                f'{name}_{key}': value
-                for name, values in scores.items()
-                for key, value in values.items()
-            },
-        }
+        return self.ground_truths.take(np.array([frame in tested for frame in frames], bool))
+
+
+def _check_writable(folder: Path) -> None:
+    """Make a folder; raise PermissionError where it cannot be written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f'{folder}: this folder cannot be written; choose another bin_file')
 
 
 def _type_of(name: str) -> int:
     """Waymo's number of a class of mmdet3d or of Waymo."""
     if name.lower() not in _TYPES:
         raise ValueError(
-            f'the class {name!r} is none of those that Waymo scores: {", ".join(_TYPES)}'
+            f'Waymo does not score the class {name!r}; its classes are {", ".join(_TYPES)}'
         )
     return _TYPES[name.lower()]
 
 
-def _read_frames(infos: dict, path: str) -> set[tuple[str, int]]:
+def _read_frames(infos: dict, path: str) -> set[_Frame]:
     """Segment and timestamp of each frame."""
     try:
         return {(frame['context_name'], int(frame['timestamp'])) for frame in infos['data_list']}
@@ -209,49 +207,40 @@ def _read_frames(infos: dict, path: str) -> set[tuple[str, int]]:
         raise ValueError(f'{path}: a frame has no {error}; is it an info file of Waymo?') from error
 
 
-def _read_truths(infos: dict, path: str) -> WaymoBoxes:
-    """Ground truths of an info file, whose boxes stand on their z."""
-    names = infos['metainfo'].get('categories') or {
-        name: i for i, name in enumerate(WaymoDataset.METAINFO['classes'])
-    }
+def _read_ground_truths(infos: dict, path: str) -> WaymoBoxes:
+    """Ground truths of an info file, whose z is that of the bottom."""
+    names = infos['metainfo'].get('categories')
+    if not names:
+        names = {name: i for i, name in enumerate(WaymoDataset.METAINFO['classes'])}
     types = {label: _type_of(name) for name, label in names.items() if label >= 0}
     rows = []
     for frame in infos['data_list']:
-        known = [
-            instance for instance in frame.get('instances', ()) if instance['bbox_label_3d'] >= 0
-        ]
-        if any('num_lidar_pts' not in instance for instance in known):
+        known = [row for row in frame.get('instances', ()) if row['bbox_label_3d'] >= 0]
+        if any('num_lidar_pts' not in row for row in known):
             raise ValueError(
-                f'{path}: frame {frame["sample_idx"]} has an instance without num_lidar_pts, which the '
-                'score depends on; give the metric the ground truths as gt_file'
+                f'{path}: frame {frame["sample_idx"]} has an instance without num_lidar_pts, which '
+                'the score depends on; set gt_file to an Objects file with the ground truths'
             )
-        boxes = np.array([instance['bbox_3d'][:7] for instance in known], np.float64).reshape(-1, 7)
+        boxes = np.array([row['bbox_3d'][:7] for row in known], np.float64).reshape(-1, 7)
         boxes[:, 2] += boxes[:, 5] / 2
-        rows.append(
-            (
-                (frame['context_name'], int(frame['timestamp'])),
-                dict(
-                    boxes=boxes,
-                    types=[types[instance['bbox_label_3d']] for instance in known],
-                    num_points=[instance['num_lidar_pts'] for instance in known],
-                    difficulty=[instance.get('difficulty', 0) for instance in known],
-                ),
-            )
+        columns = dict(
+            boxes=boxes,
+            types=[types[row['bbox_label_3d']] for row in known],
+            num_points=[row['num_lidar_pts'] for row in known],
+            difficulty=[row.get('difficulty', 0) for row in known],
         )
+        rows.append(((frame['context_name'], int(frame['timestamp'])), columns))
     return _join(rows)
 
 
-def _join(frames: list[tuple[tuple[str, int], dict]]) -> WaymoBoxes:
-    """Boxes of frames, each with its segment and timestamp and the same columns of make_boxes."""
-    contexts = {name: i for i, name in enumerate(dict.fromkeys(name for (name, _), _ in frames))}
+def _join(frames: list[tuple[_Frame, dict]]) -> WaymoBoxes:
+    """Boxes of frames, each with the same columns of make_boxes."""
+    if not frames:
+        return make_boxes([], [], [], [], [])
+    names = list(dict.fromkeys(name for (name, _), _ in frames))
+    number = {name: i for i, name in enumerate(names)}
+    context = [number[name] for (name, _), _ in frames]
+    timestamp = [stamp for (_, stamp), _ in frames]
     counts = [len(columns['boxes']) for _, columns in frames]
-    columns = {
-        key: np.concatenate([columns[key] for _, columns in frames])
-        for key in (frames[0][1] if frames else ())
-    }
-    return make_boxes(
-        list(contexts),
-        np.repeat([contexts[name] for (name, _), _ in frames], counts),
-        np.repeat([time for (_, time), _ in frames], counts),
-        **(columns or dict(boxes=[], types=[])),
-    )
+    joined = {key: np.concatenate([columns[key] for _, columns in frames]) for key in frames[0][1]}
+    return make_boxes(names, np.repeat(context, counts), np.repeat(timestamp, counts), **joined)

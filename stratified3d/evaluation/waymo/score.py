@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,151 +22,219 @@ BREAKDOWNS = (*TYPES, *(f'{name}_{reach}' for name in TYPES for reach in RANGES)
 LEVELS = (LEVEL_1, LEVEL_2)
 _BORDERS = (30.0, 50.0)
 _MAX_GAP = 0.05  # of recall, over which a curve is filled in
-_UNIT = (
-    2**30
-)  # heading accuracies are summed as whole numbers of 1 / _UNIT: the order of the frames cannot matter
+# heading accuracies are summed as integers, in units of 1 / _UNIT, so that the order of the frames
+# does not matter
+_UNIT = 2**30
 _FRAMES = 500  # matched at a time
 
 
 @dataclass
 class Counts:
-    """What is counted of each breakdown at each cutoff; counts of different frames add up.
+    """Counts of each breakdown (B) at each cutoff (C); counts of different frames add up.
 
-    true_positives, false_positives: [B, C] int64. heading: [B, C] int64, heading accuracies of the
-    true positives in units of 2^-30. false_negatives: [2, B, C] int64, by level. truths: [2, B]
-    int64, by level.
+    Attributes:
+        true_positives, false_positives: [B, C] int64.
+        heading: [B, C] int64, heading accuracies of the true positives in units of 2^-30.
+        false_negatives: [2, B, C] int64, by level.
+        ground_truths: [2, B] int64, by level.
     """
 
     true_positives: np.ndarray
     false_positives: np.ndarray
     heading: np.ndarray
     false_negatives: np.ndarray
-    truths: np.ndarray
+    ground_truths: np.ndarray
+
+    @classmethod
+    def zeros(cls) -> Counts:
+        """Counts of no frame."""
+        shape = (len(BREAKDOWNS), len(CUTOFFS))
+        levels = len(LEVELS)
+        return cls(
+            true_positives=np.zeros(shape, np.int64),
+            false_positives=np.zeros(shape, np.int64),
+            heading=np.zeros(shape, np.int64),
+            false_negatives=np.zeros((levels, *shape), np.int64),
+            ground_truths=np.zeros((levels, len(BREAKDOWNS)), np.int64),
+        )
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(
-            *(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values()))
-        )
+        return Counts(*(a + b for a, b in zip(vars(self).values(), vars(other).values())))
+
+
+class _SortedFrames(NamedTuple):
+    """Boxes of a set by frame: order [N] of the boxes, starts [frames + 1] of the frames in it."""
+
+    boxes: WaymoBoxes
+    order: np.ndarray
+    starts: np.ndarray
+
+    def cut(self, first: int, count: int) -> tuple[WaymoBoxes, np.ndarray]:
+        """Boxes of count frames from the first on, and starts [count + 1] of these frames."""
+        starts = self.starts[first : first + count + 1]
+        rows = self.order[starts[0] : starts[-1]]
+        return self.boxes.take(rows), starts - starts[0]
 
 
 def score_waymo(
-    predictions: WaymoBoxes, truth: WaymoBoxes, progress: Callable[[Iterable], Iterable] = iter
+    predictions: WaymoBoxes,
+    ground_truths: WaymoBoxes,
+    progress: Callable[[Iterable], Iterable] = iter,
 ) -> dict[str, dict[str, float]]:
-    """Score a set of frames.
+    """AP and APH of a set of frames.
 
     Args:
-        predictions, truth: see WaymoBoxes; the frames of both count.
+        predictions, ground_truths: see WaymoBoxes; the frames of both count.
         progress: wraps the loop, for a progress bar.
     Returns:
         {'VEHICLE_LEVEL_1': {'AP': 0 to 1, 'APH': 0 to 1}, ...}, see average_precisions.
     Raises:
         ValueError: boxes or scores that are not finite.
     """
-    return average_precisions(count_boxes(predictions, truth, progress))
+    return average_precisions(count_boxes(predictions, ground_truths, progress))
 
 
 def count_boxes(
-    predictions: WaymoBoxes, truth: WaymoBoxes, progress: Callable[[Iterable], Iterable] = iter
+    predictions: WaymoBoxes,
+    ground_truths: WaymoBoxes,
+    progress: Callable[[Iterable], Iterable] = iter,
 ) -> Counts:
     """Match and count, see score_waymo; Counts of parts of the frames, in any order, add up to
     those of all."""
     predictions.check('predictions')
-    truth.check('ground truths')
-    truth = truth.take(truth.num_points > 0)
-    (frame, true_frame), frames = number_frames(predictions, truth)
-    sets = []
-    for boxes, number in ((predictions, frame), (truth, true_frame)):
-        order = np.argsort(number, kind='stable')
-        sets.append((boxes, order, np.searchsorted(number[order], np.arange(frames + 1))))
-    counts = _count_frames(
-        predictions.take(slice(0)), truth.take(slice(0)), np.zeros(1, int), np.zeros(1, int)
-    )
+    ground_truths.check('ground truths')
+    ground_truths = ground_truths.take(ground_truths.num_points > 0)
+    (frame, gt_frame), frames = number_frames(predictions, ground_truths)
+    sorted_predictions = _sort_frames(predictions, frame, frames)
+    sorted_ground_truths = _sort_frames(ground_truths, gt_frame, frames)
+
+    counts = Counts.zeros()
     for first in progress(range(0, frames, _FRAMES)):
-        parts, bounds = [], []
-        for boxes, order, starts in sets:
-            starts = starts[first : first + _FRAMES + 1]
-            parts.append(boxes.take(order[starts[0] : starts[-1]]))
-            bounds.append(starts - starts[0])
-        counts += _count_frames(*parts, *bounds)
+        part, starts = sorted_predictions.cut(first, _FRAMES)
+        gt_part, gt_starts = sorted_ground_truths.cut(first, _FRAMES)
+        counts += _count_frames(part, gt_part, starts, gt_starts)
     return counts
 
 
+def _sort_frames(boxes: WaymoBoxes, frame: np.ndarray, frames: int) -> _SortedFrames:
+    order = np.argsort(frame, kind='stable')
+    starts = np.searchsorted(frame[order], np.arange(frames + 1))
+    return _SortedFrames(boxes, order, starts)
+
+
 def _count_frames(
-    predictions: WaymoBoxes, truth: WaymoBoxes, starts: np.ndarray, true_starts: np.ndarray
+    predictions: WaymoBoxes, ground_truths: WaymoBoxes, starts: np.ndarray, gt_starts: np.ndarray
 ) -> Counts:
     """Counts of frames whose boxes are sorted by frame; starts: [frames + 1]."""
     reached = count_cutoffs(predictions.scores)
     edges = find_edges(
-        predictions.boxes, predictions.types, starts, truth.boxes, truth.types, true_starts
+        predictions.boxes,
+        predictions.types,
+        starts,
+        ground_truths.boxes,
+        ground_truths.types,
+        gt_starts,
     )
-    difficulty = np.where(
-        truth.difficulty > 0, truth.difficulty, np.where(truth.num_points > 5, LEVEL_1, LEVEL_2)
+    by_points = np.where(ground_truths.num_points > 5, LEVEL_1, LEVEL_2)
+    given = ground_truths.difficulty
+    difficulty = np.where(given > 0, given, by_points)
+
+    counts = Counts.zeros()
+    for rows, gt_rows in zip(_breakdowns(predictions), _breakdowns(ground_truths)):
+        same = rows[edges[0]] == gt_rows[edges[1]]
+        matches = match_at_cutoffs(edges[0][same], edges[1][same], edges[2][same], reached)
+        counts += _count_matches(
+            predictions, ground_truths, rows, gt_rows, difficulty, reached, matches
+        )
+    return counts
+
+
+def _count_matches(
+    predictions: WaymoBoxes,
+    ground_truths: WaymoBoxes,
+    rows: np.ndarray,
+    gt_rows: np.ndarray,
+    difficulty: np.ndarray,
+    reached: np.ndarray,
+    matches: np.ndarray,
+) -> Counts:
+    """Counts of matches.
+
+    Args:
+        rows, gt_rows: breakdown of each box or -1.
+        difficulty: of each ground truth, known for all.
+        reached: see count_cutoffs; matches: see match_at_cutoffs.
+    """
+    prediction, ground_truth, start, stop = matches.T
+    matched_rows = rows[prediction]
+    accuracy = heading_accuracy(
+        predictions.boxes[prediction, 6], ground_truths.boxes[ground_truth, 6]
     )
-    total = None
-    for rows, true_rows in zip(_breakdowns(predictions), _breakdowns(truth)):
-        same = rows[edges[0]] == true_rows[edges[1]]
-        prediction, true, start, stop = match_at_cutoffs(*(part[same] for part in edges), reached).T
-        heading = np.round(
-            _UNIT * heading_accuracy(predictions.boxes[prediction, 6], truth.boxes[true, 6])
-        )
-        known, true_known = rows >= 0, true_rows >= 0
-        open_zone = ~predictions.in_no_label_zone
-        false = _spread(rows, 0, reached, known & open_zone) - _spread(
-            rows[prediction], start, stop, open_zone[prediction]
-        )
-        counts = Counts(
-            _spread(rows[prediction], start, stop),
-            false,
-            _spread(rows[prediction], start, stop, heading),
-            np.stack(
-                [
-                    _spread(true_rows, 0, len(CUTOFFS), true_known & (difficulty <= level))
-                    - _spread(true_rows[true], start, stop, difficulty[true] <= level)
-                    for level in LEVELS
-                ]
-            ),
-            np.stack(
-                [
-                    np.bincount(
-                        true_rows[true_known & (difficulty <= level)], minlength=len(BREAKDOWNS)
-                    )
-                    for level in LEVELS
-                ]
-            ),
-        )
-        total = counts if total is None else total + counts
-    return total
+    heading = np.round(_UNIT * accuracy)
+
+    # all predictions outside of no-label zones, less the matched ones
+    is_outside = ~predictions.in_no_label_zone
+    false_positives = _sum_by_cutoff(rows, 0, reached, (rows >= 0) & is_outside)
+    false_positives -= _sum_by_cutoff(matched_rows, start, stop, is_outside[prediction])
+
+    # all ground truths of a level, less the matched ones
+    false_negatives = []
+    totals = []
+    for level in LEVELS:
+        in_level = difficulty <= level
+        counted = (gt_rows >= 0) & in_level
+        missed = _sum_by_cutoff(gt_rows, 0, len(CUTOFFS), counted)
+        missed -= _sum_by_cutoff(gt_rows[ground_truth], start, stop, in_level[ground_truth])
+        false_negatives.append(missed)
+        totals.append(np.bincount(gt_rows[counted], minlength=len(BREAKDOWNS)))
+    return Counts(
+        _sum_by_cutoff(matched_rows, start, stop),
+        false_positives,
+        _sum_by_cutoff(matched_rows, start, stop, heading),
+        np.stack(false_negatives),
+        np.stack(totals),
+    )
 
 
 def _breakdowns(boxes: WaymoBoxes) -> tuple[np.ndarray, np.ndarray]:
     """[N] row of BREAKDOWNS by type, and by type and range; -1 where the type is unknown."""
-    known = (boxes.types > 0) & (boxes.types <= len(TYPES))
-    kind = np.where(known, boxes.types, 1).astype(np.int64) - 1
-    reach = np.searchsorted(_BORDERS, np.sqrt((boxes.boxes[:, :3] ** 2).sum(1)), side='right')
-    return np.where(known, kind, -1), np.where(known, len(TYPES) + len(RANGES) * kind + reach, -1)
+    is_known = (boxes.types > 0) & (boxes.types <= len(TYPES))
+    kind = np.where(is_known, boxes.types, 1).astype(np.int64) - 1
+    distance = np.sqrt((boxes.boxes[:, :3] ** 2).sum(1))
+    reach = np.searchsorted(_BORDERS, distance, side='right')
+    by_range = len(TYPES) + len(RANGES) * kind + reach
+    return np.where(is_known, kind, -1), np.where(is_known, by_range, -1)
 
 
-def _spread(
+def _sum_by_cutoff(
     rows: np.ndarray,
     start: np.ndarray | int,
     stop: np.ndarray | int,
-    amount: np.ndarray | None = None,
+    amounts: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Sum amounts, 1 by default, over rows and the cutoffs from start to stop: [B, C] int64."""
+    """Sum amounts of each breakdown at each cutoff.
+
+    Args:
+        rows: [N] breakdown of each amount; -1 leaves it out.
+        start, stop: [N], or one for all; an amount counts at the cutoffs from start up to stop.
+        amounts: [N], 1 by default.
+    Returns:
+        [B, C] int64.
+    """
     width = len(CUTOFFS) + 1
-    amount = np.ones(len(rows)) if amount is None else amount.astype(np.float64)
-    change = sum(
-        np.bincount(
-            (rows * width + edge)[rows >= 0], sign * amount[rows >= 0], len(BREAKDOWNS) * width
-        )
-        for edge, sign in ((start, 1), (stop, -1))
-    )
-    return change.reshape(-1, width).cumsum(1)[:, :-1].astype(np.int64)
+    weights = np.ones(len(rows)) if amounts is None else amounts.astype(np.float64)
+    is_known = rows >= 0
+    weights = weights[is_known]
+    size = len(BREAKDOWNS) * width
+    begins = np.bincount((rows * width + start)[is_known], weights, size)
+    ends = np.bincount((rows * width + stop)[is_known], -weights, size)
+    change = (begins + ends).reshape(-1, width)
+    return change.cumsum(1)[:, :-1].astype(np.int64)
 
 
-def heading_accuracy(heading: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def heading_accuracy(heading: np.ndarray, gt_heading: np.ndarray) -> np.ndarray:
     """1 for equal headings (radians) to 0 for opposite ones."""
-    gap = np.abs(heading - truth) % (2 * np.pi)
+    gap = np.abs(heading - gt_heading) % (2 * np.pi)
     return np.clip(1 - np.minimum(gap, 2 * np.pi - gap) / np.pi, 0, 1)
 
 
@@ -175,18 +244,20 @@ def average_precisions(counts: Counts) -> dict[str, dict[str, float]]:
     Returns:
         {'VEHICLE_LEVEL_1': {'AP': 0 to 1, 'APH': 0 to 1}, 'VEHICLE_LEVEL_2': ...,
         'VEHICLE_[0,30)_LEVEL_1': ...} for the types VEHICLE, PEDESTRIAN, SIGN, CYCLIST and the
-        ranges [0,30), [30,50), [50,inf); 0 without truths.
+        ranges [0,30), [30,50), [50,inf); 0 without ground truths.
     """
-    found, scores = counts.true_positives, {}
+    found = counts.true_positives
     made = np.maximum(found + counts.false_positives, 1)
+    scores = {}
     for row, name in enumerate(BREAKDOWNS):
+        values = dict(AP=found[row], APH=counts.heading[row] / _UNIT)
         for level, missed in zip(LEVELS, counts.false_negatives):
-            recall = found[row] / np.maximum(found + missed, 1)[row]
-            values = (found[row], counts.heading[row] / _UNIT)
-            scores[f'{name}_LEVEL_{level}'] = {
-                key: area_under_curve(np.where(recall > 0, value / made[row], 1.0), recall)
-                for key, value in zip(('AP', 'APH'), values)
-            }
+            recall = found[row] / np.maximum(found[row] + missed[row], 1)
+            entry = {}
+            for key, value in values.items():
+                precision = np.where(recall > 0, value / made[row], 1.0)
+                entry[key] = area_under_curve(precision, recall)
+            scores[f'{name}_LEVEL_{level}'] = entry
     return scores
 
 
@@ -202,60 +273,63 @@ def area_under_curve(precision: np.ndarray, recall: np.ndarray) -> float:
     best = {0.0: 1.0}
     for p, r in zip(precision.tolist(), recall.tolist()):
         best[r] = max(p, best.get(r, 0.0))
-    points, highest = [], 0.0
+
+    recalls: list[float] = []
+    precisions: list[float] = []
+    highest = 0.0
     for r in sorted(best, reverse=True):
-        while points and points[-1][0] - r > _MAX_GAP + 1e-6:
-            points.append((points[-1][0] - _MAX_GAP, highest))
+        while recalls and recalls[-1] - r > _MAX_GAP + 1e-6:
+            recalls.append(recalls[-1] - _MAX_GAP)
+            precisions.append(highest)
         highest = max(highest, best[r])
-        points.append((r, highest))
-    if len(points) < 2:
+        recalls.append(r)
+        precisions.append(highest)
+    if len(recalls) < 2:
         return 0.0
-    r, p = np.array(points).T
-    p[-1] = p[-2]
-    return float(((r[:-1] - r[1:]) * (p[:-1] + p[1:])).sum() / 2)
+
+    precisions[-1] = precisions[-2]
+    widths = np.subtract(recalls[:-1], recalls[1:])
+    heights = np.add(precisions[:-1], precisions[1:])
+    return float((widths * heights).sum() / 2)
 
 
 def mean_scores(scores: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     """{'LEVEL_1': {'AP': , 'APH': }, 'LEVEL_2': ...}: the benchmark's mean of vehicles, pedestrians
     and cyclists."""
-    return {
-        f'LEVEL_{level}': {
-            key: float(
-                np.mean([scores[f'{name}_LEVEL_{level}'][key] for name in TYPES if name != 'SIGN'])
-            )
-            for key in ('AP', 'APH')
+    names = [name for name in TYPES if name != 'SIGN']
+    means = {}
+    for level in LEVELS:
+        rows = [scores[f'{name}_LEVEL_{level}'] for name in names]
+        means[f'LEVEL_{level}'] = {
+            key: float(np.mean([row[key] for row in rows])) for key in ('AP', 'APH')
         }
-        for level in LEVELS
-    }
+    return means
 
 
-def format_table(scores: dict[str, dict[str, float]], truths: np.ndarray) -> str:
-    """Scores as text: a line for each breakdown that has a truth, and the means; truths: [2, B],
-    see Counts."""
+def format_table(scores: dict[str, dict[str, float]], ground_truths: np.ndarray) -> str:
+    """Scores as text: a line for each breakdown that has a ground truth, and the means.
+
+    Args:
+        scores: see average_precisions.
+        ground_truths: [2, B], see Counts.
+    """
     lines = [
         f'{"":<20}{"LEVEL_1":>24}{"LEVEL_2":>27}',
-        f'{"":<20}{"truths":>8}{"AP":>8}{"APH":>8}{"truths":>11}{"AP":>8}{"APH":>8}',
+        f'{"":<20}{"boxes":>8}{"AP":>8}{"APH":>8}{"boxes":>11}{"AP":>8}{"APH":>8}',
     ]
-    for row, name in sorted(
-        enumerate(BREAKDOWNS), key=lambda item: item[1].split('_')[0] != item[1]
-    ):
-        if truths[1, row]:
-            lines.append(
-                _line(
-                    name,
-                    [
-                        (truths[i, row], scores[f'{name}_LEVEL_{level}'])
-                        for i, level in enumerate(LEVELS)
-                    ],
-                )
-            )
-    means = mean_scores(scores)
-    return '\n'.join(
-        [*lines, _line('mean without SIGN', [('', means[f'LEVEL_{level}']) for level in LEVELS])]
-    )
+    rows = list(enumerate(BREAKDOWNS))
+    rows.sort(key=lambda row: row[1] not in TYPES)
+    for row, name in rows:
+        if ground_truths[1, row]:
+            cells = []
+            for i, level in enumerate(LEVELS):
+                cells.append((ground_truths[i, row], scores[f'{name}_LEVEL_{level}']))
+            lines.append(_format_row(name, cells))
+    means = [('', mean) for mean in mean_scores(scores).values()]
+    lines.append(_format_row('mean without SIGN', means))
+    return '\n'.join(lines)
 
 
-def _line(name: str, cells: list[tuple[object, dict[str, float]]]) -> str:
-    return f'{name:<20}' + '   '.join(
-        f'{count:>8}{score["AP"]:>8.4f}{score["APH"]:>8.4f}' for count, score in cells
-    )
+def _format_row(name: str, cells: Iterable[tuple[object, dict[str, float]]]) -> str:
+    columns = [f'{count:>8}{score["AP"]:>8.4f}{score["APH"]:>8.4f}' for count, score in cells]
+    return f'{name:<20}' + '   '.join(columns)

@@ -42,18 +42,22 @@ def check_grid(voxel_size: Sequence[float], point_cloud_range: Sequence[float]) 
         )
     bounds = zip(point_cloud_range[:3], point_cloud_range[3:])
     for axis, size, (lo, hi) in zip('xyz', voxel_size, bounds):
-        if not size > 0 or not hi > lo:
-            raise ValueError(
-                f'{axis}: voxel size {size} m must be positive and the range {lo} to {hi} m '
-                'not empty'
-            )
-        count = round((hi - lo) / size)
-        if abs((hi - lo) / size - count) > _WHOLE:
-            fitting = round(lo + max(count, 1) * size, 6)
-            raise ValueError(
-                f'{axis}: the range {lo} to {hi} m is not a multiple of the voxel size {size} m; '
-                f'{lo} to {fitting} m would be'
-            )
+        _check_axis(axis, size, lo, hi)
+
+
+def _check_axis(axis: str, size: float, lo: float, hi: float) -> None:
+    """One axis of a grid: a voxel's size and the range, in meters."""
+    if not size > 0 or not hi > lo:
+        raise ValueError(
+            f'{axis}: voxel size {size} m must be positive and the range {lo} to {hi} m not empty'
+        )
+    count = round((hi - lo) / size)
+    if abs((hi - lo) / size - count) > _WHOLE:
+        fitting = round(lo + max(count, 1) * size, 6)
+        raise ValueError(
+            f'{axis}: the range {lo} to {hi} m is not a multiple of the voxel size {size} m; '
+            f'{lo} to {fitting} m would be'
+        )
 
 
 def check_points(points: Tensor, sample: Tensor) -> None:
@@ -87,10 +91,10 @@ def check_windows(
     if batch_size < 1:
         raise ValueError(f'batch_size is at least 1, not {batch_size}')
 
+    limits = spatial_shape
+    if limits is None:
+        limits = [w * 2**UNKNOWN_AXIS_BITS - s for w, s in zip(window_shape, shift)]
     if len(coords) and checks_values(coords):
-        limits = spatial_shape
-        if limits is None:
-            limits = [w * 2**UNKNOWN_AXIS_BITS - s for w, s in zip(window_shape, shift)]
         _check_coords(coords, (batch_size, *limits))
 
 
@@ -123,10 +127,7 @@ def check_rotary_tables(x: Tensor, cos: Tensor, sin: Tensor) -> None:
 def check_rows(**tensors: Tensor) -> None:
     """Tensors by name: all [N, H, D], of one shape, dtype and device."""
     first, *others = tensors.values()
-    is_same = all(
-        x.shape == first.shape and x.dtype == first.dtype and x.device == first.device
-        for x in others
-    )
+    is_same = all(x.shape == first.shape and _is_alike(x, first) for x in others)
     if first.dim() != 3 or not is_same or first.shape[2] == 0:
         raise ValueError(
             f'{", ".join(tensors)} are [N, H, D] of one shape, dtype and device: '
@@ -146,8 +147,7 @@ def check_strides(**tensors: Tensor) -> None:
 
 def check_token_queries(q: Tensor, k: Tensor, batch_offsets: Tensor) -> None:
     """Queries q [B, M, H, D] of tokens against keys k [N, H, D] of rows, grouped by sample."""
-    is_same = q.dtype == k.dtype and q.device == k.device
-    if q.dim() != 4 or q.shape[2:] != k.shape[1:] or not is_same:
+    if q.dim() != 4 or q.shape[2:] != k.shape[1:] or not _is_alike(q, k):
         raise ValueError(f'q is [B, M, H, D] matching k: {_describe(q=q, k=k)}')
     check_strides(q=q)
     if batch_offsets.shape != (len(q) + 1,):
@@ -172,32 +172,28 @@ def check_strata(
             raise ValueError('strata_bias was given without strata_k and strata_v')
         return
 
-    problem = _find_strata_problem(q, strata_k, strata_v, strata_bias, batch)
+    problem = None
+    shape = strata_k.shape
+    is_shaped = strata_k.dim() == 4 and shape[0] == batch and shape[2:] == q.shape[1:]
+    if not is_shaped or shape != strata_v.shape:
+        problem = f'strata_k and strata_v are [B, M, H, D] with B = {batch}'
+    elif not (_is_alike(q, strata_k) and _is_alike(q, strata_v)):
+        problem = 'strata and q share dtype and device'
+    elif strata_bias is not None and not _is_bias(strata_bias, strata_k):
+        problem = 'strata_bias is [B, M, H] floating point'
     if problem:
         given = _describe(q=q, strata_k=strata_k, strata_v=strata_v, strata_bias=strata_bias)
         raise ValueError(f'{problem}: {given}')
     check_strides(strata_k=strata_k, strata_v=strata_v)
 
 
-def _find_strata_problem(
-    q: Tensor, strata_k: Tensor, strata_v: Tensor, strata_bias: Tensor | None, batch: int
-) -> str | None:
-    """What the strata would have to be, or None where they are fine."""
-    shape = strata_k.shape
-    has_shape = strata_k.dim() == 4 and shape[0] == batch and shape[2:] == q.shape[1:]
-    if not has_shape or shape != strata_v.shape:
-        return f'strata_k and strata_v are [B, M, H, D] with B = {batch}'
+def _is_alike(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.device == b.device
 
-    has_dtype = q.dtype == strata_k.dtype == strata_v.dtype
-    has_device = q.device == strata_k.device == strata_v.device
-    if not has_dtype or not has_device:
-        return 'strata and q share dtype and device'
 
-    if strata_bias is not None:
-        is_number = strata_bias.is_floating_point() and strata_bias.device == q.device
-        if strata_bias.shape != shape[:3] or not is_number:
-            return 'strata_bias is [B, M, H] floating point'
-    return None
+def _is_bias(bias: Tensor, strata_k: Tensor) -> bool:
+    is_number = bias.is_floating_point() and bias.device == strata_k.device
+    return bias.shape == strata_k.shape[:3] and is_number
 
 
 def check_plan(plan: WindowPlan, q: Tensor) -> None:

@@ -78,18 +78,20 @@ def sample_strata(
     offsets = chunk_offsets(batch_offsets, num_strata)
     size = offsets.diff()  # [B m]
     present = size > 0
-    shape = (len(batch_offsets) - 1, num_strata)
-    if not len(feats):
-        tokens = feats.new_zeros(*shape, feats.shape[1])
-        places = positions.new_zeros(*shape, 3).float()
-        return tokens, places, present.view(shape)
-
     row = offsets[:-1]
     if draw is not None:
         row = row + (draw.flatten() * size).long()
-    # an absent token may point behind the last row; its values are blanked
-    row = row.clamp(max=len(feats) - 1)
-    absent = ~present.unsqueeze(1)
-    tokens = feats[row].masked_fill(absent, 0)
-    places = positions[row].float().masked_fill(absent, 0)
-    return tokens.view(*shape, -1), places.view(*shape, 3), present.view(shape)
+
+    if len(feats):
+        # an absent token may point behind the last row
+        row = row.clamp(max=len(feats) - 1)
+        absent = ~present.unsqueeze(1)
+        tokens = feats[row].masked_fill(absent, 0)
+        places = positions[row].masked_fill(absent, 0)
+    else:
+        tokens = feats.new_zeros(len(row), feats.shape[1])
+        places = positions.new_zeros(len(row), 3)
+    shape = (len(batch_offsets) - 1, num_strata)
+    tokens = tokens.view(*shape, feats.shape[1])
+    places = places.float().view(*shape, 3)
+    return tokens, places, present.view(shape)

@@ -74,17 +74,27 @@ def voxelize(
     index = ((points[:, :3] - lowest) / size).floor()  # [P, 3] x, y, z
     is_inside = ((index >= 0) & (index < limit)).all(1)
     kept = is_inside.nonzero().squeeze(1)  # [K]
-    x, y, z = index[kept].long().unbind(1)
-    key = ((sample[kept].long() * shape[0] + z) * shape[1] + y) * shape[2] + x
+    key = _voxel_key(index[kept], sample[kept], shape)
 
     key, order = torch.sort(key, stable=True)
-    key, counts = torch.unique_consecutive(key, return_counts=True)
-    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return Voxels(_split_key(key, shape), offsets, kept[order])
+    key, counts = torch.unique_consecutive(key, return_counts=True)  # [N]
+    first = counts.new_zeros(1)
+    return Voxels(
+        coords=_split_key(key, shape),
+        offsets=torch.cat([first, counts.cumsum(0)]),
+        point_order=kept[order],
+    )
+
+
+def _voxel_key(index: Tensor, batch: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """[K] numbers of the voxels that points lie in, from index [K, 3] (x, y, z) and batch [K]."""
+    x, y, z = index.long().unbind(1)
+    depth, height, width = shape
+    return ((batch.long() * depth + z) * height + y) * width + x
 
 
 def _split_key(key: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """[N] numbers of voxels, counted sample by sample -> [N, 4] int32 (batch, z, y, x)."""
+    """[N] numbers of voxels -> [N, 4] int32 (batch, z, y, x)."""
     depth, height, width = shape
     batch = key // (depth * height * width)
     z = key // (height * width) % depth

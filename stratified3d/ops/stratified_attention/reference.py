@@ -38,12 +38,15 @@ def stratified_attention(
     windows = torch.stack([plan.window_start, plan.window_end, plan.sample], 1)[is_first]
     out = [q[:0]]
     for start, end, b in windows.tolist():
-        keys, values, bias = k[start:end], v[start:end], None
+        keys = k[start:end]
+        values = v[start:end]
+        bias = None
         if strata_k is not None and strata_v is not None:
             keys = torch.cat([keys, strata_k[b]])
             values = torch.cat([values, strata_v[b]])
             if strata_bias is not None:
-                bias = torch.cat([strata_bias.new_zeros(end - start, q.shape[1]), strata_bias[b]])
+                window_bias = strata_bias.new_zeros(end - start, q.shape[1])
+                bias = torch.cat([window_bias, strata_bias[b]])
         out.append(_attend(q[start:end], keys, values, bias, scale))
     return torch.cat(out)
 

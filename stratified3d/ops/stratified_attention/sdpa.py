@@ -53,12 +53,14 @@ def collect_strata(q: Tensor, k: Tensor, v: Tensor, batch_offsets: Tensor, scale
             # zeros that still depend on q: distributed training waits for a gradient of every
             # parameter
             everything = torch.ones_like(q[b], dtype=torch.bool)
-            samples.append(q[b].masked_fill(everything, 0))
-            continue
-        queries = _heads_first(q[b])  # [1, H, M, D]
-        keys, values = _heads_first(k[rows]), _heads_first(v[rows])  # [1, H, n, D]
-        out = F.scaled_dot_product_attention(queries, keys, values, scale=scale)
-        samples.append(out[0].transpose(0, 1))
+            out = q[b].masked_fill(everything, 0)
+        else:
+            queries = _heads_first(q[b])  # [1, H, M, D]
+            keys = _heads_first(k[rows])  # [1, H, n, D]
+            values = _heads_first(v[rows])
+            out = F.scaled_dot_product_attention(queries, keys, values, scale=scale)
+            out = out[0].transpose(0, 1)
+        samples.append(out)
     return torch.stack(samples)
 
 
@@ -81,17 +83,20 @@ def _read_sample(
     q: Tensor, strata_k: Tensor, strata_v: Tensor, strata_bias: Tensor | None, scale: float
 ) -> Tensor:
     """`read_strata` of one sample: q [n, H, D], strata [M, H, D], bias [M, H]."""
-    mask = absent = None
-    wide = q.dtype
-    if strata_bias is not None:
+    if strata_bias is None:
+        mask, absent, wide = None, None, q.dtype
+    else:
         # the bias keeps its precision, so the others are converted to it
         wide = torch.promote_types(q.dtype, strata_bias.dtype)
         bias = strata_bias.T.unsqueeze(1)  # [H, 1, M]
         absent = (bias == -torch.inf).all(-1, keepdim=True)
         mask = bias.masked_fill(absent, 0).to(wide).unsqueeze(0)
 
-    queries, keys, values = (_heads_first(x.to(wide)) for x in (q, strata_k, strata_v))
-    out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)[0]
+    queries = _heads_first(q.to(wide))
+    keys = _heads_first(strata_k.to(wide))
+    values = _heads_first(strata_v.to(wide))
+    out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
+    out = out[0]  # [H, n, D]
     if absent is not None:
         out = out.masked_fill(absent, 0)
     return out.transpose(0, 1).to(q.dtype)
@@ -210,17 +215,39 @@ def _attend_windows(x: _Inputs, scale: float) -> tuple[Tensor, Tensor]:
 
 def _merge_strata(out: Tensor, lse: Tensor, x: _Inputs, scale: float) -> None:
     """Extend the softmax of out [N, H, D] and lse [N, H] by the strata, in place."""
-    assert x.strata_k is not None and x.strata_v is not None
-    wide = out.dtype
-    for b, rows in enumerate(_sample_rows(x.batch_offsets)):
-        keys = x.strata_k[b].to(wide)
-        values = x.strata_v[b].to(wide).transpose(0, 1)  # [H, M, D]
-        logits = _strata_logits(x.q[rows].to(wide), keys, x.strata_bias, b, scale)  # [H, n, M]
+    for _, rows, sample in _samples(x, out.dtype):
+        logits = sample.strata_logits(scale)  # [H, n, M]
         joint = torch.logaddexp(lse[rows].T, logits.logsumexp(-1))  # [H, n]
-        strata_out = logits.sub_(joint.unsqueeze(-1)).exp_() @ values  # [H, n, D]
-        share = (lse[rows] - joint.T).exp_().unsqueeze(-1)
-        out[rows] = out[rows] * share + strata_out.transpose(0, 1)
+        weights = logits.sub_(joint.unsqueeze(-1)).exp_()
+        strata_out = weights @ sample.v  # [H, n, D]
+        window_share = (lse[rows] - joint.T).exp_().unsqueeze(-1)  # [n, H, 1]
+        out[rows] = out[rows] * window_share + strata_out.transpose(0, 1)
         lse[rows] = joint.T
+
+
+class _Sample(NamedTuple):
+    """Queries q [H, n, D] of one sample, its strata k, v [H, M, D] and their bias [M, H]."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bias: Tensor | None
+
+    def strata_logits(self, scale: float) -> Tensor:
+        """[H, n, M]."""
+        logits = (self.q @ self.k.transpose(-1, -2)).mul_(scale)
+        return logits if self.bias is None else logits.add_(self.bias.T.unsqueeze(1))
+
+
+def _samples(x: _Inputs, wide: torch.dtype) -> Iterator[tuple[int, slice, _Sample]]:
+    """Number, rows and tensors in a wide dtype of every sample of inputs with strata."""
+    assert x.strata_k is not None and x.strata_v is not None
+    for b, rows in enumerate(_sample_rows(x.batch_offsets)):
+        q = x.q[rows].to(wide).transpose(0, 1)
+        k = x.strata_k[b].to(wide).transpose(0, 1)
+        v = x.strata_v[b].to(wide).transpose(0, 1)
+        bias = None if x.strata_bias is None else x.strata_bias[b]
+        yield b, rows, _Sample(q, k, v, bias)
 
 
 def _window_gradients(
@@ -229,20 +256,26 @@ def _window_gradients(
     """Gradients of q, k, v [N, H, D] from the windows, in fp32 or wider."""
     wide = lse.dtype
     heads, width = x.q.shape[1:]
-    grad_q, grad_k, grad_v = (table.new_empty(table.shape, dtype=wide) for table in x[:3])
+    grad_q = x.q.new_empty(x.q.shape, dtype=wide)
+    grad_k = x.k.new_empty(x.k.shape, dtype=wide)
+    grad_v = x.v.new_empty(x.v.shape, dtype=wide)
+    # [N, H D]
     tables = [
         table.to(wide).reshape(len(table), heads * width) for table in (x.q, x.k, x.v, out, grad)
     ]
     for chunk in _window_chunks(x.window_start, x.window_end, 5 * heads * width, heads):
         inputs = (_take(table, chunk, heads) for table in tables)
         q, k, v, chunk_out, chunk_grad = inputs  # [W, H, L, D]
+        chunk_lse = _take(lse, chunk, heads).squeeze(-1)
         if chunk.padding is not None:
             # a padded query must not add to the gradients of keys and values
             chunk_grad.masked_fill_(chunk.padding[:, None, :, None], 0)
-        chunk_lse = _take(lse, chunk, heads).squeeze(-1)
-        grads = _chunk_gradients(q, k, v, chunk_out, chunk_grad, chunk_lse, chunk.padding, scale)
-        for table, values in zip((grad_q, grad_k, grad_v), grads):
-            _put(table, chunk, values.transpose(1, 2))
+        dq, dk, dv = _chunk_gradients(
+            q, k, v, chunk_out, chunk_grad, chunk_lse, chunk.padding, scale
+        )
+        _put(grad_q, chunk, dq.transpose(1, 2))
+        _put(grad_k, chunk, dk.transpose(1, 2))
+        _put(grad_v, chunk, dv.transpose(1, 2))
     return grad_q, grad_k, grad_v
 
 
@@ -256,22 +289,35 @@ def _strata_gradients(
     grad_k = x.strata_k.new_zeros(x.strata_k.shape, dtype=wide)
     grad_v = x.strata_v.new_zeros(x.strata_v.shape, dtype=wide)
     grad_bias = None if x.strata_bias is None else torch.zeros_like(x.strata_bias)
-    for b, rows in enumerate(_sample_rows(x.batch_offsets)):
-        queries = x.q[rows].to(wide)
-        grads = grad[rows].transpose(0, 1)  # [H, n, D]
-        keys = x.strata_k[b].to(wide)
-        values = x.strata_v[b].to(wide).transpose(0, 1)  # [H, M, D]
-        logits = _strata_logits(queries, keys, x.strata_bias, b, scale)
-        p = logits.sub_(lse[rows].T.unsqueeze(-1)).exp_()  # [H, n, M]
-        grad_v[b] = (p.transpose(-1, -2) @ grads).transpose(0, 1)
-
-        ds = (grads @ values.transpose(-1, -2)).sub_(delta[rows].T.unsqueeze(-1)).mul_(p)
+    for b, rows, sample in _samples(x, wide):
+        dq, dk, dv, dbias = _sample_gradients(sample, grad[rows], lse[rows], delta[rows], scale)
+        grad_q[rows] += dq
+        grad_k[b] = dk
+        grad_v[b] = dv
         if grad_bias is not None:
-            grad_bias[b] = ds.sum(1).T
-        ds = ds.mul_(scale)
-        grad_q[rows] += (ds @ keys.transpose(0, 1)).transpose(0, 1)
-        grad_k[b] = (ds.transpose(-1, -2) @ queries.transpose(0, 1)).transpose(0, 1)
+            grad_bias[b] = dbias
     return grad_k.to(x.strata_k.dtype), grad_v.to(x.strata_v.dtype), grad_bias
+
+
+def _sample_gradients(
+    sample: _Sample, grad: Tensor, lse: Tensor, delta: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of one sample's q [n, H, D], k, v [M, H, D] and bias [M, H].
+
+    grad: [n, H, D]; lse, delta: [n, H].
+    """
+    grad = grad.transpose(0, 1)  # [H, n, D]
+    logits = sample.strata_logits(scale)
+    p = logits.sub_(lse.T.unsqueeze(-1)).exp_()  # [H, n, M]
+    dv = p.transpose(-1, -2) @ grad
+
+    ds = grad @ sample.v.transpose(-1, -2)
+    ds = ds.sub_(delta.T.unsqueeze(-1)).mul_(p)
+    dbias = ds.sum(1)
+    ds = ds.mul_(scale)
+    dq = ds @ sample.k
+    dk = ds.transpose(-1, -2) @ sample.q
+    return dq.transpose(0, 1), dk.transpose(0, 1), dv.transpose(0, 1), dbias.T
 
 
 def _attend_chunk(
@@ -306,11 +352,14 @@ def _chunk_gradients(
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, q, k, v, out, lse.contiguous(), 0.0, False, attn_mask=mask, scale=scale
         )
-    p = _logits(q, k, padding, scale).sub_(lse.unsqueeze(-1)).exp_()
-    grad_v = p.transpose(-1, -2) @ grad
+    p = _logits(q, k, padding, scale).sub_(lse.unsqueeze(-1)).exp_()  # [W, H, L, L]
     delta = (grad * out).sum(-1, keepdim=True)
-    ds = (grad @ v.transpose(-1, -2)).sub_(delta).mul_(p).mul_(scale)
-    return ds @ k, ds.transpose(-1, -2) @ q, grad_v
+    ds = grad @ v.transpose(-1, -2)
+    ds = ds.sub_(delta).mul_(p).mul_(scale)
+    grad_q = ds @ k
+    grad_k = ds.transpose(-1, -2) @ q
+    grad_v = p.transpose(-1, -2) @ grad
+    return grad_q, grad_k, grad_v
 
 
 def _uses_flash(q: Tensor) -> bool:
@@ -345,11 +394,3 @@ def _logits(q: Tensor, k: Tensor, padding: Tensor | None, scale: float) -> Tenso
     """[W, H, L, L], -inf at padded keys."""
     logits = (q @ k.transpose(-1, -2)).mul_(scale)
     return logits if padding is None else logits.masked_fill_(padding[:, None, None, :], -torch.inf)
-
-
-def _strata_logits(
-    q: Tensor, strata_k: Tensor, strata_bias: Tensor | None, b: int, scale: float
-) -> Tensor:
-    """[H, n, M] of rows q [n, H, D] and tokens strata_k [M, H, D] of sample b."""
-    logits = (q.transpose(0, 1) @ strata_k.permute(1, 2, 0)).mul_(scale)
-    return logits if strata_bias is None else logits.add_(strata_bias[b].T.unsqueeze(1))

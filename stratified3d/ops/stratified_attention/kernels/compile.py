@@ -160,16 +160,20 @@ def compile_launch(item: Launch, capability: int = 90) -> Usage:
     target = GPUTarget('cuda', capability, 32)
     compiled = triton.compile(source, target=target, options=item.options)
 
+    numbers = _dump_usage(compiled.asm['cubin'])
+    spilled = numbers['STACK'] + numbers['LOCAL']
+    return Usage(compiled.metadata.shared, numbers['REG'], spilled)
+
+
+def _dump_usage(cubin: bytes) -> dict[str, int]:
+    """Numbers that cuobjdump prints for a compiled kernel: REG:40 STACK:0 SHARED:0 LOCAL:0 ..."""
     tool = Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
     with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
-        file.write(compiled.asm['cubin'])
+        file.write(cubin)
         file.flush()
         command = [str(tool), '--dump-resource-usage', file.name]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    # REG:40 STACK:0 SHARED:0 LOCAL:0 ...
-    numbers = {name: int(number) for name, number in re.findall(r'\b([A-Z]+):(\d+)', report)}
-    spilled = numbers['STACK'] + numbers['LOCAL']
-    return Usage(compiled.metadata.shared, numbers['REG'], spilled)
+    return {name: int(number) for name, number in re.findall(r'\b([A-Z]+):(\d+)', report)}
 
 
 def compile_all(

@@ -115,8 +115,9 @@ def _attend_windows(
     acc, row_max, row_sum = empty_softmax(BLOCK_M, BLOCK_D)
     for first in range(lo, hi, BLOCK_N):
         j = first + tl.arange(0, BLOCK_N)
-        keys = load_rows(k, j, k_stride, head, j < hi, WIDTH, BLOCK_D)  # [N, D]
-        values = load_rows(v, j, v_stride, head, j < hi, WIDTH, BLOCK_D)
+        valid = j < hi
+        keys = load_rows(k, j, k_stride, head, valid, WIDTH, BLOCK_D)  # [N, D]
+        values = load_rows(v, j, v_stride, head, valid, WIDTH, BLOCK_D)
         logits = dot(queries, tl.trans(keys)) * scale  # [M, N]
         if CAREFUL:
             logits += nan_where_not_finite(values)[None, :]

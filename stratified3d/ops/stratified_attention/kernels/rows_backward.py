@@ -104,9 +104,11 @@ def _query_gradient(
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for first in range(lo, hi, BLOCK_N):
         j = first + tl.arange(0, BLOCK_N)
-        keys = load_rows(k, j, k_stride, head, j < hi, WIDTH, BLOCK_D)  # [N, D]
-        values = load_rows(v, j, v_stride, head, j < hi, WIDTH, BLOCK_D)
-        weights = tl.exp2(dot(queries, tl.trans(keys)) * scale - lse[:, None])  # [M, N]
+        valid = j < hi
+        keys = load_rows(k, j, k_stride, head, valid, WIDTH, BLOCK_D)  # [N, D]
+        values = load_rows(v, j, v_stride, head, valid, WIDTH, BLOCK_D)
+        logits = dot(queries, tl.trans(keys)) * scale  # [M, N]
+        weights = tl.exp2(logits - lse[:, None])
         ds = weights * (dot(grad, tl.trans(values)) - delta[:, None])
 
         in_window = (j[None, :] >= start[:, None]) & (j[None, :] < end[:, None])
@@ -207,14 +209,16 @@ def _key_gradients(
     acc_v = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for first in range(lo, hi, BLOCK_N):
         i = first + tl.arange(0, BLOCK_N)
-        queries = load_rows(q, i, q_stride, head, i < hi, WIDTH, BLOCK_D)  # [N, D]
-        grad = load_rows(grad_out, i, grad_stride, head, i < hi, WIDTH, BLOCK_D)
-        row_lse = load_scalars(lse, i, heads, head, i < hi, float('inf'))
-        row_delta = load_scalars(delta, i, heads, head, i < hi, 0.0)
+        valid = i < hi
+        queries = load_rows(q, i, q_stride, head, valid, WIDTH, BLOCK_D)  # [N, D]
+        grad = load_rows(grad_out, i, grad_stride, head, valid, WIDTH, BLOCK_D)
+        row_lse = load_scalars(lse, i, heads, head, valid, float('inf'))
+        row_delta = load_scalars(delta, i, heads, head, valid, 0.0)
         if CAREFUL:
             # NaN where the incoming gradient or the query is not finite
             row_lse += row_delta - row_delta + nan_where_not_finite(queries)
-        weights = tl.exp2(dot(keys, tl.trans(queries)) * scale - row_lse[None, :])  # [M, N]
+        logits = dot(keys, tl.trans(queries)) * scale  # [M, N]
+        weights = tl.exp2(logits - row_lse[None, :])
         ds = weights * (dot(values, tl.trans(grad)) - row_delta[None, :])
         if CAREFUL:
             queries = finite_only(queries)

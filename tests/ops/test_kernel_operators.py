@@ -1,5 +1,7 @@
-"""The Triton backend as torch sees it, on a GPU or under Triton's interpreter (`test_triton.py`
-runs the latter)."""
+"""The Triton backend as torch sees it, on a GPU or under Triton's interpreter.
+
+`test_kernels.py` runs it under the interpreter.
+"""
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ pytestmark = pytest.mark.skipif(REASON is not None, reason=f'Triton backend: {RE
 SHAPE = (4, 20, 20)
 
 
-def inputs_of(sizes, window_shape=(4, 6, 6), heads=2, width=16, strata=5, seed=0):
+def make_inputs(sizes, window_shape=(4, 6, 6), heads=2, width=16, strata=5, seed=0):
     """(q, k, v), plan, (strata_q, strata_k, strata_v), bias; the bias has an absent token."""
     generator = torch.Generator().manual_seed(seed)
     plan = ops.plan_windows(
@@ -33,7 +35,7 @@ def inputs_of(sizes, window_shape=(4, 6, 6), heads=2, width=16, strata=5, seed=0
 
 def results(backend, sizes, **shape):
     """Outputs of the three functions and the gradients of all inputs of each."""
-    rows, plan, tokens, bias = inputs_of(sizes, **shape)
+    rows, plan, tokens, bias = make_inputs(sizes, **shape)
     (q, k, v), (sq, sk, sv) = (
         [x.detach().requires_grad_() for x in group] for group in (rows, tokens)
     )
@@ -56,6 +58,7 @@ def results(backend, sizes, **shape):
     return found
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=5, derandomize=True)
 @example(sizes=[100], heads=1, width=8, strata=3, window=(4, 20, 20))  # a window longer than a tile
 @given(
@@ -65,12 +68,12 @@ def results(backend, sizes, **shape):
     strata=st.integers(1, 40),
     window=st.tuples(st.integers(1, 4), st.integers(1, 20), st.integers(1, 20)),
 )
-def test_any_shape_equals_the_reference(sizes, heads, width, strata, window):
+def test_kernels_equal_the_reference_for_any_shape(sizes, heads, width, strata, window):
     shape = dict(window_shape=window, heads=heads, width=width, strata=strata)
     with poisoned_memory():
         found = results('triton', sizes, **shape)
-    for value, truth in zip(found, results('reference', sizes, **shape)):
-        assert relative_error(value, truth) <= TOLERANCES[torch.float32]
+    for value, expected in zip(found, results('reference', sizes, **shape)):
+        assert relative_error(value, expected) <= TOLERANCES[torch.float32]
 
 
 @settings(deadline=None, max_examples=10, derandomize=True)
@@ -83,7 +86,7 @@ def test_any_shape_equals_the_reference(sizes, heads, width, strata, window):
     width=st.integers(1, 40),
     pairs=st.integers(0, 20),
 )
-def test_rotations_equal_complex_products(rows, heads, width, pairs):
+def test_rotary_kernel_equals_complex_products(rows, heads, width, pairs):
     generator = torch.Generator().manual_seed(0)
     pairs = min(pairs, width // 2)
     x = (
@@ -98,32 +101,35 @@ def test_rotations_equal_complex_products(rows, heads, width, pairs):
         found = [out, *torch.autograd.grad(out, x, weight)]
     # fp64 is not for the kernels
     wide = x.detach().double().requires_grad_()
-    truth = ops.apply_rotary(wide, *(table.double() for table in tables))
-    for value, true in zip(found, [truth, *torch.autograd.grad(truth, wide, weight.double())]):
-        assert relative_error(value, true) <= TOLERANCES[torch.float32]
+    expected = ops.apply_rotary(wide, *(table.double() for table in tables))
+    for value, wanted in zip(
+        found, [expected, *torch.autograd.grad(expected, wide, weight.double())]
+    ):
+        assert relative_error(value, wanted) <= TOLERANCES[torch.float32]
 
 
 def test_other_backends_rotate_without_the_kernel(monkeypatch):
     from stratified3d.ops.stratified_attention import kernels as triton
 
     x, tables = torch.randn(3, 1, 8, device=DEVICE), torch.randn(2, 3, 4, device=DEVICE)
-    truth = ops.apply_rotary(x, *tables, backend='triton')
+    expected = ops.apply_rotary(x, *tables, backend='triton')
     monkeypatch.setattr(triton, 'rotate', lambda *_: 1 / 0)
     for backend in ('sdpa', 'reference'):
-        assert relative_error(ops.apply_rotary(x, *tables, backend=backend), truth) < 1e-6
+        assert relative_error(ops.apply_rotary(x, *tables, backend=backend), expected) < 1e-6
     with pytest.raises(ZeroDivisionError):
         ops.apply_rotary(x, *tables)
     monkeypatch.setenv('STRATIFIED3D_BACKEND', 'sdpa')
-    assert relative_error(ops.apply_rotary(x, *tables), truth) < 1e-6
+    assert relative_error(ops.apply_rotary(x, *tables), expected) < 1e-6
 
 
-def test_many_samples_in_one_tile():
+@pytest.mark.slow
+def test_kernels_take_many_samples_in_one_tile():
     sizes = [3, 0, 1, 0, 0, 7, 2, 0, 5, 1, 1, 0, 30, 0]
     shape = dict(heads=1, strata=2)
-    for value, truth in zip(
+    for value, expected in zip(
         results('triton', sizes, **shape), results('reference', sizes, **shape)
     ):
-        assert relative_error(value, truth) <= TOLERANCES[torch.float32]
+        assert relative_error(value, expected) <= TOLERANCES[torch.float32]
 
 
 def test_weights_below_the_range_of_fp16_keep_their_gradients():
@@ -140,7 +146,7 @@ def test_weights_below_the_range_of_fp16_keep_their_gradients():
     ]
     offsets = torch.tensor([0, rows], dtype=torch.int32, device=DEVICE)
     grad = (torch.randn(q.shape, device=DEVICE) * 2000).half()
-    found, truth = (
+    found, expected = (
         torch.autograd.grad(
             ops.collect_strata(*inputs, offsets, scale=0.9, backend=backend),
             inputs,
@@ -154,12 +160,13 @@ def test_weights_below_the_range_of_fp16_keep_their_gradients():
     small = [i for i in range(rows) if i != 40]
     errors = [
         (a[small].double() - b[small]).norm() / b[small].norm()
-        for a, b in zip(found[1:], truth[1:])
+        for a, b in zip(found[1:], expected[1:])
     ]
     assert max(errors) < 1e-3
 
 
-def test_results_repeat_bit_by_bit():
+@pytest.mark.slow
+def test_results_of_kernels_repeat_bit_by_bit():
     first, second = (results('triton', (70, 0, 40), strata=6) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second))
 
@@ -167,7 +174,7 @@ def test_results_repeat_bit_by_bit():
 @pytest.mark.parametrize('value', [torch.nan, torch.inf])
 @pytest.mark.parametrize('tensor', ['q', 'k', 'v', 'grad'])
 def test_what_is_not_finite_stays_in_its_window_in_both_directions(tensor, value):
-    (q, k, v), plan, _, _ = inputs_of((70, 40), heads=1, width=8)
+    (q, k, v), plan, _, _ = make_inputs((70, 40), heads=1, width=8)
     tensors = dict(q=q.clone(), k=k.clone(), v=v.clone(), grad=torch.randn_like(q))
     for row in (37, 90):
         tensors[tensor][row, :, 3] = value
@@ -179,15 +186,16 @@ def test_what_is_not_finite_stays_in_its_window_in_both_directions(tensor, value
         inputs = [tensors[name].detach().requires_grad_() for name in 'qkv']
         out = ops.stratified_attention(*inputs, plan, backend=backend)
         results[backend] = [out, *torch.autograd.grad(out, inputs, tensors['grad'])]
-    for found, truth in zip(results['triton'], results['reference']):
+    for found, expected in zip(results['triton'], results['reference']):
         assert found[~hurt].isfinite().all()
-        assert relative_error(found[~hurt], truth[~hurt]) <= TOLERANCES[torch.float32]
+        assert relative_error(found[~hurt], expected[~hurt]) <= TOLERANCES[torch.float32]
         # nothing that should be hurt comes out as a number
-        assert not (found.isfinite() & ~truth.isfinite()).any()
+        assert not (found.isfinite() & ~expected.isfinite()).any()
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_stays_in_its_sample():
-    rows, plan, (sq, sk, sv), bias = inputs_of((70, 0, 90))
+    rows, plan, (sq, sk, sv), bias = make_inputs((70, 0, 90))
     for tensor in (*rows, sq, sk, sv):
         tensor[0 if tensor.dim() == 4 else slice(0, 70)] = torch.nan
     (q, k, v), tokens = (
@@ -211,7 +219,7 @@ def test_what_is_not_finite_stays_in_its_sample():
 
 
 def test_rows_after_the_last_sample_attend_to_their_windows_alone():
-    (q, k, v), plan, (sq, sk, sv), bias = inputs_of((60, 40, 30))
+    (q, k, v), plan, (sq, sk, sv), bias = make_inputs((60, 40, 30))
     short = plan._replace(batch_offsets=plan.batch_offsets[:3])  # the last sample is no longer one
     op = torch.ops.stratified3d
     strata = (sk[:2], sv[:2], bias[:2])
@@ -236,8 +244,9 @@ def test_rows_after_the_last_sample_attend_to_their_windows_alone():
     )
 
 
+@pytest.mark.slow
 def test_operators_pass_torchs_own_check():
-    (q, k, v), plan, (sq, sk, sv), bias = inputs_of((20, 0, 11), heads=1, width=8, strata=2)
+    (q, k, v), plan, (sq, sk, sv), bias = make_inputs((20, 0, 11), heads=1, width=8, strata=2)
     rows = [x.detach().requires_grad_() for x in (q, k, v)]
     tokens = [x.detach().requires_grad_() for x in (sq, sk, sv)]
     bias = bias.requires_grad_()
@@ -255,31 +264,32 @@ def test_operators_pass_torchs_own_check():
     )
 
 
-def block_and_clouds(**setting):
+def make_block_and_samples(**setting):
     torch.manual_seed(0)
     block = StratifiedBlock(
         24,
         StratifiedAttention(MixerContext(24, 2), **dict(num_strata=4, backend='triton') | setting),
     ).to(DEVICE)
-    clouds = []
+    samples = []
     for sizes in ((40, 0, 25), (30, 3, 20)):
         coords = random_coords(sizes, SHAPE).to(DEVICE)
         positions = coords[:, [3, 2, 1]].float() * 0.3
         grid = build_window_grid(
             coords, positions, (4, 5, 5), (0, 0, 0), batch_size=3, spatial_shape=SHAPE, head_dim=12
         )
-        clouds.append((torch.randn(len(coords), 24, device=DEVICE, requires_grad=True), grid))
-    return block, clouds
+        samples.append((torch.randn(len(coords), 24, device=DEVICE, requires_grad=True), grid))
+    return block, samples
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('setting', [{}, dict(fusion='gated')], ids=['joint', 'gated'])
 def test_a_block_compiles_as_one_graph(setting):
-    block, clouds = block_and_clouds(**setting)
+    block, samples = make_block_and_samples(**setting)
     torch._dynamo.reset()
     compiled = torch.compile(
         block.mix, fullgraph=True, backend='inductor' if DEVICE == 'cuda' else 'aot_eager'
     )
-    for x, grid in clouds:  # the second one has another number of voxels
+    for x, grid in samples:  # the second one has another number of voxels
         found = []
         for function in (block.mix, compiled):
             out = function(x, grid)[0]
@@ -294,8 +304,9 @@ def test_a_block_compiles_as_one_graph(setting):
         assert all(a is b is None or relative_error(b, a) < 1e-5 for a, b in zip(*found))
 
 
+@pytest.mark.slow
 def test_a_block_is_exported_for_any_number_of_voxels():
-    block, (first, second) = block_and_clouds()
+    block, (first, second) = make_block_and_samples()
     count = torch.export.Dim('N', min=2)
     rows = len(first[0])
     dynamic = pytree.tree_map(
@@ -323,7 +334,7 @@ def test_a_block_is_exported_for_any_number_of_voxels():
 
 
 def test_a_gradient_of_a_gradient_is_refused():
-    (q, k, v), plan, _, _ = inputs_of((20,), heads=1, width=8)
+    (q, k, v), plan, _, _ = make_inputs((20,), heads=1, width=8)
     q = q.detach().requires_grad_()
     (grad,) = torch.autograd.grad(
         ops.stratified_attention(q, k, v, plan, backend='triton').square().sum(),

@@ -1,5 +1,4 @@
-"""What only a GPU can show: nothing waits for it, few kernels, CUDA graphs, rows beyond 32-bit
-addresses."""
+"""What only a GPU can show: no waiting, few kernels, CUDA graphs, addresses beyond 32 bits."""
 
 import contextlib
 
@@ -26,7 +25,7 @@ def no_waiting():
         torch.cuda.set_sync_debug_mode('default')
 
 
-def cloud(sizes=(3000, 0, 2000), heads=4, width=32, strata=64, seed=0):
+def make_inputs(sizes=(3000, 0, 2000), heads=4, width=32, strata=64, seed=0):
     coords = random_coords(sizes, SHAPE, seed).cuda()
     q, k, v = torch.randn(3, len(coords), heads, width, device='cuda', dtype=torch.bfloat16).unbind(
         0
@@ -38,7 +37,7 @@ def cloud(sizes=(3000, 0, 2000), heads=4, width=32, strata=64, seed=0):
     return coords, [x.requires_grad_() for x in (q, k, v, *tokens, bias)]
 
 
-def everything(coords, inputs, batch=3):
+def run_all(coords, inputs, batch=3):
     """Plan and the three functions, forward and backward."""
     q, k, v, sq, sk, sv, bias = inputs
     plan = ops.plan_windows(coords, (8, 12, 12), batch_size=batch, spatial_shape=SHAPE)
@@ -50,7 +49,7 @@ def everything(coords, inputs, batch=3):
     return torch.autograd.grad(outs, inputs, [torch.ones_like(x) for x in outs])
 
 
-def block_of(channels=128, heads=4):
+def make_block(channels=128, heads=4):
     torch.manual_seed(0)
     return StratifiedBlock(channels, StratifiedAttention(MixerContext(channels, heads))).cuda()
 
@@ -69,7 +68,7 @@ def mix(block, coords, feats, batch=3):
     return block.mix(feats, grid)[0]
 
 
-def kernels(call):
+def launched_kernels(call):
     """Names of the device kernels that a call launches."""
     call()
     torch.cuda.synchronize()
@@ -79,23 +78,23 @@ def kernels(call):
     return [e.name for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
 
 
-def test_nothing_waits_for_the_device():
-    coords, inputs = cloud()
-    everything(coords, inputs)  # compiles
+def test_attention_does_not_wait_for_the_device():
+    coords, inputs = make_inputs()
+    run_all(coords, inputs)  # compiles
     with no_waiting():
-        everything(coords, inputs)
+        run_all(coords, inputs)
 
 
-def test_a_block_does_not_wait_either():
-    coords, _ = cloud()
-    block, feats = block_of(), torch.randn(len(coords), 128, device='cuda', requires_grad=True)
+def test_block_does_not_wait_for_the_device():
+    coords, _ = make_inputs()
+    block, feats = make_block(), torch.randn(len(coords), 128, device='cuda', requires_grad=True)
     mix(block, coords, feats).sum().backward()
     with no_waiting():
         mix(block, coords, feats).sum().backward()
 
 
-def test_a_stage_does_not_wait_but_for_its_convolutions():
-    coords, _ = cloud()
+def test_stage_without_convolutions_does_not_wait_for_the_device():
+    coords, _ = make_inputs()
     stage = StratifiedStage(
         128,
         2,
@@ -118,27 +117,29 @@ def test_a_stage_does_not_wait_but_for_its_convolutions():
         step()
 
 
-def test_attention_is_few_kernels():
-    coords, (q, k, v, sq, sk, sv, bias) = cloud()
+def test_attention_launches_few_kernels():
+    coords, (q, k, v, sq, sk, sv, bias) = make_inputs()
     plan = ops.plan_windows(coords, (8, 12, 12), batch_size=3, spatial_shape=SHAPE)
-    attend = kernels(lambda: ops.stratified_attention(q, k, v, plan, sk, sv, strata_bias=bias))
+    attend = launched_kernels(
+        lambda: ops.stratified_attention(q, k, v, plan, sk, sv, strata_bias=bias)
+    )
     assert attend == ['attend_kernel']
-    turn = ops.rotary_angles(torch.randn(len(q), 3, device='cuda'), 32)
-    assert kernels(lambda: ops.apply_rotary(q, *turn)) == ['rotate_kernel']
-    assert kernels(lambda: ops.collect_strata(sq, k, v, plan.batch_offsets)) == [
+    tables = ops.rotary_angles(torch.randn(len(q), 3, device='cuda'), 32)
+    assert launched_kernels(lambda: ops.apply_rotary(q, *tables)) == ['rotate_kernel']
+    assert launched_kernels(lambda: ops.collect_strata(sq, k, v, plan.batch_offsets)) == [
         'collect_kernel',
         'combine_kernel',
     ]
-    block, feats = block_of(), torch.randn(len(coords), 128, device='cuda')
-    names = kernels(lambda: mix(block, coords, feats))
+    block, feats = make_block(), torch.randn(len(coords), 128, device='cuda')
+    names = launched_kernels(lambda: mix(block, coords, feats))
     assert sum(name in ('attend_kernel', 'collect_kernel', 'combine_kernel') for name in names) == 3
     assert len(names) < 150, f'{len(names)} kernels'
 
 
 def test_plan_and_block_are_captured_in_a_cuda_graph():
-    coords, _ = cloud()
-    other, _ = cloud(seed=1)
-    block, feats = block_of(), torch.randn(len(coords), 128, device='cuda')
+    coords, _ = make_inputs()
+    other, _ = make_inputs(seed=1)
+    block, feats = make_block(), torch.randn(len(coords), 128, device='cuda')
     static_coords, static_feats = coords.clone(), feats.clone()
     with torch.no_grad():
         side = torch.cuda.Stream()
@@ -155,7 +156,7 @@ def test_plan_and_block_are_captured_in_a_cuda_graph():
             assert relative_error(out, mix(block, c, feats)) < 1e-5
 
 
-def test_rows_beyond_32_bit_addresses():
+def test_attention_addresses_rows_beyond_32_bits():
     heads, width, rows = 16, 128, 1_100_000  # N H D exceeds 2^31
     q = torch.randn(rows, heads, width, device='cuda', dtype=torch.bfloat16)
     row = torch.arange(rows, device='cuda', dtype=torch.int32)

@@ -28,14 +28,14 @@ def random_boxes(count, rng):
 
 
 @pytest.mark.parametrize('place', [0.0, 5000.0])
-def test_intersections_equal_shapely(place):
+def test_rotated_intersections_equal_shapely(place):
     rng = np.random.default_rng(0)
     a, b = random_boxes(3000, rng), random_boxes(3000, rng)
     a[:, :2] += place
     b[:, :2] += place
-    truth = [polygon(p).intersection(polygon(q)).area for p, q in zip(a, b)]
+    expected = [polygon(p).intersection(polygon(q)).area for p, q in zip(a, b)]
     np.testing.assert_allclose(
-        rotated_intersection(torch.tensor(a), torch.tensor(b)), truth, atol=2e-5
+        rotated_intersection(torch.tensor(a), torch.tensor(b)), expected, atol=2e-5
     )
 
 
@@ -54,7 +54,7 @@ DEGENERATE = [
 
 
 @pytest.mark.parametrize('a, b', DEGENERATE)
-def test_degenerate_pairs_equal_shapely(a, b):
+def test_intersections_of_degenerate_pairs_equal_shapely(a, b):
     for p, q in ((a, b), (b, a)):
         inter = float(
             rotated_intersection(
@@ -64,7 +64,7 @@ def test_degenerate_pairs_equal_shapely(a, b):
         assert inter == pytest.approx(polygon(p).intersection(polygon(q)).area, abs=4e-5)
 
 
-def test_iou_and_its_gradient():
+def test_rotated_iou_and_its_gradient():
     a = torch.tensor([0.0, 0, 4, 2, 0.0], dtype=torch.float64)
     b = torch.tensor([1.0, 0.2, 3, 2, 0.4], dtype=torch.float64, requires_grad=True)
     assert float(rotated_iou(a, a)) == pytest.approx(1, abs=1e-5)
@@ -82,7 +82,7 @@ def greedy(overlap):
 
 @settings(deadline=None, max_examples=30)
 @given(count=st.integers(0, 40), seed=st.integers(0, 1000), limit=st.sampled_from([None, 3]))
-def test_suppression_equals_the_greedy_loop(count, seed, limit):
+def test_nms_equals_the_greedy_loop(count, seed, limit):
     rng = np.random.default_rng(seed)
     boxes = random_boxes(count, rng)
     scores = np.round(rng.random(count), 1)  # with ties

@@ -10,21 +10,21 @@ from stratified3d.ops import apply_rotary, rotary_angles
 
 @settings(deadline=None, max_examples=30)
 @given(width=st.integers(6, 40), seed=st.integers(0, 99))
-def test_products_depend_on_the_difference_of_positions_only(width, seed):
+def test_rotary_products_depend_on_the_difference_of_positions_only(width, seed):
     generator = torch.Generator().manual_seed(seed)
     q, k = torch.randn(2, 7, 2, width, generator=generator, dtype=torch.float64).unbind(0)
-    here, there = (torch.randn(2, 7, 3, generator=generator, dtype=torch.float64) * 20).unbind(0)
+    first, second = (torch.randn(2, 7, 3, generator=generator, dtype=torch.float64) * 20).unbind(0)
     move = torch.randn(3, generator=generator, dtype=torch.float64) * 30
     products = []
     for offset in (0, move):
-        a = apply_rotary(q, *rotary_angles(here + offset, width))
-        b = apply_rotary(k, *rotary_angles(there + offset, width))
+        a = apply_rotary(q, *rotary_angles(first + offset, width))
+        b = apply_rotary(k, *rotary_angles(second + offset, width))
         products.append((a * b).sum(-1))
     torch.testing.assert_close(products[0], products[1])
     torch.testing.assert_close(a.norm(dim=-1), q.norm(dim=-1))  # a rotation keeps lengths
 
 
-def test_angles_are_those_of_the_definition():
+def test_rotary_angles_follow_their_definition():
     positions = torch.tensor([[3.0, -2.0, 0.5]])
     cos, sin = rotary_angles(positions, 20, min_wavelength=2.0, max_wavelength=32.0)
     wavelengths = [2.0, 8.0, 32.0]
@@ -33,10 +33,10 @@ def test_angles_are_those_of_the_definition():
     torch.testing.assert_close(cos[0], torch.tensor(expected + left).cos(), atol=1e-5, rtol=0)
     torch.testing.assert_close(sin[0], torch.tensor(expected + left).sin(), atol=1e-5, rtol=0)
     x = torch.randn(1, 1, 20)
-    turned = apply_rotary(x, cos, sin)
-    assert torch.equal(turned[..., 18:], x[..., 18:])
+    rotated = apply_rotary(x, cos, sin)
+    assert torch.equal(rotated[..., 18:], x[..., 18:])
     a, b = x[0, 0, 2:4].tolist()
-    assert turned[0, 0, 2].item() == pytest.approx(
+    assert rotated[0, 0, 2].item() == pytest.approx(
         a * math.cos(expected[1]) - b * math.sin(expected[1]), abs=1e-5
     )
 
@@ -45,7 +45,7 @@ def test_angles_are_those_of_the_definition():
     'channels', [slice(None), slice(1, None), slice(None, None, 2)], ids=['first', 'odd', 'apart']
 )
 @pytest.mark.parametrize('width', [1, 7, 13, 32])
-def test_rows_of_any_layout_are_turned_alike(width, channels):
+def test_apply_rotary_takes_rows_of_any_layout(width, channels):
     """Slices of a projection, odd widths and offsets, tables narrower than the heads, against the
     definition."""
     torch.manual_seed(0)
@@ -64,34 +64,32 @@ def test_rows_of_any_layout_are_turned_alike(width, channels):
     expected = torch.stack(expected, -1)
     torch.testing.assert_close(apply_rotary(q, cos, sin), expected)
     weight = torch.randn_like(expected)
-    found, truth = (
+    found, wanted = (
         torch.autograd.grad(out, rows, weight, retain_graph=True)[0]
         for out in (apply_rotary(q, cos, sin), expected)
     )
-    torch.testing.assert_close(found, truth)
+    torch.testing.assert_close(found, wanted)
 
 
-def test_half_precision_keeps_its_dtype_and_fp32_angles():
+def test_apply_rotary_keeps_half_precision_and_fp32_angles():
     positions = torch.tensor([[53.9, -53.9, 2.9]])
     cos, sin = rotary_angles(positions.half(), 32)
     assert cos.dtype == torch.float32
     x = torch.randn(1, 2, 32)
     for dtype in (torch.bfloat16, torch.float16):
-        turned = apply_rotary(x.to(dtype), cos, sin)
-        assert turned.dtype == dtype
-        torch.testing.assert_close(turned, apply_rotary(x.to(dtype).float(), cos, sin).to(dtype))
+        rotated = apply_rotary(x.to(dtype), cos, sin)
+        assert rotated.dtype == dtype
+        torch.testing.assert_close(rotated, apply_rotary(x.to(dtype).float(), cos, sin).to(dtype))
         # tables in half precision are poor angles, but no error
         assert apply_rotary(x.to(dtype), cos.to(dtype), sin.to(dtype)).dtype == dtype
 
 
-def test_bad_input_is_named():
-    with pytest.raises(ValueError, match=r'positions are \[\.\.\., 3\], not \(4, 2\)'):
+def test_rotary_embedding_refuses_bad_input():
+    with pytest.raises(ValueError, match=r'positions .* not \(4, 2\)'):
         rotary_angles(torch.zeros(4, 2), 32)
-    with pytest.raises(ValueError, match='wavelengths must satisfy 0 < 2.0 <= 1.0'):
+    with pytest.raises(ValueError, match='0 < 2.0 <= 1.0'):
         rotary_angles(torch.zeros(4, 3), 32, min_wavelength=2.0, max_wavelength=1.0)
-    with pytest.raises(ValueError, match='tables for 32 channels do not fit heads of width 16'):
+    with pytest.raises(ValueError, match='32 channels .* width 16'):
         apply_rotary(torch.zeros(4, 1, 16), *rotary_angles(torch.zeros(4, 3), 32))
-    with pytest.raises(
-        ValueError, match=r'cos \(1, 8\) and sin \(1, 8\) must have the rows of x, \(4,\)'
-    ):
+    with pytest.raises(ValueError, match=r'cos \(1, 8\) .* \(4,\)'):
         apply_rotary(torch.zeros(4, 1, 16), *rotary_angles(torch.zeros(1, 3), 16))

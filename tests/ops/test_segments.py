@@ -8,7 +8,7 @@ from stratified3d.ops import segment_broadcast, segment_ids, segment_reduce, seg
 lengths = st.lists(st.integers(0, 5), min_size=1, max_size=12)
 
 
-def make(lengths, columns=3, seed=0):
+def random_segments(lengths, columns=3, seed=0):
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(int(offsets[-1]), columns, generator=generator, dtype=torch.float64), offsets
@@ -18,21 +18,18 @@ def plain(values, offsets, reduce):
     rows = []
     for a, b in zip(offsets.tolist(), offsets.tolist()[1:]):
         part = values[a:b]
-        rows.append(
-            part.sum(0)
-            if a == b or reduce == 'sum'
-            else part.mean(0)
-            if reduce == 'mean'
-            else part.amax(0)
-        )
+        if a == b or reduce == 'sum':
+            rows.append(part.sum(0))
+        else:
+            rows.append(part.mean(0) if reduce == 'mean' else part.amax(0))
     return torch.stack(rows)
 
 
 @pytest.mark.parametrize('reduce', ['sum', 'mean', 'max'])
 @settings(deadline=None, max_examples=30)
 @given(lengths=lengths, seed=st.integers(0, 100))
-def test_reduce_equals_a_loop_over_segments(reduce, lengths, seed):
-    values, offsets = make(lengths, seed=seed)
+def test_segment_reduce_equals_a_loop_over_segments(reduce, lengths, seed):
+    values, offsets = random_segments(lengths, seed=seed)
     values.requires_grad_()
     weight = torch.randn(len(lengths), 3, dtype=torch.float64)
     results = []
@@ -43,7 +40,7 @@ def test_reduce_equals_a_loop_over_segments(reduce, lengths, seed):
     torch.testing.assert_close(results[0], results[1])
 
 
-def test_gradient_of_a_tie_is_shared():
+def test_gradient_of_a_maximum_is_shared_in_a_tie():
     values = torch.tensor([[1.0], [1.0], [0.0]], requires_grad=True)
     segment_reduce(values, torch.tensor([0, 3]), 'max').backward(torch.tensor([[2.0]]))
     assert values.grad.tolist() == [[1.0], [1.0], [0.0]]
@@ -51,8 +48,8 @@ def test_gradient_of_a_tie_is_shared():
 
 @settings(deadline=None, max_examples=30)
 @given(lengths=lengths)
-def test_broadcast_and_ids(lengths):
-    _, offsets = make(lengths)
+def test_segment_broadcast_and_ids_repeat_each_segment(lengths):
+    _, offsets = random_segments(lengths)
     ids = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     assert torch.equal(segment_ids(offsets, int(offsets[-1])), ids)
     values = torch.randn(len(lengths), 2, dtype=torch.float64, requires_grad=True)
@@ -64,17 +61,17 @@ def test_broadcast_and_ids(lengths):
 
 @settings(deadline=None, max_examples=30)
 @given(lengths=lengths)
-def test_softmax_equals_a_loop_over_segments(lengths):
-    scores, offsets = make(lengths, 1)
+def test_segment_softmax_equals_a_loop_over_segments(lengths):
+    scores, offsets = random_segments(lengths, 1)
     scores = (scores * 50).requires_grad_()
     weights = segment_softmax(scores, offsets)
-    truth = torch.cat(
+    expected = torch.cat(
         [scores[a:b].softmax(0) for a, b in zip(offsets.tolist(), offsets.tolist()[1:])]
     )
-    torch.testing.assert_close(weights, truth)
+    torch.testing.assert_close(weights, expected)
     assert torch.autograd.gradcheck(lambda s: segment_softmax(s, offsets), scores)
 
 
-def test_unknown_reduction_is_named():
+def test_segment_reduce_refuses_unknown_reductions():
     with pytest.raises(ValueError, match="not 'median'"):
         segment_reduce(torch.zeros(1, 1), torch.tensor([0, 1]), 'median')

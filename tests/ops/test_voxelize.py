@@ -36,7 +36,7 @@ def test_every_point_in_range_is_in_its_voxel_once(count, batch, seed):
     )
 
 
-def test_nothing_in_range():
+def test_points_out_of_range_give_no_voxels():
     voxels = voxelize(torch.full((3, 3), 99.0), torch.zeros(3, dtype=torch.long), SIZE, RANGE)
     assert (
         voxels.coords.shape == (0, 4)
@@ -52,7 +52,7 @@ def test_a_point_on_the_upper_border_is_outside():
     ]
 
 
-def test_centers_lie_half_a_voxel_inside():
+def test_voxel_centers_lie_half_a_voxel_inside():
     centers = voxel_centers(
         torch.tensor([[0, 0, 0, 0], [1, 3, 2, 1]], dtype=torch.int32), SIZE, RANGE
     )
@@ -72,15 +72,15 @@ def test_grid_shape_is_z_y_x():
         (
             (0.3, 0.25, 0.5),
             RANGE,
-            'x: the range -4.0 to 4.0 m is not a multiple .*; -4.0 to 4.1 m',
+            'x: .* not a multiple .* to 4.1 m',
         ),
-        ((0.0, 0.25, 0.5), RANGE, 'x: voxel size 0.0 m must be positive'),
-        (SIZE, (-4, 3, -1, 4, -3, 1), 'y: .* the range 3 to -3 m not empty'),
+        ((0.0, 0.25, 0.5), RANGE, 'x: voxel size 0.0 m'),
+        (SIZE, (-4, 3, -1, 4, -3, 1), 'y: .* 3 to -3 m not empty'),
         ((0.5, 0.5), RANGE, 'voxel_size has 3 numbers'),
         ((99.0, 0.25, 0.5), RANGE, 'not a multiple'),
     ],
 )
-def test_bad_grids_are_named(size, bounds, message):
+def test_bad_grids_are_refused(size, bounds, message):
     with pytest.raises(ValueError, match=message):
         grid_shape(size, bounds)
 
@@ -93,6 +93,6 @@ def test_bad_grids_are_named(size, bounds, message):
         (torch.zeros(3), torch.zeros(3)),
     ],
 )
-def test_bad_shapes_are_named(points, sample):
+def test_points_of_bad_shape_are_refused(points, sample):
     with pytest.raises(ValueError, match=r'points are \[P, C >= 3\]'):
         voxelize(points, sample.long(), SIZE, RANGE)

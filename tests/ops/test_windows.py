@@ -65,7 +65,7 @@ def test_plan_equals_a_sort_of_tuples(shape, window, sizes, data, known):
     assert [t.dtype for t in plan] == [torch.int64] * 2 + [torch.int32] * 4
 
 
-def test_the_full_range_of_windows_keeps_its_order():
+def test_plan_orders_the_full_range_of_windows():
     coords = torch.tensor(
         [[0, 65535, 65535, 65535], [0, 0, 65535, 0], [30, 0, 0, 1], [0, 65535, 0, 0]],
         dtype=torch.int32,
@@ -74,7 +74,7 @@ def test_the_full_range_of_windows_keeps_its_order():
     assert plan.order.tolist() == plain_plan(coords, (1, 1, 1), (0, 0, 0))[0]
 
 
-def test_permuted_rows_and_their_gradients():
+def test_permute_rows_and_its_gradients():
     plan = plan_windows(random_coords([9, 0, 6], (2, 4, 4)), (2, 2, 2), batch_size=3)
     x = torch.randn(15, 2, 3, dtype=torch.float64, requires_grad=True)
     assert torch.equal(permute_rows(x, plan.order, plan.inverse), x[plan.order])
@@ -85,7 +85,7 @@ def test_permuted_rows_and_their_gradients():
     torch.autograd.gradgradcheck(lambda x: permute_rows(x, plan.order, plan.inverse).sin(), x)
 
 
-def test_a_plan_is_a_pytree():
+def test_window_plan_is_a_pytree():
     plan = plan_windows(random_coords([9], (2, 4, 4)), (2, 2, 2), batch_size=1)
     leaves, spec = pytree.tree_flatten(plan)
     assert len(leaves) == 6 and type(pytree.tree_unflatten(leaves, spec)) is type(plan)
@@ -99,18 +99,18 @@ GOOD = torch.tensor([[0, 1, 2, 3]], dtype=torch.int32)
     [
         (GOOD.long(), {}, r'coords are \[N, 4\] int32'),
         (GOOD[:, :3], {}, r'coords are \[N, 4\] int32'),
-        (GOOD, dict(shift=(0, 4, 0)), r'shift \(0, 4, 0\) within 0 <= shift < window_shape'),
+        (GOOD, dict(shift=(0, 4, 0)), r'shift \(0, 4, 0\) within'),
         (GOOD, dict(shift=(0, -1, 0)), 'within 0 <= shift'),
-        (GOOD, dict(window_shape=(0, 4, 4)), r'window_shape \(0, 4, 4\) must be positive'),
-        (GOOD, dict(spatial_shape=(9, 9)), r'spatial_shape is \(z, y, x\), not \(9, 9\)'),
-        (GOOD, dict(batch_size=0), 'batch_size is at least 1, not 0'),
-        (-GOOD, {}, 'coords: z runs from -1 to -1, allowed is 0 to'),
-        (GOOD + 1, {}, 'coords: batch runs from 1 to 1, allowed is 0 to 0'),
-        (GOOD, dict(spatial_shape=(4, 4, 3)), 'coords: x runs from 3 to 3, allowed is 0 to 2'),
-        (GOOD * 100000, {}, 'coords: x runs from 300000 to 300000, allowed is 0 to 262143'),
+        (GOOD, dict(window_shape=(0, 4, 4)), r'\(0, 4, 4\) must be'),
+        (GOOD, dict(spatial_shape=(9, 9)), r'spatial_shape .* \(9, 9\)'),
+        (GOOD, dict(batch_size=0), 'batch_size .* not 0'),
+        (-GOOD, {}, 'z runs from -1 to -1'),
+        (GOOD + 1, {}, 'batch .* 1 to 1, allowed is 0 to 0'),
+        (GOOD, dict(spatial_shape=(4, 4, 3)), 'x .* 3 to 3, allowed is 0 to 2'),
+        (GOOD * 100000, {}, 'x .* 300000, allowed is 0 to 262143'),
     ],
 )
-def test_bad_input_is_named(coords, arguments, message):
+def test_plan_windows_refuses_bad_arguments(coords, arguments, message):
     arguments = dict(window_shape=(4, 4, 4), batch_size=1) | arguments
     with pytest.raises(ValueError, match=message):
         plan_windows(coords, **arguments)

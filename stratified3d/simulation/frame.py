@@ -1,4 +1,4 @@
-"""Single frames in memory: what tests and examples need when no dataset is at hand."""
+"""Simulate single annotated frames in memory, for tests and examples that need no dataset."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import numpy as np
 
 from stratified3d.simulation.layouts.catalog import LAYOUTS, build_scene
 from stratified3d.simulation.nuscenes.schema import DETECTION_NAMES
-from stratified3d.simulation.physics.lidar import SWEEP_SECONDS, Noise
+from stratified3d.simulation.physics.lidar import SWEEP_SECONDS, Noise, Pose
+from stratified3d.simulation.scene import Boxes, Scene
 
 _DURATION = 2.0  # s of the scene that a frame is taken from
 
@@ -18,15 +19,14 @@ def simulate_frame(seed: int = 0, layout: str | None = None, sweeps: int = 1) ->
         seed: the same seed gives the same frame, on every machine of one architecture.
         layout: a key of `LAYOUTS`; None lets the seed choose.
         sweeps: how many sweeps to stack (20 Hz), the keyframe included, each brought into its frame
-        by the ego pose.
+            by the ego pose.
     Returns:
         points: [P, 5] float32, x, y, z (m, LIDAR_TOP frame: x right, y forward, z up), intensity
-        0-255, dt (s before
-            the keyframe); rays without a return are left out.
+            0-255, dt (s before the keyframe); rays without a return are left out.
         boxes: [K, 9] float32, bottom-center x, y, z, dx, dy, dz, yaw, vx, vy in the same frame (m,
-        rad, m/s), of the
-            detection classes' objects with at least one point of the keyframe.
-        names: K nuScenes detection names. num_points: [K] int64, the keyframe's points in each box.
+            rad, m/s), of the detection classes' objects with at least one point of the keyframe.
+        names: K nuScenes detection names.
+        num_points: [K] int64, the keyframe's points in each box.
     Raises:
         ValueError: no such layout, or sweeps < 1.
     """
@@ -36,34 +36,47 @@ def simulate_frame(seed: int = 0, layout: str | None = None, sweeps: int = 1) ->
         )
     names = list(LAYOUTS)
     scene = build_scene(layout or names[seed % len(names)], (seed, 1 << 40), _DURATION)
-    time, noise = _DURATION / 2, Noise()
-    lidar = scene.lidar_pose(np.array([time]))
-    rotation, translation = lidar.rotation[0], lidar.translation[0]
+    time = _DURATION / 2
+    lidar = _lidar_at(scene, time)
     stacked = []
     for i in range(sweeps):
-        rng = np.random.Generator(np.random.Philox(key=np.array([seed, (1 << 41) + i], np.uint64)))
+        key = np.array([seed, (1 << 41) + i], np.uint64)
+        rng = np.random.Generator(np.random.Philox(key=key))
         then = time - i * SWEEP_SECONDS
-        points, primitives = scene.sweep(then, rng, noise)
+        points, primitives = scene.sweep(then, rng, Noise())
         if i == 0:
             boxes = scene.annotate(time, points, primitives)
         points = points[np.linalg.norm(points[:, :3], axis=1) > 1.0]
-        pose = scene.lidar_pose(np.array([then]))
-        world = points[:, :3] @ pose.rotation[0].T + pose.translation[0]
-        points[:, :3] = (world - translation) @ rotation
+        pose = _lidar_at(scene, then)
+        world = points[:, :3] @ pose.rotation.T + pose.translation
+        points[:, :3] = (world - lidar.translation) @ lidar.rotation
         points[:, 4] = i * SWEEP_SECONDS
         stacked.append(points)
+
     category = [scene.actors[i].shape.category for i in boxes.actor]
-    keep = np.array([name in DETECTION_NAMES for name in category], bool) & (boxes.num_points > 0)
-    center = (boxes.center - translation) @ rotation
-    heading = np.stack([np.cos(boxes.yaw), np.sin(boxes.yaw), np.zeros(len(center))], 1) @ rotation
-    velocity = np.concatenate([boxes.velocity, np.zeros((len(center), 1))], 1) @ rotation
-    bottom = center - np.array([0.0, 0.0, 0.5]) * boxes.size[:, 2:]
-    boxes9 = np.concatenate(
-        [bottom, boxes.size, np.arctan2(heading[:, 1], heading[:, 0])[:, None], velocity[:, :2]], 1
-    )
+    is_detected = np.array([name in DETECTION_NAMES for name in category], bool)
+    keep = is_detected & (boxes.num_points > 0)
     return {
         'points': np.concatenate(stacked),
-        'boxes': boxes9[keep].astype(np.float32),
-        'names': [DETECTION_NAMES[name] for name, kept in zip(category, keep) if kept],
+        'boxes': _to_lidar_frame(boxes, lidar)[keep].astype(np.float32),
+        'names': [DETECTION_NAMES[category[k]] for k in np.flatnonzero(keep)],
         'num_points': boxes.num_points[keep],
     }
+
+
+def _lidar_at(scene: Scene, time: float) -> Pose:
+    """LIDAR_TOP to world at one time: rotation [3, 3], translation [3]."""
+    pose = scene.lidar_pose(np.array([time]))
+    return Pose(pose.rotation[0], pose.translation[0])
+
+
+def _to_lidar_frame(boxes: Boxes, lidar: Pose) -> np.ndarray:
+    """[K, 9] boxes in the LiDAR frame, as `simulate_frame` returns them."""
+    count = len(boxes.center)
+    center = (boxes.center - lidar.translation) @ lidar.rotation
+    bottom = center - np.array([0.0, 0.0, 0.5]) * boxes.size[:, 2:]
+    heading = np.stack([np.cos(boxes.yaw), np.sin(boxes.yaw), np.zeros(count)], 1)
+    heading = heading @ lidar.rotation
+    yaw = np.arctan2(heading[:, 1], heading[:, 0])
+    velocity = np.concatenate([boxes.velocity, np.zeros((count, 1))], 1) @ lidar.rotation
+    return np.concatenate([bottom, boxes.size, yaw[:, None], velocity[:, :2]], 1)

@@ -1,4 +1,4 @@
-"""A scene: what stands, what moves, and what the sensor and an annotator see of it at one time."""
+"""A scene: its actors, and the sweeps and annotations of it at any time."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from stratified3d.simulation.physics.lidar import (
     Pose,
     Sensor,
     Surface,
+    find_owners,
     fire,
     measure,
 )
@@ -22,16 +23,16 @@ from stratified3d.simulation.physics.raycast import cast_rays
 
 STRIDE = 1.4  # m per full swing of a walker's legs
 SIGHT = 118.0  # m; what is farther from the car never enters a sweep
-ANNOTATED_RANGE = 100.0
+ANNOTATED_RANGE = 100.0  # m
 
 
 @dataclass(frozen=True)
 class Actor:
-    """One thing with a pose: a road user, a cone, a piece of clutter.
+    """One object with a pose: a road user, a cone, a piece of clutter.
 
     Args:
-        shape: what it looks like; `shape.category` None keeps it out of the annotations.
-        motion: where it is at any time.
+        shape: its primitives; `shape.category` None keeps it out of the annotations.
+        motion: its pose at any time.
         state: its nuScenes attribute while it rests ('' for none), e.g. 'vehicle.parked'.
     """
 
@@ -61,10 +62,13 @@ class Boxes:
     """Annotations at one time, in the world: K boxes.
 
     Attributes:
-        actor: [K] index into `Scene.actors`. center: [K, 3] m. size: [K, 3] length, width, height,
-        m. yaw: [K] rad.
-        velocity: [K, 2] m/s. num_points: [K] points of the sweep inside. visibility: [K] unoccluded
-            share, 0 to 1.
+        actor: [K] index into `Scene.actors`.
+        center: [K, 3] m.
+        size: [K, 3] length, width, height, m.
+        yaw: [K] rad.
+        velocity: [K, 2] m/s.
+        num_points: [K] points of the sweep inside.
+        visibility: [K] unoccluded share, 0 to 1.
     """
 
     actor: np.ndarray
@@ -84,7 +88,7 @@ class Scene:
         actors: everything that stands or moves; an actor's index is its identity.
         ego: the car's motion (its origin is below the rear axle).
         tilt: see `lidar.Sensor`.
-        drive: +1 where traffic keeps right, -1 left.
+        traffic_side: +1 where traffic keeps right, -1 left.
     """
 
     def __init__(
@@ -94,42 +98,46 @@ class Scene:
         actors: list[Actor],
         ego: Motion,
         tilt: tuple[float, float] = (0.0, 0.0),
-        drive: int = 1,
+        traffic_side: int = 1,
     ):
-        self.ground, self.surface, self.actors, self.ego, self.drive = (
-            ground,
-            surface,
-            actors,
-            ego,
-            drive,
-        )
+        self.ground = ground
+        self.surface = surface
+        self.actors = actors
+        self.ego = ego
+        self.traffic_side = traffic_side
         self.sensor = Sensor(tilt)
-        position, rotation, _ = Fleet([actor.motion for actor in actors]).pose(0.0, ground)
         parts = [actor.shape.primitives() for actor in actors]
         owner = [index if actor.shape.category else -1 for index, actor in enumerate(actors)]
-        self._fixed = join(
-            [
-                move(parts[i], rotation[i], position[i], owner[i])
-                for i, actor in enumerate(actors)
-                if actor.is_static
-            ]
-        )
-        self._movers = np.array(
-            [i for i, actor in enumerate(actors) if not actor.is_static], np.int64
-        )
-        self._moving_fleet = Fleet([actors[i].motion for i in self._movers])
-        counts = [len(parts[i].kind) for i in self._movers]
-        self._mover_of = np.repeat(
-            np.arange(len(counts)), counts
-        )  # row in _movers of each moving primitive
+        self._place_static(parts, owner)
+        self._collect_moving(parts, owner)
+
+        annotated = [index for index, actor in enumerate(actors) if actor.shape.category]
+        self._annotated = np.array(annotated, np.int64)
+        self._annotated_fleet = Fleet([actors[i].motion for i in annotated])
+
+    def _place_static(self, parts: list[Primitives], owner: list[int]) -> None:
+        """Join the primitives of all actors that never move, in the world."""
+        fleet = Fleet([actor.motion for actor in self.actors])
+        position, rotation, _ = fleet.pose(0.0, self.ground)
+        static = [
+            move(parts[i], rotation[i], position[i], owner[i])
+            for i, actor in enumerate(self.actors)
+            if actor.is_static
+        ]
+        self._static = join(static)
+
+    def _collect_moving(self, parts: list[Primitives], owner: list[int]) -> None:
+        """Join the primitives of all actors that move, each in its actor's frame."""
+        indices = [i for i, actor in enumerate(self.actors) if not actor.is_static]
+        moving = [self.actors[i] for i in indices]
+        self._moving_fleet = Fleet([actor.motion for actor in moving])
+        counts = [len(parts[i].kind) for i in indices]
+        # row in the fleet of each moving primitive
+        self._mover_of = np.repeat(np.arange(len(counts)), counts)
         self._moving = join(
-            [parts[i]._replace(owner=np.full(len(parts[i].kind), owner[i])) for i in self._movers]
+            [parts[i]._replace(owner=np.full(len(parts[i].kind), owner[i])) for i in indices]
         )
-        self._sway = np.concatenate([np.zeros(0), *(actors[i].shape.sway() for i in self._movers)])
-        self._annotated = np.array(
-            [i for i, actor in enumerate(actors) if actor.shape.category], np.int64
-        )
-        self._annotated_fleet = Fleet([actors[i].motion for i in self._annotated])
+        self._sway = np.concatenate([np.zeros(0), *(actor.shape.sway() for actor in moving)])
 
     def ego_pose(self, time: np.ndarray) -> Pose:
         """Ego to world at times [T] s."""
@@ -141,31 +149,37 @@ class Scene:
         return self.ego_pose(time) @ self.sensor.mount
 
     def primitives_at(self, time: float) -> Primitives:
-        """Everything near the car at `time`, in the world; movers carry their velocity over the
-        last sweep."""
-        center = self.ego_pose(np.array([time])).translation[0]
-        near = (
-            np.hypot(*(self._fixed.center - center)[:, :2].T) - self._fixed.half.max(1, initial=0.0)
-            < SIGHT
-        )
-        position, rotation, _ = self._moving_fleet.pose(time, self.ground)
-        velocity = (
-            position - self._moving_fleet.pose(time - SWEEP_SECONDS, self.ground)[0]
-        ) / SWEEP_SECONDS
-        swing = np.sin(self._moving_fleet.travelled(time) * (2 * np.pi / STRIDE))
-        keep = (np.hypot(*(position - center)[:, :2].T) < SIGHT)[self._mover_of]
-        of, moving = self._mover_of[keep], Primitives(*(column[keep] for column in self._moving))
-        local = moving.center.copy()
-        local[:, 0] += self._sway[keep] * swing[of]
-        turn = rotation[of]
-        moving = moving._replace(
-            center=(turn @ local[..., None])[..., 0] + position[of],
-            rotation=turn @ moving.rotation,
-            velocity=velocity[of],
-        )
-        return join([Primitives(*(column[near] for column in self._fixed)), moving])
+        """Everything near the car at `time`, in the world.
 
-    def sweep(self, time: float, rng: np.random.Generator | None, noise: Noise = SILENT):
+        Moving actors carry their velocity over the last sweep.
+        """
+        center = self.ego_pose(np.array([time])).translation[0]
+        extent = self._static.half.max(1, initial=0.0)
+        near = _horizontal_distance(self._static.center, center) - extent < SIGHT
+        return join([_select(self._static, near), self._moving_primitives(time, center)])
+
+    def _moving_primitives(self, time: float, center: np.ndarray) -> Primitives:
+        """Primitives of the moving actors within SIGHT of `center` [3] at `time`, in the world."""
+        fleet = self._moving_fleet
+        position, rotation, _ = fleet.pose(time, self.ground)
+        before, _, _ = fleet.pose(time - SWEEP_SECONDS, self.ground)
+        velocity = (position - before) / SWEEP_SECONDS
+        swing = np.sin(fleet.traveled(time) * (2 * np.pi / STRIDE))
+
+        keep = (_horizontal_distance(position, center) < SIGHT)[self._mover_of]
+        row = self._mover_of[keep]
+        moving = _select(self._moving, keep)
+        local = moving.center.copy()
+        local[:, 0] += self._sway[keep] * swing[row]
+        return moving._replace(
+            center=(rotation[row] @ local[..., None])[..., 0] + position[row],
+            rotation=rotation[row] @ moving.rotation,
+            velocity=velocity[row],
+        )
+
+    def sweep(
+        self, time: float, rng: np.random.Generator | None, noise: Noise = SILENT
+    ) -> tuple[np.ndarray, Primitives]:
         """One turn of the sensor that ends at `time`.
 
         Args:
@@ -182,11 +196,11 @@ class Scene:
         return points, primitives
 
     def annotate(self, time: float, points: np.ndarray, primitives: Primitives) -> Boxes:
-        """Boxes of all categorised actors within ANNOTATED_RANGE at `time`.
+        """Boxes of all actors with a category within ANNOTATED_RANGE at `time`.
 
         Args:
-            points: [N, 5] the keyframe, LIDAR_TOP frame. primitives: the world at `time`, as
-            `sweep` returned it.
+            points: [N, 5] the keyframe, LIDAR_TOP frame.
+            primitives: the world at `time`, as `sweep` returned it.
         """
         lidar = self.lidar_pose(np.array([time]))
         world = points[:, :3] @ lidar.rotation[0].T + lidar.translation[0]
@@ -196,37 +210,43 @@ class Scene:
     def annotate_world(
         self, time: float, sensor: np.ndarray, world: np.ndarray, primitives: Primitives
     ) -> Boxes:
-        """Boxes of all categorised actors within ANNOTATED_RANGE of a sensor [3] at `time`.
+        """Boxes of all actors with a category within ANNOTATED_RANGE of a sensor [3] at `time`.
 
         Args:
-            world: [N, 3] points in the world. primitives: the world at `time`, see `primitives_at`.
+            world: [N, 3] points in the world.
+            primitives: the world at `time`, see `primitives_at`.
         """
-        position, rotation, yaw = self._annotated_fleet.pose(time, self.ground)
-        velocity = (position - self._annotated_fleet.pose(time - SWEEP_SECONDS, self.ground)[0])[
-            :, :2
-        ] / SWEEP_SECONDS
-        near = np.hypot(*(position - sensor)[:, :2].T) < ANNOTATED_RANGE
-        actor, yaw, velocity = self._annotated[near], yaw[near], velocity[near]
+        fleet = self._annotated_fleet
+        position, rotation, yaw = fleet.pose(time, self.ground)
+        before, _, _ = fleet.pose(time - SWEEP_SECONDS, self.ground)
+        velocity = (position - before)[:, :2] / SWEEP_SECONDS
+
+        near = _horizontal_distance(position, sensor) < ANNOTATED_RANGE
+        actor = self._annotated[near]
+        yaw = yaw[near]
+        velocity = velocity[near]
         size = np.array([self.actors[i].shape.size for i in actor]).reshape(-1, 3)
         center = position[near] + rotation[near, :, 2] * size[:, 2:] / 2
         num_points = count_points(world, center, size, yaw)
         visibility = self._visibility(sensor, actor, center, size, yaw, primitives)
         return Boxes(actor, center, size, yaw, velocity, num_points, visibility)
 
-    def _visibility(self, sensor, actor, center, size, yaw, primitives) -> np.ndarray:
+    def _visibility(
+        self,
+        sensor: np.ndarray,
+        actor: np.ndarray,
+        center: np.ndarray,
+        size: np.ndarray,
+        yaw: np.ndarray,
+        primitives: Primitives,
+    ) -> np.ndarray:
         """Share of a grid of points inside each box that nothing else hides from the sensor."""
-        steps = np.stack(
-            np.meshgrid(
-                [-0.4, 0.0, 0.4], [-0.4, 0.0, 0.4], [-0.4, -0.13, 0.13, 0.4], indexing='ij'
-            ),
-            -1,
-        )
-        spots = to_world(steps.reshape(1, -1, 3) * size[:, None], center, yaw)  # [K, 36, 3]
-        ray = spots - sensor
-        length = np.linalg.norm(ray, axis=-1)
-        count = len(center) * ray.shape[1]
-        if not count:
+        if not len(center):
             return np.zeros(0)
+        spots = to_world(_GRID * size[:, None], center, yaw)  # [K, 36, 3]
+        ray = spots - sensor
+        length = np.linalg.norm(ray, axis=-1)  # [K, 36]
+        count = length.size
         distance, hit, _ = cast_rays(
             np.broadcast_to(sensor, (count, 3)),
             np.broadcast_to(np.eye(3), (count, 3, 3)),
@@ -236,33 +256,64 @@ class Scene:
             self.ground.coefficients,
             max_range=1.2 * SIGHT,
         )
-        owner = np.where(hit >= 0, primitives.owner[np.maximum(hit, 0)], -1).reshape(length.shape)
-        hidden = (distance.reshape(length.shape) < length - 0.3) & (owner != actor[:, None])
+        owner = find_owners(hit, primitives).reshape(length.shape)
+        is_short = distance.reshape(length.shape) < length - 0.3
+        hidden = is_short & (owner != actor[:, None])
         return 1.0 - hidden.mean(1)
+
+
+# places inside a box where `Scene._visibility` looks, in units of its size, [36, 3]
+_GRID = np.stack(
+    np.meshgrid([-0.4, 0.0, 0.4], [-0.4, 0.0, 0.4], [-0.4, -0.13, 0.13, 0.4], indexing='ij'), -1
+).reshape(-1, 3)
+
+
+def _select(primitives: Primitives, chosen: np.ndarray) -> Primitives:
+    """The primitives of which the mask [P] is true."""
+    return Primitives(*(column[chosen] for column in primitives))
+
+
+def _horizontal_distance(positions: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """[N] distance in x and y of positions [N, 3] from a center [3], m."""
+    x, y = (positions - center)[:, :2].T
+    return np.hypot(x, y)
 
 
 def to_world(local: np.ndarray, center: np.ndarray, yaw: np.ndarray) -> np.ndarray:
     """[K, S, 3] positions in K boxes' frames to the world; center [K, 3] m, yaw [K] rad."""
-    cos, sin = np.cos(yaw)[:, None], np.sin(yaw)[:, None]
+    cos = np.cos(yaw)[:, None]
+    sin = np.sin(yaw)[:, None]
     x, y, z = np.moveaxis(local, -1, 0)
-    return np.stack([cos * x - sin * y, sin * x + cos * y, z], -1) + center[:, None]
+    rotated = np.stack([cos * x - sin * y, sin * x + cos * y, z], -1)
+    return rotated + center[:, None]
 
 
 def count_points(
     world: np.ndarray, center: np.ndarray, size: np.ndarray, yaw: np.ndarray
 ) -> np.ndarray:
-    """Points [N, 3] inside each of K upright boxes (center [K, 3], size [K, 3] length, width,
-    height, yaw [K])."""
+    """Number of points in each of K upright boxes.
+
+    Args:
+        world: [N, 3] points, m.
+        center: [K, 3] m.
+        size: [K, 3] length, width, height, m.
+        yaw: [K] rad.
+    Returns:
+        [K] int64.
+    """
+    # sorted by x, so that each box looks at a slab of points only
     order = np.argsort(world[:, 0])
     xs = world[order, 0]
     reach = np.hypot(size[:, 0], size[:, 1]) / 2
+    first = np.searchsorted(xs, center[:, 0] - reach)
+    last = np.searchsorted(xs, center[:, 0] + reach)
     counts = np.zeros(len(center), np.int64)
     for k in range(len(center)):
-        low, high = np.searchsorted(xs, [center[k, 0] - reach[k], center[k, 0] + reach[k]])
-        offset = world[order[low:high]] - center[k]
+        x, y, z = (world[order[first[k] : last[k]]] - center[k]).T
         cos, sin = np.cos(yaw[k]), np.sin(yaw[k])
-        inside = np.abs(cos * offset[:, 0] + sin * offset[:, 1]) <= size[k, 0] / 2
-        inside &= np.abs(cos * offset[:, 1] - sin * offset[:, 0]) <= size[k, 1] / 2
-        inside &= np.abs(offset[:, 2]) <= size[k, 2] / 2
+        half = size[k] / 2
+        inside = np.abs(cos * x + sin * y) <= half[0]
+        inside &= np.abs(cos * y - sin * x) <= half[1]
+        inside &= np.abs(z) <= half[2]
         counts[k] = inside.sum()
     return counts

@@ -10,7 +10,8 @@ from stratified3d.simulation.nuscenes.schema import DETECTION_NAMES
 from stratified3d.simulation.objects.construction import make_construction_vehicle
 from stratified3d.simulation.objects.furniture import make_barrier, make_clutter, make_cone
 from stratified3d.simulation.objects.people import make_bicycle, make_motorcycle, make_pedestrian
-from stratified3d.simulation.objects.vehicles import make_bus, make_car, make_trailer, make_truck
+from stratified3d.simulation.objects.trucks import make_trailer, make_truck
+from stratified3d.simulation.objects.vehicles import make_bus, make_car
 from stratified3d.simulation.physics.lidar import SILENT, fire
 from stratified3d.simulation.physics.paths import Fleet, Ground, Motion, Path, Speed
 from stratified3d.simulation.physics.primitives import ELLIPSOID, FRUSTUM, TAPERED
@@ -126,7 +127,7 @@ def test_paths_are_continuous_and_a_fleet_is_its_motions():
     speed = Speed(6.0, 2.0, 1.0, 4.0)
     t = np.linspace(0, 8, 4001)
     np.testing.assert_allclose(
-        np.gradient(speed.travelled(t), t)[1:-1], speed.at(t)[1:-1], atol=1e-3
+        np.gradient(speed.traveled(t), t)[1:-1], speed.at(t)[1:-1], atol=1e-3
     )
     ground = Ground(np.array([0.1, 0.02, -0.01, 1e-4, -5e-5, 1e-4]))
     motions = [
@@ -253,7 +254,7 @@ def test_layouts(layout):
 
 def test_training_and_validation_share_no_layout():
     assert not set(TRAIN_LAYOUTS) & set(VAL_LAYOUTS)
-    with pytest.raises(ValueError, match='none of'):
+    with pytest.raises(ValueError, match="unknown layout 'moon'"):
         build_scene('moon', (0, 0), 1.0)
 
 

@@ -1,5 +1,4 @@
-"""The layouts: which streets meet, what is built along them, who is under way, and what the ego car
-does."""
+"""The layouts by name, and scenes built from them."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ LAYOUTS = TRAIN_LAYOUTS | VAL_LAYOUTS
 
 
 def build_scene(layout: str, key: tuple[int, int], duration: float) -> Scene:
-    """Build one scene; the same arguments give the same scene anywhere.
+    """Build a scene of one layout; the same arguments give the same scene anywhere.
 
     Args:
         layout: a key of LAYOUTS.
@@ -37,15 +36,12 @@ def build_scene(layout: str, key: tuple[int, int], duration: float) -> Scene:
         ValueError: there is no such layout.
     """
     if layout not in LAYOUTS:
-        raise ValueError(f"layout '{layout}' is none of {', '.join(LAYOUTS)}")
+        raise ValueError(f"unknown layout '{layout}': use one of {', '.join(LAYOUTS)}")
     rng = np.random.Generator(np.random.Philox(key=np.array(key, np.uint64)))
-    drive = int(rng.choice([-1, 1]))
+    traffic_side = int(rng.choice([-1, 1]))
     tilt = tuple(rng.normal(0.0, 0.007, 2))
-    world = World(
-        rng,
-        street_reach(duration, 18.0 if layout == 'highway' else 10.0) + 70.0,
-        duration,
-        drive=drive,
-    )
+    pace = 18.0 if layout == 'highway' else 10.0
+    reach = street_reach(duration, pace) + 70.0
+    world = World(rng, reach, duration, traffic_side=traffic_side)
     ego = LAYOUTS[layout](world)
     return world.finish(ego, tilt)

@@ -1,14 +1,20 @@
-"""Who is under way along a street: vehicles on lanes, walkers, cyclists."""
+"""Road users that move along a street: vehicles on lanes, walkers, cyclists."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 
-from stratified3d.simulation.layouts.street import KERB, LANE, Street
-from stratified3d.simulation.objects import people, vehicles
+from stratified3d.simulation.layouts.street import CURB, LANE, Street
+from stratified3d.simulation.objects import people, trucks, vehicles
 from stratified3d.simulation.physics.materials import MARKING
 from stratified3d.simulation.physics.paths import Path, Speed
 from stratified3d.simulation.physics.primitives import Shape
+from stratified3d.simulation.scene import Actor
+
+_SHARES = {'car': 0.76, 'truck': 0.12, 'bus': 0.06, 'motorcycle': 0.06}  # of the traffic
 
 
 def drive(
@@ -28,112 +34,108 @@ def drive(
         articulated: share of tractors that pull a trailer.
     """
     path = street.lane_path(side, lane)
-    travelled = float(speed.travelled(np.array(street.world.duration)))
+    traveled = float(speed.traveled(np.array(street.world.duration)))
     reach = max(abs(street.extent[0]), abs(street.extent[1]))
-    low, high = span or (-reach - travelled, reach)
-    forbidden = [(keep_free[0], keep_free[1] + travelled)] if keep_free else None
+    low, high = span or (-reach - traveled, reach)
+    forbidden = [(keep_free[0], keep_free[1] + traveled)] if keep_free else None
     mean = street.section.traffic_gap
 
-    def gap() -> float:
-        return (
-            3.0 + street.rng.exponential(mean)
-            if speed.before > 0.5
-            else street.rng.uniform(1.5, 3.5)
-        )
-
-    def make() -> tuple[Shape, str]:
-        return _vehicle(street)
+    def draw_gap() -> float:
+        if speed.before > 0.5:
+            return 3.0 + street.rng.exponential(mean)
+        return street.rng.uniform(1.5, 3.5)
 
     before = len(street.world.actors)
-    street.world.stream(path, speed, low, high, gap, make, forbidden=forbidden)
+    make = partial(_make_vehicle, street)
+    street.world.stream(path, speed, low, high, draw_gap, make, forbidden=forbidden)
     if articulated:
-        _hitch(street, before, articulated)
+        _hitch_trailers(street, before, articulated)
 
 
-def _vehicle(street: Street) -> tuple[Shape, str]:
-    make = street.rng.choice(['car', 'truck', 'bus', 'motorcycle'], p=[0.76, 0.12, 0.06, 0.06])
-    if make == 'motorcycle':
-        return people.make_motorcycle(street.rng, True), 'cycle.with_rider'
-    return getattr(vehicles, f'make_{make}')(street.rng), 'vehicle.stopped'
+def _make_vehicle(street: Street) -> tuple[Shape, str]:
+    kind = street.rng.choice(list(_SHARES), p=list(_SHARES.values()))
+    if kind == 'motorcycle':
+        return people.make_motorcycle(street.rng, rider=True), 'cycle.with_rider'
+    make = {'car': vehicles.make_car, 'truck': trucks.make_truck, 'bus': vehicles.make_bus}[kind]
+    return make(street.rng), 'vehicle.stopped'
 
 
-def _hitch(street: Street, first: int, share: float) -> None:
-    """Give trailers to trucks that have room behind them."""
+def _hitch_trailers(street: Street, first: int, share: float) -> None:
+    """Give trailers to trucks that have room behind them.
+
+    Args:
+        first: index of the lane's first actor; all later ones drive on it, too.
+        share: of the trucks that pull one.
+    """
     actors = street.world.actors
     column = sorted(actors[first:], key=lambda actor: actor.motion.offset)
     for follower, actor in zip([None, *column], column):
-        trailer = vehicles.make_trailer(street.rng)
-        back = actor.motion.offset - actor.shape.size[0] / 2 - 0.3 - trailer.size[0] / 2
-        limit = follower.motion.offset + follower.shape.size[0] / 2 + 2.0 if follower else -np.inf
-        if (
-            actor.shape.category == vehicles.TRUCK
-            and street.rng.random() < share
-            and back - trailer.size[0] / 2 > limit
-        ):
-            motion = type(actor.motion)(
-                actor.motion.path, actor.motion.speed, back, actor.motion.lift
-            )
-            actors.append(type(actor)(trailer, motion, actor.state))
+        trailer = trucks.make_trailer(street.rng)
+        length = trailer.size[0]
+        motion = actor.motion
+        middle = motion.offset - actor.shape.size[0] / 2 - 0.3 - length / 2
+        limit = -np.inf
+        if follower:
+            limit = follower.motion.offset + follower.shape.size[0] / 2 + 2.0
+        if actor.shape.category != trucks.TRUCK or street.rng.random() >= share:
+            continue
+        if middle - length / 2 > limit:
+            actors.append(Actor(trailer, replace(motion, offset=middle), actor.state))
 
 
 def walk(street: Street, side: int) -> None:
-    """People on the pavement: walkers on parallel tracks, groups who stand, some who sit, prams and
-    dogs."""
+    """Walkers on parallel tracks of a sidewalk, and groups of people who stand or sit."""
     section, rng, world = street.section, street.rng, street.world
-    begin, end = section.kerb + 1.5, section.kerb + section.pavement - 1.1
+    begin = section.curb + 1.5
+    end = section.curb + section.sidewalk - 1.1
     tracks = np.arange(begin, max(end, begin + 0.1), 0.85)
     reach = max(abs(street.extent[0]), abs(street.extent[1]))
+    mean = 100.0 * len(tracks) / max(section.walkers, 1e-3)
+    draw_gap = partial(_draw_walker_gap, street, mean)
+    make = partial(_make_walker, street)
     for d in tracks:
-        direction = rng.choice([-1, 1])
+        forward = rng.choice([-1, 1]) > 0
         speed = Speed(rng.uniform(0.8, 1.6))
-        path = Path(
-            (*street.point(0.0, side * d), street.heading + (0.0 if direction > 0 else np.pi))
-        )
+        heading = street.heading + (0.0 if forward else np.pi)
+        path = Path((*street.point(0.0, side * d), heading))
         gaps = [
-            (a - 1, b + 1) if direction > 0 else (-b - 1, -a + 1)
-            for a, b, which in street.gaps
+            (low - 1, high + 1) if forward else (-high - 1, -low + 1)
+            for low, high, which in street.gaps
             if which == side
         ]
-        mean = 100.0 * len(tracks) / max(section.walkers, 1e-3)
-        world.stream(
-            path,
-            speed,
-            -reach,
-            reach,
-            lambda mean=mean: _company(street, mean),
-            lambda: _walker(street),
-            KERB,
-            gaps,
-        )
-    for _ in range(rng.poisson(section.standing * (street.extent[1] - street.extent[0]) / 100 / 2)):
-        s, d = rng.uniform(*street.extent), section.kerb + rng.choice([0.6, section.pavement - 0.5])
-        for _ in range(rng.integers(1, 5)):
-            place = s + rng.normal(0, 0.9)
-            if street.is_open(place, side, 1.0):
-                continue
-            sits = rng.random() < 0.1
-            shape = people.make_sitting_person(rng) if sits else people.make_pedestrian(rng)
-            state = 'pedestrian.sitting_lying_down' if sits else 'pedestrian.standing'
-            street.stand(
-                shape,
-                place,
-                side * (d + rng.normal(0, 0.15)),
-                rng.uniform(-np.pi, np.pi),
-                lift=KERB,
-                state=state,
-            )
+        world.stream(path, speed, -reach, reach, draw_gap, make, CURB, gaps)
+
+    length = street.extent[1] - street.extent[0]
+    for _ in range(rng.poisson(section.standing * length / 100 / 2)):
+        _place_group(street, side)
 
 
-def _company(street: Street, mean: float) -> float:
+def _place_group(street: Street, side: int) -> None:
+    """One to four people who stand or sit together on the sidewalk."""
+    section, rng = street.section, street.rng
+    s = rng.uniform(*street.extent)
+    d = section.curb + rng.choice([0.6, section.sidewalk - 0.5])
+    for _ in range(rng.integers(1, 5)):
+        place = s + rng.normal(0, 0.9)
+        if street.is_open(place, side, 1.0):
+            continue
+        if rng.random() < 0.1:
+            shape, state = people.make_sitting_person(rng), 'pedestrian.sitting_lying_down'
+        else:
+            shape, state = people.make_pedestrian(rng), 'pedestrian.standing'
+        beside = side * (d + rng.normal(0, 0.15))
+        yaw = rng.uniform(-np.pi, np.pi)
+        street.stand(shape, place, beside, yaw, lift=CURB, state=state)
+
+
+def _draw_walker_gap(street: Street, mean: float) -> float:
     """Meters to the next walker: people come in groups."""
-    return (
-        street.rng.uniform(0.2, 0.9)
-        if street.rng.random() < 0.35
-        else street.rng.exponential(1.5 * mean)
-    )
+    if street.rng.random() < 0.35:
+        return street.rng.uniform(0.2, 0.9)
+    return street.rng.exponential(1.5 * mean)
 
 
-def _walker(street: Street) -> tuple[Shape, str]:
+def _make_walker(street: Street) -> tuple[Shape, str]:
     draw = street.rng.random()
     if draw < 0.02:
         return people.make_stroller(street.rng), ''
@@ -144,35 +146,37 @@ def _walker(street: Street) -> tuple[Shape, str]:
 
 def cycle(street: Street, side: int, rate: float) -> None:
     """Cyclists in their strip, `rate` per 100 m."""
-    d = side * (street.section.median / 2 + street.section.lanes * LANE + street.section.strip / 2)
+    section, rng = street.section, street.rng
+    d = side * (section.median / 2 + section.lanes * LANE + section.strip / 2)
     path = Path((*street.point(0.0, d), street.heading + street.flow(side)))
-    speed = Speed(street.rng.uniform(3.0, 6.0))
+    speed = Speed(rng.uniform(3.0, 6.0))
     reach = max(abs(street.extent[0]), abs(street.extent[1]))
-    travelled = float(speed.travelled(np.array(street.world.duration)))
-    street.world.stream(
-        path,
-        speed,
-        -reach - travelled,
-        reach,
-        lambda: 2.0 + street.rng.exponential(100.0 / rate),
-        lambda: (people.make_bicycle(street.rng, True), 'cycle.with_rider'),
-    )
+    traveled = float(speed.traveled(np.array(street.world.duration)))
+
+    def draw_gap() -> float:
+        return 2.0 + rng.exponential(100.0 / rate)
+
+    def make() -> tuple[Shape, str]:
+        return people.make_bicycle(rng, rider=True), 'cycle.with_rider'
+
+    street.world.stream(path, speed, -reach - traveled, reach, draw_gap, make)
 
 
 def cross(street: Street, s: float, rate: float = 6.0) -> None:
-    """A zebra crossing at s whose walkers are on their way now."""
-    half = street.section.kerb
+    """A crosswalk at s with walkers on it."""
+    rng, world = street.rng, street.world
+    half = street.section.curb
     for d in np.arange(-half + 0.5, half, 1.2):
-        street.world.paint(*street.point(s, d), street.heading, 3.0, 0.6, MARKING)
+        world.paint(*street.point(s, d), street.heading, 3.0, 0.6, MARKING)
+
+    def draw_gap() -> float:
+        return rng.uniform(0.4, 2.0) + rng.exponential(20.0 / rate)
+
+    make = partial(_make_walker, street)
     for place in (s - 1.1, s - 0.3, s + 0.5, s + 1.3):
-        sign = street.rng.choice([-1, 1])
-        path = Path((*street.point(place, -sign * half), street.heading + sign * np.pi / 2))
-        speed = Speed(street.rng.uniform(0.8, 1.5))
-        street.world.stream(
-            path,
-            speed,
-            -0.9 * street.world.duration,
-            2 * half - 1.0,
-            lambda: street.rng.uniform(0.4, 2.0) + street.rng.exponential(20.0 / rate),
-            lambda: _walker(street),
-        )
+        sign = rng.choice([-1, 1])
+        start = street.point(place, -sign * half)
+        path = Path((*start, street.heading + sign * np.pi / 2))
+        speed = Speed(rng.uniform(0.8, 1.5))
+        low = -0.9 * world.duration
+        world.stream(path, speed, low, 2 * half - 1.0, draw_gap, make)

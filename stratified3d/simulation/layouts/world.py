@@ -1,5 +1,4 @@
-"""A world under construction: terrain, painted ground, and actors that do not stand in each
-other."""
+"""A world under construction: terrain, painted ground, and actors that do not overlap."""
 
 from __future__ import annotations
 
@@ -17,14 +16,14 @@ CELL = 0.3  # m of the painted ground
 
 
 class World:
-    """Collects what a layout places.
+    """Terrain and actors that a layout places, until `finish` makes a scene of them.
 
     Args:
         rng: the layout's own generator.
         reach: m from the origin that the painted ground covers.
         duration: s that the scene lasts; traffic is spread so that the world stays populated.
         bend: m of height that the ground gains or loses per 100 m by slope and by curvature.
-        drive: +1 for traffic on the right, -1 on the left.
+        traffic_side: +1 for traffic on the right, -1 on the left.
     """
 
     def __init__(
@@ -33,10 +32,14 @@ class World:
         reach: float,
         duration: float,
         bend: float = 1.5,
-        drive: int = 1,
+        traffic_side: int = 1,
     ):
-        self.rng, self.reach, self.duration, self.drive = rng, reach, duration, drive
-        slope, curve = rng.uniform(-bend, bend, 2) / 100, rng.uniform(-bend, bend, 3) / 100**2
+        self.rng = rng
+        self.reach = reach
+        self.duration = duration
+        self.traffic_side = traffic_side
+        slope = rng.uniform(-bend, bend, 2) / 100
+        curve = rng.uniform(-bend, bend, 3) / 100**2
         relax = min(1.0, 150.0 / reach)  # a long world bends less, or its ends would be cliffs
         self.ground = Ground(np.array([0.0, *slope, *(curve * relax)]))
         cells = int(2 * reach / CELL)
@@ -47,44 +50,42 @@ class World:
     def paint(
         self, x: float, y: float, yaw: float, length: float, width: float, material: int
     ) -> None:
-        """Cover a rectangle of the ground, `length` along `yaw`, centerd on x, y."""
+        """Cover a rectangle of the ground, `length` along `yaw`, centered on x, y."""
         radius = np.hypot(length, width) / 2
-        low = np.clip(
-            ((np.array([x, y]) - radius + self.reach) / CELL).astype(int), 0, len(self.grid)
-        )
-        high = np.clip(
-            ((np.array([x, y]) + radius + self.reach) / CELL).astype(int) + 1, 0, len(self.grid)
-        )
+        low = self._cell(np.array([x, y]) - radius)
+        high = self._cell(np.array([x, y]) + radius, 1)
+        window = self.grid[low[0] : high[0], low[1] : high[1]]
+
+        # distances of the cells' centers from the rectangle's, along the axes of the grid
         dx = (np.arange(low[0], high[0]) + 0.5)[:, None] * CELL - self.reach - x
         dy = (np.arange(low[1], high[1]) + 0.5)[None] * CELL - self.reach - y
         cos, sin = np.cos(yaw), np.sin(yaw)
-        inside = (np.abs(cos * dx + sin * dy) <= length / 2) & (
-            np.abs(cos * dy - sin * dx) <= width / 2
-        )
-        self.grid[low[0] : high[0], low[1] : high[1]][inside] = material
+        along = np.abs(cos * dx + sin * dy)
+        across = np.abs(cos * dy - sin * dx)
+        window[(along <= length / 2) & (across <= width / 2)] = material
+
+    def _cell(self, position: np.ndarray, offset: int = 0) -> np.ndarray:
+        """[2] grid cell of a position x, y plus `offset` cells, within the grid."""
+        cell = ((position + self.reach) / CELL).astype(int) + offset
+        return np.clip(cell, 0, len(self.grid))
 
     def _circles(self, shape: Shape, x: float, y: float, yaw: float) -> np.ndarray:
+        """[K, 3] x, y, radius of circles that cover an object's footprint."""
         length, width, _ = shape.size
         radius = min(length, width) / 2
-        along, across = (length, 0.0) if length >= width else (0.0, width)
-        reach = max(along, across) / 2 - radius
-        steps = (
-            np.linspace(-reach, reach, max(int(np.ceil(reach / max(radius, 0.2))) + 1, 1))
-            if reach > 0
-            else np.zeros(1)
-        )
-        heading = yaw if along else yaw + np.pi / 2
-        return np.stack(
-            [
-                x + steps * np.cos(heading),
-                y + steps * np.sin(heading),
-                np.full(len(steps), radius * 1.1),
-            ],
-            1,
-        )
+        reach = max(length, width) / 2 - radius
+        steps = np.zeros(1)
+        if reach > 0:
+            count = int(np.ceil(reach / max(radius, 0.2))) + 1
+            steps = np.linspace(-reach, reach, count)
+
+        heading = yaw if length >= width else yaw + np.pi / 2
+        xs = x + steps * np.cos(heading)
+        ys = y + steps * np.sin(heading)
+        return np.stack([xs, ys, np.full(len(steps), radius * 1.1)], 1)
 
     def reserve(self, x: float, y: float, radius: float) -> None:
-        """Keep a disc free of things that stand."""
+        """Keep a disc free of objects."""
         self._taken = np.concatenate([self._taken, [[x, y, radius]]])
 
     def stand(
@@ -97,22 +98,24 @@ class World:
         state: str = '',
         solid: bool = True,
     ) -> bool:
-        """Put something down for good.
+        """Place an object that never moves.
 
         Args:
-            solid: whether it needs free ground (and takes it); False for slabs, crowns, facades.
+            lift: m above the ground.
+            state: see `Actor`.
+            solid: whether it needs free ground and occupies it; False for slabs, crowns, facades.
         Returns:
             Whether there was room.
         """
         if solid:
             circles = self._circles(shape, x, y, yaw)
-            gap = np.hypot(
-                self._taken[:, None, 0] - circles[:, 0], self._taken[:, None, 1] - circles[:, 1]
-            )
-            if (gap < self._taken[:, None, 2] + circles[:, 2]).any():
+            taken = self._taken[:, None]
+            gap = np.hypot(taken[..., 0] - circles[:, 0], taken[..., 1] - circles[:, 1])
+            if (gap < taken[..., 2] + circles[:, 2]).any():
                 return False
             self._taken = np.concatenate([self._taken, circles])
-        self.actors.append(Actor(shape, Motion(Path((x, y, yaw)), Speed(0.0), 0.0, lift), state))
+        motion = Motion(Path((x, y, yaw)), Speed(0.0), 0.0, lift)
+        self.actors.append(Actor(shape, motion, state))
         return True
 
     def stream(
@@ -126,8 +129,7 @@ class World:
         lift: float = 0.0,
         forbidden: list[tuple[float, float]] | None = None,
     ) -> None:
-        """Fill a path with a column of road users who all move with the same speed profile, so none
-        meets another.
+        """Fill a path with road users who share one speed profile, so that none meets another.
 
         Args:
             low, high: arc lengths at time 0 between which they are spread, m.
@@ -135,17 +137,20 @@ class World:
             make: draws one of them and its state at rest.
             forbidden: intervals of arc length that nobody may touch during the scene.
         """
-        travelled = float(speed.travelled(np.array(self.duration)))
+        traveled = float(speed.traveled(np.array(self.duration)))
         place = low + gap() * self.rng.random()
         while place < high:
             shape, state = make()
             half = shape.size[0] / 2
             place += half
-            if all(place + travelled + half < a or place - half > b for a, b in forbidden or ()):
-                self.actors.append(Actor(shape, Motion(path, speed, place, lift), state))
+            front = place + traveled + half
+            rear = place - half
+            if all(front < begin or rear > end for begin, end in forbidden or ()):
+                motion = Motion(path, speed, place, lift)
+                self.actors.append(Actor(shape, motion, state))
             place += half + gap()
 
     def finish(self, ego: Motion, tilt: tuple[float, float]) -> Scene:
         """The scene, ready to be scanned."""
         surface = Surface(self.grid, CELL, (-self.reach, -self.reach))
-        return Scene(self.ground, surface, self.actors, ego, tilt, self.drive)
+        return Scene(self.ground, surface, self.actors, ego, tilt, self.traffic_side)

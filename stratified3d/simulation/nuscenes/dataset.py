@@ -161,7 +161,7 @@ def _simulate_keyframe(
                 )
     mount = scene.sensor.mount
     record['mount'] = [[float(v) for v in mount.translation], quaternion(mount.rotation)]
-    record['location'] = 'boston-seaport' if scene.drive > 0 else 'singapore-onenorth'
+    record['location'] = 'boston-seaport' if scene.traffic_side > 0 else 'singapore-onenorth'
     atomic_write(_record_path(root, number, k), json.dumps(record).encode())
 
 

@@ -15,7 +15,8 @@ from stratified3d.simulation.objects.people import (
     STROLLER,
     WORKER,
 )
-from stratified3d.simulation.objects.vehicles import BENDY_BUS, BUS, CAR, TRAILER, TRUCK
+from stratified3d.simulation.objects.trucks import TRAILER, TRUCK
+from stratified3d.simulation.objects.vehicles import BENDY_BUS, BUS, CAR
 
 CATEGORIES = (
     ADULT,

@@ -1,5 +1,4 @@
-"""Things that stand in a street: cones and barriers, and the clutter around them, annotated by
-nobody.
+"""Shapes of things that stand in a street: cones, barriers, and clutter without annotations.
 
 Means (length, width, height) as annotated in nuScenes: traffic cone 0.40 0.40 1.06, barrier 0.49
 2.49 0.98 m (a barrier's long side is its width).
@@ -32,62 +31,70 @@ CART = 'movable_object.pushable_pullable'
 RACK = 'static_object.bicycle_rack'
 
 
+# height and width of the foot, m; radii of the body at its foot and at its top, m
+_CONES = {
+    'cone': (0.85, 0.42, 0.16, 0.03),
+    'delineator': (1.2, 0.38, 0.06, 0.05),
+    'drum': (1.05, 0.52, 0.25, 0.2),
+}
+
+
 def make_cone(rng: np.random.Generator) -> Shape:
     """A cone, a tall delineator or a drum: nuScenes annotates all as traffic cones."""
-    kind = rng.choice(['cone', 'delineator', 'drum'], p=[0.6, 0.25, 0.15])
-    height = float(
-        np.clip(
-            {'cone': 0.85, 'delineator': 1.2, 'drum': 1.05}[kind] + 0.12 * rng.standard_normal(),
-            0.5,
-            1.5,
-        )
-    )
-    foot = float(
-        np.clip(
-            {'cone': 0.42, 'delineator': 0.38, 'drum': 0.52}[kind] + 0.03 * rng.standard_normal(),
-            0.3,
-            0.6,
-        )
-    )
+    kind = rng.choice(list(_CONES), p=[0.6, 0.25, 0.15])
+    height, foot, low, high = _CONES[kind]
+    height = float(np.clip(height + 0.12 * rng.standard_normal(), 0.5, 1.5))
+    foot = float(np.clip(foot + 0.03 * rng.standard_normal(), 0.3, 0.6))
     shape = Shape(CONE, (foot, foot, height))
     shape.box((0, 0, 0.03), (foot, foot, 0.06), RUBBER, 1.5)
-    low, high = {'cone': (0.16, 0.03), 'delineator': (0.06, 0.05), 'drum': (0.25, 0.2)}[kind]
     shape.frustum((0, 0, height / 2 + 0.03), low, high, height - 0.06, PLASTIC)
+
     band = 0.62 * height
     radius = low + (high - low) * 0.62 + 0.012
     shape.frustum((0, 0, band), radius, radius - 0.015, 0.18, RETROREFLECTOR)
     return shape
 
 
+_BARRIER_SIZES = {  # depth, width, height, m
+    'jersey': (0.6, 2.9, 0.92),
+    'plastic': (0.52, 2.0, 1.05),
+    'trestle': (0.45, 2.3, 1.08),
+}
+
+
 def make_barrier(rng: np.random.Generator, kind: str) -> Shape:
-    """A `'jersey'` (concrete), `'plastic'` (water-filled) or `'trestle'` (pipe and board)
-    barrier."""
-    width = {'jersey': 2.9, 'plastic': 2.0, 'trestle': 2.3}[kind] * (
-        1 + 0.04 * rng.standard_normal()
-    )
-    height = {'jersey': 0.92, 'plastic': 1.05, 'trestle': 1.08}[kind] * (
-        1 + 0.04 * rng.standard_normal()
-    )
-    depth = {'jersey': 0.6, 'plastic': 0.52, 'trestle': 0.45}[kind]
+    """A `'jersey'` (concrete), `'plastic'` (filled with water) or `'trestle'` (boards) barrier."""
+    depth, width, height = _BARRIER_SIZES[kind]
+    width *= 1 + 0.04 * rng.standard_normal()
+    height *= 1 + 0.04 * rng.standard_normal()
     shape = Shape(BARRIER, (depth, width, height))
     if kind == 'trestle':
         for side in (-1, 1):
-            shape.box((0, side * (width / 2 - 0.15), 0.04), (depth, 0.06, 0.08), METAL)
-            shape.box((0, side * (width / 2 - 0.15), height / 2), (0.06, 0.06, height), METAL)
+            y = side * (width / 2 - 0.15)
+            shape.box((0, y, 0.04), (depth, 0.06, 0.08), METAL)
+            shape.box((0, y, height / 2), (0.06, 0.06, height), METAL)
         shape.box((0, 0, height - 0.13), (0.05, width, 0.26), RETROREFLECTOR, 0.5)
         shape.box((0, 0, 0.5), (0.05, width, 0.12), PLASTIC)
-    else:
-        material = CONCRETE if kind == 'jersey' else PLASTIC
-        shape.tapered(
-            (0, 0, 0.17), (depth, width, 0.34), (0.12, 0.12, 0.0), material, rng.uniform(0.7, 1.3)
-        )
-        shape.tapered(
-            (0, 0, 0.34 + (height - 0.34) / 2),
-            (depth * 0.55, width - 0.04, height - 0.34),
-            (0.05, 0.05, 0.0),
-            material,
-            rng.uniform(0.7, 1.3),
-        )
+        return shape
+
+    material = CONCRETE if kind == 'jersey' else PLASTIC
+    foot = (depth, width, 0.34)
+    shape.tapered(
+        center=(0, 0, 0.17),
+        size=foot,
+        taper=(0.12, 0.12, 0.0),
+        material=material,
+        shade=rng.uniform(0.7, 1.3),
+    )
+    center = (0, 0, 0.34 + (height - 0.34) / 2)
+    wall = (depth * 0.55, width - 0.04, height - 0.34)
+    shape.tapered(
+        center=center,
+        size=wall,
+        taper=(0.05, 0.05, 0.0),
+        material=material,
+        shade=rng.uniform(0.7, 1.3),
+    )
     return shape
 
 
@@ -99,30 +106,17 @@ def make_bicycle_rack(rng: np.random.Generator) -> Shape:
         y = (i - (count - 1) / 2) * 0.7
         shape.box((0, y, 0.4), (0.9, 0.05, 0.8), METAL, 0.8)
         if rng.random() < 0.75:
-            for kind, center, rotation, half, taper, material, shade, _ in make_bicycle(
-                rng, rider=False
-            ).parts:
-                shape.parts.append(
-                    (
-                        kind,
-                        (center[0], center[1] + y + 0.12, center[2]),
-                        rotation,
-                        half,
-                        taper,
-                        material,
-                        shade,
-                        0.0,
-                    )
-                )
+            for kind, center, *rest in make_bicycle(rng, rider=False).parts:
+                x, beside, z = center
+                shape.parts.append((kind, (x, beside + y + 0.12, z), *rest))
     return shape
 
 
 def make_cart(rng: np.random.Generator) -> Shape:
-    """A trolley or a wheeled bin, annotated but of no detection class."""
+    """A cart or a wheeled bin, annotated but of no detection class."""
     shape = Shape(CART, (0.8, 0.62, 1.05))
-    shape.tapered(
-        (0, 0, 0.6), (0.75, 0.55, 0.8), (-0.05, -0.05, -0.03), PLASTIC, rng.uniform(0.4, 1.4)
-    )
+    shade = rng.uniform(0.4, 1.4)
+    shape.tapered((0, 0, 0.6), (0.75, 0.55, 0.8), (-0.05, -0.05, -0.03), PLASTIC, shade)
     for side in (-0.25, 0.25):
         shape.wheel(-0.25, side, 0.14, 0.06, RUBBER)
     return shape
@@ -137,56 +131,66 @@ def make_debris(rng: np.random.Generator) -> Shape:
     return shape
 
 
+# kinds of clutter and how often each one stands in a street
+_CLUTTER = {
+    'bin': 0.14,
+    'cabinet': 0.14,
+    'bollard': 0.2,
+    'hydrant': 0.08,
+    'planter': 0.12,
+    'bench': 0.1,
+    'column': 0.06,
+    'box': 0.06,
+    'machine': 0.05,
+    'rock': 0.05,
+}
+
+
 def make_clutter(rng: np.random.Generator) -> Shape:
     """Something that resembles an object of interest from afar: unlabeled, as in the real data."""
-    kind = rng.choice(
-        [
-            'bin',
-            'cabinet',
-            'bollard',
-            'hydrant',
-            'planter',
-            'bench',
-            'column',
-            'box',
-            'machine',
-            'rock',
-        ],
-        p=[0.14, 0.14, 0.2, 0.08, 0.12, 0.1, 0.06, 0.06, 0.05, 0.05],
-    )
+    kind = rng.choice(list(_CLUTTER), p=list(_CLUTTER.values()))
     shape = Shape(None, (1.0, 1.0, 1.0))
-    tall, bright = rng.uniform(0.85, 1.15), rng.uniform(0.4, 1.4)
+    tall = rng.uniform(0.85, 1.15)
+    bright = rng.uniform(0.4, 1.4)
     if kind == 'bin':
         shape.frustum((0, 0, 0.5 * tall), 0.25, 0.28, tall, PLASTIC, bright)
     elif kind == 'cabinet':
-        shape.box(
-            (0, 0, 0.6 * tall),
-            (rng.uniform(0.4, 0.6), rng.uniform(0.6, 1.4), 1.2 * tall),
-            METAL,
-            bright,
-        )
+        size = (rng.uniform(0.4, 0.6), rng.uniform(0.6, 1.4), 1.2 * tall)
+        shape.box((0, 0, 0.6 * tall), size, METAL, bright)
     elif kind == 'bollard':
-        shape.frustum((0, 0, 0.45 * tall), 0.09, 0.09, 0.9 * tall, METAL, bright)
+        shape.frustum(
+            center=(0, 0, 0.45 * tall),
+            foot=0.09,
+            top=0.09,
+            height=0.9 * tall,
+            material=METAL,
+            shade=bright,
+        )
         shape.ellipsoid((0, 0, 0.9 * tall), (0.22, 0.22, 0.16), METAL, bright)
     elif kind == 'hydrant':
         shape.frustum((0, 0, 0.35), 0.12, 0.1, 0.7, METAL, bright)
         shape.ellipsoid((0, 0, 0.72), (0.26, 0.26, 0.2), METAL, bright)
     elif kind == 'planter':
+        size = (rng.uniform(0.7, 2.4), 0.8, 0.56)
         shape.tapered(
-            (0, 0, 0.28),
-            (rng.uniform(0.7, 2.4), 0.8, 0.56),
-            (-0.05, -0.05, -0.05),
-            CONCRETE,
-            bright,
+            center=(0, 0, 0.28),
+            size=size,
+            taper=(-0.05, -0.05, -0.05),
+            material=CONCRETE,
+            shade=bright,
         )
         shape.ellipsoid((0, 0, 0.85), (0.8, 0.7, 0.7 * tall), FOLIAGE)
     elif kind == 'bench':
-        shape.box((0, 0, 0.45), (0.5, 1.7, 0.08), BARK)
-        shape.box((-0.22, 0, 0.7), (0.06, 1.7, 0.4), BARK)
-        for side in (-0.7, 0.7):
-            shape.box((0, side, 0.21), (0.4, 0.08, 0.42), METAL)
+        _add_bench(shape)
     elif kind == 'column':
-        shape.frustum((0, 0, 1.5 * tall), 0.55, 0.55, 3.0 * tall, PAINT, bright)
+        shape.frustum(
+            center=(0, 0, 1.5 * tall),
+            foot=0.55,
+            top=0.55,
+            height=3.0 * tall,
+            material=PAINT,
+            shade=bright,
+        )
     elif kind == 'box':
         shape.frustum((0, 0, 0.5), 0.05, 0.05, 1.0, METAL)
         shape.box((0, 0, 1.25), (0.4, 0.5, 0.65), PAINT, bright)
@@ -197,17 +201,19 @@ def make_clutter(rng: np.random.Generator) -> Shape:
     return shape
 
 
+def _add_bench(shape: Shape) -> None:
+    shape.box((0, 0, 0.45), (0.5, 1.7, 0.08), BARK)
+    shape.box((-0.22, 0, 0.7), (0.06, 1.7, 0.4), BARK)
+    for side in (-0.7, 0.7):
+        shape.box((0, side, 0.21), (0.4, 0.08, 0.42), METAL)
+
+
 def make_container(rng: np.random.Generator) -> Shape:
-    """A skip or shed of a vehicle's size that is none."""
+    """A skip or a shed: of a vehicle's size, but not a vehicle."""
     shape = Shape(None, (4.0, 2.0, 1.6))
     if rng.random() < 0.5:
-        shape.tapered(
-            (0, 0, 0.75),
-            (rng.uniform(3.2, 5.5), 1.9, 1.5),
-            (-0.35, -0.35, -0.05),
-            METAL,
-            rng.uniform(0.4, 1),
-        )
+        size = (rng.uniform(3.2, 5.5), 1.9, 1.5)
+        shape.tapered((0, 0, 0.75), size, (-0.35, -0.35, -0.05), METAL, rng.uniform(0.4, 1))
     else:
         shape.box((0, 0, 1.25), (rng.uniform(2.5, 6.0), 2.3, 2.5), METAL, rng.uniform(0.4, 1.2))
     return shape
@@ -216,29 +222,28 @@ def make_container(rng: np.random.Generator) -> Shape:
 def make_tree(rng: np.random.Generator) -> Shape:
     """A trunk under a crown of a few overlapping ellipsoids."""
     shape = Shape(None, (4.0, 4.0, 8.0))
-    trunk, crown, radius = rng.uniform(2.0, 3.4), rng.uniform(3.0, 6.0), rng.uniform(1.5, 3.2)
+    trunk = rng.uniform(2.0, 3.4)
+    crown = rng.uniform(3.0, 6.0)
+    radius = rng.uniform(1.5, 3.2)
     tone = np.exp(rng.normal(0.2, 0.5))
     shape.frustum((0, 0, trunk / 2 + 0.4), rng.uniform(0.12, 0.28), 0.1, trunk + 0.8, BARK)
     for _ in range(4):
         x, y = rng.normal(0, 0.35 * radius, 2)
         z = trunk + crown * rng.uniform(0.3, 0.6)
-        shape.ellipsoid(
-            (x, y, z), (1.5 * radius, 1.5 * radius, crown * rng.uniform(0.6, 0.9)), FOLIAGE, tone
-        )
+        size = (1.5 * radius, 1.5 * radius, crown * rng.uniform(0.6, 0.9))
+        shape.ellipsoid((x, y, z), size, FOLIAGE, tone)
     return shape
 
 
 def make_bush(rng: np.random.Generator) -> Shape:
-    """A bush, some of them of a car's or a person's size."""
+    """A bush; some are as large as a car or a person."""
     shape = Shape(None, (2.0, 2.0, 1.5))
-    length, height = rng.uniform(0.7, 3.5), rng.uniform(0.7, 1.9)
+    length = rng.uniform(0.7, 3.5)
+    height = rng.uniform(0.7, 1.9)
     for x in np.linspace(-length / 3, length / 3, 3):
-        shape.ellipsoid(
-            (x, rng.normal(0, 0.12), height * 0.45),
-            (length * 0.6, rng.uniform(0.8, 1.5), height),
-            FOLIAGE,
-            rng.uniform(0.6, 1.4),
-        )
+        center = (x, rng.normal(0, 0.12), height * 0.45)
+        size = (length * 0.6, rng.uniform(0.8, 1.5), height)
+        shape.ellipsoid(center, size, FOLIAGE, rng.uniform(0.6, 1.4))
     return shape
 
 
@@ -253,11 +258,16 @@ def make_pole(rng: np.random.Generator) -> Shape:
         shape.frustum((0, 0, 1.4), 0.04, 0.04, 2.8, METAL)
         shape.box((0.05, 0, 2.5), (0.03, 0.65, 0.65), RETROREFLECTOR)
     else:
-        shape.frustum((0, 0, 2.6), 0.1, 0.09, 5.2, METAL)
-        shape.box((0.1, 1.5, 5.1), (0.12, 3.2, 0.12), METAL)
-        shape.box((0.15, 2.9, 4.9), (0.25, 0.35, 1.0), PLASTIC, 0.3)
-        shape.box((0.15, 0, 2.6), (0.25, 0.35, 0.8), PLASTIC, 0.3)
+        _add_traffic_lights(shape)
     return shape
+
+
+def _add_traffic_lights(shape: Shape) -> None:
+    """A pole with one signal on it and one on an arm over the road."""
+    shape.frustum((0, 0, 2.6), 0.1, 0.09, 5.2, METAL)
+    shape.box((0.1, 1.5, 5.1), (0.12, 3.2, 0.12), METAL)
+    shape.box((0.15, 2.9, 4.9), (0.25, 0.35, 1.0), PLASTIC, 0.3)
+    shape.box((0.15, 0, 2.6), (0.25, 0.35, 0.8), PLASTIC, 0.3)
 
 
 def make_bus_shelter(rng: np.random.Generator) -> Shape:
@@ -273,16 +283,14 @@ def make_bus_shelter(rng: np.random.Generator) -> Shape:
 
 
 def make_building(rng: np.random.Generator, length: float, depth: float, height: float) -> Shape:
-    """A block with plinth, bays, an overhang and shop windows; its front faces +y (left), centerd
-    on x."""
+    """A block with bays, an overhang and shop windows; its front faces +y, centered on x."""
     shape = Shape(None, (length, depth, height))
     tone = np.exp(rng.normal(0.1, 0.55))
     shape.box((0, 0, height / 2 - 1.0), (length, depth, height + 2.0), FACADE, tone)
     bay = rng.uniform(3.0, 6.0)
     for x in np.arange(-length / 2 + bay / 2, length / 2 - 0.5, bay):
-        shape.box(
-            (x, depth / 2 + 0.15, height / 2 - 0.5), (0.5, 0.3, height + 1.0), FACADE, tone * 0.8
-        )
+        center = (x, depth / 2 + 0.15, height / 2 - 0.5)
+        shape.box(center, (0.5, 0.3, height + 1.0), FACADE, tone * 0.8)
     if rng.random() < 0.6:
         shape.box((0, depth / 2 + 0.01, 1.4), (length * 0.9, 0.04, 1.9), GLASS, 1.5)
     if rng.random() < 0.5:
@@ -303,7 +311,7 @@ def make_wall(length: float, height: float, material: int = CONCRETE) -> Shape:
 
 
 def make_slab(length: float, width: float, height: float, material: int) -> Shape:
-    """A raised slab of pavement along x; its kerbs are its sides."""
+    """A raised slab of sidewalk along x; its curbs are its sides."""
     shape = Shape(None, (length, width, height))
     shape.box((0, 0, height / 2 - 0.15), (length, width, height + 0.3), material)
     return shape

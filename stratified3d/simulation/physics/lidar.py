@@ -1,5 +1,4 @@
-"""The sensor: an HDL-32E on the roof of a moving car, from firing times to the points of one
-file."""
+"""An HDL-32E on the roof of a moving car: firing times, echoes, noise, and the points of a file."""
 
 from __future__ import annotations
 
@@ -15,15 +14,13 @@ from stratified3d.simulation.physics.primitives import Primitives, Shape
 from stratified3d.simulation.physics.raycast import GROUND, NOTHING, cast_rays
 
 N_RINGS, N_COLUMNS = 32, 1084
-ELEVATIONS = np.radians(
-    np.linspace(-30.67, 10.67, N_RINGS)
-)  # ring 0 looks down most (Velodyne HDL-32E manual)
+# ring 0 looks down most (Velodyne HDL-32E manual)
+ELEVATIONS = np.radians(np.linspace(-30.67, 10.67, N_RINGS))
 SWEEP_SECONDS = 0.05
 MAX_RANGE = 105.0
 HEIGHT = 1.84  # m above the ground
-MOUNT = np.array(
-    [0.9437, 0.0, HEIGHT]
-)  # in the ego frame (x forward, origin below the rear axle), nuScenes
+# in the ego frame (x forward, origin below the rear axle), nuScenes
+MOUNT = np.array([0.9437, 0.0, HEIGHT])
 
 
 class Pose(NamedTuple):
@@ -33,26 +30,25 @@ class Pose(NamedTuple):
     translation: np.ndarray
 
     def __matmul__(self, other: Pose) -> Pose:
-        return Pose(
-            self.rotation @ other.rotation,
-            (self.rotation @ other.translation[..., None])[..., 0] + self.translation,
-        )
+        rotation = self.rotation @ other.rotation
+        rotated = (self.rotation @ other.translation[..., None])[..., 0]
+        return Pose(rotation, rotated + self.translation)
 
     def inverse(self) -> Pose:
-        """The transform back."""
+        """The inverse transform."""
         back = np.swapaxes(self.rotation, -1, -2)
         return Pose(back, -(back @ self.translation[..., None])[..., 0])
 
 
 @dataclass(frozen=True)
 class Noise:
-    """What separates a measured return from the geometric one.
+    """Differences between a measured return and the geometric one.
 
     Attributes:
         range_sigma: m, 1 sigma (HDL-32E: 2 cm).
         dropped: share of returns lost for no reason.
         reach: m, distance at which a surface of intensity 10 at normal incidence is lost half of
-        the time.
+            the time.
         mixed: share of the returns at a depth edge that land between the two surfaces.
     """
 
@@ -72,10 +68,10 @@ def firing_directions() -> np.ndarray:
     """
     azimuth = np.pi - np.arange(N_COLUMNS)[:, None] * (2 * np.pi / N_COLUMNS)
     level = np.cos(ELEVATIONS)
-    return np.stack(
-        np.broadcast_arrays(level * np.cos(azimuth), level * np.sin(azimuth), np.sin(ELEVATIONS)),
-        -1,
-    )
+    x = level * np.cos(azimuth)
+    y = level * np.sin(azimuth)
+    z = np.sin(ELEVATIONS)
+    return np.stack(np.broadcast_arrays(x, y, z), -1)
 
 
 def firing_delays() -> np.ndarray:
@@ -84,8 +80,10 @@ def firing_delays() -> np.ndarray:
 
 
 def _ego_car() -> Primitives:
-    """The car below the sensor in the ego frame: roof, windscreen, bonnet, rear rack (a Renault
-    Zoe, 4.08 x 1.73 m)."""
+    """The car below the sensor in the ego frame, a Renault Zoe of 4.08 x 1.73 m.
+
+    Its body, its windows, its roof and a rack at the rear.
+    """
     car = Shape(None, (4.08, 1.73, 1.56))
     car.tapered((1.35, 0.0, 0.55), (4.08, 1.73, 0.62), (0.60, 0.1, 0.10), PAINT, 0.3)
     car.tapered((1.22, 0.0, 1.20), (3.64, 1.52, 0.56), (1.35, 0.55, 0.20), GLASS, 1.0)
@@ -108,11 +106,11 @@ class MountedLidar:
         self.mount, self.directions, self.delays = mount, directions, delays
         columns, beams = directions.shape[:2]
         # lasers and receivers differ
-        self.gain = np.exp(
-            0.2 * np.random.Generator(np.random.Philox(key=key)).standard_normal(beams)
-        )
-        no_ground = np.array([-1e6, 0.0, 0.0, 0.0, 0.0, 0.0])
+        rng = np.random.Generator(np.random.Philox(key=key))
+        self.gain = np.exp(0.2 * rng.standard_normal(beams))
+
         car = _ego_car()
+        no_ground = np.array([-1e6, 0.0, 0.0, 0.0, 0.0, 0.0])
         self.own_distance, self.own_hit, self.own_cosine = cast_rays(
             np.broadcast_to(mount.translation, (columns, 3)),
             np.broadcast_to(mount.rotation, (columns, 3, 3)),
@@ -122,8 +120,9 @@ class MountedLidar:
             no_ground,
             max_range=10.0,
         )
-        self.own_material = car.material[np.maximum(self.own_hit, 0)]
-        self.own_shade = car.shade[np.maximum(self.own_hit, 0)]
+        own_part = np.maximum(self.own_hit, 0)
+        self.own_material = car.material[own_part]
+        self.own_shade = car.shade[own_part]
 
 
 class Sensor(MountedLidar):
@@ -135,20 +134,25 @@ class Sensor(MountedLidar):
 
     def __init__(self, tilt: tuple[float, float] = (0.0, 0.0)):
         yaw = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])  # x right, y forward
-        super().__init__(
-            Pose(tip(*tilt) @ yaw, MOUNT), firing_directions(), firing_delays(), N_RINGS
-        )
+        mount = Pose(tip(*tilt) @ yaw, MOUNT)
+        super().__init__(mount, firing_directions(), firing_delays(), N_RINGS)
 
 
 def tip(roll: float, pitch: float) -> np.ndarray:
     """[3, 3] rotation of a mount that leans by roll and pitch, rad."""
-    cr, sr, cp, sp = math.cos(roll), math.sin(roll), math.cos(pitch), math.sin(pitch)
+    cr, sr = math.cos(roll), math.sin(roll)
+    cp, sp = math.cos(pitch), math.sin(pitch)
     return np.array([[cp, sp * sr, sp * cr], [0.0, cr, -sr], [-sp, cp * sr, cp * cr]])
 
 
 class Surface(NamedTuple):
-    """Materials of the ground on a grid: [NX, NY] uint8 rows of `materials.TABLE`, cell (m) and
-    corner (x, y) (m)."""
+    """Materials of the ground on a grid.
+
+    Attributes:
+        grid: [NX, NY] uint8 rows of `materials.TABLE`.
+        cell: size of a cell, m.
+        corner: (x, y) of the grid's corner, m.
+    """
 
     grid: np.ndarray
     cell: float
@@ -161,7 +165,7 @@ def fire(
     primitives: Primitives,
     ground: np.ndarray,
     max_range: float = MAX_RANGE,
-):
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cast one sweep along the sensor's moving pose.
 
     Args:
@@ -185,6 +189,25 @@ def fire(
 
 
 @compiled
+def _floor_intensity(uniform):
+    """Intensity of the receiver's floor: what rays without a return carry in the released files."""
+    return 1.0 + math.floor(-9.0 * math.log(1.0 - 0.999 * uniform))
+
+
+@compiled
+def _chance_of_loss(value, r, transparent, dropped, reach, own):
+    """Probability that the receiver misses an echo of intensity `value` at distance r."""
+    # received power falls with distance squared; a steep logistic stands for the detector's
+    # threshold
+    power = value / 10.0 * (reach / r) ** 2 if reach < np.inf else np.inf
+    lost = 1.0 / (1.0 + power**2)
+    if own:
+        return lost
+    passed = transparent if dropped > 0.0 else 0.0
+    return 1.0 - (1.0 - lost) * (1.0 - dropped) * (1.0 - passed)
+
+
+@compiled
 def _measure(
     distance,
     material,
@@ -202,37 +225,64 @@ def _measure(
     measured,
     intensity,
 ):
+    """Fill measured and intensity [C, B], see `receive`.
+
+    Args:
+        distance, material, shade, cosine: [C, B] of what each ray hits.
+        uniform, normal: random numbers, [C, B, 5] and [C, B, 2].
+        table: `materials.TABLE`.
+        gain: [B] of each laser.
+        sigma, dropped, reach, mixed: see `Noise`.
+        own: [C, B] whether the ray hits its own car.
+    """
     n_columns, n_rings = distance.shape
     for c in range(n_columns):
         for b in range(n_rings):
             r = distance[c, b]
             if not r < np.inf:
-                # the receiver's floor: what such points carry in the released files
-                intensity[c, b] = 1.0 + math.floor(-9.0 * math.log(1.0 - 0.999 * uniform[c, b, 1]))
+                intensity[c, b] = _floor_intensity(uniform[c, b, 1])
                 continue
+
             level, spread, gloss, transparent, depth = table[material[c, b]]
             slant = max(cosine[c, b], 1e-3)
-            value = (
-                gain[b] * level * shade[c, b] * slant**gloss * math.exp(spread * normal[c, b, 1])
-            )
-            # received power falls with distance squared; a steep logistic stands for the detector's
-            # threshold
-            power = value / 10.0 * (reach / r) ** 2 if reach < np.inf else np.inf
-            lost = 1.0 / (1.0 + power**2)
-            if not own[c, b]:
-                lost = 1.0 - (1.0 - lost) * (1.0 - dropped) * (
-                    1.0 - (transparent if dropped > 0.0 else 0.0)
-                )
+            mean = gain[b] * level * shade[c, b] * slant**gloss
+            value = mean * math.exp(spread * normal[c, b, 1])
+            lost = _chance_of_loss(value, r, transparent, dropped, reach, own[c, b])
             if uniform[c, b, 0] < lost:
-                intensity[c, b] = 1.0 + math.floor(-9.0 * math.log(1.0 - 0.999 * uniform[c, b, 1]))
+                intensity[c, b] = _floor_intensity(uniform[c, b, 1])
                 continue
+
+            # at a depth edge a return may land between the two surfaces
             other = distance[(c + 1) % n_columns, b]
-            if other < np.inf and 0.3 < abs(other - r) < 6.0 and uniform[c, b, 2] < mixed:
+            is_edge = other < np.inf and 0.3 < abs(other - r) < 6.0
+            if is_edge and uniform[c, b, 2] < mixed:
                 r += (other - r) * uniform[c, b, 3]
             if sigma > 0.0:  # leaves let some of the pulse in
                 r -= depth * math.log(1.0 - uniform[c, b, 4])
             measured[c, b] = r + sigma * normal[c, b, 0]
             intensity[c, b] = min(max(math.floor(value + 0.5), 0.0), 255.0)
+
+
+def _surfaces_hit(
+    poses: Pose, primitives: Primitives, surface: Surface, cast: tuple, world: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Material and shade [C, B] of what each ray hits; any where it hits nothing."""
+    distance, hit, _ = cast
+    if len(primitives.kind):
+        material = primitives.material[np.maximum(hit, 0)]
+        shade = primitives.shade[np.maximum(hit, 0)]
+    else:
+        material = np.zeros_like(hit)
+        shade = np.ones(hit.shape)
+
+    column, beam = np.nonzero(hit == GROUND)
+    reach = distance[column, beam]
+    spot = poses.translation[column, :2] + world[column, :2, beam] * reach[:, None]
+    ix, iy = ((spot - np.array(surface.corner)) / surface.cell).astype(np.int64).T
+    nx, ny = surface.grid.shape
+    material[column, beam] = surface.grid[np.clip(ix, 0, nx - 1), np.clip(iy, 0, ny - 1)]
+    shade[column, beam] = 1.0
+    return material, shade
 
 
 def receive(
@@ -244,7 +294,7 @@ def receive(
     noise: Noise,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the receiver makes of a cast sweep: which echoes it notices, how far and how bright.
+    """Measure the echoes of a cast sweep: which are noticed, how far and how bright.
 
     Args:
         cast: what `fire` returned.
@@ -255,20 +305,11 @@ def receive(
     """
     distance, hit, cosine = cast
     world = poses.rotation @ np.swapaxes(sensor.directions, 1, 2)  # [C, 3, B]
-    material = (
-        primitives.material[np.maximum(hit, 0)] if len(primitives.kind) else np.zeros_like(hit)
-    )
-    shade = primitives.shade[np.maximum(hit, 0)] if len(primitives.kind) else np.ones(hit.shape)
-    column, beam = np.nonzero(hit == GROUND)
-    reach = distance[column, beam]
-    spot = poses.translation[column, :2] + world[column, :2, beam] * reach[:, None]
-    nx, ny = surface.grid.shape
-    ix, iy = ((spot - np.array(surface.corner)) / surface.cell).astype(np.int64).T
-    material[column, beam] = surface.grid[np.clip(ix, 0, nx - 1), np.clip(iy, 0, ny - 1)]
-    shade[column, beam] = 1.0
+    material, shade = _surfaces_hit(poses, primitives, surface, cast, world)
     own = (hit == NOTHING) & (sensor.own_distance < np.inf)
     distance = np.where(own, sensor.own_distance, distance)
-    measured, intensity = np.zeros(distance.shape), np.zeros(distance.shape)
+    measured = np.zeros(distance.shape)
+    intensity = np.zeros(distance.shape)
     _measure(
         distance,
         np.where(own, sensor.own_material, material),
@@ -298,28 +339,31 @@ def measure(
     noise: Noise,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Turn a cast sweep into the points of a file: noise, intensity, motion compensation.
+    """Turn a cast sweep into the points of a file, with noise and motion compensation.
 
     A ray without a return stays as a point at the sensor's origin at its firing time. Everything is
     given in the LIDAR_TOP frame at the sweep's timestamp, the last firing.
 
-    Args:
-        as in `receive`.
+    The arguments are those of `receive`.
+
     Returns:
         points [N_COLUMNS * N_RINGS, 5] float32 (x, y, z m, intensity 0-255, ring), column by
         column; owner [N_COLUMNS * N_RINGS] int64 of the object hit, -1 for none.
     """
-    hit = cast[1]
     measured, intensity, world = receive(sensor, poses, primitives, surface, cast, noise, rng)
     end = Pose(poses.rotation[-1], poses.translation[-1]).inverse()
     seen = poses.translation[:, :, None] + world * measured[:, None]  # [C, 3, B]
+    seen = end.rotation @ seen + end.translation[:, None]
     points = np.empty((N_COLUMNS, N_RINGS, 5), np.float32)
-    points[:, :, :3] = np.swapaxes(end.rotation @ seen + end.translation[:, None], 1, 2)
+    points[:, :, :3] = np.swapaxes(seen, 1, 2)
     points[:, :, 3] = intensity
     points[:, :, 4] = np.arange(N_RINGS)
-    owner = (
-        np.where(hit >= 0, primitives.owner[np.maximum(hit, 0)], -1)
-        if len(primitives.kind)
-        else hit * 0 - 1
-    )
-    return points.reshape(-1, 5), np.where(measured > 0, owner, -1).reshape(-1)
+    owner = np.where(measured > 0, find_owners(cast[1], primitives), -1)
+    return points.reshape(-1, 5), owner.reshape(-1)
+
+
+def find_owners(hit: np.ndarray, primitives: Primitives) -> np.ndarray:
+    """Owner of each primitive that was hit, in hit's shape; -1 for the ground and for nothing."""
+    if not len(primitives.kind):
+        return np.full(hit.shape, -1)
+    return np.where(hit >= 0, primitives.owner[np.maximum(hit, 0)], -1)

@@ -1,4 +1,4 @@
-"""What surfaces do to a 905 nm pulse: reflectance, gloss, transparency.
+"""Materials of surfaces as a 905 nm pulse sees them: reflectance, gloss, transparency.
 
 The intensities are tuned to the histogram of a released LIDAR_TOP keyframe (asphalt 2-15, facades
 10-30, foliage 5-30, paint 2-60, plates and signs 100-255); see docs/simulation.md.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-# name: (intensity at normal incidence 0-255, its relative spread, exponent of cos(incidence), share
-# that passes through, mean depth of penetration, m)
+# name: (intensity at normal incidence 0-255, its relative spread, exponent of cos(incidence),
+#        share that passes through, mean depth of penetration in m)
 _MATERIALS = {
     'asphalt': (11.0, 0.19, 0.25, 0.0, 0.0),
     'paving': (26.0, 0.17, 0.25, 0.0, 0.0),

@@ -1,4 +1,4 @@
-"""Convex primitives, the only geometry that the ray caster knows, and shapes composed of them."""
+"""Convex primitives, the only geometry that rays are cast against, and shapes made of them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,22 @@ BOX, TAPERED, FRUSTUM, ELLIPSOID = range(4)
 class Primitives(NamedTuple):
     """P primitives in one frame, as arrays (a named tuple, because numba takes those as they are).
 
-    A local point p lies at `center + rotation @ p`. What `half` and `taper` mean depends on the
-        kind: BOX        half-lengths along local x, y, z TAPERED    as BOX at its foot; its top is
-        drawn in by taper = (front, rear, each side) meters FRUSTUM    radius at the foot, radius at
-        the top, half-height; its axis is local z (cylinder, cone) ELLIPSOID  half-axes
+    A local point p lies at `center + rotation @ p`. What `half` and `taper` mean depends on `kind`:
+
+        BOX        half-lengths along local x, y, z
+        TAPERED    as BOX at its foot; its top is drawn in by taper = (front, rear, each side) m
+        FRUSTUM    radius at the foot, radius at the top, half-height; its axis is local z
+                   (cylinder, cone)
+        ELLIPSOID  half-axes
 
     Attributes:
-        kind: [P] int64. center: [P, 3] m. rotation: [P, 3, 3]. half, taper: [P, 3] m.
+        kind: [P] int64.
+        center: [P, 3] m.
+        rotation: [P, 3, 3].
+        half, taper: [P, 3] m.
         velocity: [P, 3] m/s in the same frame.
-        material: [P] int64, row of `materials.TABLE`. shade: [P], factor on its reflectance (paint,
-        clothes).
+        material: [P] int64, row of `materials.TABLE`.
+        shade: [P] factor on the material's reflectance (paint, clothes).
         owner: [P] int64, index of the object it belongs to, -1 for none.
     """
 
@@ -64,7 +70,8 @@ def move(
     """The same primitives after `x -> rotation @ x + translation`, given to an owner.
 
     Args:
-        rotation: [3, 3]. translation: [3] m.
+        rotation: [3, 3].
+        translation: [3] m.
     """
     return primitives._replace(
         center=primitives.center @ rotation.T + translation,
@@ -94,8 +101,10 @@ def rotate_x(angle: float) -> np.ndarray:
 
 @dataclass
 class Shape:
-    """One thing, composed of primitives: x forward, y left, z up, the origin on the ground below
-    its center.
+    """One object made of primitives: x forward, y left, z up.
+
+    Its origin lies on the ground below its center. The methods that add a primitive return the
+    shape, so that calls can be chained.
 
     Args:
         category: nuScenes category name; None is clutter that nobody annotates.
@@ -122,45 +131,47 @@ class Shape:
         return self
 
     def box(self, center, size, material, shade=1.0, rotation=None, sway=0.0) -> Shape:
-        """Add a box of `size` (x, y, z) meters around `center`; `sway` swings it along x while the
-        owner walks, m."""
-        return self._add(
-            BOX, center, tuple(s / 2 for s in size), material, shade, rotation, sway=sway
-        )
+        """Add a box of `size` (x, y, z) m around `center`.
+
+        `sway` m is how far it swings along x while its owner walks.
+        """
+        half = tuple(s / 2 for s in size)
+        return self._add(BOX, center, half, material, shade, rotation, sway=sway)
 
     def tapered(self, center, size, taper, material, shade=1.0, rotation=None) -> Shape:
-        """Add a box whose top is drawn in by `taper` = (front, rear, each side) meters; none
-        positive: a tub."""
+        """Add a box whose top is drawn in by `taper` = (front, rear, each side) m.
+
+        Negative insets make a tub, whose foot is the smaller end; none may be positive then.
+        """
         if min(taper) < 0:
+            # a tapered box upside down
             front, rear, sides = (-inset for inset in taper)
             x, y, z = center
+            length, width, height = size
             center = (x + (front - rear) / 2, y, z)
-            size, taper = (
-                (size[0] + front + rear, size[1] + 2 * sides, size[2]),
-                (front, rear, sides),
-            )
-            rotation = (np.eye(3) if rotation is None else rotation) @ rotate_x(np.pi)
-        return self._add(
-            TAPERED, center, tuple(s / 2 for s in size), material, shade, rotation, taper
-        )
+            size = (length + front + rear, width + 2 * sides, height)
+            taper = (front, rear, sides)
+            upright = np.eye(3) if rotation is None else rotation
+            rotation = upright @ rotate_x(np.pi)
+        half = tuple(s / 2 for s in size)
+        return self._add(TAPERED, center, half, material, shade, rotation, taper)
 
     def frustum(
         self, center, foot, top, height, material, shade=1.0, rotation=None, sway=0.0
     ) -> Shape:
         """Add a cylinder or cone with these two radii (m); its axis is z before `rotation`."""
-        return self._add(
-            FRUSTUM, center, (foot, top, height / 2), material, shade, rotation, sway=sway
-        )
+        half = (foot, top, height / 2)
+        return self._add(FRUSTUM, center, half, material, shade, rotation, sway=sway)
 
     def wheel(self, x, y, radius, width, material, shade=1.0) -> Shape:
         """Add a wheel that stands on the ground and rolls along x."""
-        return self.frustum(
-            (x, y, radius), radius, radius, width, material, shade, rotate_x(np.pi / 2)
-        )
+        center = (x, y, radius)
+        return self.frustum(center, radius, radius, width, material, shade, rotate_x(np.pi / 2))
 
     def ellipsoid(self, center, size, material, shade=1.0, sway=0.0) -> Shape:
         """Add an ellipsoid with these full axes (m)."""
-        return self._add(ELLIPSOID, center, tuple(s / 2 for s in size), material, shade, sway=sway)
+        half = tuple(s / 2 for s in size)
+        return self._add(ELLIPSOID, center, half, material, shade, sway=sway)
 
     def primitives(self) -> Primitives:
         """The shape as arrays, at rest in its own frame."""

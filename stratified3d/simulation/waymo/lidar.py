@@ -113,7 +113,7 @@ class WaymoLidar(MountedLidar):
         zone: np.ndarray,
         origin: np.ndarray,
     ) -> RangeImages:
-        """One frame, the turn of TOP centerd on its timestamp.
+        """One frame, the turn of TOP centered on its timestamp.
 
         Args:
             rng: of this frame and laser alone.

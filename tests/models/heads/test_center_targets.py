@@ -64,9 +64,8 @@ def random_boxes(count, rng):
     boxes[:, 7:] = rng.normal(0, 3, (count, 2))
     boxes[rng.random(count) < 0.1, 3] = 0  # no area
     boxes[rng.random(count) < 0.1, 7] = np.nan  # unknown velocity
-    boxes[
-        rng.random(count) < 0.1, 0
-    ] = -20.1  # just left of the map: truncation towards zero still takes it
+    # just left of the map: truncation towards zero still takes it
+    boxes[rng.random(count) < 0.1, 0] = -20.1
     return torch.from_numpy(boxes)
 
 

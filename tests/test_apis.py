@@ -89,7 +89,7 @@ def test_truncated_file_is_named(model, points, tmp_path):
     path = tmp_path / 'sweep.pcd.bin'
     path.write_bytes(points.tobytes()[:1001])
     with pytest.raises(
-        ValueError, match='sweep.pcd.bin: 1001 bytes are no whole number of points of 5 float32'
+        ValueError, match='sweep.pcd.bin: 1001 bytes .*points of 5'
     ):
         detect(model, path)
 

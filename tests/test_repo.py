@@ -18,7 +18,7 @@ ALLOWED = {
     'checkpoints': set(),
     'datasets': {'datasets', 'memory', 'resumable'},
     'models': {'ops', 'layers', 'models'},
-    'engine': {'engine', 'checkpoints', 'datasets', 'memory'},
+    'engine': {'engine', 'checkpoints', 'datasets', 'memory', 'resumable'},
     'plugin': {'models', 'engine', 'checkpoints', 'datasets', 'evaluation', 'visualization'},
     'apis': {'layers', 'models', 'checkpoints', 'datasets', 'plugin'},
     'host': set(),

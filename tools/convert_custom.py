@@ -1,6 +1,5 @@
 #!/usr/bin/env python
-"""Convert a LiDAR dataset of one's own, point files and a table of boxes, to what mmdet3d's
-scripts train with."""
+"""Convert point files and a table of boxes to a dataset that mmdet3d's scripts train with."""
 
 from __future__ import annotations
 
@@ -10,13 +9,16 @@ from pathlib import Path
 
 from stratified3d.datasets.custom.box_files import read_box_table
 from stratified3d.datasets.custom.infos import Conversion, create_custom_infos, list_frames
+from stratified3d.resumable import user_message
 
 EXAMPLES = """examples:
-  python tools/convert_custom.py raw/points --boxes raw/boxes.csv --out data/custom --split train --frames train.txt
-  python tools/convert_custom.py raw/points --boxes raw/boxes.csv --out data/custom --split val --frames val.txt
-  python tools/convert_custom.py new/points --out data/custom --split test          without annotations
+  python tools/convert_custom.py raw/points --boxes raw/boxes.csv --out data/custom \\
+      --split train --frames train.txt
+  python tools/convert_custom.py raw/points --boxes raw/boxes.csv --out data/custom \\
+      --split val --frames val.txt
+  python tools/convert_custom.py new/points --out data/custom --split test    without annotations
 
-docs/own_data.md describes the files. Interrupted, it goes on where it stopped when the command is given again.
+docs/own_data.md describes the files. Interrupted, it resumes when the same command is rerun.
 """
 
 
@@ -24,17 +26,17 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('points', help='folder of .bin, .npy, .pcd or .ply files, one a frame')
+    parser.add_argument('points', help='folder of .bin, .npy, .pcd or .ply files, one per frame')
     parser.add_argument('--boxes', type=Path, help='.csv or .json file of the boxes of all frames')
     parser.add_argument('--out', type=Path, required=True, help="the new dataset's folder")
     parser.add_argument('--split', required=True, help='name of the info file: train, val, test')
-    parser.add_argument('--frames', type=Path, help='text file, one frame a line; default: all')
+    parser.add_argument('--frames', type=Path, help='text file, one frame per line; default: all')
     parser.add_argument('--classes', nargs='+', help='boxes of others are left out; default: all')
     parser.add_argument(
         '--origin',
         choices=('center', 'bottom'),
         default='center',
-        help='what z is of (default: center of the box)',
+        help='what z refers to (default: center of the box)',
     )
     parser.add_argument('--degrees', action='store_true', help='yaw is in degrees, not radians')
     parser.add_argument(
@@ -48,53 +50,51 @@ def parse_args() -> argparse.Namespace:
     )
     args = parser.parse_args()
     if args.intensity_max <= 0:
-        parser.error(f'--intensity-max is above 0, not {args.intensity_max:g}')
+        parser.error(f'--intensity-max must be above 0, not {args.intensity_max:g}')
     return args
 
 
 def report(done: Conversion) -> None:
-    """What there is, so that mistakes of units and axes are seen."""
+    """Print numbers that show mistakes of units and axes."""
     total = sum(done.boxes.values())
     print(f'{done.path}: {done.frames} frames, {total} boxes')
     for name, count in done.boxes.items():
         size = ' x '.join(f'{side:.2f}' for side in done.sizes[name]) if count else '-'
         print(f'  {name:<24}{count:>7}   mean size {size} m (dx, dy, dz)')
-    x, y, z = zip(done.extent[:3], done.extent[3:])
-    print(
-        '  points lie in '
-        + ', '.join(
-            f'{axis} {low:.1f} to {high:.1f}' for axis, (low, high) in zip('xyz', (x, y, z))
-        )
-        + ' m: choose point_cloud_range so'
-    )
+
+    ranges = [
+        f'{axis} {low:.1f} to {high:.1f}'
+        for axis, low, high in zip('xyz', done.extent[:3], done.extent[3:])
+    ]
+    print(f'  points lie in {", ".join(ranges)} m: choose point_cloud_range accordingly')
     if 2 * done.empty > total:
         print(
-            f'  CAUTION: {done.empty} of {total} boxes hold no point: are boxes and points in one frame? See '
-            '--origin and --degrees'
+            f'  CAUTION: {done.empty} of {total} boxes contain no points: are boxes and points in '
+            'one frame? See --origin and --degrees'
         )
 
 
 def main() -> int:
     args = parse_args()
+    boxes = chosen = None
     try:
-        boxes = (
-            None if args.boxes is None else read_box_table(args.boxes, args.origin, args.degrees)
-        )
-        chosen = None if args.frames is None else args.frames.read_text().split()
-        report(
-            create_custom_infos(
-                list_frames(args.points),
-                boxes,
-                args.out,
-                args.split,
-                chosen=chosen,
-                classes=args.classes,
-                intensity_max=args.intensity_max,
-                load_dim=args.load_dim,
-            )
+        if args.boxes is not None:
+            boxes = read_box_table(args.boxes, args.origin, args.degrees)
+        if args.frames is not None:
+            chosen = args.frames.read_text().split()
+        done = create_custom_infos(
+            list_frames(args.points),
+            boxes,
+            args.out,
+            args.split,
+            chosen=chosen,
+            classes=args.classes,
+            intensity_max=args.intensity_max,
+            load_dim=args.load_dim,
         )
     except (OSError, ValueError) as error:
-        sys.exit(f'convert_custom.py: {error}')
+        sys.exit(f'convert_custom.py: {user_message(error)}')
+    report(done)
     return 0
 
 

@@ -9,23 +9,24 @@ import sys
 
 from stratified3d.datasets.nuscenes.database import create_database
 from stratified3d.datasets.nuscenes.infos import create_infos
+from stratified3d.resumable import user_message
 
 EXAMPLES = """examples:
   python tools/create_data.py data/simulated
   python tools/create_data.py /datasets/nuscenes --version v1.0-trainval --workers 8
   python tools/create_data.py /datasets/nuscenes --version v1.0-test
-  python tools/create_data.py data/simulated --no-database        without the objects that GT sampling pastes
+  python tools/create_data.py data/simulated --no-database      without ground-truth sampling
 
-Interrupted, it goes on where it stopped when the same command is given again. What is finished is kept; delete a file
-to have it written again.
+Interrupted, it resumes when the same command is rerun. What is finished is kept; delete a file to
+have it written again.
 """
 
 
-def main() -> int:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('root', help='folder that holds v1.0-*/, samples/ and sweeps/')
+    parser.add_argument('root', help='folder that contains v1.0-*/, samples/ and sweeps/')
     parser.add_argument(
         '--version',
         default='v1.0-mini',
@@ -44,13 +45,17 @@ def main() -> int:
     parser.add_argument(
         '--workers', type=int, default=1, help='processes that cut the database (default: 1)'
     )
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
     try:
         paths = create_infos(args.root, args.version, args.max_sweeps)
         if not args.no_database and args.version != 'v1.0-test':
             paths.append(create_database(args.root, args.sweeps, args.workers))
     except (OSError, ValueError) as error:
-        sys.exit(f'create_data.py: {error}')
+        sys.exit(f'create_data.py: {user_message(error)}')
     print(*paths, sep='\n')
     return 0
 

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from stratified3d.resumable import LineRecord, acquire_folder, user_message
@@ -20,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / 'projects/quickstart/configs/quickstart.py'
 WEIGHTS = ROOT / 'projects/quickstart/quickstart.safetensors'
 EXAMPLES = """examples:
-  bash tools/quickstart.sh                 everything; interrupted, it goes on where it stopped
+  bash tools/quickstart.sh                 everything; interrupted, it resumes when rerun
   bash tools/quickstart.sh --fresh         from the beginning
   bash tools/quickstart.sh --seed 1 --out work_dirs/quickstart_seed1
   bash tools/quickstart.sh --pretrained --out work_dirs/quickstart_pretrained
@@ -72,54 +71,66 @@ class Steps:
         for line in self._finished.lines:
             self.seconds.update(json.loads(line))
 
-    def run(self, name: str, action: Callable[[], None]) -> None:
+    def run(self, name: str, script: str, *arguments: object) -> None:
+        """Run a script of tools/ unless the step is finished."""
         if name in self.seconds:
             print(f'== {name}: done before, in {self.seconds[name]:.0f} s')
             return
         print(f'== {name}', flush=True)
         begin = time.monotonic()
-        action()
+        call(script, *arguments)
         self.seconds[name] = round(time.monotonic() - begin, 1)
         self._finished.append(json.dumps({name: self.seconds[name]}))
 
 
 def remove(folder: Path, mark: str) -> None:
-    """Delete a folder of an earlier run; one that does not carry the mark of such a run is
-    somebody's own."""
+    """Delete a folder of an earlier run, which contains the mark of such a run."""
     if folder.exists() and any(folder.iterdir()) and not (folder / mark).is_file():
         sys.exit(
-            f'quickstart: --fresh does not delete {folder}: no quickstart made it (it has no {mark})'
+            f'quickstart: --fresh does not delete {folder}: it was not made by a quickstart (it '
+            f'has no {mark})'
         )
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def call(script: str, *arguments: object) -> None:
     command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / script), *map(str, arguments)]
-    status = subprocess.run(command, cwd=ROOT).returncode
+    child = subprocess.Popen(command, cwd=ROOT)
+    try:
+        status = child.wait()
+    except KeyboardInterrupt:
+        child.wait()  # Ctrl-C reaches it, too
+        raise
     if status:
         sys.exit(
-            f'quickstart: {" ".join(command[3:])} ended with status {status}; the lines above say why. '
-            'Started again, the quickstart goes on with this step.'
+            f'quickstart: {" ".join(command[3:])} ended with status {status}; the lines above say '
+            'why. Rerun the same command to resume with this step.'
         )
 
 
 def main() -> int:
     args = parse_args()
-    data, out = args.data.resolve(), args.out.resolve()
+    data = args.data.resolve()
+    out = args.out.resolve()
     if args.fresh:
         remove(data, 'simulation.json')
         remove(out, 'steps.json')
-    steps = Steps(
-        out,
-        dict(
-            seed=args.seed,
-            scenes=args.scenes,
-            keyframes=args.keyframes,
-            data=str(data),
-            options=args.cfg_options,
-            pretrained=args.pretrained,
-        ),
+    settings = dict(
+        seed=args.seed,
+        scenes=args.scenes,
+        keyframes=args.keyframes,
+        data=str(data),
+        options=args.cfg_options,
+        pretrained=args.pretrained,
     )
+    steps = Steps(out, settings)
+    run_steps(args, steps, data, out)
+    report(out, steps)
+    return 0
+
+
+def run_steps(args: argparse.Namespace, steps: Steps, data: Path, out: Path) -> None:
+    """Simulate, prepare, train, test and draw."""
     os.environ['NUSCENES_ROOT'] = str(data)  # the config of every step reads it
     options = [
         '--cfg-options',
@@ -128,42 +139,27 @@ def main() -> int:
         f'randomness.seed={args.seed}',
         *args.cfg_options,
     ]
-    start = [f'load_from={WEIGHTS}'] if args.pretrained else []
-    steps.run(
-        'simulate',
-        lambda: call('simulate.py', data, '--scenes', args.scenes, '--keyframes', args.keyframes),
-    )
-    steps.run(
-        'prepare', lambda: call('create_data.py', data, '--sweeps', 4, '--workers', os.cpu_count())
-    )
+    scenes = ['--scenes', args.scenes, '--keyframes', args.keyframes]
+    steps.run('simulate', 'simulate.py', data, *scenes)
+    steps.run('prepare', 'create_data.py', data, '--sweeps', 4, '--workers', os.cpu_count())
+
+    work_dir = ['--work-dir', out]
     resume = ['--resume'] if (out / 'last_checkpoint').is_file() else []
     # the next step scores: no need to do so after the last epoch as well
-    steps.run(
-        'train',
-        lambda: call(
-            'train.py',
-            CONFIG,
-            '--work-dir',
-            out,
-            *resume,
-            *options,
-            'train_cfg.val_begin=1000000',
-            *start,
-        ),
-    )
+    training = [*options, 'train_cfg.val_begin=1000000']
+    if args.pretrained:
+        training.append(f'load_from={WEIGHTS}')
+    steps.run('train', 'train.py', CONFIG, *work_dir, *resume, *training)
+
     checkpoint = (out / 'last_checkpoint').read_text().strip()
-    steps.run('test', lambda: call('test.py', CONFIG, checkpoint, '--work-dir', out, *options))
-    pictures = out / 'pictures'
-    steps.run(
-        'draw',
-        lambda: call('visualize.py', CONFIG, checkpoint, '--dataset', '--out', pictures, *options),
-    )
-    report(out, steps, sorted(map(str, pictures.glob('*/*.png'))))
-    return 0
+    steps.run('test', 'test.py', CONFIG, checkpoint, *work_dir, *options)
+    pictures = ['--dataset', '--out', out / 'pictures']
+    steps.run('draw', 'visualize.py', CONFIG, checkpoint, *pictures, *options)
 
 
-def report(out: Path, steps: Steps, pictures: list[str]) -> None:
+def report(out: Path, steps: Steps) -> None:
     """Write summary.json and print it as a table."""
+    pictures = sorted(map(str, (out / 'pictures').glob('*/*.png')))
     metrics = json.loads((out / 'results/pred_instances_3d/metrics_summary.json').read_text())
     summary = dict(
         mAP=metrics['mean_ap'],
@@ -173,16 +169,21 @@ def report(out: Path, steps: Steps, pictures: list[str]) -> None:
         pictures=pictures,
     )
     (out / 'summary.json').write_text(json.dumps(summary, indent=1))
-    print(f'\n{"mAP":<24}{summary["mAP"]:.3f}\n{"NDS":<24}{summary["NDS"]:.3f}')
-    for name, value in sorted(summary['AP'].items(), key=lambda item: -item[1]):
-        print(f'  AP {name:<19}{value:.3f}')
-    print(
-        ''.join(f'{name + " (s)":<24}{value:.0f}\n' for name, value in summary['seconds'].items()),
-        end='',
-    )
-    print(f'{"pictures":<24}{os.path.relpath(out / "pictures")}/*/*.png ({len(pictures)})')
-    print(f'{"summary":<24}{os.path.relpath(out / "summary.json")}')
+
+    scores = sorted(summary['AP'].items(), key=lambda item: -item[1])
+    rows = [('mAP', f'{summary["mAP"]:.3f}'), ('NDS', f'{summary["NDS"]:.3f}')]
+    rows += [(f'  AP {name}', f'{value:.3f}') for name, value in scores]
+    rows += [(f'{name} (s)', f'{value:.0f}') for name, value in steps.seconds.items()]
+    rows.append(('pictures', f'{os.path.relpath(out / "pictures")}/*/*.png ({len(pictures)})'))
+    rows.append(('summary', os.path.relpath(out / 'summary.json')))
+    print()
+    for name, text in rows:
+        print(f'{name:<24}{text}')
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print('\nquickstart: interrupted; rerun the same command to resume', file=sys.stderr)
+        sys.exit(130)

@@ -1,12 +1,17 @@
 #!/usr/bin/env python
 """Simulate a LiDAR dataset in nuScenes' or Waymo's format; `--help` tells how."""
 
+from __future__ import annotations
+
 import argparse
+import importlib.util
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from stratified3d.resumable import user_message
 from stratified3d.simulation import (
     NuScenesSettings,
     WaymoSettings,
@@ -14,38 +19,40 @@ from stratified3d.simulation import (
     simulate_waymo,
 )
 
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
 EXAMPLES = """examples:
   python tools/simulate.py data/simulated                          8 + 2 scenes, 1.4 GB
-  python tools/simulate.py data/tiny --scenes 1+1 --keyframes 4    a set for trying things out
-  python tools/simulate.py data/large --version v1.0-trainval --scenes 160+40 --keyframes 40 --workers 16
-  python tools/simulate.py data/waymo_v2 --format waymo --scenes 6+2 --keyframes 20     parquet, as Waymo's v2
+  python tools/simulate.py data/tiny --scenes 1+1 --keyframes 4    a dataset for trying things out
+  python tools/simulate.py data/large --version v1.0-trainval --scenes 160+40 --keyframes 40
+  python tools/simulate.py data/waymo_v2 --format waymo --scenes 6+2 --keyframes 20    parquet
 
-Interrupted, it goes on where it stopped when the same command is given again; a finished set is left as it is.
-The same options give the same bytes for any --workers."""
+Interrupted, it resumes when the same command is rerun; a finished dataset is left as it is. The
+same options give the same bytes for any --workers."""
 
 
-def _scenes(text: str) -> tuple[int, int]:
+def parse_scenes(text: str) -> tuple[int, int]:
     """'8+2' -> (8, 2); '10' -> the same, four training scenes to one validation scene."""
     try:
         parts = [int(part) for part in text.split('+')]
-        if min(parts) < 0 or len(parts) > 2:
-            raise ValueError
     except ValueError:
+        parts = []
+    if not 1 <= len(parts) <= 2 or min(parts) < 0:
         raise argparse.ArgumentTypeError(
             f"'{text}' is neither TRAIN+VAL, e.g. 8+2, nor a number of scenes"
-        ) from None
-    if len(parts) == 1:
-        parts = [
-            parts[0] - max(parts[0] // 5, min(parts[0] - 1, 1)),
-            max(parts[0] // 5, min(parts[0] - 1, 1)),
-        ]
-    return parts[0], parts[1]
+        )
+    if len(parts) == 2:
+        return parts[0], parts[1]
+    total = parts[0]
+    val = max(total // 5, min(total - 1, 1))
+    return total - val, val
 
 
-def main() -> int:
-    """Parse, simulate, report."""
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description='Simulate a LiDAR dataset in the format of nuScenes, or of Waymo (perception v2).',
+        description='Simulate a LiDAR dataset in the format of nuScenes, or of Waymo (perception '
+        'v2).',
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -58,7 +65,7 @@ def main() -> int:
     )
     parser.add_argument(
         '--scenes',
-        type=_scenes,
+        type=parse_scenes,
         default=(default.train, default.val),
         metavar='T+V',
         help='training + validation scenes, or their sum (then a fifth is validation); default 8+2',
@@ -73,7 +80,8 @@ def main() -> int:
         '--sweeps',
         type=int,
         default=default.sweeps,
-        help='stored per keyframe interval, the keyframe included; 10 is all of 20 Hz (default %(default)s)',
+        help='stored per keyframe interval, the keyframe included; 10 is all of 20 Hz '
+        '(default %(default)s)',
     )
     parser.add_argument('--workers', type=int, help='processes (default: all cores)')
     parser.add_argument(
@@ -88,43 +96,61 @@ def main() -> int:
         help='v1.0-mini or v1.0-trainval (default %(default)s)',
     )
     args = parser.parse_args()
-    simulate, settings = (
-        simulate_dataset,
-        NuScenesSettings(args.version, *args.scenes, args.keyframes, args.sweeps, args.seed),
-    )
-    if args.format == 'waymo':
-        if (args.version, args.sweeps) != (default.version, default.sweeps):
-            parser.error("--version and --sweeps are nuScenes'; Waymo has neither")
-        simulate, settings = simulate_waymo, WaymoSettings(*args.scenes, args.keyframes, args.seed)
-    try:
-        from tqdm import tqdm
-    except ImportError:  # a bare training machine has numpy and numba only
-        tqdm = None
-    bar = tqdm(unit='frame', dynamic_ncols=True) if tqdm else None
+    has_own_layout = (args.version, args.sweeps) != (default.version, default.sweeps)
+    if args.format == 'waymo' and has_own_layout:
+        parser.error("--version and --sweeps are nuScenes'; Waymo has neither")
+    return args
 
-    def progress(done: int, total: int) -> None:
-        if bar is None:
+
+class Progress:
+    """Progress on standard error; a training machine with numpy and numba alone has no tqdm."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+        if importlib.util.find_spec('tqdm'):
+            from tqdm import tqdm
+
+            self._bar = tqdm(unit='frame', dynamic_ncols=True)
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar is None:
             print(f'\r{done}/{total} frames', end='', file=sys.stderr, flush=True)
             return
-        bar.total = total
-        if not bar.n:
-            bar.initial = done
-        bar.update(done - bar.n)
+        self._bar.total = total
+        if not self._bar.n:
+            self._bar.initial = done
+        self._bar.update(done - self._bar.n)
 
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def simulate(args: argparse.Namespace, progress: Progress) -> bool:
+    """Whether anything was left to do."""
+    train, val = args.scenes
+    if args.format == 'waymo':
+        waymo = WaymoSettings(train, val, args.keyframes, args.seed)
+        return simulate_waymo(args.out, waymo, workers=args.workers, progress=progress)
+    nuscenes = NuScenesSettings(args.version, train, val, args.keyframes, args.sweeps, args.seed)
+    return simulate_dataset(args.out, nuscenes, workers=args.workers, progress=progress)
+
+
+def main() -> int:
+    """Parse, simulate, report."""
+    args = parse_args()
+    progress = Progress()
     try:
-        fresh = simulate(args.out, settings, workers=args.workers, progress=progress)
+        is_new = simulate(args, progress)
     except (ValueError, OSError, ImportError) as error:
-        print(
-            f'\nsimulate.py: {error.strerror if isinstance(error, OSError) and not error.filename else error}',
-            file=sys.stderr,
-        )
+        print(f'\nsimulate.py: {user_message(error)}', file=sys.stderr)
         return 1
     finally:
-        if bar is not None:
-            bar.close()
+        progress.close()
+    train, val = args.scenes
     print(
-        f'{args.out}: {"complete" if fresh else "was complete already"} ({settings.train} + {settings.val} '
-        f'scenes of {args.keyframes} frames)'
+        f'{args.out}: {"complete" if is_new else "was complete already"} ({train} + {val} scenes '
+        f'of {args.keyframes} frames)'
     )
     return 0
 

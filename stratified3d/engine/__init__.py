@@ -1,5 +1,4 @@
-"""How training and testing run: a runner that is safe to kill and says what is wrong, and the seeds
-of each epoch."""
+"""Training and testing: a runner that is safe to kill, and hooks."""
 
 from stratified3d.engine.fading import FadeObjectSampleHook
 from stratified3d.engine.host_memory import HostMemoryHook

@@ -1,4 +1,4 @@
-"""Training ends on data as they are, without pasted objects."""
+"""Training without pasted objects in the last epochs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ class FadeObjectSampleHook(Hook):
     PointAugmenting).
 
     mmdet3d's DisableObjectSampleHook acts at the start of a single epoch: a run that is resumed
-    later samples again, and a dataset in two wrappers is not reached. Where a loop counts
-    iterations (IterBasedTrainLoop), a pass over the loader is an epoch, and a last one that is cut
-    short counts as one.
+    later samples again, and a dataset in two wrappers is not reached. If a loop counts iterations
+    (IterBasedTrainLoop), an epoch is a pass over the loader, also an incomplete last one.
 
     Args:
-        epochs: how many, at the end.
+        epochs: number of epochs at the end.
     """
 
     # before EpochSeedHook
@@ -35,20 +34,20 @@ class FadeObjectSampleHook(Hook):
         """Set the samplers of the epoch that is about to begin.
 
         Raises:
-            ValueError: the data have no end, so that workers would never hear of it.
+            ValueError: the data have no end, so that workers would never be updated.
         """
-        loop, loader = runner.train_loop, runner.train_dataloader
+        loop = runner.train_loop
+        loader = runner.train_dataloader
         if not isinstance(loop, IterBasedTrainLoop):
             self._begin(runner, runner.epoch, runner.max_epochs)
             return
         if any(isinstance(sampler, InfiniteSampler) for sampler in samplers(loader)):
             raise ValueError(
-                'FadeObjectSampleHook acts between two passes over the data; InfiniteSampler has none, '
-                'so use DefaultSampler, or take the hook out of custom_hooks'
+                'FadeObjectSampleHook acts between two passes over the data, and InfiniteSampler '
+                'has no passes: use DefaultSampler, or take the hook out of custom_hooks'
             )
         self._begin_pass(runner, runner.iter)
-        # the workers that it has were started before this hook was asked, and have drawn from their
-        # generators
+        # its workers were started before this hook and have drawn from their generators
         loader._iterator = None
         loop.dataloader_iterator = type(loop.dataloader_iterator)(loader)
 
@@ -61,10 +60,8 @@ class FadeObjectSampleHook(Hook):
     ) -> None:
         """Where iterations are counted, set the samplers of the pass that is about to begin."""
         done = runner.iter + 1
-        if (
-            isinstance(runner.train_loop, IterBasedTrainLoop)
-            and done % len(runner.train_dataloader) == 0
-        ):
+        counts_iterations = isinstance(runner.train_loop, IterBasedTrainLoop)
+        if counts_iterations and done % len(runner.train_dataloader) == 0:
             self._begin_pass(runner, done)
 
     def _begin_pass(self, runner: Runner, done: int) -> None:
@@ -72,7 +69,9 @@ class FadeObjectSampleHook(Hook):
         self._begin(runner, done // size, -(-runner.max_iters // size))
 
     def _begin(self, runner: Runner, epoch: int, epochs: int) -> None:
-        loader, disabled = runner.train_dataloader, epoch >= epochs - self.epochs
+        """Switch the samplers for an epoch of so many."""
+        loader = runner.train_dataloader
+        disabled = epoch >= epochs - self.epochs
         transforms = [
             transform
             for pipeline in pipelines(loader.dataset)
@@ -83,8 +82,7 @@ class FadeObjectSampleHook(Hook):
             runner.logger.info(
                 f'ground-truth sampling {"off" if disabled else "on"} from epoch {epoch + 1}'
             )
-            restart_workers(
-                loader, derive_seed(runner.seed, epoch)
-            )  # persistent ones would go on with their copies
+            # persistent workers would keep their copies
+            restart_workers(loader, derive_seed(runner.seed, epoch))
         for transform in transforms:
             transform.disabled = disabled

@@ -1,10 +1,10 @@
-"""Random numbers that depend on (seed, epoch, rank) alone, so that a resumed run draws what an
-unbroken one draws."""
+"""Random numbers that depend on (seed, epoch, rank) alone, so that a resumed run draws the same."""
 
 from __future__ import annotations
 
 import random
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,26 +17,25 @@ from torch.utils.data import DataLoader
 
 @HOOKS.register_module()
 class EpochSeedHook(Hook):
-    """Begin every epoch with seeds derived from (seed, epoch, rank), in this process and in the
-    loader's workers.
+    """Seed every epoch from (seed, epoch, rank), in this process and in the loader's workers.
 
-    mmengine's checkpoints hold no state of random generators: after `--resume` augmentation and the
-    model draw from the start of their streams again, and the order of the data follows a new seed
-    unless one is fixed. Workers that are not persistent, moreover, repeat the same augmentation in
-    every epoch. Here the order, the ground-truth sampler's queues, augmentation and the model are
-    seeded anew each epoch; workers are therefore started anew, too.
+    mmengine's checkpoints contain no state of random generators: after `--resume`, augmentation and
+    the model draw from the start of their streams again, and the order of the data follows a new
+    seed unless one is fixed. Besides, workers that are not persistent repeat the same augmentation
+    in every epoch. This hook seeds the order, the ground-truth sampler's queues, augmentation and
+    the model in each epoch, and restarts the workers for it.
     """
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Seed the epoch that is about to begin."""
+        # ranks may have seeds of their own, but must agree on the order of the data
         seed = torch.tensor(runner.seed)
-        broadcast(
-            seed
-        )  # ranks may have seeds of their own, but must agree on the order of the data
+        broadcast(seed)
         loader = runner.train_dataloader
         for sampler in samplers(loader):
             if hasattr(sampler, 'seed'):
                 sampler.seed = int(seed)
+
         own = derive_seed(int(seed), runner.epoch)
         seed_everything(own)
         for pipeline in pipelines(loader.dataset):
@@ -58,22 +57,21 @@ def seed_everything(seed: int) -> None:
 
 
 def samplers(loader: DataLoader) -> list:
-    """Where the order of the frames may come from: the loader's sampler, and that of its batch
-    sampler."""
+    """Samplers that may give the order of frames: the loader's, and that of its batch sampler."""
     return [loader.sampler, getattr(loader.batch_sampler, 'sampler', None)]
 
 
-def pipelines(dataset: object) -> list:
+def pipelines(dataset: Any) -> list:
     """The transform pipelines of a dataset, however it is wrapped."""
     if hasattr(dataset, 'pipeline'):
         return [dataset.pipeline]
-    inner = [dataset.dataset] if hasattr(dataset, 'dataset') else getattr(dataset, 'datasets', [])
-    return [pipeline for part in inner for pipeline in pipelines(part)]
+    if hasattr(dataset, 'dataset'):
+        return pipelines(dataset.dataset)
+    return [pipeline for part in getattr(dataset, 'datasets', []) for pipeline in pipelines(part)]
 
 
 def _restart_queues(transform: object) -> None:
-    """Shuffle the objects that a ground-truth sampler hands out in turn, whatever it has handed out
-    before."""
+    """Shuffle the queues of a ground-truth sampler from their initial order."""
     sampler = getattr(transform, 'db_sampler', None)
     for queue in getattr(sampler, 'sampler_dict', {}).values():
         queue._indices = np.arange(queue._example_num)
@@ -81,11 +79,9 @@ def _restart_queues(transform: object) -> None:
 
 
 def restart_workers(loader: DataLoader, seed: int) -> None:
-    """Let the loader's next iterator start new workers, with copies of the dataset as it is
-    then."""
+    """Let the loader's next iterator start new workers, which copy the dataset as it is then."""
     init = loader.worker_init_fn
     if isinstance(init, partial) and 'seed' in init.keywords:
-        loader.worker_init_fn = partial(
-            init.func, *init.args, **{**init.keywords, 'rank': 0, 'seed': seed}
-        )
-    loader._iterator = None  # persistent workers would go on with their generators
+        keywords = {**init.keywords, 'rank': 0, 'seed': seed}
+        loader.worker_init_fn = partial(init.func, *init.args, **keywords)
+    loader._iterator = None  # persistent workers would keep their generators

@@ -75,7 +75,7 @@ def test_corrupt_info_files_are_named(fails, own_set, tmp_path, damage):
     path = own_set / 'nuscenes_infos_train.pkl'
     path.write_bytes(damage(pickle.loads(path.read_bytes())))
     message = fails('train.py', tmp_path / 'out', data=own_set)
-    assert f'{path}: no mmdet3d info file of version 2' in message and 'delete it' in message
+    assert f'{path}: damaged' in message and 'delete it' in message
 
 
 def test_an_empty_data_set_is_named(fails, own_set, tmp_path):
@@ -167,7 +167,7 @@ def test_a_full_disk_loses_no_checkpoint(start, trained, tmp_path):
     assert last.startswith(
         f'train.py: {tmp_path}/epoch_4.pth: the checkpoint could not be written (File too large)'
     )
-    assert last.endswith(f'--resume goes on from {tmp_path}/epoch_3.pth')
+    assert last.endswith(f'--resume continues from {tmp_path}/epoch_3.pth')
     assert [path.name for path in tmp_path.glob('*.p*')] in (
         ['epoch_3.pth', 'tiny.py'],
         ['tiny.py', 'epoch_3.pth'],
@@ -178,8 +178,8 @@ def other_model(trained, path):
     content = load_checkpoint_file(str(trained / 'epoch_4.pth'), 'cpu')
     state = content['state_dict']
     state['encoder.extra'] = torch.zeros(1)
-    state['encoder.lift.weight'] = torch.zeros(3, 3)
-    del state['encoder.lift.bias']
+    state['encoder.input_proj.weight'] = torch.zeros(3, 3)
+    del state['encoder.input_proj.bias']
     torch.save(content, path)
 
 
@@ -192,10 +192,10 @@ def test_weights_of_another_model_list_what_does_not_fit(fails, trained, tmp_pat
         fails('train.py', tmp_path / 'out', options=[f'load_from={path}']),
     ):
         assert (
-            f'{path}: weights of another model: 1 missing (encoder.lift.bias), 1 unknown (encoder.extra)'
+            f'{path}: weights of another model: 1 missing (encoder.input_proj.bias), 1 unknown (encoder.extra)'
             in message
         )
-        assert 'encoder.lift.weight (3, 3), not (16, 8)' in message
+        assert 'encoder.input_proj.weight (3, 3), not (16, 8)' in message
 
 
 def test_damaged_checkpoints_are_named_and_the_one_before_is_offered(fails, trained, tmp_path):
@@ -219,7 +219,7 @@ def test_weights_alone_cannot_be_resumed(fails, trained, tmp_path):
     content = load_checkpoint_file(str(trained / 'epoch_4.pth'), 'cpu')
     path = tmp_path / 'weights.safetensors'
     save_weights(path, content['state_dict'], content['meta']['dataset_meta']['classes'])
-    assert 'there is nothing to resume' in fails('train.py', tmp_path / 'out', '--resume', path)
+    assert 'nothing to resume' in fails('train.py', tmp_path / 'out', '--resume', path)
     save_weights(path, content['state_dict'], ['car'])
     assert "trained on classes ['car'], the config has ['car', 'truck'" in fails(
         'test.py', tmp_path / 'out', path

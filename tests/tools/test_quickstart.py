@@ -112,7 +112,7 @@ def test_a_failing_step_says_which(root, tmp_path):
     (tmp_path / 'data/notes.txt').write_text('mine')
     result = quickstart(root, tmp_path)
     assert result.returncode != 0
-    assert 'simulate.py' in result.stderr and 'goes on with this step' in result.stderr
+    assert 'simulate.py' in result.stderr and 'resume with this step' in result.stderr
     assert (tmp_path / 'data/notes.txt').read_text() == 'mine'
 
 

@@ -1,12 +1,11 @@
-"""A LiDAR-only dataset of one's own, brought to points and info files that mmdet3d's scripts train
-and test with."""
+"""Points and info files of a LiDAR-only dataset of one's own, for mmdet3d's scripts."""
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from mmdet3d.structures.ops.box_np_ops import points_in_rbbox
@@ -18,9 +17,17 @@ from stratified3d.resumable import acquire_folder, atomic_write
 
 
 class Conversion(NamedTuple):
-    """What came out of a split: the info file, its frames, boxes by class, those of them that hold
-    no point, mean size [3] by class, and the box that holds all but the outermost hundredth of
-    points: [6] x_min .. z_max."""
+    """Result of converting a split, with numbers that show mistakes of units and axes.
+
+    Attributes:
+        path: the info file.
+        frames: number of frames.
+        boxes: number of boxes by class.
+        empty: number of boxes without a point.
+        sizes: mean size [3] by class; absent for a class without boxes.
+        extent: [6] x_min .. z_max of the box that contains all but the outermost hundredth of the
+            points of every frame.
+    """
 
     path: Path
     frames: int
@@ -34,8 +41,8 @@ def list_frames(folder: str | Path) -> dict[str, Path]:
     """Point files of a folder by frame, the file's name up to its first dot.
 
     Raises:
-        FileNotFoundError: no such folder, or no point file in it. ValueError: two files of one
-        frame.
+        FileNotFoundError: no such folder, or no point file in it.
+        ValueError: two files of one frame.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -48,7 +55,7 @@ def list_frames(folder: str | Path) -> dict[str, Path]:
                 raise ValueError(f'{frames[name]} and {path.name} are both of frame {name}')
             frames[name] = path
     if not frames:
-        raise FileNotFoundError(f'{folder} holds no {", ".join(SUFFIXES)} file')
+        raise FileNotFoundError(f'{folder} contains no {", ".join(SUFFIXES)} file')
     return frames
 
 
@@ -65,62 +72,44 @@ def create_custom_infos(
 ) -> Conversion:
     """Write points and the info file of one split.
 
-    points/<frame>.bin hold x, y, z, intensity (0 to 255) and dt (0), float32; those that are there
-    already are kept. infos_<split>.pkl is an mmdet3d info file of version 2 for the dataset class
+    points/<frame>.bin contain x, y, z, intensity (0 to 255) and dt (0), float32; existing ones are
+    kept. infos_<split>.pkl is an mmdet3d info file of version 2 for the dataset class
     `LidarFrames`.
 
     Args:
-        frames: {frame: point file} of the whole set.
-        boxes: {frame: boxes} of the whole set; a frame that is absent has no box; None: there are
-        no annotations.
-        out: the new dataset's root.
+        frames: {frame: point file} of the whole dataset.
+        boxes: {frame: boxes} of the whole dataset; a frame that is absent has no box. None: there
+            are no annotations.
+        out: root of the new dataset.
         split: name of the info file: train, val, ...
-        chosen: the split's frames; None takes all.
-        classes: boxes of others are left out; None keeps all.
+        chosen: frames of the split; None takes all.
+        classes: boxes of other classes are left out; None keeps all.
         intensity_max: full scale of the intensity.
         load_dim: columns of .bin files, see `read_points`.
     Returns:
         Conversion.
     Raises:
-        FileNotFoundError, ValueError: unreadable points, boxes of no frame, classes without a box,
-        intensities beyond
-            full scale, an `out` that was made with other settings.
+        FileNotFoundError, ValueError: unreadable points, boxes of an unknown frame, classes without
+            a box, intensities beyond full scale, an `out` that was made with other settings.
     """
     out = Path(out)
-    chosen = sorted(frames if chosen is None else set(chosen))
-    if not chosen:
-        raise ValueError(f'no frame is chosen for the split {split}')
-    for title, names in (('have boxes', boxes or ()), ('are chosen', chosen)):
-        if unknown := set(names) - frames.keys():
-            raise ValueError(
-                f'{len(unknown)} frames {title} but have no points: {", ".join(sorted(unknown)[:5])}'
-            )
-    found = {box.name for row in (boxes or {}).values() for box in row}
-    if boxes is not None and (missing := sorted(set(classes or ()) - found)):
-        raise ValueError(
-            f'no box is named {", ".join(missing)}; there are {", ".join(sorted(found))}'
-        )
-    classes = sorted(found) if classes is None else list(classes)
+    chosen = _choose_frames(frames, boxes, split, chosen)
+    classes = _choose_classes(boxes, classes)
     settings = dict(intensity_max=intensity_max, load_dim=load_dim)
     acquire_folder(out, settings, 'conversion.json')
     (out / 'points').mkdir(exist_ok=True)
-    infos, extents = [], []
-    for i, frame in enumerate(tqdm(chosen, f'infos_{split}.pkl', unit='frame')):
-        points = _convert_points(
-            frames[frame], out / 'points' / f'{frame}.bin', intensity_max, load_dim
-        )
-        kept = [box for box in (boxes or {}).get(frame, []) if box.name in classes]
-        infos.append(
-            dict(
-                sample_idx=i,
-                token=frame,
-                timestamp=0.0,
-                instances=_instances(points, kept, classes),
-                lidar_points=dict(num_pts_feats=5, lidar_path=f'{frame}.bin'),
-            )
-        )
+
+    infos: list[dict[str, Any]] = []
+    extents = []
+    for frame in tqdm(chosen, f'infos_{split}.pkl', unit='frame'):
+        target = out / 'points' / f'{frame}.bin'
+        points = _convert_points(frames[frame], target, intensity_max, load_dim)
+        annotated = boxes.get(frame, []) if boxes is not None else []
+        kept = [box for box in annotated if box.name in classes]
+        infos.append(_describe_frame(len(infos), frame, points, kept, classes))
         if len(points):
             extents.append(np.percentile(points[:, :3], (0.5, 99.5), 0).flatten())
+
     path = out / f'infos_{split}.pkl'
     meta = dict(
         dataset='custom',
@@ -129,47 +118,94 @@ def create_custom_infos(
         is_annotated=boxes is not None,
     )
     atomic_write(path, pickle.dumps(dict(metainfo=meta, data_list=infos)))
-    rows = [instance for info in infos for instance in info['instances']]
-    by_class = {name: [row for row in rows if row['name'] == name] for name in classes}
-    extents = np.array(extents).reshape(-1, 6)
-    return Conversion(
-        path,
-        len(infos),
-        {name: len(mine) for name, mine in by_class.items()},
-        sum(row['num_lidar_pts'] == 0 for row in rows),
-        {
-            name: np.mean([row['bbox_3d'][3:6] for row in mine], 0)
-            for name, mine in by_class.items()
-            if mine
-        },
-        np.concatenate([extents[:, :3].min(0), extents[:, 3:].max(0)])
-        if len(extents)
-        else np.zeros(6),
-    )
+    return _summarize(path, infos, classes, extents)
+
+
+def _choose_frames(
+    frames: dict[str, Path],
+    boxes: dict[str, list[NamedBox]] | None,
+    split: str,
+    chosen: Sequence[str] | None,
+) -> list[str]:
+    """Frames of the split in order, all of which have points."""
+    names = sorted(frames if chosen is None else set(chosen))
+    if not names:
+        raise ValueError(f'no frame is chosen for the split {split}')
+    _check_known('have boxes', boxes or (), frames)
+    _check_known('are chosen', names, frames)
+    return names
+
+
+def _check_known(title: str, names: Sequence[str] | dict[str, Any], frames: dict) -> None:
+    unknown = sorted(set(names) - frames.keys())
+    if unknown:
+        raise ValueError(
+            f'{len(unknown)} frames {title} but have no points: {", ".join(unknown[:5])}'
+        )
+
+
+def _choose_classes(
+    boxes: dict[str, list[NamedBox]] | None, classes: Sequence[str] | None
+) -> list[str]:
+    """Classes of the dataset, each of which has a box where there are annotations."""
+    found = {box.name for row in (boxes or {}).values() for box in row}
+    if classes is None:
+        return sorted(found)
+    missing = sorted(set(classes) - found)
+    if boxes is not None and missing:
+        raise ValueError(
+            f'no box is named {", ".join(missing)}; there are {", ".join(sorted(found))}'
+        )
+    return list(classes)
 
 
 def _convert_points(
     source: Path, target: Path, intensity_max: float, load_dim: int | None
 ) -> np.ndarray:
+    """Points [P, 5] of a frame; written to the target unless that is newer than the source."""
     if target.is_file() and target.stat().st_mtime_ns >= source.stat().st_mtime_ns:
         return np.fromfile(target, np.float32).reshape(-1, 5)
     points = read_points(source, load_dim)
     points = points[np.isfinite(points).all(1)]
-    largest, smallest = (float(f(points[:, 3])) if len(points) else 0.0 for f in (np.max, np.min))
-    if largest > intensity_max * 1.001 or smallest < 0:
-        raise ValueError(
-            f'{source}: intensities run from {smallest:g} to {largest:g}, not 0 to {intensity_max:g}: '
-            'give their full scale as --intensity-max, and the columns of .bin files as --load-dim'
-        )
-    points = np.hstack(
-        [points[:, :3], points[:, 3:] * (255 / intensity_max), np.zeros((len(points), 1))]
-    )
-    points = points.astype(np.float32)
+    _check_intensity(source, points[:, 3], intensity_max)
+
+    scaled = points[:, 3:] * (255 / intensity_max)
+    age = np.zeros((len(points), 1))
+    points = np.hstack([points[:, :3], scaled, age]).astype(np.float32)
     atomic_write(target, points.tobytes())
     return points
 
 
-def _instances(points: np.ndarray, boxes: list[NamedBox], classes: Sequence[str]) -> list[dict]:
+def _check_intensity(source: Path, intensity: np.ndarray, intensity_max: float) -> None:
+    """Raise ValueError for intensities beyond the full scale."""
+    if not len(intensity):
+        return
+    largest = float(intensity.max())
+    smallest = float(intensity.min())
+    if largest > intensity_max * 1.001 or smallest < 0:
+        raise ValueError(
+            f'{source}: intensities run from {smallest:g} to {largest:g}, not 0 to '
+            f'{intensity_max:g}: give their full scale as --intensity-max, and the columns of .bin '
+            'files as --load-dim'
+        )
+
+
+def _describe_frame(
+    index: int, frame: str, points: np.ndarray, boxes: list[NamedBox], classes: Sequence[str]
+) -> dict[str, Any]:
+    """A frame's entry of the info file."""
+    return dict(
+        sample_idx=index,
+        token=frame,
+        timestamp=0.0,
+        instances=_describe_boxes(points, boxes, classes),
+        lidar_points=dict(num_pts_feats=5, lidar_path=f'{frame}.bin'),
+    )
+
+
+def _describe_boxes(
+    points: np.ndarray, boxes: list[NamedBox], classes: Sequence[str]
+) -> list[dict[str, Any]]:
     if not boxes:
         return []
     numbers = np.array([box.numbers for box in boxes])
@@ -186,3 +222,29 @@ def _instances(points: np.ndarray, boxes: list[NamedBox], classes: Sequence[str]
         )
         for box, count in zip(boxes, counts)
     ]
+
+
+def _summarize(
+    path: Path, infos: list[dict[str, Any]], classes: Sequence[str], extents: list[np.ndarray]
+) -> Conversion:
+    """Numbers of the split that was written."""
+    boxes_of_class: dict[str, list[list[float]]] = {name: [] for name in classes}
+    empty = 0
+    for info in infos:
+        for instance in info['instances']:
+            boxes_of_class[instance['name']].append(instance['bbox_3d'])
+            empty += instance['num_lidar_pts'] == 0
+
+    counts = {}
+    sizes = {}
+    for name, boxes in boxes_of_class.items():
+        counts[name] = len(boxes)
+        if boxes:
+            sizes[name] = np.mean([box[3:6] for box in boxes], 0)
+
+    extent = np.zeros(6)
+    if extents:
+        bounds = np.array(extents)  # [frames, 6]
+        extent[:3] = bounds[:, :3].min(0)
+        extent[3:] = bounds[:, 3:].max(0)
+    return Conversion(path, len(infos), counts, empty, sizes, extent)

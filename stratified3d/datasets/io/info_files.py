@@ -1,5 +1,4 @@
-"""Info files of mmdet3d: reading them, and finding out before a run whether a dataset is all
-there."""
+"""Info files of mmdet3d: reading them, and checking before a run that a dataset is complete."""
 
 from __future__ import annotations
 
@@ -7,6 +6,7 @@ import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 _DAMAGED = (
     pickle.UnpicklingError,
@@ -24,8 +24,7 @@ _DAMAGED = (
 def read_info_file(path: str | Path) -> dict:
     """Read an info file of version 2: metainfo and data_list.
 
-    An info file is a pickle and runs what it holds, as it does in mmdet3d: take them from nobody
-        you do not trust.
+    An info file is a pickle and can run code, as in mmdet3d: use only those of people you trust.
 
     Raises:
         FileNotFoundError, ValueError: no such file; a damaged one, or one of another kind.
@@ -36,12 +35,12 @@ def read_info_file(path: str | Path) -> dict:
     try:
         content = pickle.loads(path.read_bytes())
         for frame in content['data_list']:
-            frame['lidar_points']['lidar_path']
+            frame['lidar_points']['lidar_path']  # raises if it is absent
         content['metainfo'].get('categories')
     except _DAMAGED as error:
         raise ValueError(
-            f'{path}: no mmdet3d info file of version 2 with metainfo and data_list, or damaged '
-            f'({type(error).__name__}: {error}); delete it and {hint(path)}'
+            f'{path}: damaged, or not an mmdet3d info file of version 2 with metainfo and '
+            f'data_list ({type(error).__name__}: {error}); delete it and {hint(path)}'
         ) from error
     if not content['data_list']:
         raise ValueError(f'{path}: contains no frames')
@@ -49,11 +48,10 @@ def read_info_file(path: str | Path) -> dict:
 
 
 def check_files(settings: dict) -> None:
-    """Look for the files that the config of a dataset names: info files and ground-truth
-    databases.
+    """Check that the info files and ground-truth databases exist that a dataset's config names.
 
     Raises:
-        FileNotFoundError: one is missing; says which command makes it.
+        FileNotFoundError: one is missing; the message says which command writes it.
     """
     for path in info_paths(settings):
         if not path.is_file():
@@ -63,13 +61,13 @@ def check_files(settings: dict) -> None:
             database = transform.get('db_sampler', {}).get('info_path')
             if database and not os.path.isfile(database):
                 raise FileNotFoundError(
-                    f'there is no ground-truth database {database}: {hint(Path(database))}; a train_pipeline '
-                    'without ObjectSample needs none'
+                    f'there is no ground-truth database {database}: {hint(Path(database))}; a '
+                    'train_pipeline without ObjectSample needs none'
                 )
 
 
 def info_paths(settings: dict) -> list[Path]:
-    """Where the config of a dataset, wrapped or not, has its info files."""
+    """Info files of the config of a dataset, wrapped or not."""
     return [
         Path(part.get('data_root') or '', part['ann_file'])
         for part in _parts(settings)
@@ -77,65 +75,67 @@ def info_paths(settings: dict) -> list[Path]:
     ]
 
 
-def check_dataset(dataset: object, classes: list[str] | None) -> None:
-    """Check a built dataset: the order of its classes, and that its first frame's points and
-    sweeps are there.
+def check_dataset(dataset: Any, classes: list[str] | None) -> None:
+    """Check the order of a dataset's classes, and that the points of its first frame are there.
 
     Args:
-        dataset: of mmdet3d, wrapped or not.
+        dataset: of mmdet3d, built; wrapped or not.
         classes: what the model's labels count; None for a model that does not tell.
     Raises:
         FileNotFoundError, ValueError: names what is missing or contradicts itself.
     """
     if hasattr(dataset, 'dataset'):
-        return check_dataset(dataset.dataset, classes)
+        check_dataset(dataset.dataset, classes)
+        return
     if hasattr(dataset, 'datasets'):
         for part in dataset.datasets:
             check_dataset(part, classes)
-        return None
+        return
+
     name = getattr(dataset, 'ann_file', type(dataset).__name__)
     if not len(dataset):
         raise ValueError(f'{name}: contains no frames that the dataset would use')
-    _check_classes(dataset, name, classes)
+    _check_model_classes(dataset, name, classes)
+    _check_label_order(dataset, name)
     info = dataset.get_data_info(0) if hasattr(dataset, 'get_data_info') else {}
-    clouds = [
-        part['lidar_points']['lidar_path']
-        for part in [info, *info.get('lidar_sweeps', [])]
-        if 'lidar_points' in part
-    ]
-    for path in clouds:
-        if not os.path.isfile(path):
-            raise FileNotFoundError(missing_points(path, name))
+    for part in [info, *info.get('lidar_sweeps', [])]:
+        if 'lidar_points' in part and not os.path.isfile(part['lidar_points']['lidar_path']):
+            raise FileNotFoundError(missing_points(part['lidar_points']['lidar_path'], name))
 
 
 def missing_points(path: str, info_file: str = 'the info file') -> str:
-    """What to say of a point file that an info file names and that is not there."""
+    """Error message for a missing point file that an info file names."""
     return (
-        f'there is no point file {path}, which {info_file} names: unpack all of the dataset, its sweeps too, or '
-        'correct data_root and data_prefix'
+        f'there is no point file {path}, which {info_file} names: unpack all of the dataset, its '
+        'sweeps too, or correct data_root and data_prefix'
     )
 
 
-def _check_classes(dataset: object, name: str, classes: list[str] | None) -> None:
+def _check_model_classes(dataset: Any, name: str, classes: list[str] | None) -> None:
+    """Raise unless the dataset and the model number the same classes."""
     own = dataset.metainfo.get('classes')
     if classes is not None and own is not None and list(own) != classes:
         raise ValueError(
-            f"{name}: its labels would count the classes {list(own)}, the model's head counts {classes}: "
-            "set `metainfo=dict(classes=...)` of the dataset to the order of the head's tasks"
+            f"{name}: its labels would count the classes {list(own)}, the model's head counts "
+            f'{classes}: set `metainfo=dict(classes=...)` of the dataset to the order of the '
+            "head's tasks"
         )
-    known = list(type(dataset).METAINFO.get('classes', ()))
-    stored = {
-        key: label
-        for key, label in (dataset.metainfo.get('categories') or {}).items()
-        if label >= 0
-    }
-    wrong = [key for key, label in stored.items() if key in known and known.index(key) != label]
-    if wrong:
-        raise ValueError(
-            f'{name}: numbers the class {wrong[0]} as {stored[wrong[0]]}, {type(dataset).__name__} reads '
-            f'{known.index(wrong[0])}: it was written for another order of the classes, '
-            f'{sorted(stored, key=stored.get)}; write it anew with tools/create_data.py'
-        )
+
+
+def _check_label_order(dataset: Any, name: str) -> None:
+    """Raise unless the info file numbers classes as the dataset's type reads them."""
+    kind = type(dataset)
+    known = list(kind.METAINFO.get('classes', ()))
+    categories = dataset.metainfo.get('categories') or {}
+    stored = {key: label for key, label in categories.items() if label >= 0}
+    for key, label in stored.items():
+        if key in known and known.index(key) != label:
+            order = sorted(stored, key=stored.__getitem__)
+            raise ValueError(
+                f'{name}: numbers the class {key} as {label}, {kind.__name__} reads '
+                f'{known.index(key)}: it was written for another order of the classes, {order}; '
+                'write it anew with tools/create_data.py'
+            )
 
 
 def _parts(settings: dict) -> Iterator[dict]:
@@ -154,8 +154,11 @@ def hint(path: Path) -> str:
     if path.name.startswith('waymo_'):
         return f'`python tools/waymo_convert.py SRC {path.parent}` writes it from perception v2'
     if path.name.startswith('infos_'):
-        return f'`python tools/convert_custom.py --out {path.parent} ...` writes it from points and boxes of your own'
+        return (
+            f'`python tools/convert_custom.py --out {path.parent} ...` writes it from points and '
+            'boxes of your own'
+        )
     return (
-        f'`python tools/create_data.py {path.parent}` writes it from nuScenes tables (`python tools/simulate.py '
-        f'{path.parent}` makes a simulated set)'
+        f'`python tools/create_data.py {path.parent}` writes it from nuScenes tables '
+        f'(`python tools/simulate.py {path.parent}` makes a simulated dataset)'
     )

@@ -1,5 +1,4 @@
-"""One sweep of points from a file: .bin, .npy, .pcd, .ply; a damaged one is refused, never read as
-something else."""
+"""One sweep of points from a .bin, .npy, .pcd or .ply file; damaged files are refused."""
 
 from __future__ import annotations
 
@@ -34,100 +33,109 @@ def read_points(path: str | Path, load_dim: int | None = None) -> np.ndarray:
     """Read one sweep.
 
     Args:
-        path: .bin (float32 rows), .npy ([P, >= 3]), .pcd or .ply (with an `intensity` attribute
-        where there is one).
+        path: .bin (float32 rows), .npy ([P, >= 3]), .pcd or .ply (with or without an `intensity`
+            attribute).
         load_dim: columns of a .bin file; default 5 for nuScenes' `.pcd.bin`, else 4 (KITTI).
     Returns:
-        [P, 4] float32 x, y, z (m), intensity; further columns (a ring index, say) are left out.
+        [P, 4] float32 x, y, z (m), intensity; further columns, such as a ring index, are left out.
+        An empty .bin has no points.
     Raises:
-        FileNotFoundError, ValueError: a missing, truncated or unknown file. An empty .bin is a
-            cloud of no points.
+        FileNotFoundError, ValueError: a missing, truncated or unknown file.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'there is no point file {path}')
     if path.suffix not in SUFFIXES:
         raise ValueError(f'{path}: points are read from {", ".join(SUFFIXES)} files')
+
     if path.suffix == '.bin':
-        load_dim = load_dim or (5 if path.name.endswith('.pcd.bin') else 4)
-        size = path.stat().st_size
-        if size % (4 * load_dim):
-            raise ValueError(
-                f'{path}: {size} bytes are no whole number of points of {load_dim} float32; the file is '
-                'truncated, or has another number of columns (load_dim)'
-            )
-        points = np.fromfile(path, np.float32).reshape(-1, load_dim)
+        points = _read_bin(path, load_dim)
     elif path.suffix == '.npy':
         points = _read_npy(path)
     else:
         points = _read_open3d(path)
+
     intensity = points[:, 3:4] if points.shape[1] > 3 else np.zeros((len(points), 1))
     return np.hstack([points[:, :3], intensity]).astype(np.float32)
+
+
+def _read_bin(path: Path, load_dim: int | None) -> np.ndarray:
+    if not load_dim:
+        load_dim = 5 if path.name.endswith('.pcd.bin') else 4
+    size = path.stat().st_size
+    if size % (4 * load_dim):
+        raise ValueError(
+            f'{path}: {size} bytes are not a whole number of points of {load_dim} float32; the '
+            'file is truncated, or has another number of columns (load_dim)'
+        )
+    return np.fromfile(path, np.float32).reshape(-1, load_dim)
 
 
 def _read_npy(path: Path) -> np.ndarray:
     try:
         points = np.load(path)
     except (EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f'{path}: empty, truncated or no .npy file ({error})') from error
+        raise ValueError(f'{path}: empty, truncated or not an .npy file ({error})') from error
     if not isinstance(points, np.ndarray) or points.ndim != 2 or points.shape[1] < 3:
-        raise ValueError(
-            f'{path}: holds {getattr(points, "shape", type(points).__name__)}, points are an array '
-            '[P, >= 3]'
-        )
+        found = getattr(points, 'shape', type(points).__name__)
+        raise ValueError(f'{path}: contains {found}, points are an array [P, >= 3]')
     return points
 
 
 def _read_open3d(path: Path) -> np.ndarray:
-    import open3d  # imported here: it takes seconds and only these files need it
+    import open3d  # takes seconds, and only these files need it
 
     _check_length(path)
-    cloud = open3d.t.io.read_point_cloud(str(path))
-    if 'positions' not in cloud.point:
+    attributes = open3d.t.io.read_point_cloud(path).point
+    if 'positions' not in attributes:
         raise ValueError(f'{path}: no points could be read; the file is empty or damaged')
-    columns = [cloud.point['positions'].numpy()]
-    if 'intensity' in cloud.point:
-        columns.append(cloud.point['intensity'].numpy().reshape(-1, 1))
+    columns = [attributes['positions'].numpy()]
+    if 'intensity' in attributes:
+        columns.append(attributes['intensity'].numpy().reshape(-1, 1))
     return np.hstack(columns)
 
 
 def _check_length(path: Path) -> None:
-    """Refuse a .pcd or .ply file that is shorter than its header says: Open3D fills what is missing
-    with anything."""
-    content, is_ply = path.read_bytes(), path.suffix == '.ply'
-    begin = re.search(rb'end_header\r?\n' if is_ply else rb'DATA \w+\r?\n', content)
+    """Refuse a .pcd or .ply file that is shorter than its header says.
+
+    Open3D fills what is missing with arbitrary numbers.
+    """
+    content = path.read_bytes()
+    is_ply = path.suffix == '.ply'
+    end = re.search(rb'end_header\r?\n' if is_ply else rb'DATA \w+\r?\n', content)
     count = re.search(rb'element vertex (\d+)' if is_ply else rb'POINTS (\d+)', content)
-    if begin is None or count is None:
+    if end is None or count is None:
         raise ValueError(
             f'{path}: no points could be read; the file has no complete {path.suffix} header'
         )
-    header, body, rows = content[: begin.end()].split(b'\n'), content[begin.end() :], int(count[1])
-    columns = _column_bytes(header, is_ply)
-    if b'ascii' in content[: begin.end()]:
+
+    header = content[: end.end()]
+    body = content[end.end() :]
+    rows = int(count[1])
+    columns = _column_bytes(header.split(b'\n'), is_ply)
+    found, expected, unit = len(body), rows * sum(columns), 'bytes'
+    if b'ascii' in header:
         lines = body.split(b'\n')[:rows]
-        found, wanted, unit = (
-            sum(len(line.split()) for line in lines),
-            rows * len(columns),
-            'numbers',
-        )
-    elif b'binary_compressed' in content[: begin.end()]:
-        found, wanted, unit = len(body), 8 + int.from_bytes(body[:4], 'little'), 'bytes'
-    else:
-        found, wanted, unit = len(body), rows * sum(columns), 'bytes'
-    if found < wanted:
+        found = sum(len(line.split()) for line in lines)
+        expected = rows * len(columns)
+        unit = 'numbers'
+    elif b'binary_compressed' in header:
+        expected = 8 + int.from_bytes(body[:4], 'little')
+    if found < expected:
         raise ValueError(
-            f'{path}: cut short: its header announces {wanted} {unit}, {found} are there'
+            f'{path}: truncated: its header announces {expected} {unit}, {found} are there'
         )
 
 
 def _column_bytes(header: list[bytes], is_ply: bool) -> list[int]:
     """Size of every column of a point row, from the header's lines."""
     if is_ply:
-        return [
-            _PLY_BYTES.get(line.split()[1], 0) for line in header if line.startswith(b'property')
-        ]
-    sizes, counts = (
-        [int(n) for line in header if line.startswith(name) for n in line.split()[1:]]
-        for name in (b'SIZE', b'COUNT')
-    )
-    return [size for size, count in zip(sizes, counts or [1] * len(sizes)) for _ in range(count)]
+        kinds = [line.split()[1] for line in header if line.startswith(b'property')]
+        return [_PLY_BYTES.get(kind, 0) for kind in kinds]
+    sizes = _header_numbers(header, b'SIZE')
+    counts = _header_numbers(header, b'COUNT') or [1] * len(sizes)
+    return [size for size, count in zip(sizes, counts) for _ in range(count)]
+
+
+def _header_numbers(header: list[bytes], name: bytes) -> list[int]:
+    return [int(n) for line in header if line.startswith(name) for n in line.split()[1:]]

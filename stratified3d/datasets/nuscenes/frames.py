@@ -12,9 +12,14 @@ from stratified3d.datasets.io.point_files import read_points
 
 
 class AnnotatedFrame(NamedTuple):
-    """points [P, 5] float32 x, y, z (m), intensity, dt (s, 0); boxes [K, 9] float32 bottom center
-    x, y, z, dx, dy, dz, yaw, vx, vy; names: K class names; num_points [K]: lidar points in each
-    box."""
+    """Points and boxes of a keyframe.
+
+    Attributes:
+        points: [P, 5] float32 x, y, z (m), intensity, dt (s, 0).
+        boxes: [K, 9] float32 bottom center x, y, z (m), dx, dy, dz, yaw, vx, vy (m/s).
+        names: class of each box.
+        num_points: [K] lidar points in each box.
+    """
 
     points: np.ndarray
     boxes: np.ndarray
@@ -23,49 +28,59 @@ class AnnotatedFrame(NamedTuple):
 
 
 def read_frame(info: str | Path, index: int = 0) -> AnnotatedFrame:
-    """Read one annotated frame of a nuScenes-style mmdet3d info file (version 2, as
-    `create_data.py` writes it).
+    """Read one annotated frame of a nuScenes info file (mmdet3d's version 2).
 
     The point file is looked for beside the info file and under its `samples/LIDAR_TOP`.
 
     Args:
-        info: the .pkl file.
+        info: the .pkl file, as `create_data.py` writes it.
         index: which entry of its data_list.
     Raises:
         FileNotFoundError, ValueError: a missing or damaged file, another dataset's box convention,
-        no such frame.
+            no such frame.
     """
     info = Path(info)
     content = read_info_file(info)
-    meta, frames = content['metainfo'], content['data_list']
+    meta = content['metainfo']
+    frames = content['data_list']
     if meta.get('dataset') != 'nuscenes':
         raise ValueError(
-            f'{info}: written for dataset {meta.get("dataset")!r}; only nuscenes is read here, because '
-            'box conventions differ'
+            f'{info}: written for dataset {meta.get("dataset")!r}; only nuscenes is read here, '
+            'because box conventions differ'
         )
     if not 0 <= index < len(frames):
-        raise ValueError(f'{info}: holds {len(frames)} frames, there is no frame {index}')
+        raise ValueError(f'{info}: contains {len(frames)} frames, there is no frame {index}')
     frame = frames[index]
-    name = Path(frame['lidar_points']['lidar_path']).name
-    places = [info.parent / name, info.parent / 'samples' / 'LIDAR_TOP' / name]
-    path = next((p for p in places if p.is_file()), None)
-    if path is None:
-        raise FileNotFoundError(f'{info}: its points are neither at {places[0]} nor at {places[1]}')
-    points = read_points(path, frame['lidar_points'].get('num_pts_feats', 5))
-    points = np.hstack([points, np.zeros((len(points), 1), np.float32)])
 
-    class_of = {index: name for name, index in meta['categories'].items()}
-    known = [
-        i
-        for i in frame.get('instances', [])
-        if i['bbox_label_3d'] in class_of and i['bbox_label_3d'] >= 0
-    ]
-    boxes = np.array([[*i['bbox_3d'], *i['velocity']] for i in known], np.float32).reshape(-1, 9)
-    boxes[:, 2] -= boxes[:, 5] / 2  # nuScenes infos hold the gravity center
-    boxes[:, 7:] = np.nan_to_num(boxes[:, 7:])
+    lidar = frame['lidar_points']
+    path = _find_points(info, Path(lidar['lidar_path']).name)
+    points = read_points(path, lidar.get('num_pts_feats', 5))
+    age = np.zeros((len(points), 1), np.float32)
+
+    class_of = {label: name for name, label in meta['categories'].items() if label >= 0}
+    known = [row for row in frame.get('instances', []) if row['bbox_label_3d'] in class_of]
     return AnnotatedFrame(
-        points,
-        boxes,
-        [class_of[i['bbox_label_3d']] for i in known],
-        np.array([i['num_lidar_pts'] for i in known], int),
+        np.hstack([points, age]),
+        _stack_boxes(known),
+        [class_of[row['bbox_label_3d']] for row in known],
+        np.array([row['num_lidar_pts'] for row in known], int),
     )
+
+
+def _find_points(info: Path, name: str) -> Path:
+    """The point file of this name beside the info file or in samples/LIDAR_TOP."""
+    beside = info.parent / name
+    below = info.parent / 'samples' / 'LIDAR_TOP' / name
+    for path in (beside, below):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f'{info}: its points are neither at {beside} nor at {below}')
+
+
+def _stack_boxes(rows: list[dict]) -> np.ndarray:
+    """[K, 9] boxes of instances."""
+    numbers = [[*row['bbox_3d'], *row['velocity']] for row in rows]
+    boxes = np.array(numbers, np.float32).reshape(-1, 9)
+    boxes[:, 2] -= boxes[:, 5] / 2  # nuScenes infos contain the gravity center
+    boxes[:, 7:] = np.nan_to_num(boxes[:, 7:])
+    return boxes

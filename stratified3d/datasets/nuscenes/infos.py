@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mmdet3d.datasets import NuScenesDataset
@@ -40,14 +41,13 @@ _TABLES = (
 
 
 def create_infos(root: str | Path, version: str, max_sweeps: int = 10) -> list[Path]:
-    """Write nuscenes_infos_<split>.pkl for every split of a version; one that is there already is
-    kept.
+    """Write nuscenes_infos_<split>.pkl for every split of a version; existing ones are kept.
 
     The content is that of mmdet3d's create_data.py (`info_version` 1.1) without its camera parts;
-    where no sweep precedes a keyframe, `lidar_sweeps` is absent. Files appear whole or not at all.
+    where no sweep precedes a keyframe, `lidar_sweeps` is absent. Files are complete or absent.
 
     Args:
-        root: the dataset: holds <version>/, samples/ and sweeps/.
+        root: the dataset, which contains <version>/, samples/ and sweeps/.
         version: v1.0-mini, v1.0-trainval or v1.0-test.
         max_sweeps: stored per keyframe, the nearest first.
     Returns:
@@ -55,47 +55,45 @@ def create_infos(root: str | Path, version: str, max_sweeps: int = 10) -> list[P
     Raises:
         FileNotFoundError: no such dataset, or a table of it is missing.
         ValueError: unknown version, a damaged table or info file, a split without a scene, or an
-        info file of another
-            version or number of sweeps.
+            info file of another version or number of sweeps.
     """
     root = Path(root)
     if version not in _SPLITS:
         raise ValueError(f'version is one of {", ".join(_SPLITS)}, not {version!r}')
     files = {split: root / f'nuscenes_infos_{split}.pkl' for split in _SPLITS[version]}
-    for path in files.values():
+    missing = []
+    for split, path in files.items():
         if path.is_file():
             _check_same(path, version, max_sweeps)
-    missing = {split: path for split, path in files.items() if not path.is_file()}
-    tables = _read_tables(root, version) if missing else None
-    for split, path in missing.items():
-        scenes = [s for s in tables.scene if s['name'] in _SPLITS[version][split]]
-        if not scenes:
-            raise ValueError(f'{root / version}: no scene of split {split}')
-        tokens = [token for scene in scenes for token in _sample_tokens(tables, scene)]
-        frames = [
-            _frame(tables, token, i, max_sweeps, split != 'test')
-            for i, token in enumerate(tqdm(tokens, f'{path.name}', unit='keyframe'))
-        ]
-        classes = NuScenesDataset.METAINFO['classes']
-        categories = {name: i for i, name in enumerate(classes)}
-        meta = dict(
-            categories=categories,
-            dataset='nuscenes',
-            version=version,
-            info_version='1.1',
-            max_sweeps=max_sweeps,
-        )
-        atomic_write(path, pickle.dumps(dict(metainfo=meta, data_list=frames)))
+        else:
+            missing.append(split)
+    if missing:
+        tables = _read_tables(root, version)
+        for split in missing:
+            _write_split(tables, split, files[split], max_sweeps)
     return list(files.values())
 
 
-def _read_tables(root: Path, version: str) -> NuScenes:
-    if not (root / version).is_dir():
-        raise FileNotFoundError(
-            f'{root / version}: no nuScenes tables there; `python tools/simulate.py {root}` makes '
-            'a simulated set, the real one is unpacked so that its v1.0-* folders lie in the root'
+def _check_same(path: Path, version: str, max_sweeps: int) -> None:
+    """Raise for an info file of another version or number of sweeps."""
+    meta = read_info_file(path)['metainfo']
+    found = meta.get('version'), meta.get('max_sweeps')
+    if found != (version, max_sweeps):
+        raise ValueError(
+            f'{path}: written for {found[0]} with {found[1]} sweeps, not {version} with '
+            f'{max_sweeps}: move or delete it'
         )
-    paths = [root / version / f'{name}.json' for name in _TABLES]
+
+
+def _read_tables(root: Path, version: str) -> NuScenes:
+    """nuScenes' tables; an error names the table that is missing or damaged."""
+    folder = root / version
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f'{folder}: no nuScenes tables there; `python tools/simulate.py {root}` makes a '
+            'simulated dataset, the real one is unpacked so that its v1.0-* folders lie in the root'
+        )
+    paths = [folder / f'{name}.json' for name in _TABLES]
     for path in paths:
         if not path.is_file():
             raise FileNotFoundError(
@@ -105,37 +103,58 @@ def _read_tables(root: Path, version: str) -> NuScenes:
         return NuScenes(version, str(root), verbose=False)
     except json.JSONDecodeError:
         for path in paths:
-            try:
-                json.loads(path.read_bytes())
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f'{path}: damaged ({error}); unpack the archive of the {version} metadata again'
-                ) from error
+            _check_json(path, version)
         raise
 
 
-def _check_same(path: Path, version: str, max_sweeps: int) -> None:
-    meta = read_info_file(path)['metainfo']
-    found = meta.get('version'), meta.get('max_sweeps')
-    if found != (version, max_sweeps):
+def _check_json(path: Path, version: str) -> None:
+    try:
+        json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
         raise ValueError(
-            f'{path}: written for {found[0]} with {found[1]} sweeps, not {version} with {max_sweeps}: '
-            'move or delete it'
-        )
+            f'{path}: damaged ({error}); unpack the archive of the {version} metadata again'
+        ) from error
 
 
-def _sample_tokens(tables: NuScenes, scene: dict) -> list[str]:
-    tokens, token = [], scene['first_sample_token']
+def _write_split(tables: NuScenes, split: str, path: Path, max_sweeps: int) -> None:
+    """Write the info file of one split."""
+    version = tables.version
+    scenes = [scene for scene in tables.scene if scene['name'] in _SPLITS[version][split]]
+    if not scenes:
+        raise ValueError(f'{path.parent / version}: no scene of split {split}')
+    tokens = [token for scene in scenes for token in _list_samples(tables, scene)]
+    frames: list[dict[str, Any]] = []
+    for token in tqdm(tokens, path.name, unit='keyframe'):
+        frames.append(_describe_frame(tables, token, len(frames), max_sweeps, split != 'test'))
+
+    classes = NuScenesDataset.METAINFO['classes']
+    meta = dict(
+        categories={name: i for i, name in enumerate(classes)},
+        dataset='nuscenes',
+        version=version,
+        info_version='1.1',
+        max_sweeps=max_sweeps,
+    )
+    atomic_write(path, pickle.dumps(dict(metainfo=meta, data_list=frames)))
+
+
+def _list_samples(tables: NuScenes, scene: dict) -> list[str]:
+    """Tokens of a scene's keyframes in order of time."""
+    tokens = []
+    token = scene['first_sample_token']
     while token:
         tokens.append(token)
         token = tables.get('sample', token)['next']
     return tokens
 
 
-def _frame(tables: NuScenes, token: str, index: int, max_sweeps: int, is_annotated: bool) -> dict:
+def _describe_frame(
+    tables: NuScenes, token: str, index: int, max_sweeps: int, is_annotated: bool
+) -> dict[str, Any]:
+    """A keyframe's entry of the info file."""
     sample = tables.get('sample', token)
     record = tables.get('sample_data', sample['data']['LIDAR_TOP'])
-    lidar2ego, ego2global = _poses(tables, record)
+    lidar2ego, ego2global = _read_poses(tables, record)
     frame = dict(
         sample_idx=index,
         token=token,
@@ -145,36 +164,45 @@ def _frame(tables: NuScenes, token: str, index: int, max_sweeps: int, is_annotat
             num_pts_feats=5, lidar_path=Path(record['filename']).name, lidar2ego=lidar2ego.tolist()
         ),
     )
-    sweeps, lidar2global = [], ego2global @ lidar2ego
+    sweeps = _describe_sweeps(tables, record, ego2global @ lidar2ego, max_sweeps)
+    if sweeps:
+        frame['lidar_sweeps'] = sweeps
+    # the test split has no annotations, but mmdet3d's dataset needs the key
+    frame['instances'] = (
+        _describe_boxes(tables, sample, lidar2ego, ego2global) if is_annotated else []
+    )
+    return frame
+
+
+def _describe_sweeps(
+    tables: NuScenes, record: dict, lidar2global: np.ndarray, max_sweeps: int
+) -> list[dict[str, Any]]:
+    """Entries of the sweeps before a keyframe, the nearest first."""
+    sweeps: list[dict[str, Any]] = []
     while record['prev'] and len(sweeps) < max_sweeps:
         record = tables.get('sample_data', record['prev'])
-        sweep2ego, sweep_ego2global = _poses(tables, record)
-        lidar2sensor = np.linalg.inv(sweep_ego2global @ sweep2ego) @ lidar2global
+        lidar2ego, ego2global = _read_poses(tables, record)
+        lidar2sensor = np.linalg.inv(ego2global @ lidar2ego) @ lidar2global
         sweeps.append(
             dict(
                 timestamp=record['timestamp'] / 1e6,
                 sample_data_token=record['token'],
-                ego2global=sweep_ego2global.tolist(),
+                ego2global=ego2global.tolist(),
                 lidar_points=dict(
                     lidar_path=record['filename'],
-                    lidar2ego=sweep2ego.tolist(),
+                    lidar2ego=lidar2ego.tolist(),
                     lidar2sensor=lidar2sensor.tolist(),
                 ),
             )
         )
-    if sweeps:
-        frame['lidar_sweeps'] = sweeps
-    # the test split has none; mmdet3d's dataset asks for the key all the same
-    frame['instances'] = _instances(tables, sample, lidar2ego, ego2global) if is_annotated else []
-    return frame
+    return sweeps
 
 
-def _poses(tables: NuScenes, record: dict) -> tuple[np.ndarray, np.ndarray]:
-    """4 x 4 lidar2ego and ego2global of a sample_data record."""
-    return tuple(
-        _matrix(tables.get(table, record[f'{table}_token']))
-        for table in ('calibrated_sensor', 'ego_pose')
-    )
+def _read_poses(tables: NuScenes, record: dict) -> tuple[np.ndarray, np.ndarray]:
+    """[4, 4] lidar2ego and ego2global of a sample_data record."""
+    sensor = tables.get('calibrated_sensor', record['calibrated_sensor_token'])
+    vehicle = tables.get('ego_pose', record['ego_pose_token'])
+    return _matrix(sensor), _matrix(vehicle)
 
 
 def _matrix(pose: dict) -> np.ndarray:
@@ -183,11 +211,13 @@ def _matrix(pose: dict) -> np.ndarray:
     return matrix
 
 
-def _instances(
+def _describe_boxes(
     tables: NuScenes, sample: dict, lidar2ego: np.ndarray, ego2global: np.ndarray
-) -> list[dict]:
-    """Annotations in the LiDAR frame: gravity center, length, width, height, yaw, velocity (m/s,
-    NaN if unknown)."""
+) -> list[dict[str, Any]]:
+    """Annotations in the LiDAR frame.
+
+    bbox_3d is gravity center, length, width, height (m), yaw; an unknown velocity (m/s) is NaN.
+    """
     _, boxes, _ = tables.get_sample_data(sample['data']['LIDAR_TOP'])
     to_lidar = np.linalg.inv(ego2global[:3, :3] @ lidar2ego[:3, :3])
     classes = NuScenesDataset.METAINFO['classes']
@@ -198,22 +228,18 @@ def _instances(
         name = category_to_detection_name(record['category_name'])
         label = classes.index(name) if name else -1
         width, length, height = box.wlh
-        points, returns = record['num_lidar_pts'], record['num_radar_pts']
+        yaw = box.orientation.yaw_pitch_roll[0]
+        lidar_points = record['num_lidar_pts']
+        radar_points = record['num_radar_pts']
         instances.append(
             dict(
                 bbox_label=label,
                 bbox_label_3d=label,
-                bbox_3d=[
-                    *box.center.tolist(),
-                    length,
-                    width,
-                    height,
-                    box.orientation.yaw_pitch_roll[0],
-                ],
-                bbox_3d_isvalid=points + returns > 0,
+                bbox_3d=[*box.center.tolist(), length, width, height, yaw],
+                bbox_3d_isvalid=lidar_points + radar_points > 0,
                 velocity=velocity[:2].tolist(),
-                num_lidar_pts=points,
-                num_radar_pts=returns,
+                num_lidar_pts=lidar_points,
+                num_radar_pts=radar_points,
             )
         )
     return instances

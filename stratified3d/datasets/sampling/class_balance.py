@@ -13,34 +13,37 @@ from mmengine.logging import print_log
 
 @DATASETS.register_module()
 class ClassBalancedFrames(CBGSDataset):
-    """mmdet3d's CBGSDataset, arguments and all, for datasets in which classes may be absent.
+    """mmdet3d's CBGSDataset, with the same arguments, for datasets in which classes may be absent.
 
-    Every class that occurs is drawn equally often, from the frames that show it, and an epoch is as
-    long as these frames are many, counted once per class. CBGSDataset (Zhu et al.,
+    Every class that occurs is drawn equally often from the frames that show it. The length of an
+    epoch is the number of these frames, counted once per class. CBGSDataset (Zhu et al.,
     https://arxiv.org/abs/1908.09492) does the same but divides by the number of frames of every
-    class: one class without a box, as in a part of nuScenes or in a set of one's own, is a
+    class: one class without a box, as in a part of nuScenes or in a dataset of one's own, is a
     ZeroDivisionError. Here it is left out with a warning.
     """
 
     def _get_sample_indices(self, dataset: BaseDataset) -> list[int]:
         """Indices of an epoch; ValueError if no frame shows any class."""
         classes = self.metainfo['classes']
-        frames = [[] for _ in classes]
+        frames: list[list[int]] = [[] for _ in classes]  # indices of frames by class
         for index in range(len(dataset)):
             for label in dataset.get_cat_ids(index):
                 if label >= 0:
                     frames[label].append(index)
+
         present = [indices for indices in frames if indices]
         if not present:
             raise ValueError(
-                f'{dataset.ann_file}: none of its {len(dataset)} frames has a box of {", ".join(classes)}'
+                f'{dataset.ann_file}: none of its {len(dataset)} frames has a box of '
+                f'{", ".join(classes)}'
             )
         absent = [name for name, indices in zip(classes, frames) if not indices]
         if absent:
-            print_log(
-                f'{dataset.ann_file}: no box of {", ".join(absent)}; the other classes are balanced',
-                'current',
-                logging.WARNING,
-            )
+            message = f'no box of {", ".join(absent)}; the other classes are balanced'
+            print_log(f'{dataset.ann_file}: {message}', 'current', logging.WARNING)
+
         draws = sum(map(len, present)) // len(present)
-        return [index for indices in present for index in np.random.choice(indices, draws).tolist()]
+        chosen: list[int] = []
+        for indices in present:
+            chosen += np.random.choice(indices, draws).tolist()
+        return chosen

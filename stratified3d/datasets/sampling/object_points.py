@@ -1,4 +1,4 @@
-"""The points of annotated objects, cut out of a frame for a ground-truth database."""
+"""Points of annotated objects, cut from a frame for a ground-truth database."""
 
 from __future__ import annotations
 
@@ -17,25 +17,27 @@ def cut_objects(
     """Write the points of every box that has a name and points to <root>/<stem>_<name>_<box>.bin.
 
     Args:
-        points: [P, C] float32 x, y, z and more. boxes: [K, >= 7] bottom center x, y, z, dx, dy, dz,
-        yaw, ...
+        root: of the dataset.
+        stem: beginning of the files' paths below root.
+        points: [P, C] float32 x, y, z and more.
+        boxes: [K, >= 7] bottom center x, y, z, dx, dy, dz, yaw, ...
         names: K classes; None leaves a box out.
     Returns:
         The entries of a ground-truth database, without image_idx, difficulty and group_id; see
-        `ground_truth_database.create_database`.
+        `nuscenes.database.create_database`.
     Raises:
         OSError: a full disk; it names the file.
     """
-    # [P, K]; of no box, the operator makes an error
-    inside = (
-        points_in_boxes_cpu(points[None, :, :3], boxes[None, :, :7])[0].bool() if len(boxes) else []
-    )
+    if not len(boxes):  # an error of the operator
+        return []
+    inside = points_in_boxes_cpu(points[None, :, :3], boxes[None, :, :7])[0].bool()  # [P, K]
     entries = []
     for i, name in enumerate(names):
         if name is None or not inside[:, i].any():
             continue
         path = f'{stem}_{name}_{i}.bin'
         cut = points[inside[:, i]]
+        # relative to the box; the sampler moves them back
         cut[:, :3] -= boxes[i, :3]
         with name_file(root / path):
             (root / path).write_bytes(cut.numpy().tobytes())

@@ -11,24 +11,27 @@ from mmdet3d.registry import TRANSFORMS
 class ThinNearPoints(BaseTransform):
     """Drop random points near the sensor until few enough are left; distant ones are all kept.
 
-    mmdet3d's PointSample does so as well, but a smaller cloud it fills up with copies.
+    mmdet3d's PointSample does so as well, but it fills up smaller point clouds with copies.
 
     Args:
         max_points: how many may be left; more, if there are that many distant ones.
-        radius: meters around the sensor's axis within which points are dropped.
+        radius: distance from the sensor's axis within which points are dropped (m).
     """
 
     def __init__(self, max_points: int, radius: float):
-        self.max_points, self.radius = max_points, radius
+        self.max_points = max_points
+        self.radius = radius
 
     def transform(self, results: dict) -> dict:
         """Thin `points`; their order stays."""
         points = results['points']
         surplus = len(points) - self.max_points
         if surplus > 0:
-            near = np.flatnonzero(points.tensor[:, :2].norm(dim=1).numpy() < self.radius)
+            distance = points.tensor[:, :2].norm(dim=1).numpy()
+            near = np.flatnonzero(distance < self.radius)
+            dropped = np.random.choice(near, min(surplus, len(near)), replace=False)
             keep = np.ones(len(points), bool)
-            keep[np.random.choice(near, min(surplus, len(near)), replace=False)] = False
+            keep[dropped] = False
             results['points'] = points[keep]
         return results
 
@@ -38,16 +41,15 @@ class ThinNearPoints(BaseTransform):
 
 @TRANSFORMS.register_module()
 class DropSweeps(BaseTransform):
-    """Leave some frames their keyframe's points alone, so that a detector also serves whoever has a
-    single sweep.
+    """Drop the sweeps of some frames, so that a detector also works on single sweeps.
 
     Args:
-        prob: share of the frames.
+        prob: share of the frames without sweeps.
     """
 
     def __init__(self, prob: float):
         if not 0 <= prob <= 1:
-            raise ValueError(f'prob lies in 0 to 1, not {prob}')
+            raise ValueError(f'prob must lie in 0 to 1, not {prob}')
         self.prob = prob
 
     def transform(self, results: dict) -> dict:

@@ -12,36 +12,45 @@ from mmdet3d.registry import TRANSFORMS
 
 @TRANSFORMS.register_module()
 class TiltGround(BaseTransform):
-    """Tilt the frame about the sensor, as a street does that climbs or leans, and a car that nods.
+    """Tilt the frame about the sensor, as slopes of the street and pitching of the car do.
 
-    Points and the centers of boxes turn; boxes stay upright, as annotators draw them, with their
-    heading and velocity.
+    Points and the centers of boxes are rotated. Boxes stay upright, as annotators draw them, and
+    keep their heading and velocity.
 
     Args:
-        degrees: standard deviation of the angles about x and about y; none is above three times
-        that.
+        degrees: standard deviation of the angles about x and about y; angles are clipped at three
+            times that.
     """
 
     def __init__(self, degrees: float):
         if not 0 <= degrees <= 10:
-            raise ValueError(f'degrees lie in 0 to 10, not {degrees}: streets are no steeper')
+            raise ValueError(f'degrees must lie in 0 to 10, not {degrees}: streets are not steeper')
         self.degrees = degrees
 
     def transform(self, results: dict) -> dict:
         """Tilt `points`, and `gt_bboxes_3d` where there are some."""
-        a, b = np.radians(np.clip(np.random.normal(size=2), -3, 3) * self.degrees)
-        about_x = torch.tensor(
-            [[1, 0, 0], [0, math.cos(a), -math.sin(a)], [0, math.sin(a), math.cos(a)]]
-        )
-        about_y = torch.tensor(
-            [[math.cos(b), 0, math.sin(b)], [0, 1, 0], [-math.sin(b), 0, math.cos(b)]]
-        )
-        turn, points = (about_x @ about_y).T, results['points'].tensor
-        points[:, :3] @= turn.to(points.dtype)
+        draws = np.clip(np.random.normal(size=2), -3, 3)
+        angle_x, angle_y = np.radians(draws * self.degrees)
+        rotation = (_rotate_x(angle_x) @ _rotate_y(angle_y)).T  # of rows
+
+        points = results['points'].tensor
+        points[:, :3] @= rotation.to(points.dtype)
         if 'gt_bboxes_3d' in results:
             boxes = results['gt_bboxes_3d']
-            boxes.tensor[:, :3] += boxes.gravity_center @ turn - boxes.gravity_center
+            boxes.tensor[:, :3] += boxes.gravity_center @ rotation - boxes.gravity_center
         return results
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(degrees={self.degrees})'
+
+
+def _rotate_x(angle: float) -> torch.Tensor:
+    """[3, 3] rotation about x."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    return torch.tensor([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
+
+
+def _rotate_y(angle: float) -> torch.Tensor:
+    """[3, 3] rotation about y."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    return torch.tensor([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]])

@@ -52,9 +52,9 @@ def test_origin_and_degrees(tmp_path):
             f'{HEADER}\na,car,1,2,3,4,2,1,0\na,car,1,2,3,4,0,1,0',
             r'boxes.csv, line 3: the size is 4 x 0 x 1 m',
         ),
-        (f'{HEADER}\na,car,1,2,3,4,2,1,90', r'line 2: a yaw of 90 is beyond .* \(--degrees\)'),
-        (f'{HEADER}\na,car,1,two,3,4,2,1,0', "line 2: y is 'two', no number"),
-        (f'{HEADER}\na,car,1,2,3,4,2', 'line 2: dz is None, no number'),
+        (f'{HEADER}\na,car,1,2,3,4,2,1,90', 'line 2: a yaw of 90 .*--degrees'),
+        (f'{HEADER}\na,car,1,two,3,4,2,1,0', "line 2: y is 'two'"),
+        (f'{HEADER}\na,car,1,2,3,4,2', 'line 2: dz is None'),
         (f'{HEADER}\na,car,1,nan,3,4,2,1,0', 'line 2: .* not finite'),
         (f'{HEADER}\na,,1,2,3,4,2,1,0', 'line 2: the box has no name'),
     ],
@@ -67,9 +67,9 @@ def test_bad_rows_are_named(tmp_path, text, message):
 @pytest.mark.parametrize(
     'text, message',
     [
-        ('{"a": [', 'no valid JSON'),
-        ('[1]', r'holds no \{frame: \[boxes\]\}'),
-        ('{"a": [3]}', 'frame a, box 0: 3 is no object'),
+        ('{"a": [', 'not valid JSON'),
+        ('[1]', 'not of the form'),
+        ('{"a": [3]}', 'frame a, box 0: 3'),
         ('{"a": [{"name": "car"}]}', 'frame a, box 0: x is None'),
     ],
 )

@@ -175,7 +175,7 @@ def test_folders_of_others_are_left_alone(frames, tmp_path):
     create_custom_infos(frames, {}, tmp_path / 'out', 'train', intensity_max=1)
     with pytest.raises(ValueError, match='intensity_max 1 instead of 2.*take another folder'):
         create_custom_infos(frames, {}, tmp_path / 'out', 'train', intensity_max=2)
-    with pytest.raises(FileNotFoundError, match='holds no .bin'):
+    with pytest.raises(FileNotFoundError, match='no .bin'):
         list_frames(tmp_path)
     np.save(frames['a'].with_suffix('.npy'), np.zeros((1, 4)))
     with pytest.raises(ValueError, match='a.bin and a.npy are both of frame a'):

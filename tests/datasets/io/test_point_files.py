@@ -34,21 +34,16 @@ def test_bad_files_are_named(tmp_path, points):
         read_points(tmp_path / 'none.bin')
     short = tmp_path / 'short.bin'
     short.write_bytes(points.tobytes()[:-3])
-    with pytest.raises(
-        ValueError, match='short.bin: 397 bytes are no whole number of points of 4 float32'
-    ):
+    with pytest.raises(ValueError, match='short.bin: 397 bytes .*points of 4'):
         read_points(short)
     (tmp_path / 'notes.txt').write_text('hello')
     with pytest.raises(ValueError, match='points are read from .bin, .npy, .pcd, .ply files'):
         read_points(tmp_path / 'notes.txt')
     np.save(tmp_path / 'flat.npy', points[:, 0])
-    with pytest.raises(ValueError, match=r'flat.npy: holds \(20,\)'):
+    with pytest.raises(ValueError, match=r'flat.npy: .*\(20,\)'):
         read_points(tmp_path / 'flat.npy')
     (tmp_path / 'broken.ply').write_bytes(b'ply\n')
-    with pytest.raises(
-        ValueError,
-        match='broken.ply: no points could be read; the file has no complete .ply header',
-    ):
+    with pytest.raises(ValueError, match='broken.ply: .*no complete .ply header'):
         read_points(tmp_path / 'broken.ply')
 
 
@@ -61,7 +56,7 @@ def test_truncated_clouds_are_named(tmp_path, points, suffix, is_ascii, share):
     np.testing.assert_allclose(read_points(path), points[:, :4], atol=1e-5)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(ValueError, match='cut short|no points could be read'):
+    with pytest.raises(ValueError, match='truncated|no points could be read'):
         read_points(path)
 
 
@@ -69,5 +64,5 @@ def test_truncated_clouds_are_named(tmp_path, points, suffix, is_ascii, share):
 def test_files_that_are_no_arrays_are_named(tmp_path, content):
     path = tmp_path / 'cloud.npy'
     path.write_bytes(content)
-    with pytest.raises(ValueError, match='cloud.npy: empty, truncated or no .npy file'):
+    with pytest.raises(ValueError, match='cloud.npy: empty, truncated'):
         read_points(path)

@@ -307,9 +307,7 @@ def test_bad_requests_are_named(bare_set):
     info = bare_set / 'nuscenes_infos_train.pkl'
     whole = info.read_bytes()
     info.write_bytes(whole[:2000])
-    with pytest.raises(
-        ValueError, match='nuscenes_infos_train.pkl: no mmdet3d info file.*or damaged.*delete it'
-    ):
+    with pytest.raises(ValueError, match='nuscenes_infos_train.pkl: damaged.*delete it'):
         create_database(bare_set)
     info.write_bytes(pickle.dumps(pickle.loads(whole) | dict(data_list=[])))
     with pytest.raises(ValueError, match='no frames'):
@@ -344,9 +342,7 @@ def test_a_full_disk_is_named_and_nothing_is_lost(bare_set, prepared_set):
     folder.mkdir()
     shutil.copy(prepared_set / FOLDER / 'settings.json', folder)
     (bare_set / entry['path']).symlink_to('/dev/full')
-    with pytest.raises(
-        OSError, match='No space left .*rerun'
-    ) as error:
+    with pytest.raises(OSError, match='No space left .*rerun') as error:
         create_database(bare_set)
     assert error.value.filename == str(bare_set / entry['path'])
     (bare_set / entry['path']).unlink()

@@ -101,9 +101,7 @@ def test_truncated_files_are_named(turn, tmp_path):
     load, _ = turn
     path = tmp_path / '2.bin'
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(
-        ValueError, match='2.bin: 1998 numbers are no whole number of points of 5 columns'
-    ):
+    with pytest.raises(ValueError, match='2.bin: 1998 numbers .*points of 5'):
         load(LoadAlignedSweeps(sweeps_num=10, use_dim=COLUMNS))
     keyframe = LoadKeyframe(coord_type='LIDAR', load_dim=5, use_dim=5)
     with pytest.raises(ValueError, match='2.bin: 1998 numbers'):

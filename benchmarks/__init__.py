@@ -1,2 +1,1 @@
-"""What tools/benchmark.py times and counts: attention operators, their scaling, their arithmetic,
-and the encoder."""
+"""Benchmarks of operators, detectors and the simulation, and the ablation."""

@@ -1,4 +1,4 @@
-"""Time, memory and the ceilings of a device."""
+"""Measure time, memory and the ceilings of a device."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Timing(NamedTuple):
 
 
 def timed(function: Callable[[], Any], device: torch.device, runs: int, warmup: int = 1) -> Timing:
-    """Run it warmup + runs times, each after the device has finished the one before."""
-    spent = []
+    """Run a function warmup + runs times, each time after the device has finished the last."""
+    spent: list[float] = []
     for _ in range(warmup + runs):
         wait(device)
         start = time.perf_counter()
@@ -37,13 +37,14 @@ def timed(function: Callable[[], Any], device: torch.device, runs: int, warmup: 
 
 def spread(values: Sequence[float]) -> Timing:
     """Median and quartiles."""
-    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else [*values] * 3
+    if len(values) == 1:
+        return Timing(values[0], values[0], values[0])
+    low, _, high = statistics.quantiles(values, n=4)
     return Timing(statistics.median(values), low, high)
 
 
 def peak_memory(function: Callable[[], Any], device: torch.device) -> float:
-    """MiB that one run holds at most on top of what is there, by torch's own count of what it hands
-    out."""
+    """MiB that one run allocates at most on top of what is allocated already, as torch counts."""
     gc.collect()
     wait(device)
     if device.type == 'cuda':
@@ -51,26 +52,33 @@ def peak_memory(function: Callable[[], Any], device: torch.device) -> float:
         before = torch.cuda.memory_allocated(device)
         function()
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
+
+    cpu = torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
         function()
-    events = sorted(
+    events = [
         (event.start_ns(), event.nbytes())
         for event in profile.profiler.kineto_results.events()
         if event.name() == '[memory]'
-    )
-    return max(itertools.accumulate((size for _, size in events), initial=0)) / 2**20
+    ]
+    sizes = [size for _, size in sorted(events)]
+    return max(itertools.accumulate(sizes, initial=0)) / 2**20
 
 
 @contextmanager
 def bounded_memory(device: torch.device, share: float = 0.9) -> Iterator[None]:
-    """On a CPU: who asks for more than this share of the memory that is free now is refused it, as
-    on a GPU, where otherwise the system would end the whole process."""
+    """On a CPU, limit this process to a share of the memory that is free now.
+
+    An allocation beyond it raises an error as on a GPU; otherwise the system would kill the whole
+    process.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if device.type == 'cpu':
-        most = int(share * psutil.virtual_memory().available) + psutil.Process().memory_info().data
-        resource.setrlimit(resource.RLIMIT_DATA, (most if hard < 0 else min(most, hard), hard))
+        free = int(share * psutil.virtual_memory().available)
+        limit = free + psutil.Process().memory_info().data
+        if hard >= 0:
+            limit = min(limit, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
     try:
         yield
     finally:
@@ -78,18 +86,24 @@ def bounded_memory(device: torch.device, share: float = 0.9) -> Iterator[None]:
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done all that it was told."""
+    """Wait until the device has finished all work in its queue."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
 
 
 def ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """What the device reaches here and now: GB/s of a copy (read and written), GFLOP/s of a matrix
-    product."""
-    size = 1 << (28 if device.type == 'cuda' else 24)
-    source, target = torch.ones(size, device=device), torch.empty(size, device=device)
-    copy = timed(lambda: target.copy_(source), device, 5, 2)
-    side = 8192 if device.type == 'cuda' else 1024
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    product = timed(lambda: a @ b, device, 5, 2)
-    return dict(copy_gb_s=8 * size / copy.low / 1e6, matmul_gflop_s=2 * side**3 / product.low / 1e6)
+    """GB/s of a copy (read and written) and GFLOP/s of a matrix product, measured now."""
+    cuda = device.type == 'cuda'
+    size = 1 << (28 if cuda else 24)
+    source = torch.ones(size, device=device)
+    target = torch.empty(size, device=device)
+    copy = timed(lambda: target.copy_(source), device, runs=5, warmup=2)
+
+    side = 8192 if cuda else 1024
+    a = torch.randn(side, side, device=device).to(dtype)
+    b = torch.randn(side, side, device=device).to(dtype)
+    product = timed(lambda: a @ b, device, runs=5, warmup=2)
+    return dict(
+        copy_gb_s=8 * size / copy.low / 1e6,
+        matmul_gflop_s=2 * side**3 / product.low / 1e6,
+    )

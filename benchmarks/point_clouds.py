@@ -1,28 +1,40 @@
-"""Voxel clouds that benchmarks run on."""
+"""Point clouds and voxels that benchmarks run on."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from benchmarks.default_config import POINT_CLOUD_RANGE, VOXEL_SIZE, WINDOW_SHAPE
 from stratified3d.datasets.io.point_files import read_points
 from stratified3d.layers.attention import WindowGrid, build_window_grid
 from stratified3d.ops import grid_shape, voxel_centers, voxelize
-from stratified3d.simulation import simulate_frame
+from stratified3d.simulation.frame import simulate_frame
 
-# of the nuScenes config: voxels of 0.3 m x 0.3 m x 0.25 m in windows that span all z, and what
-# stage 1 attends in
-NUSCENES = ((0.3, 0.3, 0.25), (-54.0, -54.0, -5.0, 54.0, 54.0, 3.0), (32, 12, 12))
+
+class Voxelization(NamedTuple):
+    """voxel_size (x, y, z) and point_cloud_range in meters; window_shape (z, y, x) in voxels."""
+
+    voxel_size: tuple[float, float, float]
+    point_cloud_range: tuple[float, float, float, float, float, float]
+    window_shape: tuple[int, int, int]
+
+
+NUSCENES = Voxelization(VOXEL_SIZE, POINT_CLOUD_RANGE, WINDOW_SHAPE)
 # of detectors on Waymo, in a frame whose origin is the LiDAR's, 1.84 m above ground
-WAYMO = ((0.32, 0.32, 0.1875), (-74.88, -74.88, -4.0, 74.88, 74.88, 2.0), (32, 12, 12))
+WAYMO = Voxelization((0.32, 0.32, 0.1875), (-74.88, -74.88, -4.0, 74.88, 74.88, 2.0), (32, 12, 12))
 
 
-class Cloud(NamedTuple):
-    """coords [N, 4] int32 (batch, z, y, x); positions [N, 3] meters; spatial_shape, window_shape
-    (z, y, x)."""
+class VoxelBatch(NamedTuple):
+    """Voxels of one or several samples.
+
+    coords [N, 4] int32 (batch, z, y, x); positions [N, 3] in meters; spatial_shape and window_shape
+    (z, y, x) in voxels.
+    """
 
     name: str
     coords: Tensor
@@ -32,7 +44,7 @@ class Cloud(NamedTuple):
     window_shape: tuple[int, int, int]
 
     def prepare(self, head_dim: int, device: torch.device) -> WindowGrid:
-        """Its regular windows."""
+        """Its windows without a shift."""
         return build_window_grid(
             self.coords.to(device),
             self.positions.to(device),
@@ -44,25 +56,25 @@ class Cloud(NamedTuple):
         )
 
 
-def voxelized(name: str, clouds: list[Tensor], setting: tuple = NUSCENES) -> Cloud:
-    """Points [P, 3 or more] of each sample as the voxels of a setting (voxel_size, range,
-    window_shape)."""
-    voxel_size, limits, window_shape = setting
-    sample = torch.cat([torch.full((len(points),), b) for b, points in enumerate(clouds)])
-    coords = voxelize(
-        torch.cat([points[:, :3] for points in clouds]), sample, voxel_size, limits
-    ).coords
-    return Cloud(
+def voxelize_samples(
+    name: str, samples: Sequence[Tensor], voxelization: Voxelization = NUSCENES
+) -> VoxelBatch:
+    """Voxels of samples, each given as points [P, 3 or more]."""
+    voxel_size, limits, window_shape = voxelization
+    points = torch.cat([sample[:, :3] for sample in samples])
+    batch_index = torch.cat([torch.full((len(sample),), b) for b, sample in enumerate(samples)])
+    coords = voxelize(points, batch_index, voxel_size, limits).coords
+    return VoxelBatch(
         name,
         coords,
         voxel_centers(coords, voxel_size, limits),
-        len(clouds),
+        len(samples),
         grid_shape(voxel_size, limits),
         window_shape,
     )
 
 
-def simulated(sweeps: int, seed: int = 0) -> Tensor:
+def simulate_points(sweeps: int, seed: int = 0) -> Tensor:
     """[P, 5] points of a simulated frame."""
     return torch.from_numpy(simulate_frame(seed, sweeps=sweeps)['points'])
 
@@ -75,51 +87,66 @@ class BenchmarkFrame(NamedTuple):
 
 
 def frames_for_model(points: Path | None, quick: bool) -> list[BenchmarkFrame]:
-    """A real sweep (where a file of one is given; sweeps before it are not), and a simulated frame
-    of ten sweeps."""
+    """A real sweep if its file is given (without the sweeps before it), and a simulated frame of
+    ten sweeps."""
     frames = []
     if points is not None:
         sweep = torch.from_numpy(read_points(points))
         sweep = torch.cat([sweep, sweep.new_zeros(len(sweep), 1)], 1)
         frames.append(BenchmarkFrame(f'real, one sweep, {points.name[:40]}', sweep))
     if quick:
-        return [*frames, BenchmarkFrame('simulated, one sweep', simulated(1))]
-    return [*frames, BenchmarkFrame('simulated, 10 sweeps', simulated(10))]
+        frames.append(BenchmarkFrame('simulated, one sweep', simulate_points(1)))
+    else:
+        frames.append(BenchmarkFrame('simulated, 10 sweeps', simulate_points(10)))
+    return frames
 
 
-def clouds_for_ops(points: Path | None, quick: bool) -> list[Cloud]:
-    """A real sweep (where a file of one is given), simulated frames of ten sweeps, and 100,000 rows
-    as on Waymo."""
-    clouds = []
+def batches_for_ops(points: Path | None, quick: bool) -> list[VoxelBatch]:
+    """A real sweep if its file is given, a simulated frame of ten sweeps, and 100,000 rows as on
+    Waymo."""
+    batches = []
     if points is not None:
-        clouds.append(
-            voxelized(f'real sweep {points.name[:40]}', [torch.from_numpy(read_points(points))])
-        )
+        sweep = torch.from_numpy(read_points(points))
+        batches.append(voxelize_samples(f'real sweep {points.name[:40]}', [sweep]))
     if quick:
-        return [*clouds, take(voxelized('simulated sweep, 2,000 rows', [simulated(1)]), 2000)]
-    clouds.append(voxelized('simulated, 10 sweeps', [simulated(10)]))
-    return [
-        *clouds,
-        take(
-            voxelized('Waymo-like, 100,000 rows', [simulated(10, 1), simulated(10, 2)], WAYMO),
-            100000,
-        ),
-    ]
+        batch = voxelize_samples('simulated sweep, 2,000 rows', [simulate_points(1)])
+        return [*batches, take_rows(batch, 2000)]
+
+    batches.append(voxelize_samples('simulated, 10 sweeps', [simulate_points(10)]))
+    samples = [simulate_points(10, seed) for seed in (1, 2)]
+    waymo_like = voxelize_samples('Waymo-like, 100,000 rows', samples, WAYMO)
+    return [*batches, take_rows(waymo_like, 100000)]
 
 
-def take(cloud: Cloud, rows: int) -> Cloud:
-    """That many rows at the cloud's own density: the first ones by y, or copies side by side along
-    y where there are too few, whole windows apart."""
-    coords, positions, n = cloud.coords, cloud.positions, len(cloud.coords)
-    copies = -(-rows // n)
-    order = coords[:, 2].long().argsort(stable=True).repeat(copies)
-    copy = torch.arange(copies).repeat_interleave(n)
-    step = -(-cloud.spatial_shape[1] // cloud.window_shape[1]) * cloud.window_shape[1]
-    size = (positions[:, 1].max() - positions[:, 1].min()) / (
-        coords[:, 2].max() - coords[:, 2].min()
-    ).clamp(min=1)
-    coords, positions = coords[order[:rows]].clone(), positions[order[:rows]].clone()
-    coords[:, 2] += (copy[:rows] * step).int()
-    positions[:, 1] += copy[:rows] * step * size
-    z, y, x = cloud.spatial_shape
-    return cloud._replace(coords=coords, positions=positions, spatial_shape=(z, copies * step, x))
+def take_rows(batch: VoxelBatch, rows: int) -> VoxelBatch:
+    """A batch of that many rows at the same density.
+
+    These are the first rows by y, or copies of all rows side by side along y where there are too
+    few; copies are whole windows apart.
+    """
+    num_rows = len(batch.coords)
+    copies = -(-rows // num_rows)
+    copy = torch.arange(copies).repeat_interleave(num_rows)[:rows]
+    order = batch.coords[:, 2].long().argsort(stable=True)
+    order = order.repeat(copies)[:rows]
+
+    depth, height, width = batch.spatial_shape
+    window = batch.window_shape[1]
+    step = -(-height // window) * window  # voxels from one copy to the next
+
+    coords = batch.coords[order].clone()
+    coords[:, 2] += (copy * step).int()
+    positions = batch.positions[order].clone()
+    positions[:, 1] += copy * step * _voxel_length(batch)
+    return batch._replace(
+        coords=coords,
+        positions=positions,
+        spatial_shape=(depth, copies * step, width),
+    )
+
+
+def _voxel_length(batch: VoxelBatch) -> Tensor:
+    """Meters of a voxel along y."""
+    y = batch.coords[:, 2]
+    meters = batch.positions[:, 1]
+    return (meters.max() - meters.min()) / (y.max() - y.min()).clamp(min=1)

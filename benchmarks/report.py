@@ -1,4 +1,4 @@
-"""Where results go: JSON with all that is needed to repeat them, and a table to read."""
+"""Write results: JSON with everything that is needed to repeat them, and a table to read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 
 
 def device_name(device: torch.device) -> str:
-    """As the maker calls it."""
+    """Name of a GPU, or of the CPU with the number of threads."""
     if device.type == 'cuda':
         return torch.cuda.get_device_name(device)
     try:
@@ -28,7 +28,7 @@ def device_name(device: torch.device) -> str:
 
 
 def environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Machine, versions and commit."""
+    """Machine, versions, commit and date."""
     commit = subprocess.run(
         ['git', 'describe', '--always', '--dirty', '--abbrev=12'],
         cwd=Path(__file__).parent,
@@ -41,54 +41,52 @@ def environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         python=platform.python_version(),
         torch=torch.__version__,
         cuda=torch.version.cuda,
-        dtype=str(dtype)[6:],
+        dtype=str(dtype).removeprefix('torch.'),
         commit=commit or None,
         date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
     )
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Markdown; the first row is the head, and columns but the first are numbers."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        '| '
-        + ' | '.join(
-            cell.ljust(w) if i == 0 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths))
-        )
-        + ' |'
-        for row in rows
-    ]
-    rule = (
-        '|' + '|'.join('-' * (w + 2 - (i > 0)) + ':' * (i > 0) for i, w in enumerate(widths)) + '|'
-    )
+    """Markdown table; the first row is the head, the first column is text, the others numbers."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows)]
+    rule = '|' + '-' * (widths[0] + 2) + '|'
+    for width in widths[1:]:
+        rule += '-' * (width + 1) + ':|'
+
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:])]
+        lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join([lines[0], rule, *lines[1:]])
 
 
-def place_of(folder: Path, made: dict[str, Any]) -> Path:
-    """folder/<device> of such an environment."""
-    return folder / re.sub(r'[^a-z0-9]+', '-', made['device'].lower()).strip('-')
+def folder_of(out: Path, machine: dict[str, Any]) -> Path:
+    """out/<device> of such an environment."""
+    return out / re.sub(r'[^a-z0-9]+', '-', machine['device'].lower()).strip('-')
 
 
 def save(
-    folder: Path, name: str, content: dict[str, Any], text: str, tool: str = 'benchmark.py'
+    out: Path, name: str, content: dict[str, Any], text: str, tool: str = 'benchmark.py'
 ) -> Path:
-    """folder/<device>/<name>.json and .md, with the arguments of the tool that runs."""
-    place = place_of(folder, content['environment'])
-    place.mkdir(parents=True, exist_ok=True)
-    content = dict(command=shlex.join(sys.argv[1:]), **content)
-    (place / f'{name}.json').write_text(json.dumps(content, indent=1, default=str) + '\n')
-    made = content['environment']
-    head = (
-        f'{made["device"]}; torch {made["torch"]}, {made["dtype"]}, commit {made["commit"]}, {made["date"]}\n\n'
-        f'`python tools/{tool} {content["command"]}`\n\n'
-    )
-    (place / f'{name}.md').write_text(head + text + '\n')
-    return place
+    """Write out/<device>/<name>.json and .md, with the arguments of this process; returns the
+    folder."""
+    machine = content['environment']
+    folder = folder_of(out, machine)
+    folder.mkdir(parents=True, exist_ok=True)
+    command = shlex.join(sys.argv[1:])
+    record = json.dumps(dict(command=command, **content), indent=1, default=str)
+    (folder / f'{name}.json').write_text(record + '\n')
+    versions = f'torch {machine["torch"]}, {machine["dtype"]}, commit {machine["commit"]}'
+    head = f'{machine["device"]}; {versions}, {machine["date"]}\n\n'
+    head += f'`python tools/{tool} {command}`\n\n'
+    (folder / f'{name}.md').write_text(head + text + '\n')
+    return folder
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """With so many significant digits, no exponent; '-' for None."""
+    """A number with so many significant digits and no exponent; '-' for None."""
     if value is None:
         return '-'
     if value == 0:

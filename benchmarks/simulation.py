@@ -1,9 +1,7 @@
-"""How fast sweeps are cast.
+"""Measure how many sweeps per second the simulation casts.
 
-    python -m benchmarks.simulation [--workers 2] [--seconds 10]
-
-prints sweeps of 34,688 rays per second, over all layouts in turn: ray casting alone, and whole
-sweeps (world, rays, noise, motion compensation), without disk.
+A sweep has 34,688 rays. All layouts take turns. Prints the speed of ray casting alone, and of whole
+sweeps (world, rays, noise, motion compensation), without writing to disk.
 """
 
 from __future__ import annotations
@@ -19,15 +17,18 @@ from stratified3d.simulation.physics.lidar import SWEEP_SECONDS, Noise, fire
 
 
 def _count(arguments: tuple[float, bool, int]) -> tuple[int, float]:
-    """Sweeps done in about that many seconds by one process."""
+    """Number of sweeps that one process casts in about that many seconds, and the exact seconds."""
     seconds, whole, seed = arguments
-    scenes = [build_scene(layout, (seed, 1), 2.0) for layout in LAYOUTS]
     rng = np.random.Generator(np.random.Philox(seed))
-    inputs = [
-        (scene.lidar_pose(1.0 + scene.sensor.delays), scene.primitives_at(1.0)) for scene in scenes
-    ]
-    fire(scenes[0].sensor, *inputs[0], scenes[0].ground.coefficients)
-    count, begin = 0, time.perf_counter()
+    scenes = [build_scene(layout, (seed, 1), 2.0) for layout in LAYOUTS]
+    inputs = []
+    for scene in scenes:
+        poses = scene.lidar_pose(1.0 + scene.sensor.delays)
+        inputs.append((poses, scene.primitives_at(1.0)))
+    fire(scenes[0].sensor, *inputs[0], scenes[0].ground.coefficients)  # compiles
+
+    count = 0
+    begin = time.perf_counter()
     while time.perf_counter() - begin < seconds:
         for scene, (poses, primitives) in zip(scenes, inputs):
             if whole:
@@ -41,18 +42,34 @@ def _count(arguments: tuple[float, bool, int]) -> tuple[int, float]:
 def measure_speed(workers: int, seconds: float, whole: bool) -> float:
     """Sweeps per second of all workers together."""
     _count((0.0, whole, 0))  # compiles, so that forked workers have it
+    jobs = [(seconds, whole, seed) for seed in range(workers)]
     with multiprocessing.get_context('fork').Pool(workers) as pool:
-        return sum(
-            count / spent
-            for count, spent in pool.map(_count, [(seconds, whole, i) for i in range(workers)], 1)
-        )
+        counts = pool.map(_count, jobs, 1)
+    return sum(count / spent for count, spent in counts)
 
 
-if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--workers', type=int, default=multiprocessing.cpu_count())
-    parser.add_argument('--seconds', type=float, default=10.0)
-    args = parser.parse_args()
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--workers',
+        type=int,
+        default=multiprocessing.cpu_count(),
+        help='processes (default: one per core)',
+    )
+    parser.add_argument(
+        '--seconds', type=float, default=10.0, help='of each measurement (default: %(default)s)'
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
     for whole, label in ((False, 'ray casting alone'), (True, 'whole sweeps')):
         speed = measure_speed(args.workers, args.seconds, whole)
         print(f'{label}: {speed:.0f} sweeps/s with {args.workers} workers')
+
+
+if __name__ == '__main__':
+    main()

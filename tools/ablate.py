@@ -1,6 +1,5 @@
 #!/usr/bin/env python
-"""Train rows of the ablation briefly on the simulated nuScenes and compare them, seed by seed, with
-the default."""
+"""Train variants of the detector briefly on simulated nuScenes, and compare them seed by seed."""
 
 from __future__ import annotations
 
@@ -9,6 +8,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import DictAction
@@ -17,19 +17,20 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for benchmarks and projects
 
 from benchmarks import report
-from benchmarks.ablation.rows import ROWS
+from benchmarks.ablation.rows import ROWS, Row
 from benchmarks.ablation.runs import TrainingSettings, run_all
 from benchmarks.ablation.tables import render
 
 ROOT = Path(__file__).parents[1]
+DEFAULT = ROWS[0]
 EXAMPLES = """examples:
   python tools/ablate.py --list
-  python tools/ablate.py --rows default "m = 0" gated        the rest is kept as it was found
+  python tools/ablate.py --rows default "m = 0" gated      results of other rows stay as they are
   python tools/ablate.py --groups strata fusion --seeds 0 1 2
-  python tools/ablate.py --jobs 2                            everything, two trainings at once, one core each
+  python tools/ablate.py --jobs 2                          all rows, two trainings at a time
 
-The dataset is the quickstart's (bash tools/quickstart.sh makes it). What is there already is not run again;
-interrupted, the command goes on where it stopped. Trainings keep configs, logs and weights in --work.
+bash tools/quickstart.sh creates the dataset. Rows that have a result are skipped: rerun the same
+command to resume after an interruption. Configs, logs and weights are in --work.
 """
 
 
@@ -37,100 +38,171 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--list', action='store_true', help='print the rows and stop')
-    parser.add_argument('--rows', nargs='+', metavar='NAME', default=[row.name for row in ROWS])
-    parser.add_argument('--groups', nargs='+', metavar='NAME', help='all rows of these questions')
-    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1], help='default 0 1')
+    parser.add_argument('--list', action='store_true', help='print all rows and exit')
     parser.add_argument(
-        '--iterations', type=int, default=240, help='steps of two frames (default %(default)s)'
+        '--rows',
+        nargs='+',
+        metavar='NAME',
+        default=[row.name for row in ROWS],
+        help='rows to train (default: all)',
     )
     parser.add_argument(
-        '--jobs', type=int, default=1, help='trainings at once; they share the cores'
+        '--groups', nargs='+', metavar='NAME', help='train all rows of these groups'
     )
     parser.add_argument(
-        '--data', type=Path, default=ROOT / 'data/simulated', help='prepared simulated nuScenes'
+        '--seeds', nargs='+', type=int, default=[0, 1], help='one training each (default: 0 1)'
     )
     parser.add_argument(
-        '--work', type=Path, default=ROOT / 'work_dirs/ablation', help='where they train'
+        '--iterations', type=int, default=240, help='steps of two frames (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--jobs',
+        type=int,
+        default=1,
+        help='trainings at a time; they share the cores (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--data',
+        type=Path,
+        default=ROOT / 'data/simulated',
+        help='prepared simulated nuScenes (default: data/simulated)',
+    )
+    parser.add_argument(
+        '--work',
+        type=Path,
+        default=ROOT / 'work_dirs/ablation',
+        help='folder of the trainings (default: work_dirs/ablation)',
     )
     parser.add_argument(
         '--out',
         type=Path,
         default=ROOT / 'benchmarks/results',
-        help='where results are kept, by device',
+        help='results go to OUT/<device>/ (default: benchmarks/results)',
     )
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, default={}, help='for every row'
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        help='settings of the config for every row, as key=value',
     )
     args = parser.parse_args()
-    names, groups = [row.name for row in ROWS], {row.group for row in ROWS}
-    for kind, given, known in (('row', args.rows, names), ('question', args.groups or [], groups)):
-        unknown = [name for name in given if name not in known]
-        if unknown:
-            parser.error(f'there is no {kind} {unknown[0]!r}; there are {", ".join(sorted(known))}')
-    if args.iterations < 20 or args.jobs < 1:
-        parser.error('--iterations is at least 20, --jobs at least 1')
-    if not args.list and not (args.data / 'nuscenes_dbinfos_train.pkl').is_file():
-        parser.error(
-            f'{args.data} is no prepared set: bash tools/quickstart.sh makes one, or '
-            f'python tools/simulate.py {args.data} and python tools/create_data.py {args.data} --sweeps 4'
-        )
+    problem = check_args(args)
+    if problem:
+        parser.error(problem)
     return args
+
+
+def check_args(args: argparse.Namespace) -> str | None:
+    """What is wrong with the arguments, or None."""
+    names = {row.name for row in ROWS}
+    groups = {row.group for row in ROWS}
+    for kind, given, known in (('row', args.rows, names), ('group', args.groups or [], groups)):
+        for name in given:
+            if name not in known:
+                return f'there is no {kind} {name!r}; there are {", ".join(sorted(known))}'
+    if args.iterations < 20:
+        return f'--iterations must be at least 20, not {args.iterations}'
+    if args.jobs < 1:
+        return f'--jobs must be at least 1, not {args.jobs}'
+    if not args.list and not (args.data / 'nuscenes_dbinfos_train.pkl').is_file():
+        return (
+            f'{args.data} is not a prepared dataset: create one by bash tools/quickstart.sh, or by '
+            f'python tools/simulate.py {args.data} and '
+            f'python tools/create_data.py {args.data} --sweeps 4'
+        )
+    return None
+
+
+class Results:
+    """Results by device and number of steps; written to disk after each training.
+
+    Args:
+        out: folder of all devices.
+        iterations: steps of the default.
+    """
+
+    def __init__(self, out: Path, iterations: int):
+        device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+        self.out = out
+        self.name = f'ablation-{iterations}'
+        self.environment = report.environment(device, torch.float32)
+        self.folder = report.folder_of(out, self.environment)
+        path = self.folder / f'{self.name}.json'
+        self.entries = json.loads(path.read_text())['results'] if path.is_file() else []
+
+    def missing(self, rows: list[Row], seeds: list[int]) -> list[tuple[Row, int]]:
+        """(row, seed) pairs without a result of the row's present options."""
+        done = {(entry['row'], entry['seed'], entry['options']) for entry in self.entries}
+        pairs = [(row, seed) for seed in seeds for row in rows]
+        return [
+            (row, seed) for row, seed in pairs if (row.name, seed, repr(row.options)) not in done
+        ]
+
+    def pace(self) -> float | None:
+        """Seconds per step of the default, the fastest of its seeds."""
+        paces = [
+            entry['seconds_per_iteration'] for entry in self.entries if entry['row'] == DEFAULT.name
+        ]
+        return min(paces, default=None)
+
+    def add(self, row: Row, seed: int, result: dict[str, Any]) -> None:
+        """Add a result in the order of the rows, in place of an older one, and write all."""
+        entry = dict(result, commit=self.environment['commit'])
+        others = [e for e in self.entries if (e['row'], e['seed']) != (row.name, seed)]
+        order = {row.name: i for i, row in enumerate(ROWS)}
+        # rows that no longer exist come last
+        self.entries = sorted([*others, entry], key=lambda e: order.get(e['row'], len(order)))
+        content = dict(environment=self.environment, results=self.entries)
+        report.save(self.out, self.name, content, render(self.entries), 'ablate.py')
+
+
+def train_rows(
+    pairs: list[tuple[Row, int]], results: Results, settings: TrainingSettings, jobs: int
+) -> list[str]:
+    """Train (row, seed) pairs; returns the messages of those that failed."""
+    failures = []
+    with tqdm(total=len(pairs), unit='training', disable=not pairs) as bar:
+        for row, seed, result in run_all(pairs, settings, results.pace(), jobs):
+            bar.update()
+            if isinstance(result, BaseException):
+                failures.append(str(result))
+                tqdm.write(f'FAILED: {result}')
+                continue
+            results.add(row, seed, result)
+            scores = f'mAP {result["mAP"]:.3f}, NDS {result["NDS"]:.3f}'
+            tqdm.write(f'{row.name}, seed {seed}: {scores}')
+    return failures
 
 
 def main() -> int:
     args = parse_args()
-    rows = [
-        row for row in ROWS if (row.group in args.groups if args.groups else row.name in args.rows)
-    ]
     if args.list:
-        print('\n'.join(f'{row.group:<10} {row.name:<34} {row.options or ""}' for row in ROWS))
+        for row in ROWS:
+            print(f'{row.group:<10} {row.name:<34} {row.options or ""}')
         return 0
-    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    made = report.environment(device, torch.float32)
-    name, place = f'ablation-{args.iterations}', report.place_of(args.out, made)
-    kept = place / f'{name}.json'
-    results = json.loads(kept.read_text())['results'] if kept.is_file() else []
-    done = {(r['row'], r['seed'], r['options']) for r in results}
-    todo = [
-        (row, seed)
-        for seed in args.seeds
-        for row in rows
-        if (row.name, seed, repr(row.options)) not in done
-    ]
+
+    rows = [row for row in ROWS if row.name in args.rows]
+    if args.groups:
+        rows = [row for row in ROWS if row.group in args.groups]
+    results = Results(args.out, args.iterations)
+    missing = results.missing(rows, args.seeds)
     settings = TrainingSettings(
         args.data,
         args.work,
         args.iterations,
-        max(1, (os.cpu_count() or 1) // args.jobs),
-        args.cfg_options,
+        threads=max(1, (os.cpu_count() or 1) // args.jobs),
+        options=args.cfg_options,
     )
+    # rows of equal time need the pace of the default, so they come last
     failures = []
-    # those of equal time need the pace of the first row
-    for part in ([t for t in todo if not t[0].equal_time], [t for t in todo if t[0].equal_time]):
-        paces = [r['seconds_per_iteration'] for r in results if r['row'] == ROWS[0].name]
-        with tqdm(total=len(part), unit='training', disable=not part) as bar:
-            for row, seed, result in run_all(part, settings, min(paces, default=None), args.jobs):
-                bar.update()
-                if isinstance(result, Exception):
-                    failures.append(str(result))
-                    tqdm.write(f'FAILED: {result}')
-                    continue
-                results = [r for r in results if (r['row'], r['seed']) != (row.name, seed)] + [
-                    result | dict(commit=made['commit'])
-                ]
-                results.sort(key=lambda r: [row.name for row in ROWS].index(r['row']))
-                report.save(
-                    args.out,
-                    name,
-                    dict(environment=made, results=results),
-                    render(results),
-                    'ablate.py',
-                )
-                tqdm.write(
-                    f'{row.name}, seed {seed}: mAP {result["mAP"]:.3f}, NDS {result["NDS"]:.3f}'
-                )
-    print(f'\n{render(results)}\n\nkept in {place}' if results else 'no result yet')
+    for equal_time in (False, True):
+        pairs = [(row, seed) for row, seed in missing if row.equal_time == equal_time]
+        failures += train_rows(pairs, results, settings, args.jobs)
+    if results.entries:
+        print(f'\n{render(results.entries)}\n\nwritten to {results.folder}')
+    else:
+        print('no result yet')
     return 1 if failures else 0
 
 

@@ -1,6 +1,5 @@
 #!/usr/bin/env python
-"""Time and count: the encoder's parts, attention operators against their baselines, scaling, detectors,
-arithmetic."""
+"""Measure the encoder's parts, attention operators, their scaling, detectors, configs and FLOPs."""
 
 from __future__ import annotations
 
@@ -10,19 +9,17 @@ import platform
 import sys
 from pathlib import Path
 
-os.environ.setdefault(
-    'KINETO_LOG_LEVEL', '99'
-)  # torch's profiler, which counts memory, is talkative
+# torch's profiler, which counts memory, is talkative
+os.environ.setdefault('KINETO_LOG_LEVEL', '99')
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for benchmarks and projects
 
-from benchmarks import point_clouds as clouds
 from benchmarks import report
 from benchmarks.attention import complexity, encoder, ops, roofline, scaling
-from benchmarks.detectors import config_table
-from benchmarks.detectors import latency as model
+from benchmarks.detectors import config_table, latency
+from benchmarks.point_clouds import batches_for_ops, frames_for_model
 from stratified3d.apis import init_detector
 from stratified3d.datasets.io.point_files import read_points
 
@@ -41,8 +38,8 @@ EXAMPLES = """examples:
 
 def run_encoder(args: argparse.Namespace) -> None:
     points = torch.from_numpy(read_points(args.points))
-    detector = init_detector(args.config, device='cpu')
     points = torch.cat([points, points.new_zeros(len(points), 1)], 1)
+    detector = init_detector(args.config, device='cpu')
     seconds, voxels = encoder.time_encoder(detector, points, max(1, args.runs))
     machine = (
         f'{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, '
@@ -52,15 +49,14 @@ def run_encoder(args: argparse.Namespace) -> None:
 
 
 def run_ops(args: argparse.Namespace) -> None:
-    found = clouds.clouds_for_ops(args.points, args.quick)
-    for result in ops.run(
-        found, args.device, args.dtype, args.runs, args.only, args.limit
-    ):  # kept cloud by cloud
-        place = finish(args, result, ops.render(result))
-    roofline.draw(result, place / 'roofline.png')
+    batches = batches_for_ops(args.points, args.quick)
+    # written after each point cloud
+    for result in ops.run(batches, args.device, args.dtype, args.runs, args.only, args.limit):
+        folder = finish(args, result, ops.render(result))
+    roofline.draw(result, folder / 'roofline.png')
 
 
-def run_growth(args: argparse.Namespace) -> None:
+def run_scaling(args: argparse.Namespace) -> None:
     sizes = args.rows or ([1000, 2000, 4000] if args.quick else list(scaling.ROWS))
     result = scaling.run(
         sorted(sizes),
@@ -72,15 +68,15 @@ def run_growth(args: argparse.Namespace) -> None:
         args.limit,
         args.quick,
     )
-    place = finish(args, result, scaling.render(result))
-    scaling.draw(result, place / 'scaling.png')
+    folder = finish(args, result, scaling.render(result))
+    scaling.draw(result, folder / 'scaling.png')
 
 
 def run_detectors(args: argparse.Namespace) -> None:
-    part = dict(model=model, configs=config_table)[args.what]
-    found = clouds.frames_for_model(args.points, args.quick)
-    result = part.run(found, args.device, args.dtype, args.runs, args.only, args.quick)
-    finish(args, result, part.render(result))
+    module = latency if args.command == 'model' else config_table
+    frames = frames_for_model(args.points, args.quick)
+    result = module.run(frames, args.device, args.dtype, args.runs, args.only, args.quick)
+    finish(args, result, module.render(result))
 
 
 def run_complexity(args: argparse.Namespace) -> None:
@@ -90,91 +86,106 @@ def run_complexity(args: argparse.Namespace) -> None:
 
 
 def finish(args: argparse.Namespace, result: dict, text: str) -> Path:
-    """Print the table; keep it and the JSON."""
-    made = report.environment(args.device, args.dtype)
-    place = report.save(args.out, args.what, dict(environment=made, **result), text)
-    print(f'\n{text}\n\nwritten to {place}')
-    return place
+    """Print the table; write it and the JSON; return their folder."""
+    environment = report.environment(args.device, args.dtype)
+    content = dict(environment=environment, **result)
+    folder = report.save(args.out, args.command, content, text)
+    print(f'\n{text}\n\nwritten to {folder}')
+    return folder
 
 
-def parse() -> argparse.Namespace:
+COMMANDS = {
+    'ops': (run_ops, 'attention operators and their baselines on the same tensors'),
+    'scaling': (run_scaling, 'time and memory from 10,000 to a million rows'),
+    'model': (run_detectors, "our detectors and mmdet3d's CenterPoint, by part and end to end"),
+    'configs': (run_detectors, 'cost of each of our configs: operations, time, training memory'),
+    'complexity': (run_complexity, 'floating-point operations, and what articles claim of them'),
+}
+
+
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest='what', required=True)
-    command = commands.add_parser(
-        'encoder', help='voxel encoder and stratified encoder of a config, by part'
-    )
-    command.add_argument('points', help='.bin, .npy, .pcd or .ply file of one sweep')
-    command.add_argument('--config', default=CONFIG, help='default: the nuScenes config')
-    command.add_argument(
-        '--runs', type=int, default=10, help='counted runs, after two that warm up'
-    )
-    command.set_defaults(function=run_encoder)
-    for name, function, words in (
-        ('ops', run_ops, 'attention operators and their baselines on the same tensors'),
-        ('scaling', run_growth, 'time and memory from 10,000 to a million rows'),
-        ('model', run_detectors, "our detectors and mmdet3d's CenterPoint, by part and end to end"),
-        (
-            'configs',
-            run_detectors,
-            'what each of our configs costs: operations, time, memory of training',
-        ),
-        (
-            'complexity',
-            run_complexity,
-            'floating-point operations, and what articles claim of them',
-        ),
-    ):
-        command = commands.add_parser(name, help=words, description=words)
-        command.add_argument(
-            '--quick', action='store_true', help='small sizes, in a minute or two: does it work'
-        )
-        command.add_argument(
-            '--out',
-            type=Path,
-            default=ROOT / 'benchmarks/results',
-            help='default: benchmarks/results/',
-        )
-        command.add_argument(
-            '--device', type=torch.device, help='default: the GPU where there is one'
-        )
-        command.add_argument(
-            '--dtype', choices=DTYPES, help='default: bf16 on a GPU, fp32 on a CPU'
-        )
+    commands = parser.add_subparsers(dest='command', required=True)
+    add_encoder_command(commands)
+    for name, (function, description) in COMMANDS.items():
+        command = commands.add_parser(name, help=description, description=description)
+        command.set_defaults(function=function)
+        add_options(command)
         if name != 'complexity':
-            real = os.environ.get('STRATIFIED3D_REAL_DATA', '')
-            real = (
-                next(iter(sorted(Path(real).glob('nuscenes_keyframe/*.bin'))), None)
-                if real
-                else None
-            )
-            command.add_argument(
-                '--points', type=Path, default=real, help='file of a real sweep, measured as well'
-            )
-            command.add_argument('--runs', type=int, default=7, help='counted runs of each')
-            command.add_argument(
-                '--only', nargs='+', default=[], metavar='NAME', help='methods; default all'
-            )
+            add_options_of_times(command)
         if name in ('ops', 'scaling'):
             command.add_argument(
                 '--limit',
                 type=float,
                 default=30.0,
-                help='seconds; what takes longer runs once only',
+                help='seconds; a method whose pass takes longer runs only once '
+                '(default: %(default)s)',
             )
         if name == 'scaling':
-            command.add_argument('--rows', type=int, nargs='+', help='default: 10,000 to 1,000,000')
-        command.set_defaults(function=function)
+            command.add_argument(
+                '--rows', type=int, nargs='+', help='default: eight sizes, 10,000 to 1,000,000'
+            )
     args = parser.parse_args()
-    if args.what != 'encoder':
+    if args.command != 'encoder':
         args.device = args.device or torch.device('cuda' if torch.cuda.is_available() else 'cpu')
         args.dtype = DTYPES[args.dtype or ('bf16' if args.device.type == 'cuda' else 'fp32')]
     return args
 
 
+def add_encoder_command(commands: argparse._SubParsersAction) -> None:
+    description = 'voxel encoder and stratified encoder of a config, by part'
+    command = commands.add_parser('encoder', help=description, description=description)
+    command.add_argument('points', help='.bin, .npy, .pcd or .ply file of one sweep')
+    command.add_argument('--config', default=CONFIG, help='default: the nuScenes config')
+    command.add_argument(
+        '--runs', type=int, default=10, help='timed runs after two to warm up (default: 10)'
+    )
+    command.set_defaults(function=run_encoder)
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        '--quick', action='store_true', help='small sizes, to see in a minute or two if it works'
+    )
+    command.add_argument(
+        '--out',
+        type=Path,
+        default=ROOT / 'benchmarks/results',
+        help='results go to OUT/<device>/ (default: benchmarks/results)',
+    )
+    command.add_argument(
+        '--device', type=torch.device, help='default: the GPU if there is one, else the CPU'
+    )
+    command.add_argument('--dtype', choices=DTYPES, help='default: bf16 on a GPU, fp32 on a CPU')
+
+
+def add_options_of_times(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        '--points',
+        type=Path,
+        default=find_real_sweep(),
+        help='file of a real sweep, which is measured too '
+        '(default: the first keyframe in $STRATIFIED3D_REAL_DATA)',
+    )
+    command.add_argument(
+        '--runs', type=int, default=7, help='timed runs per median (default: %(default)s)'
+    )
+    command.add_argument(
+        '--only', nargs='+', default=[], metavar='NAME', help='what to measure (default: all)'
+    )
+
+
+def find_real_sweep() -> Path | None:
+    folder = os.environ.get('STRATIFIED3D_REAL_DATA')
+    if not folder:
+        return None
+    return next(iter(sorted(Path(folder).glob('nuscenes_keyframe/*.bin'))), None)
+
+
 def main() -> int:
-    args = parse()
+    args = parse_args()
     try:
         args.function(args)
     except (FileNotFoundError, ValueError) as error:

@@ -1,2 +1,1 @@
-"""One setting changed at a time, trained briefly on the simulated nuScenes with paired seeds; see
-README.md."""
+"""Short trainings on the simulated nuScenes that change one setting at a time; see README.md."""

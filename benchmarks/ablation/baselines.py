@@ -1,5 +1,4 @@
-"""mmdet3d's own CenterPoint on our data, made as good as the same frames and the same short
-training allow."""
+"""mmdet3d's CenterPoint on our data, as good as the same frames and short training allow."""
 
 from __future__ import annotations
 
@@ -14,7 +13,8 @@ from mmengine.runner import Runner
 from spconv.pytorch.conv import SparseConvolution
 from torch import nn
 
-from benchmarks.detectors.builders import same_in_torch
+from benchmarks.detectors.convolutions import same_in_torch
+from benchmarks.detectors.synthetic import HeadOutputs
 from stratified3d.models.detector import has_fast_bf16
 
 
@@ -22,9 +22,8 @@ from stratified3d.models.detector import has_fast_bf16
 class HeatmapPrior(Hook):
     """Let the heatmap of mmdet3d's CenterHead start at its prior, a probability of 0.1.
 
-    mmengine's initialization does not reach the heads inside CenterHead's list, so that `init_bias`
-    is never applied and every cell starts at 0.5; a short training would spend itself on unlearning
-    that.
+    mmengine's initialization does not reach the heads inside CenterHead's list, so `init_bias` is
+    never applied and every cell starts at 0.5. A short training would mostly unlearn that.
     """
 
     def before_train(self, runner: Runner) -> None:
@@ -38,11 +37,11 @@ class HeatmapPrior(Hook):
 
 
 @HOOKS.register_module()
-class RightSparseConvolutions(Hook):
-    """Let mmdet3d's sparse convolutions learn, and be right, on a CPU: spconv's pairs, torch's
-    products, same weights.
+class CorrectSparseConvolutions(Hook):
+    """Let mmdet3d's sparse convolutions learn on a CPU, with correct results.
 
-    spconv's own sums are wrong there with more threads than one, and its backward needs CUDA.
+    The pairs of voxels are spconv's, the products torch's, the weights the same. spconv's own sums
+    are wrong on a CPU with more than one thread, and its backward pass needs CUDA.
     """
 
     def before_run(self, runner: Runner) -> None:
@@ -54,9 +53,11 @@ class RightSparseConvolutions(Hook):
 
 
 @HOOKS.register_module()
-class FastMaps(Hook):
-    """Give mmdet3d's dense part what ours has: channels-last memory, and bfloat16 where the device
-    has matrix units for it; losses and decoding stay in float32."""
+class FastDensePart(Hook):
+    """Run mmdet3d's dense part as ours: channels-last, and in bfloat16 where that is fast.
+
+    It is fast where the device has matrix units for it. Losses and decoding stay in float32.
+    """
 
     def before_run(self, runner: Runner) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -65,41 +66,39 @@ class FastMaps(Hook):
         for part in (model.pts_backbone, model.pts_neck, model.pts_bbox_head):
             part.to(memory_format=torch.channels_last)
             part.forward = fast(part.forward)
-        model.pts_bbox_head.register_forward_hook(
-            lambda module, args, out: tuple(
-                [{name: value.float() for name, value in task.items()}] for (task,) in out
-            )
-        )
+        model.pts_bbox_head.register_forward_hook(_to_float)
 
 
-def _take(config: Config, name: str, *hooks: str) -> None:
-    """Put mmdet3d's model in our model's place, as it is but for the score that a detection needs,
-    which is ours."""
-    model = get_config(
-        f'mmdet3d::centerpoint/centerpoint_{name}_second_secfpn_8xb4-cyclic-20e_nus-3d.py'
-    ).model
+def _to_float(module: nn.Module, args: tuple, out: HeadOutputs) -> HeadOutputs:
+    return tuple([{name: value.float() for name, value in task.items()}] for (task,) in out)
+
+
+def _use_centerpoint(config: Config, name: str, *hooks: str) -> None:
+    """Replace our model by mmdet3d's, unchanged except for our score threshold of detections."""
+    path = f'mmdet3d::centerpoint/centerpoint_{name}_second_secfpn_8xb4-cyclic-20e_nus-3d.py'
+    model = get_config(path).model
     for part in (model.pts_bbox_head.bbox_coder, model.test_cfg.pts):
         part.score_threshold = config.model.head.score_threshold
     config.model = model
-    config.custom_hooks = [
-        *config.custom_hooks,
-        *(dict(type=hook) for hook in ('HeatmapPrior', 'FastMaps', *hooks)),
-    ]
+    added = [dict(type=hook) for hook in ('HeatmapPrior', 'FastDensePart', *hooks)]
+    config.custom_hooks = [*config.custom_hooks, *added]
 
 
 def centerpoint_voxel(config: Config) -> None:
     """CenterPoint with voxels of 0.1 m, range +-51.2 m, cells of 0.8 m and six tasks."""
-    _take(config, 'voxel01', 'RightSparseConvolutions')
+    _use_centerpoint(config, 'voxel01', 'CorrectSparseConvolutions')
 
 
 def centerpoint_pillar(config: Config) -> None:
     """CenterPoint with pillars of 0.2 m, range +-51.2 m, cells of 0.8 m and six tasks."""
-    _take(config, 'pillar02')
+    _use_centerpoint(config, 'pillar02')
 
 
 def centerpoint_pillar_coarse(config: Config) -> None:
-    """The same with pillars of 0.4 m, as large as our voxels, and half the stride: cells as large
-    as before."""
+    """CenterPoint with pillars of 0.4 m, the size of our voxels, and half the stride.
+
+    Range and cells are those of `centerpoint_pillar`.
+    """
     centerpoint_pillar(config)
     model = config.model
     size = 0.4

@@ -1,5 +1,4 @@
-"""Parts of the recipe, taken away or put into the short trainings as the full-size configs have
-them."""
+"""Changes of the recipe: parts removed, or set as in the full-size configs."""
 
 from __future__ import annotations
 
@@ -18,15 +17,16 @@ def without_sampling(config: Config) -> None:
 
 def full_augmentation(config: Config) -> None:
     """Rotate, scale and move frames as far as the full-size configs do."""
-    full, own = (
-        next(t for t in _pipeline(c) if t.type == 'GlobalRotScaleTrans')
-        for c in (Config.fromfile(config_table.list_configs()['centerpoint_voxel03']), config)
-    )
-    own.update(full)
+    full_size = Config.fromfile(config_table.list_configs()['centerpoint_voxel03'])
+    _global_augmentation(config).update(_global_augmentation(full_size))
+
+
+def _global_augmentation(config: Config) -> dict:
+    return next(t for t in _pipeline(config) if t.type == 'GlobalRotScaleTrans')
 
 
 def plain_backbone(config: Config) -> None:
-    """The same convolutions without the shortcuts."""
+    """Use the same convolutions without the shortcuts."""
     config.model.backbone.type = 'PlainBEVBackbone'
 
 
@@ -37,16 +37,15 @@ def _pipeline(config: Config) -> list:
 
 @MODELS.register_module()
 class PlainBEVBackbone(ResidualBEVBackbone):
-    """ResidualBEVBackbone without its shortcuts: the plain network that He et al. 2016 compare
-    with."""
+    """ResidualBEVBackbone without its shortcuts: the plain network of He et al. 2016."""
 
     def __init__(self, **settings):
         super().__init__(**settings)
         for stage in self.stages:
             for block in stage:
-                block.shortcut = _Nothing()
+                block.shortcut = _Zero()
 
 
-class _Nothing(nn.Module):
+class _Zero(nn.Module):
     def forward(self, x: Tensor) -> int:
         return 0

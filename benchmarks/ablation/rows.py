@@ -1,4 +1,4 @@
-"""What is compared: each row names the settings in which it differs from the first."""
+"""The rows of the ablation: each has the settings in which it differs from the default."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ LEARNING_RATES = (5e-4, 1e-3, 3e-3)
 
 
 class Row(NamedTuple):
-    """name; group: the question it answers; options: dotted settings of the config; change: what no
-    option can say; equal_time: it runs for as long as the first row, not for as many steps."""
+    """A variant of the default.
+
+    group: the question it answers; options: dotted settings of the config; change: edits that no
+    option can express; equal_time: it trains for as long as the default, not for as many steps.
+    """
 
     name: str
     group: str
@@ -31,7 +34,7 @@ class Row(NamedTuple):
     equal_time: bool = False
 
     def apply(self, config: Config) -> None:
-        """Change config to this row's."""
+        """Change the default's config to this row's."""
         if self.change is not None:
             self.change(config)
         config.merge_from_dict(self.options)
@@ -51,38 +54,30 @@ def _one_stage(size: int = 12, depth: int = 2) -> dict[str, Any]:
 
 
 def _mixers() -> list[Row]:
-    # those that compute the same function would repeat the first row at another speed
-    more = {PlaneAttention: dict(num_heads=4)}  # a third of the heads each for three planes
-    return [
-        _encoder(
-            ', '.join(
-                [kind.__name__, *(f'{heads} heads' for heads in more.get(kind, {}).values())]
-            ),
-            'mixer',
-            mixer=dict(_delete_=True, type=kind.__name__),
-            **more.get(kind, {}),
-        )
-        for kind in OTHER_FUNCTION
-    ]
-
-
-def _rivals() -> list[Row]:
+    """The attention zoo, except for those that would repeat the default at another speed."""
     rows = []
-    for name, change in (
-        ('CenterPoint pillar 0.2', centerpoint_pillar),
-        ('CenterPoint pillar 0.4', centerpoint_pillar_coarse),
-        ('CenterPoint voxel 0.1', centerpoint_voxel),
-    ):
-        rows += [
-            Row(
-                f'{name}, rate {rate:g}',
-                'detector',
-                {'optim_wrapper.optimizer.lr': rate, 'param_scheduler.0.eta_max': rate},
-                change,
-                True,
-            )
-            for rate in LEARNING_RATES
-        ]
+    for kind in OTHER_FUNCTION:
+        name = kind.__name__
+        options: dict[str, Any] = dict(mixer=dict(_delete_=True, type=name))
+        if kind is PlaneAttention:  # its three planes share the heads
+            name = f'{name}, 4 heads'
+            options['num_heads'] = 4
+        rows.append(_encoder(name, 'mixer', **options))
+    return rows
+
+
+def _detectors() -> list[Row]:
+    """CenterPoint at several learning rates."""
+    changes = {
+        'CenterPoint pillar 0.2': centerpoint_pillar,
+        'CenterPoint pillar 0.4': centerpoint_pillar_coarse,
+        'CenterPoint voxel 0.1': centerpoint_voxel,
+    }
+    rows = []
+    for name, change in changes.items():
+        for rate in LEARNING_RATES:
+            options = {'optim_wrapper.optimizer.lr': rate, 'param_scheduler.0.eta_max': rate}
+            rows.append(Row(f'{name}, rate {rate:g}', 'detector', options, change, equal_time=True))
     return rows
 
 
@@ -134,5 +129,5 @@ ROWS = [
     Row('full-size augmentation', 'data', {}, full_augmentation),
     *_mixers(),
     *(Row(name, 'configs', {}, change) for name, change in CHANGES.items()),
-    *_rivals(),
+    *_detectors(),
 ]

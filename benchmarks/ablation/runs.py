@@ -1,4 +1,4 @@
-"""Train and score rows in processes of their own, several at once; results are kept one by one."""
+"""Train and score rows in separate processes, several at once."""
 
 from __future__ import annotations
 
@@ -14,24 +14,21 @@ from statistics import median
 from threading import Lock
 from typing import Any, NamedTuple
 
-import stratified3d.plugin  # noqa: F401  (registers the parts of configs)
-
-# isort: split
 from mmengine.config import Config
 
 from benchmarks.ablation.rows import Row
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'benchmarks/ablation/configs/ablation.py'
-# steps that a training needs to find its pace, and those that are timed then
-WARM_UP, TIMED = 10, 20
-# reading a config is not for several threads at once: it changes sys.path meanwhile
+WARM_UP = 10  # steps before a training is timed
+TIMED = 20  # steps that are timed to learn the pace of a training
+# one thread at a time may read a config, because that changes sys.path and os.environ
 _READING = Lock()
 
 
 class TrainingSettings(NamedTuple):
-    """data: prepared set; work: folder for trainings; iterations: of the first row; threads: of
-    each process; options: more settings of every config."""
+    """data: prepared dataset; work: folder of trainings; iterations: steps of the default; threads:
+    of each process; options: more settings of every config."""
 
     data: Path
     work: Path
@@ -41,7 +38,7 @@ class TrainingSettings(NamedTuple):
 
 
 def make_config(row: Row, seed: int, settings: TrainingSettings, iterations: int) -> Config:
-    """The whole config of one training."""
+    """The complete config of one training."""
     with _READING, _environment(NUSCENES_ROOT=str(settings.data.resolve())):
         config = Config.fromfile(CONFIG)
         row.apply(config)
@@ -59,7 +56,7 @@ def make_config(row: Row, seed: int, settings: TrainingSettings, iterations: int
 
 @contextmanager
 def _environment(**variables: str) -> Iterator[None]:
-    """Environment variables that configs read, until the block ends."""
+    """Set environment variables, which configs read, within the block."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -73,26 +70,23 @@ def _environment(**variables: str) -> Iterator[None]:
 
 
 def folder_of(name: str, seed: int, settings: TrainingSettings) -> Path:
-    """Where a row trains."""
-    return (
-        settings.work
-        / ''.join(c if c.isalnum() or c in '.=' else '_' for c in name)
-        / f'seed{seed}'
-    )
+    """The folder where a row trains."""
+    folder = ''.join(c if c.isalnum() or c in '.=' else '_' for c in name)
+    return settings.work / folder / f'seed{seed}'
 
 
 def train(
     row: Row, seed: int, settings: TrainingSettings, iterations: int, score: bool = True
 ) -> dict[str, Any]:
-    """Train from random weights and score, in a process of its own.
+    """Train from random weights and score, in a separate process.
 
     Args:
         score: False stops after the last step, to learn how fast the steps are.
     Returns:
         seconds_per_iteration (median), and with score: mAP, NDS, AP {class: value}, errors {name:
-        value}, ms_per_frame (a detection, in the mean).
+        value}, ms_per_frame (mean of a detection).
     Raises:
-        RuntimeError: it failed; names its log.
+        RuntimeError: the training failed; names its log.
     """
     folder = folder_of(row.name, seed, settings)
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,85 +95,91 @@ def train(
         config.train_cfg.val_begin = iterations + 1
         config.default_hooks.pop('checkpoint')
     config.dump(folder / 'config.py')
-    log = folder / 'log.txt'
-    environment = {
-        **os.environ,
-        'OMP_NUM_THREADS': str(settings.threads),
-        'PYTHONPATH': os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')])),
-    }
-    with log.open('w') as out:
-        status = subprocess.run(
-            [
-                sys.executable,
-                '-W',
-                'ignore',
-                str(ROOT / 'tools/train.py'),
-                'config.py',
-                '--work-dir',
-                '.',
-            ],
-            cwd=folder,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env=environment,
-        ).returncode
+    status = _run_training(folder, settings.threads)
     if status:
         raise RuntimeError(
-            f'{row.name}, seed {seed}: training ended with status {status}; see {log}'
+            f'{row.name}, seed {seed}: training ended with status {status}; '
+            f'see {folder / "log.txt"}'
         )
+
     scalars = max(folder.glob('*/vis_data/scalars.json'), key=os.path.getmtime)
     lines = [json.loads(line) for line in scalars.read_text().splitlines()]
     times = [line['time'] for line in lines if 'loss' in line and line['step'] > WARM_UP]
     result = dict(seconds_per_iteration=round(median(times), 3))
     if score:
-        metrics = json.loads(
-            (folder / 'results/pred_instances_3d/metrics_summary.json').read_text()
-        )
-        last = lines[-1]  # of the evaluation
-        result |= dict(
-            mAP=metrics['mean_ap'],
-            NDS=metrics['nd_score'],
-            AP=metrics['mean_dist_aps'],
-            errors=metrics['tp_errors'],
-            ms_per_frame=round(1e3 * (last['time'] - last['data_time']), 1),
-        )
+        result |= _read_score(folder, evaluation=lines[-1])
     return result
+
+
+def _run_training(folder: Path, threads: int) -> int:
+    """Run tools/train.py with folder/config.py; returns its exit status."""
+    paths = [str(ROOT), os.environ.get('PYTHONPATH')]
+    environment = dict(
+        os.environ,
+        OMP_NUM_THREADS=str(threads),
+        PYTHONPATH=os.pathsep.join(filter(None, paths)),
+    )
+    command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools/train.py')]
+    with (folder / 'log.txt').open('w') as log:
+        process = subprocess.run(
+            [*command, 'config.py', '--work-dir', '.'],
+            cwd=folder,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+    return process.returncode
+
+
+def _read_score(folder: Path, evaluation: dict[str, float]) -> dict[str, Any]:
+    """The scores that the devkit wrote, and the time from the log line of the evaluation."""
+    path = folder / 'results/pred_instances_3d/metrics_summary.json'
+    metrics = json.loads(path.read_text())
+    seconds = evaluation['time'] - evaluation['data_time']
+    return dict(
+        mAP=metrics['mean_ap'],
+        NDS=metrics['nd_score'],
+        AP=metrics['mean_dist_aps'],
+        errors=metrics['tp_errors'],
+        ms_per_frame=round(1e3 * seconds, 1),
+    )
 
 
 def measure(row: Row, seed: int, settings: TrainingSettings, pace: float | None) -> dict[str, Any]:
     """One entry of the results: what was trained, for how long, and its score.
 
     Args:
-        pace: seconds per step of the first row, for rows that run equally long.
+        pace: seconds per step of the default, for rows that train equally long.
     """
     iterations = settings.iterations
     if row.equal_time:
         if pace is None:
             raise ValueError(
-                f'{row.name} runs as long as the first row, which has no result yet; run that one first'
+                f'{row.name} trains as long as the default, which has no result yet: run the '
+                'default first'
             )
-        own = train(row, seed, settings, WARM_UP + TIMED, score=False)['seconds_per_iteration']
-        iterations = max(1, round(settings.iterations * pace / own))
-    found = train(row, seed, settings, iterations)
+        trial = train(row, seed, settings, WARM_UP + TIMED, score=False)
+        ratio = pace / trial['seconds_per_iteration']
+        iterations = max(1, round(settings.iterations * ratio))
+    result = train(row, seed, settings, iterations)
     return dict(
         row=row.name,
         group=row.group,
         seed=seed,
         iterations=iterations,
         options=repr(row.options),
-        **found,
+        **result,
     )
 
 
 def run_all(
     todo: list[tuple[Row, int]], settings: TrainingSettings, pace: float | None, jobs: int
-) -> Iterator[tuple[Row, int, dict[str, Any] | Exception]]:
-    """Measure (row, seed) pairs, `jobs` at a time; yields each as it ends, a failure as its
-    exception."""
+) -> Iterator[tuple[Row, int, dict[str, Any] | BaseException]]:
+    """Measure (row, seed) pairs, `jobs` at a time; yields each result or exception as it comes."""
     with ThreadPoolExecutor(jobs) as pool:
-        running = {
-            pool.submit(measure, row, seed, settings, pace): (row, seed) for row, seed in todo
-        }
+        running = {}
+        for row, seed in todo:
+            running[pool.submit(measure, row, seed, settings, pace)] = (row, seed)
         try:
             for future in as_completed(running):
                 row, seed = running[future]

@@ -1,5 +1,4 @@
-"""Results as a table: each row against the first with the same seeds, and whether that is more than
-chance."""
+"""Tables of results: each row against the default with the same seeds, and verdicts."""
 
 from __future__ import annotations
 
@@ -9,60 +8,93 @@ from typing import Any
 
 from benchmarks.report import table
 
+HEAD = (
+    'row',
+    'question',
+    'seeds',
+    'mAP',
+    'against default',
+    'verdict',
+    'NDS',
+    'against default',
+    'verdict',
+    'car AP',
+    'steps',
+    's per step',
+    'ms per frame',
+)
+
 
 def compare(results: Sequence[dict[str, Any]], score: str = 'NDS') -> list[dict[str, Any]]:
-    """One dict a row: its mean score, the mean difference to the first row over the seeds that both
-    ran, the spread and a verdict.
+    """One dict per row: means over its seeds, and its difference from the first row.
 
-    The spread is the wider of the two rows' ranges over seeds. A difference that does not exceed it
-    is none, nor is one of a single seed.
+    The difference is the mean over the seeds that both rows share. The spread is the wider of the
+    two rows' ranges over these seeds, None for a single one. The verdict is 'no difference' if the
+    spread is not exceeded.
     """
     rows: dict[str, dict[int, dict]] = {}
     for result in results:
         rows.setdefault(result['row'], {})[result['seed']] = result
     first = next(iter(rows.values()))
-    found = []
+    compared = []
     for name, seeds in rows.items():
-        shared = sorted(seeds.keys() & first.keys())
-        own, base = ([side[s][score] for s in shared] for side in (seeds, first))
-        difference = mean(a - b for a, b in zip(own, base)) if shared else None
-        spread = (
-            max((max(x) - min(x) for x in (own, base)), default=0.0) if len(shared) > 1 else None
-        )
-        if seeds is first:
-            verdict = ''
-        elif spread is None:
-            verdict = 'too few seeds'
-        elif abs(difference) <= spread:
-            verdict = 'no difference'
-        else:
-            verdict = 'better' if difference > 0 else 'worse'
-        some = next(iter(seeds.values()))
-        found.append(
+        difference, spread = _difference(seeds, first, score)
+        all_results = list(seeds.values())
+        compared.append(
             dict(
                 row=name,
-                group=some['group'],
+                group=all_results[0]['group'],
                 seeds=len(seeds),
-                mAP=mean(r['mAP'] for r in seeds.values()),
-                NDS=mean(r['NDS'] for r in seeds.values()),
-                car=mean(r['AP']['car'] for r in seeds.values()),
+                mAP=mean(result['mAP'] for result in all_results),
+                NDS=mean(result['NDS'] for result in all_results),
+                car=mean(result['AP']['car'] for result in all_results),
                 difference=difference,
                 spread=spread,
-                verdict=verdict,
-                iterations=mean(r['iterations'] for r in seeds.values()),
-                seconds=mean(r['seconds_per_iteration'] for r in seeds.values()),
-                ms_per_frame=mean(r['ms_per_frame'] for r in seeds.values()),
+                verdict='' if seeds is first else _verdict(difference, spread),
+                iterations=mean(result['iterations'] for result in all_results),
+                seconds=mean(result['seconds_per_iteration'] for result in all_results),
+                ms_per_frame=mean(result['ms_per_frame'] for result in all_results),
             )
         )
-    return found
+    return compared
+
+
+def _difference(
+    seeds: dict[int, dict], first: dict[int, dict], score: str
+) -> tuple[float | None, float | None]:
+    """(difference, spread) over the shared seeds; None where there are too few."""
+    shared = sorted(seeds.keys() & first.keys())
+    if not shared:
+        return None, None
+    own = [seeds[seed][score] for seed in shared]
+    base = [first[seed][score] for seed in shared]
+    difference = mean(a - b for a, b in zip(own, base))
+    if len(shared) == 1:
+        return difference, None
+    return difference, max(max(own) - min(own), max(base) - min(base))
+
+
+def _verdict(difference: float | None, spread: float | None) -> str:
+    if difference is None or spread is None:
+        return 'too few seeds'
+    if abs(difference) <= spread:
+        return 'no difference'
+    return 'better' if difference > 0 else 'worse'
 
 
 def standard_error(
     results: Sequence[dict[str, Any]], score: str = 'NDS', seeds: int = 2
 ) -> float | None:
-    """Of a difference between the means of two rows of so many seeds each, from the variance over
-    seeds of all rows that have some; the rows of other detectors vary otherwise and are left out.
-    None without such rows."""
+    """Standard error of a difference between the means of two rows.
+
+    It follows from the variance over seeds, pooled over all rows with several seeds. Rows of other
+    detectors are left out, because their variance differs.
+
+    Args:
+        seeds: of each of the two rows.
+    Returns:
+        None without a row of several seeds.
+    """
     rows: dict[str, list[float]] = {}
     for result in results:
         if result['group'] != 'detector':
@@ -76,57 +108,39 @@ def standard_error(
 
 
 def render(results: Sequence[dict[str, Any]]) -> str:
-    """The markdown table; differences to the first row with the spread in brackets; the standard
-    error below."""
-    head = [
-        'row',
-        'question',
-        'seeds',
-        'mAP',
-        'against default',
-        'verdict',
-        'NDS',
-        'against default',
-        'verdict',
-        'car AP',
-        'steps',
-        's a step',
-        'ms a frame',
-    ]
-    by_score = [compare(results, score) for score in ('mAP', 'NDS')]
-    lines = []
-    for pair in zip(*by_score):
-        row = pair[0]
-        scores = [
-            cell
-            for score, r in zip(('mAP', 'NDS'), pair)
-            for cell in (f'{r[score]:.3f}', _gap(r), r['verdict'])
-        ]
+    """Markdown table with the spread of differences in brackets, and the standard error below."""
+    lines: list[Sequence[str]] = [HEAD]
+    for by_map, by_nds in zip(compare(results, 'mAP'), compare(results, 'NDS')):
         lines.append(
             [
-                row['row'],
-                row['group'],
-                str(row['seeds']),
-                *scores,
-                f'{row["car"]:.3f}',
-                f'{row["iterations"]:.0f}',
-                f'{row["seconds"]:.2f}',
-                f'{row["ms_per_frame"]:.0f}',
+                by_map['row'],
+                by_map['group'],
+                str(by_map['seeds']),
+                f'{by_map["mAP"]:.3f}',
+                _render_difference(by_map),
+                by_map['verdict'],
+                f'{by_nds["NDS"]:.3f}',
+                _render_difference(by_nds),
+                by_nds['verdict'],
+                f'{by_map["car"]:.3f}',
+                f'{by_map["iterations"]:.0f}',
+                f'{by_map["seconds"]:.2f}',
+                f'{by_map["ms_per_frame"]:.0f}',
             ]
         )
-    text = table([head, *lines])
-    errors = [standard_error(results, score) for score in ('mAP', 'NDS')]
-    if None not in errors:
+    text = table(lines)
+    map_error = standard_error(results, 'mAP')
+    nds_error = standard_error(results, 'NDS')
+    if map_error is not None and nds_error is not None:
         text += (
-            '\n\nStandard error of a difference between two means of two seeds, from all rows but other '
-            f'detectors: {errors[0]:.3f} mAP, {errors[1]:.3f} NDS.'
+            '\n\nStandard error of a difference between two means of two seeds, from all rows but '
+            f'other detectors: {map_error:.3f} mAP, {nds_error:.3f} NDS.'
         )
     return text
 
 
-def _gap(row: dict[str, Any]) -> str:
+def _render_difference(row: dict[str, Any]) -> str:
     if row['difference'] is None or not row['verdict']:
         return ''
-    return f'{row["difference"]:+.3f}' + (
-        '' if row['spread'] is None else f' ({row["spread"]:.3f})'
-    )
+    spread = '' if row['spread'] is None else f' ({row["spread"]:.3f})'
+    return f'{row["difference"]:+.3f}{spread}'

@@ -1,17 +1,19 @@
-#!/usr/bin/env python
-"""What do the strata tokens of a detector do: how much is read of them, by whom, and what do they
-collect?"""
+"""Measure what the strata tokens of a detector do.
+
+Prints how much voxels read from the tokens of each block, and where the tokens collect from.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from stratified3d.apis import init_detector, inspect_strata
@@ -20,13 +22,20 @@ from stratified3d.datasets.nuscenes.frames import read_frame
 from stratified3d.layers.strata_record import StrataRecord
 
 EXAMPLES = """examples:
-  python benchmarks/ablation/tokens.py projects/quickstart/configs/quickstart.py work_dirs/quickstart/epoch_3.pth
-  python benchmarks/ablation/tokens.py CONFIG WEIGHTS --silent silent.pth && python tools/test.py CONFIG silent.pth
+  python -m benchmarks.ablation.tokens projects/quickstart/configs/quickstart.py \\
+      work_dirs/quickstart/epoch_3.pth
+  python -m benchmarks.ablation.tokens CONFIG WEIGHTS --silent silent.pth
+  python tools/test.py CONFIG silent.pth
 
-"share" is the part of a voxel's attention that goes to the tokens (all of it where fusion is gated: there the gate
-says how much of it counts); "readers" how evenly a voxel's reading is spread over the tokens and "sources" how evenly
-a token's collecting is spread over the voxels, by the exponential of the entropy, 1 where all weigh the same. Distances
-are means by weight; in brackets what even weights would give.
+columns:
+  share             part of a voxel's attention that goes to the tokens; with gated fusion it is all
+                    of it, and the gate says how much it counts
+  readers           how evenly a voxel's reading is spread over the tokens: exponential of the
+                    entropy, 1 if all have the same weight
+  read from         mean distance by weight; in brackets, that of even weights
+  sources           how evenly a token's collecting is spread over the voxels
+  collects from     as read from
+  offset or gate    learned weight of the tokens, per head
 """
 COLUMNS = (
     'block',
@@ -40,9 +49,11 @@ COLUMNS = (
 )
 
 
-class Use(NamedTuple):
-    """Of one block and one cloud; see EXAMPLES. read_from, collects_from: (meters, meters of even
-    weights)."""
+class TokenUse(NamedTuple):
+    """What the tokens of one block do with one sample; see EXAMPLES.
+
+    read_from, collects_from: (meters, meters of even weights).
+    """
 
     share: np.ndarray
     readers: float
@@ -52,9 +63,8 @@ class Use(NamedTuple):
 
 
 def evenness(weights: np.ndarray) -> float:
-    """exp(entropy) of every row over the length of a row, in the mean: 1 / K for one place of K, 1
-    for all alike."""
-    weights = weights[weights.sum(1) > 0]  # silent tokens are read by nobody
+    """Mean over the rows of exp(entropy) / length: from 1 / K for one of K places to 1."""
+    weights = weights[weights.sum(1) > 0]  # nobody reads silent tokens
     if not weights.size:
         return float('nan')
     weights = weights / weights.sum(1, keepdims=True)
@@ -62,68 +72,71 @@ def evenness(weights: np.ndarray) -> float:
     return float(np.exp(entropy).mean() / weights.shape[1])
 
 
-def measure(record: StrataRecord) -> Use:
-    """What the tokens of one block do with one cloud."""
-    distance = np.linalg.norm(record.voxels[:, None] - record.tokens[None], axis=-1)  # [N, M]
-
-    def weighted(weights: np.ndarray) -> tuple[float, float]:
-        total = weights.sum()
-        return float((weights * distance).sum() / total) if total else float('nan'), float(
-            distance.mean()
-        )
-
-    return Use(
-        record.read.sum(1),
-        evenness(record.read),
-        weighted(record.read),
-        evenness(record.collected),
-        weighted(record.collected.T),
+def measure(record: StrataRecord) -> TokenUse:
+    """What the tokens of one block do with one sample."""
+    voxels, tokens, collected, read = (np.asarray(part) for part in record)
+    distance = np.linalg.norm(voxels[:, None] - tokens[None], axis=-1)  # [N, M]
+    return TokenUse(
+        share=read.sum(1),
+        readers=evenness(read),
+        read_from=(_weighted_mean(distance, read), float(distance.mean())),
+        sources=evenness(collected),
+        collects_from=(_weighted_mean(distance, collected.T), float(distance.mean())),
     )
 
 
-def mean(values: list[float], form: str) -> str:
-    """Of those that are numbers; a dash where none is."""
-    values = [value for value in values if np.isfinite(value)]
-    return format(np.mean(values), form) if values else '-'
+def _weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:
+    total = weights.sum()
+    return float((weights * values).sum() / total) if total else float('nan')
 
 
-def describe(block: str, uses: list[Use], mixer: torch.nn.Module) -> list[str]:
-    """One row of the table, means over the clouds."""
+def mean(values: Sequence[float], form: str) -> str:
+    """Formatted mean of the values that are finite; a dash if there are none."""
+    finite = [value for value in values if np.isfinite(value)]
+    return format(np.mean(finite), form) if finite else '-'
+
+
+def describe(block: str, uses: list[TokenUse], mixer: nn.Module) -> list[str]:
+    """One row of the table, means over the samples."""
     shares = np.concatenate([use.share for use in uses])
     low, high = np.quantile(shares, (0.05, 0.95))
-
-    def distances(pairs: list[tuple[float, float]]) -> str:
-        own, even = (mean(values, '.1f') for values in zip(*pairs))
-        return f'{own} ({even})'
-
+    learned = learned_weight(mixer)
+    weights = [] if learned is None else learned.flatten().tolist()
     return [
         block,
         f'{shares.mean():.1%}',
         f'{low:.1%} to {high:.1%}',
-        mean([u.readers for u in uses], '.2f'),
-        distances([u.read_from for u in uses]),
-        mean([u.sources for u in uses], '.2f'),
-        distances([u.collects_from for u in uses]),
-        ''
-        if (learned := learned_weight(mixer)) is None
-        else ' '.join(f'{x:.2f}' for x in learned.flatten()),
+        mean([use.readers for use in uses], '.2f'),
+        _describe_distances([use.read_from for use in uses]),
+        mean([use.sources for use in uses], '.2f'),
+        _describe_distances([use.collects_from for use in uses]),
+        ' '.join(f'{weight:.2f}' for weight in weights),
     ]
 
 
-def blocks_with_strata(model: torch.nn.Module) -> Iterator[tuple[int, int, torch.nn.Module]]:
-    for i, stage in enumerate(model.encoder.stages):
-        for j, block in enumerate(stage.blocks):
-            if getattr(block.mixer, 'num_strata', 0):
-                yield i, j, block.mixer
+def _describe_distances(distances: list[tuple[float, float]]) -> str:
+    by_weight, even = zip(*distances)
+    return f'{mean(by_weight, ".1f")} ({mean(even, ".1f")})'
 
 
-def learned_weight(mixer: torch.nn.Module) -> torch.nn.Parameter | None:
-    """What a mixer has learned to weigh its tokens with: one number a head."""
-    return mixer.gate if mixer.fusion == 'gated' else mixer.strata_offset
+def blocks_with_strata(model: nn.Module) -> Iterator[tuple[int, int, nn.Module]]:
+    """(stage, block, mixer) of every block that has tokens."""
+    encoder: nn.Module = model.get_submodule('encoder')
+    for i, stage in enumerate(encoder.get_submodule('stages').children()):
+        for j, block in enumerate(stage.get_submodule('blocks').children()):
+            mixer = block.get_submodule('mixer')
+            if getattr(mixer, 'num_strata', 0):
+                yield i, j, mixer
 
 
-def silence(model: torch.nn.Module) -> None:
-    """Let no voxel read a token any more."""
+def learned_weight(mixer: nn.Module) -> nn.Parameter | None:
+    """The learned weight of a mixer's tokens, one number per head."""
+    name = 'gate' if mixer.fusion == 'gated' else 'strata_offset'
+    return getattr(mixer, name)
+
+
+def silence(model: nn.Module) -> None:
+    """Set the learned weights so that no voxel reads a token."""
     for _, _, mixer in blocks_with_strata(model):
         parameter = learned_weight(mixer)
         if parameter is None:
@@ -143,59 +156,75 @@ def parse_args() -> argparse.Namespace:
         '--info',
         type=Path,
         default=Path('data/simulated/nuscenes_infos_val.pkl'),
-        help="info file of the frames to look at (default: the quickstart's validation)",
+        help='info file of the frames (default: %(default)s of the quickstart)',
     )
     parser.add_argument(
-        '--frames', type=int, default=8, help='so many of them, evenly spread, a single sweep each'
+        '--frames',
+        type=int,
+        default=8,
+        help='number of frames, evenly spread, a single sweep each (default: %(default)s)',
     )
     parser.add_argument(
         '--silent', type=Path, help='also write the weights with tokens that nobody reads'
     )
     args = parser.parse_args()
     if args.frames < 1:
-        parser.error(f'--frames is at least 1, not {args.frames}')
+        parser.error(f'--frames must be at least 1, not {args.frames}')
     return args
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the table, and write silent weights if asked to.
+
+    Raises:
+        FileNotFoundError, ValueError: missing files, a detector without tokens, empty frames.
+    """
+    model = init_detector(args.config, args.checkpoint)
+    blocks = list(blocks_with_strata(model))
+    if not blocks:
+        raise ValueError(f'{args.config}: no block of this detector has strata tokens')
+    uses = measure_frames(model, blocks, args.info, args.frames)
+    if not uses:
+        raise ValueError(f'{args.info}: none of these frames has a voxel in range')
+
+    rows: list[Sequence[str]] = [COLUMNS]
+    for stage, block, mixer in blocks:
+        rows.append(describe(f'stage {stage}, block {block}', uses[stage, block], mixer))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print('  '.join(cell.rjust(width) for cell, width in zip(row, widths)))
+
+    if args.silent:
+        silence(model)
+        save_weights(model, args.silent)
+        print(f'written: {args.silent}')
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    meta = dict(dataset_meta=dict(classes=model.class_names))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), path)
+
+
+def measure_frames(
+    model: nn.Module, blocks: list[tuple[int, int, nn.Module]], info: Path, frames: int
+) -> dict[tuple[int, int], list[TokenUse]]:
+    """{(stage, block): one TokenUse per frame that has voxels in range}."""
+    count = len(read_info_file(info)['data_list'])
+    indices = np.unique(np.linspace(0, count - 1, frames).round().astype(int))
+    uses: dict[tuple[int, int], list[TokenUse]] = {}
+    for index in tqdm(indices, unit='frame'):
+        points = read_frame(info, int(index)).points
+        for stage, block, _ in blocks:
+            record = inspect_strata(model, points, stage, block)
+            if len(record.tokens):
+                uses.setdefault((stage, block), []).append(measure(record))
+    return uses
 
 
 def main() -> int:
     args = parse_args()
     try:
-        model = init_detector(args.config, args.checkpoint)
-        found = list(blocks_with_strata(model))
-        if not found:
-            raise ValueError(f'{args.config}: no block of this detector has strata tokens')
-        uses: dict[tuple[int, int], list[Use]] = {}
-        count = len(read_info_file(args.info)['data_list'])
-        for index in tqdm(
-            np.unique(np.linspace(0, count - 1, args.frames).round().astype(int)), unit='frame'
-        ):
-            points = read_frame(args.info, int(index)).points
-            for stage, block, _ in found:
-                record = inspect_strata(model, points, stage, block)
-                if len(record.tokens):
-                    uses.setdefault((stage, block), []).append(measure(record))
-        if not uses:
-            raise ValueError(f'{args.info}: none of these frames has a voxel in range')
-        rows = [
-            COLUMNS,
-            *(describe(f'stage {i}, block {j}', uses[i, j], mixer) for i, j, mixer in found),
-        ]
-        widths = [max(map(len, column)) for column in zip(*rows)]
-        print(
-            '\n'.join(
-                '  '.join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows
-            )
-        )
-        if args.silent:
-            silence(model)
-            torch.save(
-                dict(
-                    state_dict=model.state_dict(),
-                    meta=dict(dataset_meta=dict(classes=model.class_names)),
-                ),
-                args.silent,
-            )
-            print(f'written: {args.silent}')
+        run(args)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f'tokens.py: {error}')
     return 0

@@ -1,14 +1,13 @@
-"""`benchmark.py complexity`: floating-point operations, counted by torch where that is possible and
-by formula beyond.
+"""`benchmark.py complexity`: floating-point operations, by formula and by torch's counter.
 
-A layer is the mixer with its projections, C channels, on n tokens that fill a grid of one sample; a
-multiply-add is two operations; softmax, norms and rotations are not counted, as torch's counter
-does not.
+A layer is the mixer with its projections, C channels, on n tokens that fill a grid of one sample. A
+multiply-add is two operations. Softmax, norms and rotations are not counted, because torch's
+counter does not count them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,21 +15,23 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.default_config import HEADS, STRATA, WIDTH
 from benchmarks.report import table
 from projects.attention_zoo import FullAttention, LinformerAttention, PerformerAttention
-from stratified3d.layers.attention import StratifiedAttention, build_window_grid
+from stratified3d.layers.attention import MixerContext, StratifiedAttention, build_window_grid
 
-HEADS, WIDTH, STRATA, FEATURES, RANK = 4, 32, 64, 256, 256
-C = HEADS * WIDTH
-# tokens as (y, x), and the side of a window: 7 as in Swin where the grid is an image's 14 x 14,
-# else 8
+C = HEADS * WIDTH  # channels
+FEATURES = 256  # of Performer
+RANK = 256  # of Linformer
+OURS = f'stratified ({STRATA})'
+# tokens along (y, x), and the side of a window: 7 as in Swin for an image's 14 x 14, else 8
 GRIDS = {196: (14, 14, 7), 4096: (64, 64, 8), 65536: (256, 256, 8), 100000: (400, 250, 8)}
 COUNTED = 4096  # tokens up to which torch counts the layer itself
 
 
 class Layer(NamedTuple):
-    """make(n) builds the mixer for n tokens; formula(n, pairs): operations, pairs being those of
-    one window."""
+    """make(n) builds the mixer for n tokens; formula(n, pairs) counts its operations, given the
+    number of pairs of tokens in one window."""
 
     make: Callable[[int], nn.Module]
     formula: Callable[[int, int], int]
@@ -42,34 +43,39 @@ def _projections(n: int) -> int:
 
 LAYERS = {
     'full': Layer(
-        lambda n: FullAttention(C, HEADS), lambda n, pairs: _projections(n) + 4 * n * n * C
+        lambda n: FullAttention(MixerContext(C, HEADS)),
+        lambda n, pairs: _projections(n) + 4 * n * n * C,
     ),
     'windows (Swin)': Layer(
-        lambda n: StratifiedAttention(C, HEADS, 0, backend='reference'),
+        lambda n: StratifiedAttention(MixerContext(C, HEADS), num_strata=0, backend='reference'),
         lambda n, pairs: _projections(n) + 4 * pairs * C,
     ),
     # windows, tokens that collect and are read; tokens' score, query, output, key and value
-    f'stratified ({STRATA})': Layer(
-        lambda n: StratifiedAttention(C, HEADS, STRATA, backend='reference'),
+    OURS: Layer(
+        lambda n: StratifiedAttention(
+            MixerContext(C, HEADS), num_strata=STRATA, backend='reference'
+        ),
         lambda n, pairs: (
             _projections(n) + 4 * pairs * C + 8 * n * STRATA * C + 2 * n * C + 8 * STRATA * C * C
         ),
     ),
     # features of q and k, their sums with the values, reading them, and the normalizer
     f'Performer ({FEATURES} features)': Layer(
-        lambda n: PerformerAttention(C, HEADS, num_features=FEATURES),
+        lambda n: PerformerAttention(MixerContext(C, HEADS), num_features=FEATURES),
         lambda n, pairs: _projections(n) + 8 * n * FEATURES * C + 2 * n * FEATURES * HEADS,
     ),
     # projected keys and values, attention to them
     f'Linformer ({RANK} rows)': Layer(
-        lambda n: LinformerAttention(C, HEADS, rank=RANK, length=n),
+        lambda n: LinformerAttention(MixerContext(C, HEADS), rank=RANK, length=n),
         lambda n, pairs: _projections(n) + 8 * n * RANK * C,
     ),
 }
 
 # multilayer perceptrons over neighborhoods: (centers, neighbors, widths), and over points:
 # (points, widths)
-POINT_NETWORKS = {
+POINT_NETWORKS: dict[
+    str, tuple[list[tuple[int, int, tuple[int, ...]]], list[tuple[int, tuple[int, ...]]]]
+] = {
     'PointNet++ SSG, 8,192 points (segmentation, its authors)': (
         [
             (1024, 32, (6, 32, 32, 64)),
@@ -105,31 +111,33 @@ POINT_NETWORKS = {
 }
 
 
-def point_network_flops(neighborhoods: list, points: list) -> int:
+def point_network_flops(
+    neighborhoods: Sequence[tuple[int, int, Sequence[int]]],
+    points: Sequence[tuple[int, Sequence[int]]],
+) -> int:
     """Operations of the perceptrons; the search for neighbors is not counted."""
-    return sum(
-        2 * rows * sum(a * b for a, b in zip(widths, widths[1:]))
-        for rows, widths in (
-            *((centers * neighbors, widths) for centers, neighbors, widths in neighborhoods),
-            *points,
-        )
-    )
+    perceptrons = [(centers * neighbors, widths) for centers, neighbors, widths in neighborhoods]
+    total = 0
+    for rows, widths in (*perceptrons, *points):
+        weights = sum(a * b for a, b in zip(widths, widths[1:]))
+        total += 2 * rows * weights
+    return total
 
 
 def window_pairs(n: int) -> int:
-    """Pairs of tokens of one window, over the whole grid of n."""
+    """Pairs of tokens that share a window, over the whole grid of n."""
     rows, columns, side = GRIDS[n]
-    lengths = [
-        [min(side, size - start) for start in range(0, size, side)] for size in (rows, columns)
-    ]
-    return sum((a * b) ** 2 for a in lengths[0] for b in lengths[1])
+    heights = [min(side, rows - start) for start in range(0, rows, side)]
+    widths = [min(side, columns - start) for start in range(0, columns, side)]
+    return sum((a * b) ** 2 for a in heights for b in widths)
 
 
 def count_by_torch(name: str, n: int) -> int:
     """Operations of a layer's forward pass as torch.utils.flop_counter counts them."""
     rows, columns, side = GRIDS[n]
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing='ij')
-    coords = torch.stack([torch.zeros(n), torch.zeros(n), y.flatten(), x.flatten()], 1).int()
+    zeros = torch.zeros(n)
+    coords = torch.stack([zeros, zeros, y.flatten(), x.flatten()], 1).int()  # [n, 4]
     grid = build_window_grid(
         coords,
         coords[:, [3, 2, 1]].float(),
@@ -140,82 +148,100 @@ def count_by_torch(name: str, n: int) -> int:
         head_dim=WIDTH,
     )
     layer = LAYERS[name].make(n)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         layer(torch.zeros(n, C), grid)
     return counter.get_total_flops()
 
 
-def run(sizes: list[int]) -> dict[str, Any]:
-    """Counts of every layer at every size; refuses a formula that torch's count does not confirm.
+def count(name: str, n: int) -> int:
+    """Operations of a layer on n tokens by its formula, confirmed by torch up to `COUNTED` tokens.
 
     Raises:
         AssertionError: formula and count differ.
     """
+    flops = LAYERS[name].formula(n, window_pairs(n))
+    if n <= COUNTED:
+        counted = count_by_torch(name, n)
+        if counted != flops:
+            raise AssertionError(
+                f'{name} at {n} tokens: torch counts {counted} operations, the formula says {flops}'
+            )
+    return flops
+
+
+def run(sizes: list[int]) -> dict[str, Any]:
+    """Counts of every layer at every size, and of the point networks.
+
+    Raises:
+        AssertionError: torch's count does not confirm a formula.
+    """
     counts: dict[str, dict[int, int]] = {}
-    for name, layer in LAYERS.items():
-        counts[name] = {}
-        for n in sizes:
-            flops = layer.formula(n, window_pairs(n))
-            if n <= COUNTED:
-                counted = count_by_torch(name, n)
-                if counted != flops:
-                    raise AssertionError(
-                        f'{name} at {n} tokens: torch counts {counted} operations, the formula says '
-                        f'{flops}'
-                    )
-            counts[name][n] = flops
+    without_projections: dict[str, dict[int, int]] = {}
+    for name in LAYERS:
+        counts[name] = {n: count(name, n) for n in sizes}
+        without_projections[name] = {
+            n: flops - _projections(n) for n, flops in counts[name].items()
+        }
     networks = {name: point_network_flops(*parts) for name, parts in POINT_NETWORKS.items()}
     return dict(
         channels=C,
         heads=HEADS,
         counts=counts,
-        without_projections={
-            name: {n: flops - _projections(n) for n, flops in row.items()}
-            for name, row in counts.items()
-        },
+        without_projections=without_projections,
         point_networks=networks,
     )
 
 
-def claims(result: dict[str, Any]) -> list[str]:
-    """What articles print about such layers, and whether these counts bear it out."""
-    ours, lines = f'stratified ({STRATA})', []
-    sizes = list(result['counts'][ours])
-    for what, counts in (
-        ('layer', result['counts']),
-        ('attention alone', result['without_projections']),
-    ):
-        ratio = {n: counts[ours][n] / counts['full'][n] for n in sizes}
-        if 196 in ratio:
+def check_claims(result: dict[str, Any]) -> list[str]:
+    """What articles print about such layers, and whether these counts confirm it."""
+    lines = []
+    for what, key in (('layer', 'counts'), ('attention alone', 'without_projections')):
+        counts = result[key]
+        if 196 in counts[OURS]:
+            ratio = counts[OURS][196] / counts['full'][196]
+            verdict = _holds(0.55 <= ratio < 0.65)
             lines.append(
-                f'"0.6x of full attention at 196 tokens", {what}: {_holds(0.55 <= ratio[196] < 0.65)}; it is '
-                f'{ratio[196]:.2f}x.'
+                f'"0.6x of full attention at 196 tokens", {what}: {verdict}; it is {ratio:.2f}x.'
             )
-        if 4096 in ratio:
-            lines.append(
-                f'"1.5x of full attention at 4,096 tokens", {what}: {_holds(1.45 <= ratio[4096] < 1.55)}; it '
-                f'is {ratio[4096]:.2f}x of full attention there'
-            )
-            if 196 in ratio:
-                growth = counts[ours][4096] / counts[ours][196]
-                against = counts[ours][4096] / counts['full'][196]
-                lines[-1] += (
-                    f', {growth:.1f}x of its own count at 196 tokens and {against:.1f}x of full attention at '
-                    '196: no reading gives 1.5x'
-                    if not any(1.45 <= r < 1.55 for r in (ratio[4096], growth, against))
-                    else ''
-                )
-            lines[-1] += '.'
-    if 100000 in sizes:
-        layer = result['counts'][ours][100000]
-        for name, flops in result['point_networks'].items():
-            lines.append(
-                f'"5x fewer than point networks on LiDAR", {name}: one layer on 100,000 voxels costs '
-                f'{layer / 1e9:.1f} GFLOP, the network {flops / 1e9:.1f}: {flops / layer:.2f} of them; a '
-                f'detector has several layers and convolutions besides. {_holds(flops >= 5 * layer)}.'.replace(
-                    ' holds.', ' Holds for one layer.'
-                ).replace(' does not hold.', ' Does not hold.')
-            )
+        if 4096 in counts[OURS]:
+            lines.append(_check_4096_tokens(what, counts))
+    if 100000 in result['counts'][OURS]:
+        layer = result['counts'][OURS][100000]
+        lines += _check_point_networks(layer, result['point_networks'])
+    return lines
+
+
+def _check_4096_tokens(what: str, counts: dict[str, dict[int, int]]) -> str:
+    ours, full = counts[OURS], counts['full']
+    ratios = [ours[4096] / full[4096]]
+    verdict = _holds(1.45 <= ratios[0] < 1.55)
+    line = (
+        f'"1.5x of full attention at 4,096 tokens", {what}: {verdict}; it is {ratios[0]:.2f}x of '
+        'full attention there'
+    )
+    if 196 not in ours:
+        return f'{line}.'
+
+    # other readings of the sentence
+    ratios += [ours[4096] / ours[196], ours[4096] / full[196]]
+    if any(1.45 <= ratio < 1.55 for ratio in ratios):
+        return f'{line}.'
+    return (
+        f'{line}, {ratios[1]:.1f}x of its own count at 196 tokens and {ratios[2]:.1f}x of full '
+        'attention at 196: no reading gives 1.5x.'
+    )
+
+
+def _check_point_networks(layer: int, networks: dict[str, int]) -> list[str]:
+    lines = []
+    for name, flops in networks.items():
+        verdict = 'Holds for one layer' if flops >= 5 * layer else 'Does not hold'
+        lines.append(
+            f'"5x fewer than point networks on LiDAR", {name}: one layer on 100,000 voxels costs '
+            f'{layer / 1e9:.1f} GFLOP, the network {flops / 1e9:.1f}: {flops / layer:.2f} of them; '
+            f'a detector has several layers and convolutions besides. {verdict}.'
+        )
     return lines
 
 
@@ -224,27 +250,23 @@ def _holds(it_does: bool) -> str:
 
 
 def render(result: dict[str, Any]) -> str:
-    """Table of GFLOPs, then the claims."""
-    sizes = list(next(iter(result['counts'].values())))
-    parts = []
-    for title, key in (
-        ('A layer: attention with its four projections', 'counts'),
-        ('Attention alone', 'without_projections'),
-    ):
-        rows = [['GFLOP at tokens', *(f'{n:,}' for n in sizes)]]
-        for name, counts in result[key].items():
-            rows.append(
-                [
-                    name,
-                    *(
-                        f'{counts[n] / 1e9:.3f} ({counts[n] / result[key]["full"][n]:.2f}x)'
-                        for n in sizes
-                    ),
-                ]
-            )
-        parts.append(f'## {title}\n\n{table(rows)}')
-    lines = '\n'.join(f'- {line}' for line in claims(result))
-    return (
-        f"C = {C}, H = {HEADS}; in brackets: relative to full attention. Up to {COUNTED:,} tokens torch's counter "
-        'confirms every number.\n\n' + '\n\n'.join(parts) + f'\n\n## What articles claim\n\n{lines}'
+    """Tables of GFLOPs, then the claims."""
+    tables = [
+        _render_counts('A layer: attention with its four projections', result['counts']),
+        _render_counts('Attention alone', result['without_projections']),
+    ]
+    claims = '\n'.join(f'- {line}' for line in check_claims(result))
+    head = (
+        f'C = {C}, H = {HEADS}; in brackets: relative to full attention. '
+        f"Up to {COUNTED:,} tokens torch's counter confirms every number."
     )
+    return '\n\n'.join([head, *tables, f'## What articles claim\n\n{claims}'])
+
+
+def _render_counts(title: str, counts: dict[str, dict[int, int]]) -> str:
+    full = counts['full']
+    rows = [['GFLOP at tokens', *(f'{n:,}' for n in full)]]
+    for name, flops in counts.items():
+        cells = [f'{flops[n] / 1e9:.3f} ({flops[n] / full[n]:.2f}x)' for n in full]
+        rows.append([name, *cells])
+    return f'## {title}\n\n{table(rows)}'

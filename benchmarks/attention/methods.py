@@ -1,131 +1,178 @@
-"""Who competes: our backends and every baseline of the zoo in each of its settings, checked before
-they are timed."""
+"""The attention methods that are compared: our backends, and every baseline in all its variants."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from projects.attention_zoo import OTHER, SAME
+from benchmarks.default_config import HEADS, STRATA, WIDTH
+from projects.attention_zoo import OTHER_FUNCTION, SAME_FUNCTION
 from projects.attention_zoo.equations import equation
-from projects.attention_zoo.mixer import Tunable
-from stratified3d.layers.attention import StratifiedAttention, WindowGrid, build_window_grid
+from projects.attention_zoo.mixer import Baseline, Configurable
+from stratified3d.layers.attention import (
+    MixerContext,
+    StratifiedAttention,
+    WindowGrid,
+    build_window_grid,
+)
 from stratified3d.ops import unsupported_reason
 from stratified3d.ops.stratified_attention import BACKENDS
 from stratified3d.testing import TOLERANCES, random_coords, relative_error
 
-HEADS, WIDTH, STRATA = 4, 32, 64
-
 
 class Method(NamedTuple):
-    """name; group: 'ours', 'same' or 'other' function; settings: of a baseline; default: whether these
-    are its authors'; mixer: module on the device, in fp32."""
+    """An attention in one variant.
+
+    group: 'ours', or whether a baseline computes the 'same' or an 'other' function; settings: of a
+    baseline; default: whether these are the defaults of its authors; mixer: module on the device.
+    """
 
     name: str
     group: str
-    settings: dict
+    settings: dict[str, Any]
     default: bool
-    mixer: torch.nn.Module
+    mixer: StratifiedAttention | Baseline
 
     def reason(self, q: Tensor) -> str | None:
-        """Why it cannot serve such queries, or None."""
-        if isinstance(self.mixer, Tunable):
+        """Why it does not support such queries, or None."""
+        if isinstance(self.mixer, Configurable):
             return self.mixer.unsupported_reason(q)
-        return unsupported_reason(self.mixer.backend, q)
+        backend = self.mixer.backend
+        assert isinstance(backend, str)  # `methods` gives every method of ours a name
+        return unsupported_reason(backend, q)
 
     def attend(self, inputs: Sequence[Tensor], grid: WindowGrid) -> Tensor:
-        """inputs: q, k, v, strata_k, strata_v, strata_bias; those that compute another function
-        take q, k, v."""
-        return self.mixer.attend(*inputs[:3], grid, *(inputs[3:] if self.group != 'other' else ()))
+        """Attention over the windows of grid [N, H, D].
+
+        Args:
+            inputs: q, k, v, strata_k, strata_v, strata_bias; those that compute another function
+                take q, k, v.
+        """
+        q, k, v, *tokens = inputs
+        if isinstance(self.mixer, Baseline):
+            return self.mixer.attend(q, k, v, grid)
+        return self.mixer.attend(q, k, v, grid, *tokens)
 
 
 def methods(
     device: torch.device,
     dtype: torch.dtype,
-    window_shape: Sequence[int],
+    window_shape: tuple[int, int, int],
     only: Sequence[str] = (),
     tuned: bool = True,
 ) -> list[Method]:
-    """All of them, or those whose names are given.
+    """All methods, or those whose names are given.
 
     Args:
         dtype: of the parameters of baselines that have some.
         window_shape: (z, y, x) that their tables are made for.
-        tuned: every setting of a baseline, or its authors' alone.
+        only: names of methods; empty for all.
+        tuned: all variants of a baseline, or its defaults alone.
     Raises:
-        ValueError: a name that is none.
+        ValueError: a name in `only` is unknown.
     """
-    found, channels = [], HEADS * WIDTH
+    context = MixerContext(HEADS * WIDTH, HEADS, window_shape=window_shape)
+    found: list[Method] = []
     for backend in BACKENDS:
         if backend != 'reference':
-            mixer = StratifiedAttention(channels, HEADS, STRATA, backend=backend)
+            mixer = StratifiedAttention(context, num_strata=STRATA, backend=backend)
             found.append(Method(f'stratified3d {backend}', 'ours', {}, True, mixer))
-    for group, kinds in (('same', SAME), ('other', OTHER)):
-        for kind in kinds:
-            for settings in ({}, *kind.tried)[: None if tuned else 1]:
-                more = (
-                    dict(window_shape=window_shape) if group == 'other' else dict(num_strata=STRATA)
-                )
-                torch.manual_seed(0)
-                mixer = kind(channels, HEADS, **more, **settings)
-                found.append(Method(kind.__name__, group, mixer.settings, not settings, mixer))
-    names = list(dict.fromkeys(c.name for c in found))
-    unknown = [name for name in only if name not in names]
-    if unknown:
-        raise ValueError(f'there is no {unknown[0]!r} to benchmark; there are {", ".join(names)}')
-    return [
-        c._replace(mixer=c.mixer.to(device, dtype)) for c in found if not only or c.name in only
-    ]
+    found += _baselines('same', SAME_FUNCTION, context, tuned)
+    found += _baselines('other', OTHER_FUNCTION, context, tuned)
+
+    names = list(dict.fromkeys(method.name for method in found))
+    for name in only:
+        if name not in names:
+            raise ValueError(f'there is no method {name!r}; there are {", ".join(names)}')
+    chosen = [method for method in found if not only or method.name in only]
+    return [method._replace(mixer=method.mixer.to(device, dtype)) for method in chosen]
+
+
+def _baselines(
+    group: str, kinds: Sequence[type[Any]], context: MixerContext, tuned: bool
+) -> Iterator[Method]:
+    """Each kind with its defaults, then with its variants."""
+    common = dict(num_strata=STRATA) if group == 'same' else {}
+    for kind in kinds:
+        variants = kind.variants if tuned else ()
+        for settings in ({}, *variants):
+            torch.manual_seed(0)
+            mixer = kind(context, **common, **settings)
+            yield Method(kind.__name__, group, mixer.settings, not settings, mixer)
 
 
 def make_inputs(
     grid: WindowGrid, device: torch.device, dtype: torch.dtype, gradients: bool = True
 ) -> list[Tensor]:
-    """q, k, v [N, H, D], strata_k, strata_v [B, M, H, D] and strata_bias [B, M, H] fp32, the same
-    for everyone."""
+    """Random inputs, the same for every method.
+
+    Returns:
+        q, k, v [N, H, D], strata_k, strata_v [B, M, H, D] in dtype, and strata_bias [B, M, H] in
+        fp32.
+    """
     generator = torch.Generator().manual_seed(0)
-    rows, batch = (
-        (len(grid.coords), HEADS, WIDTH),
-        (len(grid.plan.batch_offsets) - 1, STRATA, HEADS, WIDTH),
-    )
-    tensors = [
-        torch.randn(shape, generator=generator).to(device, dtype)
-        for shape in (rows,) * 3 + (batch,) * 2
-    ]
-    tensors.append(torch.randn(batch[:3], generator=generator).to(device) - 4)
-    return [x.requires_grad_(gradients) for x in tensors]
+    rows = (len(grid.coords), HEADS, WIDTH)
+    tokens = (len(grid.plan.batch_offsets) - 1, STRATA, HEADS, WIDTH)
+
+    inputs = []
+    for shape in (rows, rows, rows, tokens, tokens):
+        inputs.append(torch.randn(shape, generator=generator).to(device, dtype))
+    bias = torch.randn(tokens[:3], generator=generator).to(device) - 4
+    return [x.requires_grad_(gradients) for x in (*inputs, bias)]
 
 
 def check(method: Method, device: torch.device, dtype: torch.dtype, gradients: bool) -> str | None:
-    """What is wrong with it on a small cloud, against its equation in fp32 (output, and every
-    gradient of its inputs), or None."""
-    shape, window = (8, 16, 16), getattr(method.mixer, 'window_shape', None) or (32, 12, 12)
+    """Compare a method with its equation in fp32 on a few voxels.
+
+    Args:
+        gradients: whether the gradient of every input is compared too.
+    Returns:
+        What is wrong, or None.
+    """
+    grid = _small_grid(method, device)
+    inputs = make_inputs(grid, device, dtype, gradients)
+    if method.group == 'other':
+        inputs = inputs[:3]
+
+    mixer = method.mixer.to(dtype)
+    results = _with_gradients(method.attend(inputs, grid), inputs)
+
+    mixer.to(torch.float32)
+    inputs = [x.detach().float().requires_grad_(gradients) for x in inputs]
+    q, k, v, *tokens = inputs
+    expected = _with_gradients(equation(mixer, q, k, v, grid, *tokens), inputs)
+    mixer.to(dtype)
+
+    names = ('output', 'q', 'k', 'v', 'strata_k', 'strata_v', 'strata_bias')
+    for name, value, wanted in zip(names, results, expected):
+        error = relative_error(value, wanted)
+        if not error <= 2 * TOLERANCES[dtype]:  # NaN too
+            what = 'output' if name == 'output' else f'gradient of {name}'
+            return f'{what} is off by {error:.1e}'
+    return None
+
+
+def _small_grid(method: Method, device: torch.device) -> WindowGrid:
+    """Three samples, one of them empty, in windows of the method's own shape if it has one."""
+    shape = (8, 16, 16)
     coords = random_coords((90, 0, 60), shape).to(device)
-    grid = build_window_grid(
+    return build_window_grid(
         coords,
         coords[:, [3, 2, 1]].float() / 4,
-        window,
+        getattr(method.mixer, 'window_shape', None) or (32, 12, 12),
         (0, 0, 0),
         batch_size=3,
         spatial_shape=shape,
         head_dim=WIDTH,
     )
-    inputs = make_inputs(grid, device, dtype, gradients)
-    given = inputs if method.group != 'other' else inputs[:3]
-    results = []
-    for wide in (False, True):
-        x = [t.detach().float().requires_grad_(gradients) if wide else t for t in given]
-        method.mixer.to(torch.float32 if wide else dtype)
-        out = equation(method.mixer, *x[:3], grid, *x[3:]) if wide else method.attend(x, grid)
-        weight = torch.linspace(-1, 1, out.numel(), device=device).view(out.shape).to(out.dtype)
-        results.append([out, *(torch.autograd.grad(out, x, weight) if gradients else ())])
-    method.mixer.to(dtype)
-    names = ('output', 'q', 'k', 'v', 'strata_k', 'strata_v', 'strata_bias')
-    for name, value, truth in zip(names, *results):
-        error = relative_error(value, truth)
-        if not error <= 2 * TOLERANCES[dtype]:
-            return f'{"" if name == "output" else "gradient of "}{name} is off by {error:.1e}'
-    return None
+
+
+def _with_gradients(out: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """out, and the gradients of a weighted sum of it where the inputs require them."""
+    if not inputs[0].requires_grad:
+        return [out]
+    weight = torch.linspace(-1, 1, out.numel(), device=out.device).view(out.shape)
+    return [out, *torch.autograd.grad(out, inputs, weight.to(out.dtype))]

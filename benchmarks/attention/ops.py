@@ -1,4 +1,4 @@
-"""`benchmark.py ops`: every attention on the same tensors."""
+"""`benchmark.py ops`: time every attention method on the same tensors."""
 
 from __future__ import annotations
 
@@ -6,20 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.attention.methods import (
-    HEADS,
-    STRATA,
-    WIDTH,
-    Method,
-    check,
-    make_inputs,
-    methods,
-)
+from benchmarks.attention.methods import Method, check, make_inputs, methods
+from benchmarks.default_config import HEADS, STRATA, WIDTH
 from benchmarks.measure import bounded_memory, ceilings, peak_memory, timed
-from benchmarks.point_clouds import Cloud
+from benchmarks.point_clouds import VoxelBatch
 from benchmarks.report import number, table
+from projects.attention_zoo.mixer import Configurable
 from stratified3d.layers.attention import WindowGrid
 
 GROUPS = dict(
@@ -31,179 +26,239 @@ GROUPS = dict(
 
 def time_method(
     method: Method,
-    cloud: Cloud,
+    batch: VoxelBatch,
     device: torch.device,
     dtype: torch.dtype,
     runs: int,
     limit: float,
-    memory: bool = True,
 ) -> dict[str, Any]:
-    """One row of results; 'refused' says why there are no times, or no times of the backward pass.
+    """One row of results.
 
-    limit: seconds; where one forward pass takes longer, it is the only one.
+    Args:
+        limit: seconds; a method whose forward pass takes longer runs only once.
+    Returns:
+        Its variant and what was measured: forward_ms, both_ms, plan_ms, padding, peak_mib.
+        'refused' says why all of them or those of the backward pass are missing.
     """
     with bounded_memory(device):
-        return _time_contender(method, cloud, device, dtype, runs, limit, memory)
+        return _time_method(method, batch, device, dtype, runs, limit)
 
 
-def _time_contender(
+def _time_method(
     method: Method,
-    cloud: Cloud,
+    batch: VoxelBatch,
     device: torch.device,
     dtype: torch.dtype,
     runs: int,
     limit: float,
-    memory: bool,
 ) -> dict[str, Any]:
     row: dict[str, Any] = dict(
         name=method.name,
         group=method.group,
         settings=method.settings,
         default=method.default,
-        cloud=cloud.name,
-        rows=len(cloud.coords),
+        point_cloud=batch.name,
+        rows=len(batch.coords),
     )
     torch.compiler.reset()  # what was compiled for others counts towards a limit
-    grid = cloud.prepare(WIDTH, device)
+    grid = batch.prepare(WIDTH, device)
     inputs = make_inputs(grid, device, dtype)
-    gradients = method.reason(inputs[0]) is None
-    if not gradients:
-        row['refused'] = method.reason(inputs[0])
+    reason = method.reason(inputs[0])
+    if reason is not None:
+        row['refused'] = reason
         inputs = [x.detach() for x in inputs]
         if method.reason(inputs[0]):
             return row
-    wrong = check(method, device, dtype, gradients)
+
+    wrong = check(method, device, dtype, gradients=reason is None)
     if wrong:
         return row | dict(refused=f'wrong, so not timed: {wrong}')
     try:
-
-        def forward() -> None:
-            with torch.no_grad():
-                method.attend(inputs, grid)
-
-        def both() -> None:
-            out = method.attend(inputs, grid)
-            torch.autograd.grad(
-                out, inputs[: 3 if method.group == 'other' else None], torch.ones_like(out)
-            )
-
-        first = timed(forward, device, 1, 0)
-        row['plan_ms'], row['padding'] = _time_plan(method, grid, device, runs)
-        short = first.median > 1e3 * limit
-        row['forward_ms'] = first if short else timed(forward, device, runs)
-        if gradients and not short:
-            row['both_ms'] = timed(both, device, runs)
-        elif gradients:
-            row['refused'] = f'one forward pass takes over {limit:g} s'
-        if memory and not short:
-            row['peak_mib'] = peak_memory(both if gradients else forward, device)
+        _measure(row, method, inputs, grid, runs, limit)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and 'memory' not in str(error):
             raise
-        row['refused'] = f'out of memory: {" ".join(str(error).split())[:100]}'
+        message = ' '.join(str(error).split())
+        row['refused'] = f'out of memory: {message[:100]}'
     return row
+
+
+def _measure(
+    row: dict[str, Any],
+    method: Method,
+    inputs: list[Tensor],
+    grid: WindowGrid,
+    runs: int,
+    limit: float,
+) -> None:
+    """Add times and memory to a row, one by one: what was measured before a failure stays.
+
+    Args:
+        inputs: without requires_grad only the forward pass is timed.
+    """
+    device = inputs[0].device
+    gradients = inputs[0].requires_grad
+    differentiated = inputs[:3] if method.group == 'other' else inputs
+
+    def forward() -> None:
+        with torch.no_grad():
+            method.attend(inputs, grid)
+
+    def both() -> None:
+        out = method.attend(inputs, grid)
+        torch.autograd.grad(out, differentiated, torch.ones_like(out))
+
+    first = timed(forward, device, runs=1, warmup=0)
+    row['plan_ms'], row['padding'] = _time_plan(method, grid, device, runs)
+    if first.median > 1e3 * limit:
+        row['forward_ms'] = first
+        if gradients:
+            row['refused'] = f'one forward pass takes over {limit:g} s'
+        return
+
+    row['forward_ms'] = timed(forward, device, runs)
+    if gradients:
+        row['both_ms'] = timed(both, device, runs)
+    row['peak_mib'] = peak_memory(both if gradients else forward, device)
 
 
 def _time_plan(
     method: Method, grid: WindowGrid, device: torch.device, runs: int
 ) -> tuple[Any, float | None]:
-    """Milliseconds to prepare the grid anew (taken once a stage, apart from attention), and what of
-    it is padding; None for those that prepare nothing."""
-    if not grid.derived:
+    """Milliseconds to prepare the grid again, and the share of padding in what was prepared.
+
+    Both are None for methods that prepare nothing. Methods prepare once per stage, apart from
+    attention.
+    """
+    if not isinstance(method.mixer, Configurable) or not grid.derived:
         return None, None
+    mixer = method.mixer
     ((key, plan),) = grid.derived.items()
-    details = key[2 + len(method.mixer.settings) :]
+    assert isinstance(key, tuple)
+    details = key[2 + len(mixer.settings) :]
     parts = plan if isinstance(plan, tuple) and not hasattr(plan, 'padding') else (plan,)
-    padding = next((p.padding for p in parts if hasattr(p, 'padding')), None)
-    return timed(lambda: method.mixer.prepare(grid, *details), device, min(runs, 3)), padding
+    paddings = [part.padding for part in parts if hasattr(part, 'padding')]
+    milliseconds = timed(lambda: mixer.prepare(grid, *details), device, min(runs, 3))
+    return milliseconds, paddings[0] if paddings else None
 
 
 def lower_limits(
-    cloud: Cloud, device: torch.device, dtype: torch.dtype, ceiling: dict[str, float]
+    batch: VoxelBatch, device: torch.device, dtype: torch.dtype, ceiling: dict[str, float]
 ) -> dict[str, float]:
-    """Milliseconds below which stratified attention's forward pass cannot fall: each number read or
-    written once, each product of the equation done once, at the device's ceilings."""
-    plan = cloud.prepare(WIDTH, device).plan
-    n, batch, size = (
-        len(cloud.coords),
-        cloud.batch_size,
-        torch.empty((), dtype=dtype).element_size(),
-    )
-    pairs = float((plan.window_end - plan.window_start).double().sum()) + n * STRATA
-    moved = (4 * n + 2 * batch * STRATA) * HEADS * WIDTH * size
+    """Milliseconds below which the forward pass of stratified attention cannot fall.
+
+    At the ceilings of the device, each number is read or written once, and each product of the
+    equation is computed once.
+    """
+    plan = batch.prepare(WIDTH, device).plan
+    num_rows = len(batch.coords)
+    num_tokens = batch.batch_size * STRATA
+    channels = HEADS * WIDTH
+
+    keys_per_row = (plan.window_end - plan.window_start).double()
+    pairs = float(keys_per_row.sum()) + num_rows * STRATA
+    moved = (4 * num_rows + 2 * num_tokens) * channels * dtype.itemsize  # bytes
     return dict(
         pairs=pairs,
         bytes_ms=moved / ceiling['copy_gb_s'] / 1e6,
-        flops_ms=4 * HEADS * WIDTH * pairs / ceiling['matmul_gflop_s'] / 1e6,
+        flops_ms=4 * channels * pairs / ceiling['matmul_gflop_s'] / 1e6,
     )
 
 
 def run(
-    clouds: list[Cloud],
+    batches: list[VoxelBatch],
     device: torch.device,
     dtype: torch.dtype,
     runs: int,
     only: list[str],
     limit: float,
 ) -> Iterator[dict[str, Any]]:
-    """All methods in all settings; the results so far after each cloud."""
-    ceiling, rows, limits = ceilings(device, dtype), [], {}
-    for cloud in clouds:
-        limits[cloud.name] = lower_limits(cloud, device, dtype, ceiling)
-        field = methods(device, dtype, cloud.window_shape, only)
-        for method in tqdm(field, desc=cloud.name):
-            rows.append(time_method(method, cloud, device, dtype, runs, limit))
+    """Time all methods in all variants; yields the results so far after each batch."""
+    ceiling = ceilings(device, dtype)
+    rows: list[dict[str, Any]] = []
+    limits = {}
+    for batch in batches:
+        limits[batch.name] = lower_limits(batch, device, dtype, ceiling)
+        chosen = methods(device, dtype, batch.window_shape, only)
+        for method in tqdm(chosen, desc=batch.name):
+            rows.append(time_method(method, batch, device, dtype, runs, limit))
         yield dict(
-            heads=HEADS, width=WIDTH, strata=STRATA, ceilings=ceiling, limits=limits, rows=rows
+            heads=HEADS,
+            width=WIDTH,
+            strata=STRATA,
+            ceilings=ceiling,
+            limits=limits,
+            rows=rows,
         )
 
 
 def render(result: dict[str, Any]) -> str:
-    """Tables of every cloud: the fastest setting of each baseline, then all of them."""
+    """Tables for every point cloud: the fastest variant of each method, then all variants."""
+    copy = result['ceilings']['copy_gb_s']
+    matmul = result['ceilings']['matmul_gflop_s']
     parts = [
         f'H = {HEADS}, D = {WIDTH}, {STRATA} strata. Ceilings measured in this run: copy '
-        f'{result["ceilings"]["copy_gb_s"]:.0f} GB/s, matrix product {result["ceilings"]["matmul_gflop_s"]:,.0f} '
-        'GFLOP/s. Median milliseconds; plan: taken once a stage, in no other column.'
+        f'{copy:.0f} GB/s, matrix product {matmul:,.0f} GFLOP/s. Median milliseconds; plan: '
+        'prepared once per stage, not included in any other column.'
     ]
-    for cloud, limit in result['limits'].items():
-        rows = [row for row in result['rows'] if row['cloud'] == cloud]
+    for name, limit in result['limits'].items():
+        rows = [row for row in result['rows'] if row['point_cloud'] == name]
         parts.append(
-            f'## {cloud}: {rows[0]["rows"]:,} rows\n\nLimit of a forward pass of ours: '
-            f'{number(limit["bytes_ms"])} ms to move the numbers, {number(limit["flops_ms"])} ms to multiply.'
+            f'## {name}: {rows[0]["rows"]:,} rows\n\n'
+            f'Limit of our forward pass: {number(limit["bytes_ms"])} ms to move the numbers, '
+            f'{number(limit["flops_ms"])} ms to multiply.'
         )
         for group, title in GROUPS.items():
-            best = {}
-            for row in (row for row in rows if row['group'] == group):
-                held = best.get(row['name'])
-                if held is None or _speed(row) < _speed(held):
-                    best[row['name']] = row
-            if best:
-                parts.append(f'### {title}\n\n{_table(sorted(best.values(), key=_speed))}')
-        parts.append(f'### every setting\n\n{_table(rows)}')
+            fastest = _fastest([row for row in rows if row['group'] == group])
+            if fastest:
+                parts.append(f'### {title}\n\n{_table(fastest)}')
+        parts.append(f'### every variant\n\n{_table(rows)}')
     return '\n\n'.join(parts)
 
 
+def _fastest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The fastest variant of each method, the fastest method first."""
+    best: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        name = row['name']
+        if name not in best or _speed(row) < _speed(best[name]):
+            best[name] = row
+    return sorted(best.values(), key=_speed)
+
+
 def _speed(row: dict[str, Any]) -> tuple[float, float]:
-    return tuple(
-        row[key].median if row.get(key) else float('inf') for key in ('both_ms', 'forward_ms')
+    both, forward = _median(row, 'both_ms'), _median(row, 'forward_ms')
+    return (
+        float('inf') if both is None else both,
+        float('inf') if forward is None else forward,
     )
+
+
+def _median(row: dict[str, Any], key: str) -> float | None:
+    return row[key].median if row.get(key) else None
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
     lines = [['attention', 'forward', 'forward + backward', 'plan', 'peak MiB', 'padding', 'note']]
     for row in rows:
-        settings = ', '.join(f'{name} {value}' for name, value in row['settings'].items())
+        padding = row.get('padding')
         lines.append(
             [
-                f'{row["name"]}'
-                + (f' ({settings}{"; its authors" if row["default"] else ""})' if settings else ''),
-                *(
-                    number(row[key].median if row.get(key) else None)
-                    for key in ('forward_ms', 'both_ms', 'plan_ms')
-                ),
+                _label(row),
+                number(_median(row, 'forward_ms')),
+                number(_median(row, 'both_ms')),
+                number(_median(row, 'plan_ms')),
                 number(row.get('peak_mib')),
-                '-' if row.get('padding') is None else f'{row["padding"]:.0%}',
+                '-' if padding is None else f'{padding:.0%}',
                 row.get('refused', ''),
             ]
         )
     return table(lines)
+
+
+def _label(row: dict[str, Any]) -> str:
+    settings = ', '.join(f'{name} {value}' for name, value in row['settings'].items())
+    if not settings:
+        return row['name']
+    default = '; default' if row['default'] else ''
+    return f'{row["name"]} ({settings}{default})'

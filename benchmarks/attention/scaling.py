@@ -1,4 +1,4 @@
-"""`benchmark.py scaling`: time and memory against the number of rows, and the exponents of both."""
+"""`benchmark.py scaling`: time and memory over the number of rows, and the exponents of both."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from tqdm import tqdm
 
 from benchmarks.attention.methods import methods
 from benchmarks.attention.ops import time_method
-from benchmarks.point_clouds import clouds_for_ops, take
+from benchmarks.point_clouds import batches_for_ops, take_rows
 from benchmarks.report import number, table
 
 ROWS = (10_000, 20_000, 40_000, 80_000, 160_000, 320_000, 640_000, 1_000_000)
+MEASURES = ('forward_ms', 'both_ms', 'peak_mib')
 
 
 def exponent(rows: list[int], values: list[float]) -> float | None:
-    """Least-squares slope of log value over log rows; None below three points."""
+    """Least-squares slope of log value over log rows; None with fewer than three points."""
     if len(rows) < 3 or min(values) <= 0:
         return None
-    x, y = (torch.tensor(v, dtype=torch.float64).log() for v in (rows, values))
-    return float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
+    x = torch.tensor(rows, dtype=torch.float64).log()
+    y = torch.tensor(values, dtype=torch.float64).log()
+    x_centered = x - x.mean()
+    return float((x_centered * (y - y.mean())).sum() / x_centered.square().sum())
 
 
 def run(
@@ -35,130 +38,139 @@ def run(
     limit: float,
     quick: bool,
 ) -> dict[str, Any]:
-    """Everyone with its authors' settings on more and more rows of one density; who would take
-    longer than `limit` seconds, as its last two sizes foretell, stops there."""
-    base = clouds_for_ops(points, quick)[0]
+    """Time every method with its default settings on more and more rows of one density.
+
+    Args:
+        limit: seconds; a method stops where its last two sizes predict that it takes longer.
+    """
+    base = batches_for_ops(points, quick)[0]
     results = []
-    for method in tqdm(
-        methods(device, dtype, base.window_shape, only, tuned=False), desc='scaling'
-    ):
+    chosen = methods(device, dtype, base.window_shape, only, tuned=False)
+    for method in tqdm(chosen, desc='scaling'):
         series: list[dict[str, Any]] = []
         for size in sizes:
-            if series and _forecast(series, size) > limit:
-                series[-1]['stopped'] = (
-                    f'{size:,} rows would take about {_forecast(series, size):.0f} s'
-                )
+            seconds = _forecast(series, size) if series else 0.0
+            if seconds > limit:
+                series[-1]['stopped'] = f'{size:,} rows would take about {seconds:.0f} s'
                 break
-            row = time_method(method, take(base, size), device, dtype, runs, limit)
+            row = time_method(method, take_rows(base, size), device, dtype, runs, limit)
             series.append(row)
-            if 'forward_ms' not in row or (
-                'refused' in row and 'both_ms' not in row and 'over' in row['refused']
-            ):
+            if _is_last(row):
                 break
         results += series
-    return dict(cloud=base.name, rows=results, exponents=fit(results))
+    return dict(point_cloud=base.name, rows=results, exponents=fit(results))
+
+
+def _is_last(row: dict[str, Any]) -> bool:
+    """Whether the method failed on these rows or was too slow for a backward pass."""
+    if 'forward_ms' not in row:
+        return True
+    return 'both_ms' not in row and 'over' in row.get('refused', '')
 
 
 def _forecast(series: list[dict[str, Any]], size: int) -> float:
-    """Seconds that the next size will take, growing as it did (at least in proportion)."""
+    """Seconds that the next size will take, at the exponent of the last two (at least 1)."""
     last = series[-1]
-    spent = max(
-        (last[key].median for key in ('forward_ms', 'both_ms') if key in last), default=math.inf
-    )
-    growth = 1.0
+    spent = [last[key].median for key in ('forward_ms', 'both_ms') if key in last]
+    milliseconds = max(spent, default=math.inf)
+    power = 1.0
     if len(series) > 1:
         before = series[-2]
         key = 'both_ms' if 'both_ms' in last and 'both_ms' in before else 'forward_ms'
-        growth = max(
-            1.0,
-            math.log(last[key].median / before[key].median)
-            / math.log(last['rows'] / before['rows']),
-        )
-    return spent * (size / last['rows']) ** growth / 1e3
+        slower = math.log(last[key].median / before[key].median)
+        larger = math.log(last['rows'] / before['rows'])
+        power = max(1.0, slower / larger)
+    return milliseconds * (size / last['rows']) ** power / 1e3
 
 
 def fit(rows: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Exponents of everyone's times and memory."""
-    found = {}
+    """Exponents of the times and the memory of every method."""
+    exponents: dict[str, dict[str, float | None]] = {}
     for name in dict.fromkeys(row['name'] for row in rows):
-        mine, found[name] = [row for row in rows if row['name'] == name], {}
-        for key in ('forward_ms', 'both_ms', 'peak_mib'):
-            pairs = [
-                (row['rows'], getattr(row[key], 'median', row[key])) for row in mine if row.get(key)
-            ]
-            found[name][key] = exponent(*(list(x) for x in zip(*pairs))) if pairs else None
-    return found
+        series = [row for row in rows if row['name'] == name]
+        exponents[name] = {}
+        for key in MEASURES:
+            measured = [row for row in series if row.get(key)]
+            sizes = [row['rows'] for row in measured]
+            values = [_value(row[key]) for row in measured]
+            exponents[name][key] = exponent(sizes, values)
+    return exponents
+
+
+def _value(measured: Any) -> float:
+    """The median of a timing, or a plain number."""
+    return getattr(measured, 'median', measured)
 
 
 def render(result: dict[str, Any]) -> str:
-    """Exponents, then milliseconds forward + backward (forward alone where there is no backward
-    pass)."""
-    names = list(result['exponents'])
-    head = [['attention', 'forward', 'forward + backward', 'memory']]
-    head += [
-        [
-            name,
-            *(
-                number(result['exponents'][name][key])
-                for key in ('forward_ms', 'both_ms', 'peak_mib')
-            ),
-        ]
-        for name in names
-    ]
+    """Exponents, then milliseconds of forward and backward pass (forward alone where there is no
+    backward pass)."""
+    exponents = [['attention', 'forward', 'forward + backward', 'memory']]
+    for name, values in result['exponents'].items():
+        exponents.append([name, *(number(values[key]) for key in MEASURES)])
+
     sizes = sorted({row['rows'] for row in result['rows']})
-    times = [['attention', *(f'{n:,}' for n in sizes), 'note']]
-    for name in names:
-        mine = {row['rows']: row for row in result['rows'] if row['name'] == name}
-        cells = [mine.get(n, {}).get('both_ms') or mine.get(n, {}).get('forward_ms') for n in sizes]
-        notes = {
-            note
-            for row in mine.values()
-            for note in (row.get('refused'), row.get('stopped'))
-            if note
-        }
-        times.append(
-            [
-                name,
-                *(number(cell.median if cell else None) for cell in cells),
-                '; '.join(sorted(notes)),
-            ]
-        )
+    times = [['attention', *(f'{size:,}' for size in sizes), 'note']]
+    for name in result['exponents']:
+        series = [row for row in result['rows'] if row['name'] == name]
+        times.append(_row_of_times(name, series, sizes))
     return (
-        f'Rows of "{result["cloud"]}", repeated side by side.\n\n## Exponents: value ~ rows^e\n\n{table(head)}\n\n'
+        f'Rows of "{result["point_cloud"]}", repeated side by side.\n\n'
+        f'## Exponents: value ~ rows^e\n\n{table(exponents)}\n\n'
         f'## Median milliseconds\n\n{table(times)}'
     )
 
 
+def _row_of_times(name: str, series: list[dict[str, Any]], sizes: list[int]) -> list[str]:
+    by_size = {row['rows']: row for row in series}
+    cells = []
+    for size in sizes:
+        row = by_size.get(size, {})
+        time = row.get('both_ms') or row.get('forward_ms')
+        cells.append(number(time.median if time else None))
+
+    notes = {row[key] for row in series for key in ('refused', 'stopped') if row.get(key)}
+    return [name, *cells, '; '.join(sorted(notes))]
+
+
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Time and memory over rows, both axes logarithmic."""
+    """Plot time and memory over rows, both axes logarithmic."""
     import matplotlib
 
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(12, 5), layout='constrained')
+    figure, (time_axis, memory_axis) = pyplot.subplots(1, 2, figsize=(12, 5), layout='constrained')
+    colors = pyplot.get_cmap('tab20')
     for i, name in enumerate(result['exponents']):
-        mine = [row for row in result['rows'] if row['name'] == name]
+        series = [row for row in result['rows'] if row['name'] == name]
         style = dict(
             label=name,
-            color=pyplot.get_cmap('tab20')(i % 20),
+            color=colors(i % 20),
             marker='.',
-            linewidth=2.5 if mine[0]['group'] == 'ours' else 1,
+            linewidth=2.5 if series[0]['group'] == 'ours' else 1,
         )
-        for axis, keys in zip(axes, (('both_ms', 'forward_ms'), ('peak_mib',))):
-            points = [
-                (row['rows'], getattr(value, 'median', value))
-                for row in mine
-                for value in [next((row[key] for key in keys if row.get(key)), None)]
-                if value
-            ]
-            if points:
-                axis.loglog(*zip(*points), **style)
-    for axis, label in zip(
-        axes, ('ms, forward + backward (forward where that is all)', 'peak memory, MiB')
-    ):
-        axis.set(xlabel='rows', ylabel=label)
+        _plot(time_axis, series, ('both_ms', 'forward_ms'), style)
+        _plot(memory_axis, series, ('peak_mib',), style)
+
+    time_axis.set(xlabel='rows', ylabel='ms, forward + backward (forward where that is all)')
+    memory_axis.set(xlabel='rows', ylabel='peak memory, MiB')
+    for axis in (time_axis, memory_axis):
         axis.grid(True, which='both', alpha=0.2)
-    axes[0].legend(fontsize=7)
+    time_axis.legend(fontsize=7)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def _plot(
+    axis: Any, series: list[dict[str, Any]], keys: tuple[str, ...], style: dict[str, Any]
+) -> None:
+    """The first of the keys that each row has, over rows."""
+    sizes, values = [], []
+    for row in series:
+        measured = [row[key] for key in keys if row.get(key)]
+        if measured:
+            sizes.append(row['rows'])
+            values.append(_value(measured[0]))
+    if sizes:
+        axis.loglog(sizes, values, **style)

@@ -1,5 +1,4 @@
-"""`benchmark.py configs`: what each of our configs costs: parameters, operations, time, memory of
-training."""
+"""`benchmark.py configs`: parameters, operations, time and memory of training of each config."""
 
 from __future__ import annotations
 
@@ -8,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmdet3d.models import Base3DDetector
 from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from mmengine.config import Config
 from mmengine.structures import InstanceData
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from benchmarks.detectors.builders import OURS, Detector, Entry, calibrate
+from benchmarks.detectors.builders import OURS, Entry
+from benchmarks.detectors.detector import Detector, calibrate
 from benchmarks.detectors.synthetic import SyntheticObjects
 from benchmarks.measure import peak_memory, timed
 from benchmarks.point_clouds import BenchmarkFrame
@@ -25,15 +26,17 @@ from stratified3d.apis import init_detector
 from stratified3d.layers.attention import StratifiedAttention
 from stratified3d.models.heads.center import StratifiedCenterHead
 
-REACH, OBJECTS = 51.2, 240
+REACH = 51.2  # meters within which the objects lie
+OBJECTS = 240  # of all tasks together
 
 
 def list_configs() -> dict[str, Path]:
-    """{name without what all have in common: config} of the config_table."""
-    return {
-        path.name.split('_8xb')[0].split('_1xb')[0].removeprefix('stratified-'): path
-        for path in sorted(OURS.glob('*.py'))
-    }
+    """Path of every config by its name, without the parts that all names have in common."""
+    configs = {}
+    for path in sorted(OURS.glob('*.py')):
+        name = path.name.split('_8xb')[0].split('_1xb')[0]
+        configs[name.removeprefix('stratified-')] = path
+    return configs
 
 
 def run(
@@ -44,101 +47,123 @@ def run(
     only: Sequence[str],
     quick: bool,
 ) -> dict[str, Any]:
-    """Every config on the last frame, ten simulated sweeps.
+    """Measure every config on the last frame, ten simulated sweeps.
 
     Raises:
-        ValueError: a name in `only` that is none, no runs, planted objects that are not found.
+        ValueError: an unknown name in `only`, no runs, synthetic objects that are not found.
     """
-    found = list_configs()
-    if unknown := [name for name in only if name not in found]:
-        raise ValueError(f'there is no config {unknown[0]!r}; there are {", ".join(found)}')
+    configs = list_configs()
+    for name in only:
+        if name not in configs:
+            raise ValueError(f'there is no config {name!r}; there are {", ".join(configs)}')
     if runs < 1:
-        raise ValueError(f'--runs is 1 or more, not {runs}')
-    names = list(only or found)[: 1 if quick else None]
-    rows = [
-        dict(name=name, **measure(found[name], frames[-1].points, device, dtype, runs))
-        for name in tqdm(names, desc='configs')
-    ]
-    return dict(frame=frames[-1].name, points=len(frames[-1].points), rounds=runs, rows=rows)
+        raise ValueError(f'--runs must be at least 1, not {runs}')
+    names = list(only or configs)
+    frame = frames[-1]
+    rows = []
+    for name in tqdm(names[:1] if quick else names, desc='configs'):
+        costs = measure(configs[name], frame.points, device, dtype, runs)
+        rows.append(dict(name=name, **costs))
+    return dict(frame=frame.name, points=len(frame.points), rounds=runs, rows=rows)
 
 
 def measure(
     path: Path, points: Tensor, device: torch.device, dtype: torch.dtype, runs: int
 ) -> dict[str, Any]:
-    """One config with random weights, norms calibrated on the frame: parameters, GFLOP and
-    milliseconds of a detection, and of a training step of one frame milliseconds and MiB on top of
-    the weights."""
+    """Costs of one config with random weights, norms calibrated on the frame.
+
+    Returns:
+        parameters; gflop and detect_ms of a detection; step_ms and step_mib of a training step of
+        one frame, memory on top of the weights.
+    """
     config = Config.fromfile(path)
-    trained = init_detector(config, device=device).train()
+    trained: Base3DDetector = init_detector(config, device=device).train()
+    head = trained.head
     tasks = config.model.head.tasks
-    planted = SyntheticObjects(REACH, tuple(map(len, tasks)), OBJECTS // len(tasks))
-    entry = Entry(path.stem, config, trained.head.cell[0], config.model.point_cloud_range[0], True)
-    detector = Detector(entry, entry.build(), {}, planted, device, dtype)
+    objects = SyntheticObjects(REACH, tuple(map(len, tasks)), OBJECTS // len(tasks))
+    entry = Entry(
+        path.stem,
+        config,
+        cell=head.cell_size[0],
+        origin=config.model.point_cloud_range[0],
+        ours=True,
+    )
+
+    detector = Detector(entry, entry.build(), {}, objects, device, dtype)
     points = points[:, : trained.voxel_encoder.in_channels].to(device)
     calibrate(detector.model, lambda: detector.detect(points))
-    seen, columns = detector.detect(points), len(trained.head.code_weights) - 1
-    if isinstance(trained.head, StratifiedCenterHead) and (missed := planted.missed(seen, columns)):
-        raise ValueError(f'{path.name}: wrong, so not timed: {missed}')
-    found = dict(
+    detections = detector.detect(points)
+    columns = len(head.code_weights) - 1
+    is_center_head = isinstance(head, StratifiedCenterHead)
+    wrong = objects.check(detections, columns) if is_center_head else None
+    if wrong:
+        raise ValueError(f'{path.name}: wrong, so not timed: {wrong}')
+    costs = dict(
         parameters=detector.parameters,
         gflop=count_flops(detector, points),
         detect_ms=timed(lambda: detector.detect(points), device, runs),
     )
-    truth = _truth(planted, trained, device)
+
+    sample = _training_sample(objects, columns, device)
 
     def step() -> None:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            losses = trained.loss(dict(points=[points]), [truth])
+            losses = trained.loss(dict(points=[points]), [sample])
         sum(losses.values()).backward()
         trained.zero_grad()
 
-    return found | dict(step_ms=timed(step, device, runs), step_mib=peak_memory(step, device))
+    step_ms = timed(step, device, runs)
+    return dict(costs, step_ms=step_ms, step_mib=peak_memory(step, device))
 
 
 def count_flops(detector: Detector, points: Tensor) -> float:
-    """GFLOP of a detection: products as torch counts them, of the windows' own pairs without a
-    backend's padding."""
+    """GFLOP of a detection as torch counts products, without the padding of a backend's windows."""
     mixers = [m for m in detector.model.modules() if isinstance(m, StratifiedAttention)]
     backends = [mixer.backend for mixer in mixers]
     for mixer in mixers:
         mixer.backend = 'reference'
-    fast = torch.backends.mha.get_fastpath_enabled()
+    fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # fused operators that the counter does not know
+
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         detector.detect(points)
-    torch.backends.mha.set_fastpath_enabled(fast)
+
+    torch.backends.mha.set_fastpath_enabled(fast_path)
     for mixer, backend in zip(mixers, backends):
         mixer.backend = backend
     return counter.get_total_flops() / 1e9
 
 
-def _truth(planted: SyntheticObjects, model: nn.Module, device: torch.device) -> Det3DDataSample:
-    boxes, labels = planted.truth()
-    boxes = boxes[:, : len(model.head.code_weights) - 1].to(device)
-    return Det3DDataSample(
-        gt_instances_3d=InstanceData(
-            bboxes_3d=LiDARInstance3DBoxes(boxes, box_dim=boxes.shape[1]),
-            labels_3d=labels.to(device),
-        )
+def _training_sample(
+    objects: SyntheticObjects, columns: int, device: torch.device
+) -> Det3DDataSample:
+    boxes, labels = objects.ground_truth()
+    boxes = boxes[:, :columns].to(device)
+    instances = InstanceData(
+        bboxes_3d=LiDARInstance3DBoxes(boxes, box_dim=columns), labels_3d=labels.to(device)
     )
+    return Det3DDataSample(gt_instances_3d=instances)
 
 
 def render(result: dict[str, Any]) -> str:
     """One table."""
-    head = ['config', 'parameters', 'GFLOP', 'detect, ms', 'training step, ms', 'its memory, MiB']
-    rows = [
-        [
-            row['name'],
-            f'{row["parameters"]:,}',
-            number(row['gflop']),
-            number(row['detect_ms'].median),
-            number(row['step_ms'].median),
-            number(row['step_mib']),
-        ]
-        for row in result['rows']
+    lines = [
+        ['config', 'parameters', 'GFLOP', 'detect, ms', 'training step, ms', 'its memory, MiB']
     ]
+    for row in result['rows']:
+        lines.append(
+            [
+                row['name'],
+                f'{row["parameters"]:,}',
+                number(row['gflop']),
+                number(row['detect_ms'].median),
+                number(row['step_ms'].median),
+                number(row['step_mib']),
+            ]
+        )
     return (
-        f'{result["frame"]}: {result["points"]:,} points, one frame at a time; median of {result["rounds"]} runs. '
-        'GFLOP: products and convolutions of a detection, two operations a multiply-add; memory: what a step '
-        f'holds at most on top of the weights.\n\n{table([head, *rows])}'
+        f'{result["frame"]}: {result["points"]:,} points, one frame at a time; median of '
+        f'{result["rounds"]} runs. GFLOP: products and convolutions of a detection, two operations '
+        'per multiply-add; memory: the peak of a step on top of the weights.\n\n'
+        f'{table(lines)}'
     )

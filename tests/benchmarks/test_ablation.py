@@ -1,4 +1,4 @@
-"""The ablation's rows, its verdicts, and one tiny run of its tool."""
+"""Rows of the ablation, verdicts, and one tiny run of the tool."""
 
 import copy
 import json
@@ -15,7 +15,7 @@ from mmengine.registry import DefaultScope
 import stratified3d.plugin  # noqa: F401  (registers the parts of configs)
 
 # isort: split
-from benchmarks.ablation import baselines as baselines
+from benchmarks.ablation import baselines
 from benchmarks.ablation.full_size import CHANGES
 from benchmarks.ablation.rows import ROWS
 from benchmarks.ablation.runs import CONFIG, TrainingSettings, make_config
@@ -37,11 +37,12 @@ def result(row, seed, score):
     )
 
 
-def test_names_are_not_used_twice():
+def test_names_of_rows_are_unique():
     assert len({row.name for row in ROWS}) == len(ROWS)
 
 
-def test_each_row_changes_something():
+@pytest.mark.slow
+def test_each_row_changes_the_default_config():
     first, same = Config.fromfile(CONFIG), []
     for row in ROWS:
         config = copy.deepcopy(first)
@@ -51,7 +52,7 @@ def test_each_row_changes_something():
 
 
 @pytest.mark.parametrize('row', {row.group: row for row in ROWS}.values(), ids=lambda row: row.name)
-def test_a_row_of_each_question_is_a_config_of_its_own(row, tmp_path):
+def test_config_of_a_row_of_each_group_survives_a_dump(row, tmp_path):
     settings = TrainingSettings(tmp_path / 'data', tmp_path / 'work', 50, 1)
     config, first = make_config(row, 3, settings, 50), make_config(ROWS[0], 3, settings, 50)
     config.dump(tmp_path / 'config.py')
@@ -66,7 +67,8 @@ def test_a_row_of_each_question_is_a_config_of_its_own(row, tmp_path):
             assert str(tmp_path / 'data') in transform.db_sampler.info_path
 
 
-def test_the_encoder_of_each_row_is_built():
+@pytest.mark.slow
+def test_encoder_of_each_row_can_be_built():
     first = Config.fromfile(CONFIG)
     for row in ROWS:
         if row.change is None:
@@ -82,7 +84,7 @@ def test_the_encoder_of_each_row_is_built():
                 assert MODELS.build(settings).out_channels == model.encoder.channels, row.name
 
 
-def test_rows_of_data_differ_in_one_transform(tmp_path):
+def test_data_rows_differ_in_one_transform(tmp_path):
     settings = TrainingSettings(tmp_path, tmp_path, 50, 1)
     own, *others = (
         [t.to_dict() for t in make_config(row, 0, settings, 50).train_dataloader.dataset.pipeline]
@@ -100,7 +102,7 @@ def test_rows_of_data_differ_in_one_transform(tmp_path):
     assert changed['translation_std'] == [0.5, 0.5, 0.5]
 
 
-def test_the_plain_backbone_is_ours_without_shortcuts():
+def test_plain_backbone_is_ours_without_shortcuts():
     settings = dict(
         in_channels=16, channels=(8, 12, 16), depths=(1, 2, 2), strides=(2, 2, 2), out_channels=4
     )
@@ -124,28 +126,29 @@ def test_the_plain_backbone_is_ours_without_shortcuts():
 
 
 @pytest.mark.parametrize('name', CHANGES)
-def test_members_are_full_size_under_the_short_trainings_head(name, tmp_path):
+@pytest.mark.slow
+def test_config_rows_are_full_size_except_for_head_settings(name, tmp_path):
     row, settings = (
         next(row for row in ROWS if row.name == name),
         TrainingSettings(tmp_path, tmp_path, 50, 1),
     )
     model, first = (make_config(r, 0, settings, 50).model for r in (row, ROWS[0]))
-    member = Config.fromfile(list_configs()[name]).model
+    full_size = Config.fromfile(list_configs()[name]).model
     for part in ('voxel_size', 'voxel_encoder', 'encoder', 'backbone'):
-        assert model[part] == member[part]
+        assert model[part] == full_size[part]
     assert model.head.code_weights == first.head.code_weights and model.head.iou_weight == 0
-    assert model.head.type == member.head.type and model.bev_dtype == first.bev_dtype
+    assert model.head.type == full_size.head.type and model.bev_dtype == first.bev_dtype
     with DefaultScope.overwrite_default_scope('mmdet3d'):
         assert MODELS.build(model).head.cell_size == pytest.approx(
-            [2 * size for size in member.voxel_size[:2]]
+            [2 * size for size in full_size.voxel_size[:2]]
         )
 
 
 @pytest.mark.parametrize('fast', [False, True])
-def test_rivals_maps_are_the_same_in_their_fast_form(tmp_path, monkeypatch, fast):
+def test_centerpoint_computes_the_same_with_a_fast_dense_part(tmp_path, monkeypatch, fast):
     row = next(row for row in ROWS if row.name == 'CenterPoint pillar 0.4, rate 0.001')
     config = make_config(row, 0, TrainingSettings(tmp_path, tmp_path, 50, 1), 50)
-    assert 'FastMaps' in [hook.type for hook in config.custom_hooks]
+    assert 'FastDensePart' in [hook.type for hook in config.custom_hooks]
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope('mmdet3d'):
         model = MODELS.build(config.model).eval()
@@ -158,7 +161,7 @@ def test_rivals_maps_are_the_same_in_their_fast_form(tmp_path, monkeypatch, fast
     with torch.no_grad():
         before = outputs()
         monkeypatch.setattr(baselines, 'has_fast_bf16', lambda device: fast)
-        baselines.FastMaps().before_run(SimpleNamespace(model=model))
+        baselines.FastDensePart().before_run(SimpleNamespace(model=model))
         after = outputs()
     assert model.pts_backbone.blocks[0][0].weight.is_contiguous(memory_format=torch.channels_last)
     for name, value in before.items():
@@ -177,7 +180,7 @@ def test_rivals_maps_are_the_same_in_their_fast_form(tmp_path, monkeypatch, fast
         ((0.35,), 'too few seeds'),
     ],
 )
-def test_verdicts(scores, verdict):
+def test_verdicts_compare_difference_and_spread(scores, verdict):
     results = [result('default', seed, score) for seed, score in enumerate((0.30, 0.31))]
     results += [result('m = 0', seed, score) for seed, score in enumerate(scores)]
     default, row = compare(results)
@@ -188,7 +191,7 @@ def test_verdicts(scores, verdict):
     assert verdict in render(results)
 
 
-def test_only_shared_seeds_are_compared():
+def test_comparison_uses_shared_seeds_only():
     results = [
         result('default', 0, 0.3),
         result('default', 1, 0.9),
@@ -198,7 +201,7 @@ def test_only_shared_seeds_are_compared():
     assert compare(results)[1]['difference'] == pytest.approx(0.01)
 
 
-def test_the_standard_error_is_that_of_all_rows_together():
+def test_standard_error_pools_the_variance_of_all_rows():
     scores = {'default': (0.30, 0.32), 'm = 0': (0.20, 0.24), 'gated': (0.5,)}
     results = [
         result(row, seed, score)
@@ -241,7 +244,8 @@ def ablate(root, monkeypatch, capsys, tmp_path, prepared_set):
     return run
 
 
-def test_the_tool_trains_scores_and_keeps(ablate, tmp_path):
+@pytest.mark.slow
+def test_ablate_trains_scores_and_skips_rows_with_a_result(ablate, tmp_path):
     small = [
         '--iterations',
         20,
@@ -259,7 +263,7 @@ def test_the_tool_trains_scores_and_keeps(ablate, tmp_path):
         'val_dataloader.persistent_workers=False',
     ]
     status, said = ablate('--rows', 'CenterPoint pillar 0.4, rate 0.001', *small)
-    assert status == 1 and 'run that one first' in said.out
+    assert status == 1 and 'run the default first' in said.out
     status, said = ablate('--rows', 'default', *small)
     assert status == 0 and '| default' in said.out
     (kept,) = (tmp_path / 'out').glob('*/ablation-20.json')
@@ -275,6 +279,6 @@ def test_the_tool_trains_scores_and_keeps(ablate, tmp_path):
     assert status == 0 and '| default' in said.out and kept.read_text() == before
 
 
-def test_an_unknown_row_is_named(ablate):
+def test_ablate_names_an_unknown_row(ablate):
     status, said = ablate('--rows', 'm = 1')
-    assert status == 2 and "there is no row 'm = 1'; there are" in said.err
+    assert status == 2 and "no row 'm = 1'" in said.err

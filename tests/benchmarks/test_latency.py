@@ -56,6 +56,7 @@ def result(frame):
         return latency.run([frame], CPU, FP32, 2, [OURS, PILLAR, VOXEL], True)
 
 
+@pytest.mark.slow
 def test_detectors_have_the_same_head_and_the_cells_of_their_config():
     widths, classes, cells = set(), set(), {}
     for entry in list_entries():
@@ -91,6 +92,7 @@ def test_detectors_have_the_same_head_and_the_cells_of_their_config():
     }
 
 
+@pytest.mark.slow
 def test_rows_of_variants_and_of_the_fastest(result):
     assert [row['name'] for row in result['rows']] == [OURS, PILLAR, VOXEL]
     for row in result['rows']:
@@ -120,6 +122,7 @@ def test_rows_of_variants_and_of_the_fastest(result):
     assert correct.count(ONE_THREAD) == correct.count(RULEBOOK) == 2
 
 
+@pytest.mark.slow
 def test_tables_name_every_detector_and_variant(result):
     text = latency.render(result)
     assert (

@@ -1,5 +1,4 @@
-"""What tokens.py says of hand-made weights, that silent tokens are silent, and the whole tool on
-simulated frames."""
+"""Strata tokens: measures of weights by hand, silent tokens, and the tool on simulated frames."""
 
 import runpy
 import sys
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.ablation import tokens
 from stratified3d.apis import init_detector, inspect_strata
 from stratified3d.datasets.nuscenes.frames import read_frame
 from stratified3d.layers.strata_record import StrataRecord
@@ -19,16 +19,16 @@ def tool(root):
     return str(root / 'benchmarks/ablation/tokens.py')
 
 
-def test_weights_by_hand(tool):
-    names = runpy.run_path(tool)
-    assert names['evenness'](np.full((2, 4), 0.1)) == pytest.approx(1)
-    assert names['evenness'](np.array([[0.0, 1.0, 0.0, 0.0]])) == pytest.approx(1 / 4)
+def test_evenness_and_distances_of_weights_by_hand():
+    assert tokens.evenness(np.full((2, 4), 0.1)) == pytest.approx(1)
+    assert tokens.evenness(np.array([[0.0, 1.0, 0.0, 0.0]])) == pytest.approx(1 / 4)
     two_and_one = np.array([[0.5, 0.5, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
-    assert names['evenness'](two_and_one) == pytest.approx((1 / 2 + 1 / 4) / 2)
-    voxels, tokens = np.array([[0.0, 0, 0], [6.0, 0, 0]]), np.array([[0.0, 0, 0], [0.0, 8, 0]])
-    use = names['measure'](
+    assert tokens.evenness(two_and_one) == pytest.approx((1 / 2 + 1 / 4) / 2)
+    voxels = np.array([[0.0, 0, 0], [6.0, 0, 0]])
+    places = np.array([[0.0, 0, 0], [0.0, 8, 0]])
+    use = tokens.measure(
         StrataRecord(
-            voxels, tokens, np.array([[1.0, 0.0], [0.5, 0.5]]), np.array([[0.1, 0.0], [0.0, 0.3]])
+            voxels, places, np.array([[1.0, 0.0], [0.5, 0.5]]), np.array([[0.1, 0.0], [0.0, 0.3]])
         )
     )
     assert use.share.tolist() == [0.1, 0.3] and use.readers == pytest.approx(1 / 2)
@@ -38,7 +38,7 @@ def test_weights_by_hand(tool):
 
 
 @pytest.mark.parametrize('fusion', ['joint', 'gated'])
-def test_silent_tokens_leave_the_windows_alone(tool, fusion):
+def test_silent_tokens_leave_window_attention(fusion):
     """The encoder with silent tokens against one that never had any, with the same weights."""
     torch.manual_seed(0)
     settings = dict(
@@ -65,7 +65,7 @@ def test_silent_tokens_leave_the_windows_alone(tool, fusion):
     feats = torch.randn(len(coords), 8)
     expected = without.encoder(feats, coords, 1)
     assert not torch.allclose(model.encoder(feats, coords, 1), expected, atol=1e-4)
-    runpy.run_path(tool)['silence'](model)
+    tokens.silence(model)
     torch.testing.assert_close(model.encoder(feats, coords, 1), expected)
 
 
@@ -76,7 +76,7 @@ def run(tool, monkeypatch, capsys, *arguments):
     return end.value.code, capsys.readouterr().out
 
 
-def test_the_table_and_the_silent_weights(
+def test_tokens_tool_prints_a_table_and_writes_silent_weights(
     tool, prepared_set, small_detector, tmp_path, monkeypatch, capsys
 ):
     config, weights = small_detector / 'config.py', small_detector / 'model.pth'
@@ -108,7 +108,7 @@ def test_the_table_and_the_silent_weights(
     assert status == 0 and 'nan' not in said and '0.0%' in said and '- (' in said
 
 
-def test_what_cannot_be_looked_at_is_named(
+def test_tokens_tool_names_missing_files_and_models_without_tokens(
     tool, prepared_set, small_detector, tmp_path, monkeypatch, capsys
 ):
     config, info = small_detector / 'config.py', prepared_set / 'nuscenes_infos_val.pkl'
@@ -141,4 +141,4 @@ def test_what_cannot_be_looked_at_is_named(
         tmp_path / 'without.pth',
     )
     status, _ = run(tool, monkeypatch, capsys, without, tmp_path / 'without.pth', '--info', info)
-    assert status == f'tokens.py: {without}: no block of this detector has strata tokens'
+    assert 'without.py' in status and 'strata tokens' in status

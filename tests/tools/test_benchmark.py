@@ -4,8 +4,11 @@ import shlex
 import subprocess
 import sys
 
+import pytest
 
-def test_the_parts_make_up_the_encoder(root, tiny_set):
+
+@pytest.mark.slow
+def test_parts_add_up_to_the_encoder(root, tiny_set):
     sweep = next((tiny_set / 'samples/LIDAR_TOP').glob('*.bin'))
     result = subprocess.run(
         [
@@ -29,19 +32,18 @@ def test_the_parts_make_up_the_encoder(root, tiny_set):
     assert '34688 points' in result.stdout
 
 
-def test_a_missing_file_is_named(root):
+def test_benchmark_names_a_missing_point_file(root):
     result = subprocess.run(
         [sys.executable, '-W', 'ignore', str(root / 'tools/benchmark.py'), 'encoder', 'none.bin'],
         capture_output=True,
         text=True,
         timeout=100,
     )
-    assert (
-        result.returncode != 0 and 'benchmark.py: there is no point file none.bin' in result.stderr
-    )
+    assert result.returncode != 0 and 'none.bin' in result.stderr
 
 
-def test_attention_benchmarks_keep_what_they_found(root, tmp_path):
+@pytest.mark.slow
+def test_benchmarks_write_tables_plots_and_json(root, tmp_path):
     for words, files in (
         (['complexity', '--quick'], ['complexity.json', 'complexity.md']),
         (
@@ -97,7 +99,7 @@ def test_attention_benchmarks_keep_what_they_found(root, tmp_path):
         assert shlex.split(kept['command'])[: len(words)] == words and kept['environment']['torch']
 
 
-def test_an_unknown_contender_is_named(root):
+def test_benchmark_names_an_unknown_method(root):
     result = subprocess.run(
         [
             sys.executable,
@@ -113,6 +115,4 @@ def test_an_unknown_contender_is_named(root):
         text=True,
         timeout=100,
     )
-    assert (
-        result.returncode != 0 and "benchmark.py: there is no 'DSVT' to benchmark" in result.stderr
-    )
+    assert result.returncode != 0 and "benchmark.py: there is no method 'DSVT'" in result.stderr

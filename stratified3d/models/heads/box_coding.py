@@ -32,6 +32,7 @@ def unpack_ground_truth(
     all_labels = []
     for sample in instances:
         labels = sample.labels_3d
+        # mmdet3d stores the center of the bottom face
         boxes = torch.cat([sample.bboxes_3d.gravity_center, sample.bboxes_3d.tensor[:, 3:]], 1)
         boxes = boxes.to(labels.device)
         if boxes.shape[1] < box_size:
@@ -60,7 +61,7 @@ def decode_boxes(encoding: Tensor, cell_size: Sequence[float], origin: Sequence[
         cell_size, origin: (x, y) meters of a cell, and of the corner of the BEV feature map.
     """
     center = encoding[..., :2] * encoding.new_tensor(cell_size) + encoding.new_tensor(origin)
-    yaw = torch.atan2(encoding[..., 6:7], encoding[..., 7:8])
+    yaw = torch.atan2(encoding[..., 6:7], encoding[..., 7:8])  # [..., 1]
     dims = encoding[..., 3:6].exp()
     return torch.cat([center, encoding[..., 2:3], dims, yaw, encoding[..., 8:]], -1)
 
@@ -87,7 +88,7 @@ def pack_detections(boxes: Tensor, scores: Tensor, labels: Tensor, meta: dict) -
     Args:
         meta: of the sample; its box_type_3d is the class of the boxes.
     """
-    bottom = boxes[:, 2:3] - boxes[:, 5:6] / 2  # mmdet3d's boxes have their center there
+    bottom = boxes[:, 2:3] - boxes[:, 5:6] / 2  # z of the bottom face
     boxes = torch.cat([boxes[:, :2], bottom, boxes[:, 3:]], 1)
     box_type = meta.get('box_type_3d', LiDARInstance3DBoxes)
     return InstanceData(

@@ -113,7 +113,7 @@ class StratifiedCenterHead(CenterHead):
             **_layer_settings(shared_channels, bbox_weight),
         )
         self.branches = tuple(branches)
-        self.outputs = tuple(outputs)
+        self.outputs = tuple(outputs)  # what is computed at the peaks
 
         geometry = feature_map_geometry(voxel_size, point_cloud_range, stride)
         self.feature_map_size, self.cell_size, self.origin = geometry
@@ -192,7 +192,7 @@ class StratifiedCenterHead(CenterHead):
         self, pred: dict[str, Tensor], target: CenterTargets, num_peaks: Tensor, num_boxes: Tensor
     ) -> dict[str, Tensor]:
         check_feature_map_size(pred['heatmap'], self.feature_map_size)
-        scores = heatmap_scores(pred['heatmap'])
+        scores = heatmap_scores(pred['heatmap'])  # [B, classes, Y, X]
         loss_heatmap = self.loss_cls(scores, target.heatmap, avg_factor=num_peaks)
 
         encoding = torch.cat([pred[name] for name in self.branches], 1).float()  # [B, 8|10, Y, X]
@@ -200,12 +200,13 @@ class StratifiedCenterHead(CenterHead):
         encoding = encoding.flatten(2).gather(2, index).transpose(1, 2)  # [B, max_objs, 8|10]
         bbox_targets = target.bbox_targets.nan_to_num(0, 0, 0)
         weights = regression_weights(target.bbox_targets, self.code_weights)
-        weights = target.mask.unsqueeze(2) * weights
+        weights = target.mask.unsqueeze(2) * weights  # 0 where there is no object
         loss_bbox = self.loss_bbox(encoding, bbox_targets, weights, avg_factor=num_boxes)
 
         predicted_iou = None
         if self.iou_weight:
-            predicted_iou = pred['iou'].float().flatten(1).gather(1, target.cell_index)
+            predicted_iou = pred['iou'].float().flatten(1)  # [B, Y X]
+            predicted_iou = predicted_iou.gather(1, target.cell_index)  # [B, max_objs]
         extra_losses = iou_losses(
             encoding,
             bbox_targets,
@@ -266,7 +267,7 @@ class StratifiedCenterHead(CenterHead):
         outputs = []
         for t, (pred,) in enumerate(preds_dicts):
             peaks = self._select_peaks(pred['heatmap'], t)
-            everywhere = torch.cat([pred[name] for name in self.outputs], 1)
+            everywhere = torch.cat([pred[name] for name in self.outputs], 1)  # [B, C, Y, X]
             outputs.append((peaks, gather_at(everywhere, peaks)))
         return outputs
 
@@ -285,7 +286,7 @@ class StratifiedCenterHead(CenterHead):
 
         detections = []
         for i, meta in enumerate(metas):
-            parts = [samples[i] for samples in per_task]
+            parts = [samples[i] for samples in per_task]  # of all tasks
             boxes, scores, labels = (torch.cat(values) for values in zip(*parts))
             detections.append(pack_detections(boxes, scores, labels, meta))
         return detections
@@ -295,7 +296,7 @@ class StratifiedCenterHead(CenterHead):
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Boxes, scores and labels of one task after NMS, for each sample."""
         boxes, scores = self._decode_task(peaks, outputs, task)
-        labels = peaks.label + sum(self.num_classes[:task])
+        labels = peaks.label + sum(self.num_classes[:task])  # counted through the tasks
         is_in_range = has_center_in(boxes, self.post_center_range)
         is_good = is_in_range & (scores > self.score_threshold)
         detections = []
@@ -312,7 +313,7 @@ class StratifiedCenterHead(CenterHead):
         encoding = outputs.float()
         scores = peaks.score
         if self.iou_weight:
-            predicted_iou = encoding[:, -1]
+            predicted_iou = encoding[:, -1]  # the last column, see `self.outputs`
             encoding = encoding[:, :-1]
             power = scores.new_tensor(self._iou_power_of(task))[peaks.label]
             scores = rectify_score(scores, predicted_iou, power)
@@ -331,6 +332,7 @@ class StratifiedCenterHead(CenterHead):
     def _nms(self, boxes: Tensor, scores: Tensor, task: int) -> Tensor:
         if self.nms['type'] == 'circle':
             return circle_nms(boxes[:, :2], scores, self.nms['radius'][task], self.post_max_size)
+        # x, y, dx, dy, yaw
         return rotated_nms(boxes[:, [0, 1, 3, 4, 6]], scores, self.nms['iou'], self.post_max_size)
 
 

@@ -24,7 +24,7 @@ def feature_map_geometry(
 ) -> FeatureMapGeometry:
     """Return the geometry of the BEV feature map that has one cell per stride x stride voxels."""
     _, rows, columns = grid_shape(voxel_size, point_cloud_range)
-    size = (-(-rows // stride), -(-columns // stride))
+    size = (-(-rows // stride), -(-columns // stride))  # rounded up, as strided convolutions do
     cell_size = [length * stride for length in voxel_size[:2]]
     return FeatureMapGeometry(size, cell_size, list(point_cloud_range[:2]))
 

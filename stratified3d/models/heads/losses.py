@@ -61,7 +61,7 @@ def iou_losses(
     if not branch_weight and not box_weight:
         return losses
     iou, distance = iou3d_and_distance(encoding, bbox_targets, cell_size)
-    counted = torch.ones_like(iou) if mask is None else mask.to(iou.dtype)
+    counted = torch.ones_like(iou) if mask is None else mask.to(iou.dtype)  # fp64
 
     if branch_weight:
         assert predicted_iou is not None, 'a head with iou_weight has an IoU branch'

@@ -196,6 +196,7 @@ class StratifiedTransFusionHead(nn.Module):
         queries = self._decode_queries(features, labels, cell_index)  # [B, N, C]
 
         outputs = [branch(queries).float() for branch in self.box_branches.values()]
+        # each box starts at the center of its query's cell
         encoding = move_center(torch.cat(outputs, 2), self.cell_centers[cell_index])
         preds = dict(
             heatmap=heatmap,
@@ -214,7 +215,8 @@ class StratifiedTransFusionHead(nn.Module):
         extent = self.cell_centers.new_tensor([width, height])
         position = self.position(2 * self.cell_centers / extent - 1)  # [Y X, C]
         cells = features.flatten(2).transpose(1, 2) + position  # [B, Y X, C]
-        queries = cells.gather(1, cell_index.unsqueeze(2).expand(-1, -1, cells.shape[2]))
+        index = cell_index.unsqueeze(2).expand(-1, -1, cells.shape[2])
+        queries = cells.gather(1, index)  # [B, N, C]
         categories = F.one_hot(labels, self.num_classes).to(queries.dtype)
         queries = queries + self.category(categories)
         return self.decoder(queries, cells)
@@ -268,7 +270,7 @@ class StratifiedTransFusionHead(nn.Module):
         return num_peaks, num_pairs
 
     def _class_loss(self, logits: Tensor, pairs: MatchedPairs, num_pairs: Tensor) -> Tensor:
-        wanted = torch.zeros_like(logits)
+        wanted = torch.zeros_like(logits)  # [B, N, classes], zero for queries without an object
         wanted[pairs.sample, pairs.query, pairs.label] = 1
         return self.loss_class(logits.flatten(0, 1), wanted.flatten(0, 1), avg_factor=num_pairs)
 
@@ -321,7 +323,7 @@ class StratifiedTransFusionHead(nn.Module):
 
         detections = []
         for i, meta in enumerate(batch_input_metas):
-            rows = keep[i]
+            rows = keep[i]  # [N] bool
             detections.append(
                 pack_detections(boxes[i][rows], scores[i][rows], labels[i][rows], meta)
             )
@@ -331,7 +333,7 @@ class StratifiedTransFusionHead(nn.Module):
         """Score [B, N] of each query for its class."""
         labels = preds['labels']
         class_scores = preds['logits'].float().sigmoid()
-        scores = class_scores.gather(2, labels.unsqueeze(2)).squeeze(2)
+        scores = class_scores.gather(2, labels.unsqueeze(2)).squeeze(2)  # [B, N]
         scores = scores * preds['peak_scores']
         if 'iou' in preds:
             power = scores.new_tensor(self.iou_power)[labels]

@@ -1,5 +1,5 @@
-"""`python -m stratified3d.doctor`: what is installed, which attention backend runs, whether sums
-are right."""
+"""`python -m stratified3d.doctor`: what is installed, which attention backend runs, and whether
+results are right."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import sys
 import torch
 
 from stratified3d import __version__, ops
+from stratified3d.host import hide_startup_warnings
 from stratified3d.ops.stratified_attention import BACKENDS
 from stratified3d.testing import random_coords, relative_error
 
@@ -42,6 +43,7 @@ _IMPORTS = (
 
 
 def show_versions() -> None:
+    """Print the versions of what the package needs."""
     print(f'stratified3d {__version__}, Python {platform.python_version()}, {platform.platform()}')
     for name in _PACKAGES:
         try:
@@ -51,9 +53,11 @@ def show_versions() -> None:
 
 
 def show_devices() -> list[str]:
-    print(
-        f'devices\n  cpu              {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads'
-    )
+    """Print the devices that torch finds, and return their names."""
+    print('devices')
+    threads = torch.get_num_threads()
+    print(f'  cpu              {os.cpu_count()} cores, torch uses {threads} threads')
+
     devices = ['cpu']
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
@@ -63,15 +67,14 @@ def show_devices() -> list[str]:
         )
         devices.append(f'cuda:{i}')
     if len(devices) == 1:
-        print(
-            f'  cuda             none (torch built for CUDA {torch.version.cuda})'
-            if torch.version.cuda
-            else '  cuda             none (this torch is the CPU build)'
-        )
+        cuda = torch.version.cuda
+        reason = f'torch built for CUDA {cuda}' if cuda else 'this torch is the CPU build'
+        print(f'  cuda             none ({reason})')
     return devices
 
 
 def show_backends(devices: list[str]) -> None:
+    """Print which attention backend runs on each device, and why the others do not."""
     forced = os.environ.get('STRATIFIED3D_BACKEND')
     print('attention backends' + (f' (STRATIFIED3D_BACKEND={forced})' if forced else ''))
     for device in devices:
@@ -82,68 +85,89 @@ def show_backends(devices: list[str]) -> None:
             except ValueError as error:
                 print(f'  {device} {dtype}: {error}')
                 continue
-            others = '; '.join(
-                f'{name}: {ops.unsupported_reason(name, q) or "runs too, slower"}'
-                for name in BACKENDS
-                if name != chosen
-            )
-            print(f'  {device:<7} {str(dtype)[6:]:<9} {chosen} ({others})')
+            others = []
+            for name in BACKENDS:
+                if name != chosen:
+                    reason = ops.unsupported_reason(name, q) or 'runs too, slower'
+                    others.append(f'{name}: {reason}')
+            print(f'  {device:<7} {str(dtype)[6:]:<9} {chosen} ({"; ".join(others)})')
 
 
 def check_imports() -> list[str]:
+    """Import what the package needs, and return what fails."""
     failed = []
     for name in _IMPORTS:
         try:
             importlib.import_module(name)
-        except Exception as error:  # whatever keeps a package from importing is what is asked for
+        except Exception as error:  # imports fail in any way
             failed.append(f'import {name}: {type(error).__name__}: {error}')
     return failed
 
 
-def check_sums(device: str) -> list[str]:
-    """Attention against the equation and sparse against dense convolution, on a small cloud."""
-    from stratified3d.layers.sparse_conv import SparseConv, SparseConvTensor, dense_bev
+def check_results(device: str) -> list[str]:
+    """Compare attention and sparse convolution with slow and simple computations of the same.
 
-    failed = []
+    Returns:
+        What differs.
+    """
     coords = random_coords((300, 200), (4, 24, 24)).to(device)
-    plan = ops.plan_windows(coords, (4, 6, 6), batch_size=2)
-    q, k, v = torch.randn(3, 500, 2, 16, device=device).unbind(0)
-    strata = torch.randn(2, 2, 8, 2, 16, device=device).unbind(0)
-    truth = ops.stratified_attention(q, k, v, plan, *strata, backend='reference')
-    error = relative_error(ops.stratified_attention(q, k, v, plan, *strata), truth)
+    failed = []
+    error = _attention_error(coords)
     if not error < 1e-4:
         failed.append(f'{device}: attention differs from its equation by {error:.1e}')
-    x = SparseConvTensor(torch.randn(500, 8, device=device), coords, [4, 24, 24], 2)
-    conv = SparseConv(8, 8, 3, key='a').to(device)
-    volume = dense_bev(x).unflatten(1, (4, 8)).transpose(1, 2)  # [B, C, Z, Y, X]
-    dense = torch.nn.functional.conv3d(
-        volume, conv.conv.weight.permute(0, 4, 1, 2, 3), conv.conv.bias, padding=1
-    )
-    b, z, y, xx = coords.long().unbind(1)
-    error = relative_error(conv(x).features, dense[b, :, z, y, xx])
+    error = _convolution_error(coords)
     if not error < 2e-3:  # tensor cores may round to TF32
         failed.append(f'{device}: sparse convolution differs from the dense one by {error:.1e}')
     return failed
 
 
+def _attention_error(coords: torch.Tensor) -> float:
+    plan = ops.plan_windows(coords, (4, 6, 6), batch_size=2)
+    device = coords.device
+    q, k, v = torch.randn(3, 500, 2, 16, device=device).unbind(0)
+    strata_k, strata_v = torch.randn(2, 2, 8, 2, 16, device=device).unbind(0)
+    tensors = (q, k, v, plan, strata_k, strata_v)
+
+    expected = ops.stratified_attention(*tensors, backend='reference')
+    return relative_error(ops.stratified_attention(*tensors), expected)
+
+
+def _convolution_error(coords: torch.Tensor) -> float:
+    from stratified3d.layers.sparse_conv import SparseConv, SparseConvTensor, dense_bev
+
+    feats = torch.randn(500, 8, device=coords.device)
+    voxels = SparseConvTensor(feats, coords, [4, 24, 24], 2)
+    layer = SparseConv(8, 8, 3, key='a').to(coords.device)
+
+    volume = dense_bev(voxels).unflatten(1, (4, 8)).transpose(1, 2)  # [B, C, Z, Y, X]
+    weight = layer.conv.weight.permute(0, 4, 1, 2, 3)
+    dense = torch.nn.functional.conv3d(volume, weight, layer.conv.bias, padding=1)
+
+    b, z, y, x = coords.long().unbind(1)
+    return relative_error(layer(voxels).features, dense[b, :, z, y, x])
+
+
 def main() -> int:
+    """Print all of it; 1 if anything is wrong."""
+    hide_startup_warnings()
     show_versions()
     devices = show_devices()
     show_backends(devices)
+
     failed = check_imports()
     if not failed:
         try:
             with torch.no_grad():
-                failed = [f for device in devices for f in check_sums(device)]
+                failed = [line for device in devices for line in check_results(device)]
         except ValueError as error:  # no backend can run
             failed = [str(error)]
+
     for line in failed:
         print(f'FAILED {line}')
-    print(
-        'something is wrong: bash tools/setup.sh --fresh builds the environment anew'
-        if failed
-        else 'all imports work, attention and sparse convolution compute right sums'
-    )
+    if failed:
+        print('something is wrong: bash tools/setup.sh --fresh builds the environment anew')
+    else:
+        print('all imports work, attention and sparse convolution give right results')
     return bool(failed)
 
 

@@ -3,32 +3,73 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import runpy
 import sys
+import warnings
 from pathlib import Path
 
 _PACKAGE = str(Path(__file__).parent) + os.sep
-_DISK = {
+_DISK_ERRORS = {
     errno.ENOSPC: 'the disk is full',
     errno.EDQUOT: 'the quota is used up',
     errno.EFBIG: 'file size limit',
 }
+_INTERRUPTED = 128 + 2  # status of a command that ended by SIGINT
 
 
 def run_host_tool(name: str) -> None:
     """Run mmdet3d's own tools/<name> in this process, with this process's arguments.
 
-    An error that says what the user can mend ends the process with that message and status 1;
-    STRATIFIED3D_TRACEBACK=1 shows where it came from.
+    An error that the user can fix ends the process with one message and status 1;
+    STRATIFIED3D_TRACEBACK=1 shows where it came from. Ctrl-C ends it with status 130.
 
     Raises:
-        FileNotFoundError: the installed mmdet3d ships no such script.
+        FileNotFoundError: the installed mmdet3d has no such script.
     """
-    # threads that spin at a barrier starve the one that they wait for as soon as anything else
-    # runs, and loader processes always do; read when torch is imported
+    # threads that spin at a barrier take the core from the thread that they wait for as soon as
+    # anything else runs, and loader processes always do; read when torch is imported
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    hide_startup_warnings()
+    script = _find_script(name)
+    sys.argv[0] = str(script)
+
+    try:
+        runpy.run_path(str(script), run_name='__main__')
+    except KeyboardInterrupt:
+        hint = '; add --resume to resume from the last checkpoint' if name == 'train.py' else ''
+        print(f'\n{name}: interrupted{hint}', file=sys.stderr)
+        sys.exit(_INTERRUPTED)
+    except Exception as error:
+        message = user_message(error)
+        if message is None or os.environ.get('STRATIFIED3D_TRACEBACK') == '1':
+            raise
+        sys.exit(f'{name}: {message}')
+
+
+def hide_startup_warnings() -> None:
+    """Hide warnings that mmengine and torch cause by their own code, in every command.
+
+    Call it before mmengine is imported. Warnings of anything else are shown as before.
+    """
+    # mmengine imports pkg_resources, and reloads it to look for packages
+    warnings.filterwarnings(
+        'ignore',
+        message='pkg_resources is deprecated',
+        category=UserWarning,
+        module=r'(mmengine|importlib)(\.|$)',
+    )
+    # torch's nested tensors call what its fx package warns of
+    logging.getLogger('torch.fx._symbolic_trace').addFilter(_is_not_about_tracing)
+
+
+def _is_not_about_tracing(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith('is_fx_tracing will return true')
+
+
+def _find_script(name: str) -> Path:
     import mmdet3d
 
     script = Path(mmdet3d.__file__).parent / '.mim' / 'tools' / name
@@ -37,43 +78,48 @@ def run_host_tool(name: str) -> None:
             f'mmdet3d {mmdet3d.__version__} has no {script}: reinstall it from its wheel '
             '(pip install --force-reinstall --no-deps mmdet3d==1.4.0)'
         )
-    sys.argv[0] = str(script)
-    try:
-        runpy.run_path(str(script), run_name='__main__')
-    except Exception as error:
-        message = explain(error)
-        if message is None or os.environ.get('STRATIFIED3D_TRACEBACK') == '1':
-            raise
-        sys.exit(f'{name}: {message}')
+    return script
 
 
-def explain(error: BaseException) -> str | None:
-    """The message of an exception that this package raised for the user to read, wherever it was
-    caught and raised again on its way; or of a full disk. None for anything else, which wants its
-    traceback."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _DISK:
-            return (
-                f'{_DISK[error.errno]}{f" at {error.filename}" if error.filename else ""} ({error.strerror}); make '
-                'room; after that --resume goes on from the last checkpoint'
-            )
-        if isinstance(error, (ValueError, OSError)):
-            message = _own_message(error)
+def user_message(error: BaseException) -> str | None:
+    """The message of an error that the user can fix; None for others, which need a traceback.
+
+    It is an error that this package raised, wherever it was caught and raised again on its way,
+    or a full disk.
+    """
+    current: BaseException | None = error
+    while current is not None:
+        if isinstance(current, OSError) and current.errno in _DISK_ERRORS:
+            return _disk_message(current)
+        if isinstance(current, (ValueError, OSError)):
+            message = _own_message(current)
             if message is not None:
                 return message
-        error = error.__cause__ or error.__context__
+        current = current.__cause__ or current.__context__
     return None
 
 
+def _disk_message(error: OSError) -> str:
+    reason = _DISK_ERRORS[error.errno or 0]
+    place = f' at {error.filename}' if error.filename else ''
+    return (
+        f'{reason}{place} ({error.strerror}); free some space, then add --resume to resume from '
+        'the last checkpoint'
+    )
+
+
 def _own_message(error: BaseException) -> str | None:
+    """The text of an error that was raised in a file of this package."""
     text = str(error)
     if text.startswith('Caught '):  # in a worker of the data loader, whose traceback is in the text
         files = re.findall(r'^ *File "([^"]+)"', text, re.M)
         last = re.split(rf'^{type(error).__name__}: ', text, flags=re.M)[-1].strip()
         return last if files and files[-1].startswith(_PACKAGE) else None
+
     step = error.__traceback__
-    while step is not None and step.tb_next is not None:
+    if step is None:
+        return None
+    while step.tb_next is not None:
         step = step.tb_next
-    return (
-        text if step is not None and step.tb_frame.f_code.co_filename.startswith(_PACKAGE) else None
-    )
+    is_own = step.tb_frame.f_code.co_filename.startswith(_PACKAGE)
+    return text if is_own else None

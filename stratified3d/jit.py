@@ -8,12 +8,12 @@ import numba
 
 
 def compiled(function: Callable) -> Callable:
-    """Compile for the CPU, kept on disk where that is possible.
+    """Compile a function for the CPU and keep the machine code on disk where that is possible.
 
-    numba stores machine code beside the module, else in the user's cache folder (or
-    `$NUMBA_CACHE_DIR`). Where none of them is writable (a read-only installation without a home),
-    it raises when the decorator runs; the kernel is then compiled once per process instead. IEEE
-    division and no reassociation, so that results are the same on every call.
+    numba stores it beside the module, else in the user's cache folder (or `$NUMBA_CACHE_DIR`).
+    Where neither can be written (a read-only installation without a home), numba raises when the
+    decorator runs; then the kernel is compiled once per process. Division follows IEEE and sums
+    keep their order, so that results are the same on every call.
     """
     try:
         return numba.njit(cache=True, nogil=True, error_model='numpy')(function)

@@ -1,5 +1,7 @@
-"""What a config imports: `custom_imports = dict(imports=['stratified3d.plugin'])` registers
-everything in mmdet3d."""
+"""Registers everything in mmdet3d, for configs: `custom_imports =
+dict(imports=['stratified3d.plugin'])`."""
+
+# the decorators in these modules register their classes
 
 import stratified3d.datasets.custom.dataset
 import stratified3d.datasets.sampling.class_balance

@@ -95,7 +95,7 @@ def test_malicious_checkpoints_are_refused(tmp_path, number):
     path = tmp_path / 'evil.pth'
     torch.save(dict(state_dict={}, meta=payload), path)
     with pytest.raises(
-        ValueError, match='evil.pth: (not loaded, because it holds more than|damaged)'
+        ValueError, match='evil.pth: (not loaded|damaged)'
     ) as error:
         load_checkpoint_file(str(path))
     assert 'weights_only' not in str(error.value)  # torch's advice would be to switch the check off
@@ -203,9 +203,9 @@ def test_weights_alone(tmp_path):
     save_weights(path, state)
     assert load_checkpoint_file(str(path))['meta'] == {}
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(ValueError, match='w.safetensors: damaged or cut short'):
+    with pytest.raises(ValueError, match='w.safetensors: damaged'):
         load_checkpoint_file(str(path))
-    with pytest.raises(ValueError, match='a.pth: weights are released as .safetensors'):
+    with pytest.raises(ValueError, match='released as .safetensors'):
         save_weights(tmp_path / 'a.pth', state)
 
 
@@ -228,9 +228,9 @@ def test_weights_are_exported(root, checkpoint):
     )
 
 
-def test_weights_that_half_precision_cannot_hold_are_named(tmp_path):
+def test_weights_that_fp16_cannot_represent_are_named(tmp_path):
     state = dict(fine=torch.ones(2), large=torch.tensor([1.0, -7e4]))
-    with pytest.raises(ValueError, match='fp16 cannot hold large, up to 70000'):
+    with pytest.raises(ValueError, match='large: fp16 .* 70000'):
         save_weights(tmp_path / 'w.safetensors', state, half=True)
     assert not list(tmp_path.iterdir())
 
@@ -264,5 +264,5 @@ def test_truncated_checkpoints_are_named(checkpoint, keep):
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match='there is no checkpoint .*none.pth'):
+    with pytest.raises(FileNotFoundError, match='no checkpoint .*none.pth'):
         load_checkpoint_file(str(tmp_path / 'none.pth'))

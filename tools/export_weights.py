@@ -4,14 +4,18 @@
 import argparse
 import sys
 
-from stratified3d.checkpoints import load_checkpoint_file, save_weights
+from stratified3d.host import hide_startup_warnings
+
+hide_startup_warnings()
+
+from stratified3d.checkpoints import load_checkpoint_file, save_weights, trained_classes
 
 EXAMPLES = """examples:
   python tools/export_weights.py work_dirs/quickstart/epoch_8.pth quickstart.safetensors
   python tools/export_weights.py work_dirs/quickstart/epoch_8.pth quickstart.safetensors --half
 
-The classes go along, and loading compares them with the config's. tools/test.py, load_from and init_detector take the
-file; --resume needs the checkpoint itself."""
+The file names the classes, and loading compares them with the config's. tools/test.py, load_from
+and init_detector take the file; --resume needs the checkpoint itself."""
 
 
 def main() -> int:
@@ -27,14 +31,13 @@ def main() -> int:
     try:
         content = load_checkpoint_file(args.checkpoint, 'cpu')
         state = content.get('state_dict', content)
-        classes = ((content.get('meta') or {}).get('dataset_meta') or {}).get('classes')
+        classes = trained_classes(content)
         save_weights(args.out, state, classes, args.half)
     except (ValueError, OSError) as error:
         sys.exit(f'export_weights.py: {error}')
     numbers = sum(value.numel() for value in state.values())
-    print(
-        f'{args.out}: {len(state)} tensors, {numbers:,} numbers, classes {", ".join(classes or ["not named"])}'
-    )
+    names = ', '.join(classes or ['not named'])
+    print(f'{args.out}: {len(state)} tensors, {numbers:,} numbers, classes {names}')
     return 0
 
 

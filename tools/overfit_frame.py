@@ -8,6 +8,14 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+# configs may import projects.<name>, wherever the command was started
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from stratified3d.host import hide_startup_warnings
+
+hide_startup_warnings()
 
 import numpy as np
 import torch
@@ -16,14 +24,14 @@ from mmengine.structures import InstanceData
 from PIL import Image
 from tqdm import trange
 
-# configs may import projects.<name>, wherever the command was started
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from stratified3d.apis import detect, init_detector
+from stratified3d.apis import Detections, detect, init_detector
 from stratified3d.datasets.nuscenes.frames import AnnotatedFrame, read_frame
 from stratified3d.evaluation.center_distance import count_matches
 from stratified3d.visualization.bev import draw_bev
 from stratified3d.visualization.drawing import Drawing
+
+if TYPE_CHECKING:
+    from mmdet3d.models.detectors import Base3DDetector
 
 CONFIG = (
     Path(__file__).parents[1]
@@ -58,35 +66,42 @@ def parse_args() -> argparse.Namespace:
 def keep_learnable(
     frame: AnnotatedFrame, class_names: list[str], point_cloud_range: list[float], min_points: int
 ) -> AnnotatedFrame:
-    """The boxes of known classes whose center is in range and that hold enough points."""
-    low, high = np.array(point_cloud_range[:2]), np.array(point_cloud_range[3:5])
+    """Keep the boxes of known classes whose center is in range and that contain enough points."""
+    lower, upper = np.array(point_cloud_range[:2]), np.array(point_cloud_range[3:5])
+    centers = frame.boxes[:, :2]
     kept = (frame.num_points >= min_points) & np.isin(frame.names, class_names)
-    kept &= ((frame.boxes[:, :2] >= low) & (frame.boxes[:, :2] < high)).all(1)
+    kept &= ((centers >= lower) & (centers < upper)).all(1)
     return AnnotatedFrame(
         frame.points,
         frame.boxes[kept],
-        [n for n, k in zip(frame.names, kept) if k],
+        [name for name, keep in zip(frame.names, kept) if keep],
         frame.num_points[kept],
     )
 
 
-def train(model: torch.nn.Module, frame: AnnotatedFrame, iterations: int, lr: float) -> None:
+def make_sample(model: Base3DDetector, frame: AnnotatedFrame, device: torch.device):
+    """The annotations of a frame as mmdet3d wants them."""
+    boxes = LiDARInstance3DBoxes(torch.from_numpy(frame.boxes), box_dim=9)
+    labels = [model.class_names.index(name) for name in frame.names]
+    gt_instances = InstanceData(
+        bboxes_3d=boxes.to(device),
+        labels_3d=torch.tensor(labels, dtype=torch.long, device=device),
+    )
+    return Det3DDataSample(
+        metainfo=dict(box_type_3d=LiDARInstance3DBoxes), gt_instances_3d=gt_instances
+    )
+
+
+def train(model: Base3DDetector, frame: AnnotatedFrame, iterations: int, lr: float) -> None:
+    """Train on one frame, with AdamW and a one-cycle schedule."""
     device = next(model.parameters()).device
-    labels = torch.tensor(
-        [model.class_names.index(n) for n in frame.names], dtype=torch.long, device=device
-    )
-    sample = Det3DDataSample(
-        metainfo=dict(box_type_3d=LiDARInstance3DBoxes),
-        gt_instances_3d=InstanceData(
-            bboxes_3d=LiDARInstance3DBoxes(torch.from_numpy(frame.boxes), box_dim=9).to(device),
-            labels_3d=labels,
-        ),
-    )
+    sample = make_sample(model, frame, device)
     points = [torch.from_numpy(frame.points).to(device)]
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, lr, total_steps=iterations + 1, pct_start=0.2
     )
+
     model.train()
     bar = trange(iterations, desc='training', mininterval=1)
     for _ in bar:
@@ -101,6 +116,37 @@ def train(model: torch.nn.Module, frame: AnnotatedFrame, iterations: int, lr: fl
     model.eval()
 
 
+def report(frame: AnnotatedFrame, found: Detections, info: Path, out: Path) -> None:
+    """Print which objects were found; write detections.json and a picture."""
+    matches = count_matches(frame.boxes, frame.names, found.boxes, found.scores, found.names)
+    hits = sum(hit for hit, _ in matches.values())
+    total = sum(count for _, count in matches.values())
+    print(f'\n{"class":<22}{"found":>6}{"boxes":>7}')
+    for name, (hit, count) in matches.items():
+        print(f'{name:<22}{hit:>6}{count:>7}')
+    print(f'{"all":<22}{hits:>6}{total:>7}   {hits / total:.1%} within 2 m')
+
+    summary = dict(
+        recall=hits / total,
+        classes=matches,
+        boxes=found.boxes.tolist(),
+        scores=found.scores.tolist(),
+        names=found.names,
+    )
+    (out / 'detections.json').write_text(json.dumps(summary))
+
+    is_shown = found.scores >= 0.3
+    drawing = Drawing(
+        frame.points,
+        found.boxes[is_shown],
+        found.scores[is_shown],
+        [name for name, shown in zip(found.names, is_shown) if shown],
+        frame.boxes,
+        f'{info.name}: {hits} of {total} found, predictions with score \u2265 0.3',
+    )
+    Image.fromarray(draw_bev(drawing)).save(out / 'bev.png')
+
+
 def main() -> int:
     args = parse_args()
     torch.manual_seed(args.seed)
@@ -109,48 +155,21 @@ def main() -> int:
         model = init_detector(args.config)
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f'overfit_frame.py: {error}')
-    frame = keep_learnable(
-        frame, model.class_names, model.cfg.model.point_cloud_range, args.min_points
-    )
+
+    limits = model.cfg.model.point_cloud_range
+    frame = keep_learnable(frame, model.class_names, limits, args.min_points)
     if not len(frame.boxes):
         sys.exit(
-            f'overfit_frame.py: {args.info}: frame {args.index} has no box in range with {args.min_points} or '
-            'more points'
+            f'overfit_frame.py: {args.info}: frame {args.index} has no box in range with '
+            f'{args.min_points} or more points'
         )
+
     args.out.mkdir(parents=True, exist_ok=True)
     train(model, frame, args.iterations, args.lr)
-    torch.save(
-        dict(
-            state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=model.class_names))
-        ),
-        args.out / 'checkpoint.pth',
-    )
+    meta = dict(dataset_meta=dict(classes=model.class_names))
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), args.out / 'checkpoint.pth')
 
-    found = detect(model, frame.points)
-    matches = count_matches(frame.boxes, frame.names, found.boxes, found.scores, found.names)
-    hits, total = (sum(column) for column in zip(*matches.values()))
-    print(f'\n{"class":<22}{"found":>6}{"boxes":>7}')
-    for name, (hit, count) in matches.items():
-        print(f'{name:<22}{hit:>6}{count:>7}')
-    print(f'{"all":<22}{hits:>6}{total:>7}   {hits / total:.1%} within 2 m')
-    summary = dict(
-        recall=hits / total,
-        classes=matches,
-        boxes=found.boxes.tolist(),
-        scores=found.scores.tolist(),
-        names=found.names,
-    )
-    (args.out / 'detections.json').write_text(json.dumps(summary))
-    best = found.scores >= 0.3
-    scene = Drawing(
-        frame.points,
-        found.boxes[best],
-        found.scores[best],
-        [n for n, b in zip(found.names, best) if b],
-        frame.boxes,
-        f'{Path(args.info).name}: {hits} of {total} found, predictions with score \u2265 0.3',
-    )
-    Image.fromarray(draw_bev(scene)).save(args.out / 'bev.png')
+    report(frame, detect(model, frame.points), Path(args.info), args.out)
     print(f'checkpoint, detections and picture: {args.out}')
     return 0
 

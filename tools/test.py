@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Evaluate a checkpoint: mmdet3d's own tools/test.py with all its flags."""
+"""Evaluate a checkpoint: mmdet3d's own tools/test.py with all its options."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a detector: mmdet3d's own tools/train.py with all its flags (--resume, --cfg-options,
+"""Train a detector: mmdet3d's own tools/train.py with all its options (--resume, --cfg-options,
 --launcher, --amp)."""
 
 import sys

@@ -8,6 +8,14 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+# configs may import projects.<name>, wherever the command was started
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from stratified3d.host import hide_startup_warnings
+
+hide_startup_warnings()
 
 import numpy as np
 from mmdet3d.registry import DATASETS
@@ -15,21 +23,24 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import DefaultScope
 from tqdm import tqdm
 
-# configs may import projects.<name>, wherever the command was started
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from stratified3d.apis import detect, init_detector, inspect_strata
 from stratified3d.datasets.io.point_files import read_points
-from stratified3d.visualization.drawing import COLORINGS, Drawing, StrataWeights
+from stratified3d.visualization.drawing import COLORINGS, Drawing
 from stratified3d.visualization.perspective import Camera
 from stratified3d.visualization.pictures import PictureFolder
 from stratified3d.visualization.window import KEYS, Viewer
 
-EXAMPLES = """examples:
-  python tools/visualize.py CONFIG CHECKPOINT --dataset --out pictures               four frames with their truth
-  python tools/visualize.py CONFIG CHECKPOINT --dataset --index 0-19 --video mp4     a scene as a video
-  python tools/visualize.py CONFIG CHECKPOINT sweep.pcd.bin --color intensity       a file of points
-  python tools/visualize.py CONFIG CHECKPOINT --dataset --strata 1 --show            strata tokens, in a window
+if TYPE_CHECKING:
+    from mmdet3d.models.detectors import Base3DDetector
+
+# index of a frame -> points [P, 5] and annotated boxes [K, 7 or 9], None where they are unknown
+Load = Callable[[int], tuple[np.ndarray, np.ndarray | None]]
+
+EXAMPLES = """examples, after python tools/visualize.py CONFIG CHECKPOINT:
+  --dataset --out pictures                four frames with their ground truth
+  --dataset --index 0-19 --video mp4      a scene as a video
+  sweep.pcd.bin --color intensity         a file of points
+  --dataset --strata 1 --show             strata tokens, in a window
 """
 
 
@@ -43,7 +54,7 @@ def parse_args() -> argparse.Namespace:
         'files', nargs='*', type=Path, metavar='FILE', help='.bin, .npy, .pcd or .ply point files'
     )
     parser.add_argument(
-        '--dataset', action='store_true', help="frames of the config's test set, with their truth"
+        '--dataset', action='store_true', help="frames of the config's test set, with ground truth"
     )
     parser.add_argument(
         '--index', nargs='+', type=_indices, metavar='I', help='which: numbers, or ranges like 0-9'
@@ -51,6 +62,26 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--count', type=int, default=4, help='without --index: so many, evenly spread (default: 4)'
     )
+    add_drawing_options(parser)
+    parser.add_argument('--device', help='default: the GPU where there is one')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='overrides of the config, key=value'
+    )
+
+    args = parser.parse_intermixed_args()
+    if args.dataset == bool(args.files):
+        parser.error('give either --dataset or point files')
+    if args.rate <= 0:
+        parser.error(f'--rate is above 0, not {args.rate}')
+    if args.count < 1:
+        parser.error(f'--count is at least 1, not {args.count}')
+    if len(args.camera) > len(Camera._fields):
+        parser.error(f'--camera is at most four numbers, not {len(args.camera)}')
+    return args
+
+
+def add_drawing_options(parser: argparse.ArgumentParser) -> None:
+    """Options of what is drawn and how."""
     parser.add_argument(
         '--out', type=Path, default=Path('work_dirs/pictures'), help='folder of the pictures'
     )
@@ -66,8 +97,8 @@ def parse_args() -> argparse.Namespace:
         type=float,
         default=[],
         metavar='N',
-        help='of the perspective: azimuth '
-        'and elevation (degrees), distance, meters ahead (default: 90 36 62 12; azimuth 0: along x)',
+        help='of the perspective: azimuth and elevation (degrees), distance, meters ahead '
+        '(default: 90 36 62 12; azimuth 0: along x)',
     )
     parser.add_argument(
         '--strata',
@@ -87,21 +118,11 @@ def parse_args() -> argparse.Namespace:
         '--video', nargs='?', const='mp4', choices=('mp4', 'gif'), help='join the pictures'
     )
     parser.add_argument(
-        '--rate', type=float, default=2.0, help='pictures a second of the video (default: 2)'
+        '--rate', type=float, default=2.0, help='pictures per second of the video (default: 2)'
     )
     parser.add_argument(
         '--show', action='store_true', help='open a window instead; its keys are printed'
     )
-    parser.add_argument('--device', help='default: the GPU where there is one')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='overrides of the config, key=value'
-    )
-    args = parser.parse_intermixed_args()
-    if args.dataset == bool(args.files):
-        parser.error('give either --dataset or point files')
-    if args.rate <= 0 or args.count < 1 or len(args.camera) > len(Camera._fields):
-        parser.error('--rate is above 0, --count at least 1, --camera at most four numbers')
-    return args
 
 
 def _indices(text: str) -> list[int]:
@@ -109,54 +130,87 @@ def _indices(text: str) -> list[int]:
     return list(range(int(first), int(last or first) + 1))
 
 
-def frames(args: argparse.Namespace, config: Config) -> tuple[list[str], Callable[[int], tuple]]:
-    """Names of the frames, and a function from a frame's place to its points and true boxes (None:
-    unknown)."""
+def list_frames(args: argparse.Namespace, config: Config) -> tuple[list[str], Load]:
+    """Names of the frames to draw, and a function that loads the one of an index."""
     if args.files:
-        return [path.name.split('.')[0] for path in args.files], lambda i: (
-            read_points(args.files[i]),
-            None,
-        )
+        names = [path.name.split('.')[0] for path in args.files]
+        return names, lambda i: (read_points(args.files[i]), None)
+
     with DefaultScope.overwrite_default_scope('mmdet3d'):
         dataset = DATASETS.build(config.test_dataloader.dataset)
-    count = min(args.count, len(dataset))
-    chosen = (
-        sum(args.index, [])
-        if args.index
-        else [(2 * k + 1) * len(dataset) // (2 * count) for k in range(count)]
-    )
-    if not chosen or max(chosen) >= len(dataset):
-        raise ValueError(f'--index: the dataset has frames 0 to {len(dataset) - 1}, not {chosen}')
+    chosen = choose_frames(args, len(dataset))
 
-    def load(i: int) -> tuple:
-        truth = dataset.get_data_info(chosen[i]).get('eval_ann_info')
-        boxes = (
-            None
-            if truth is None
-            else truth['gt_bboxes_3d'].tensor.numpy()[truth['gt_labels_3d'] >= 0]
-        )
-        return dataset[chosen[i]]['inputs']['points'].numpy(), boxes
+    def load(i: int) -> tuple[np.ndarray, np.ndarray | None]:
+        info = dataset.get_data_info(chosen[i])
+        sample = dataset[chosen[i]]
+        return sample['inputs']['points'].numpy(), known_boxes(info.get('eval_ann_info'))
 
     return [f'frame_{index:04d}' for index in chosen], load
 
 
-def make_scene(
-    args: argparse.Namespace, model, name: str, points: np.ndarray, truth: np.ndarray | None
+def known_boxes(annotations: dict | None) -> np.ndarray | None:
+    """Annotated boxes of the config's classes."""
+    if annotations is None:
+        return None
+    is_known = annotations['gt_labels_3d'] >= 0
+    return annotations['gt_bboxes_3d'].tensor.numpy()[is_known]
+
+
+def choose_frames(args: argparse.Namespace, total: int) -> list[int]:
+    """Indices of --index, or --count of them, evenly spread.
+
+    Raises:
+        ValueError: there is no such frame.
+    """
+    if args.index:
+        chosen = [index for indices in args.index for index in indices]
+    else:
+        count = min(args.count, total)
+        chosen = [(2 * k + 1) * total // (2 * count) for k in range(count)]
+
+    if not chosen or max(chosen) >= total:
+        raise ValueError(f'--index: the dataset has frames 0 to {total - 1}, not {chosen}')
+    return chosen
+
+
+def make_drawing(
+    args: argparse.Namespace,
+    model: Base3DDetector,
+    name: str,
+    points: np.ndarray,
+    gt_boxes: np.ndarray | None,
 ) -> Drawing:
+    """Detect the objects of a frame."""
     found = detect(model, points)
-    best = found.scores >= args.score
-    strata = None
-    if args.strata is not None:
-        strata = StrataWeights(*inspect_strata(model, points, args.strata))
+    is_shown = found.scores >= args.score
+    strata = None if args.strata is None else inspect_strata(model, points, args.strata)
     return Drawing(
         points,
-        found.boxes[best],
-        found.scores[best],
-        [n for n, b in zip(found.names, best) if b],
-        truth,
-        f'{name}: {best.sum()} predictions with score \u2265 {args.score}',
+        found.boxes[is_shown],
+        found.scores[is_shown],
+        [name for name, shown in zip(found.names, is_shown) if shown],
+        gt_boxes,
+        f'{name}: {is_shown.sum()} predictions with score \u2265 {args.score}',
         strata,
     )
+
+
+def write_pictures(
+    args: argparse.Namespace, area: list[float], names: list[str], draw: Callable[[int], Drawing]
+) -> None:
+    """Write pictures and videos, and print where they are."""
+    camera = Camera(*args.camera)
+    videos = []
+    with PictureFolder(args.out, area, camera, args.color, not args.no_perspective) as folder:
+        for i, name in enumerate(tqdm(names, 'drawing', unit='frame')):
+            folder.write(name, draw(i), args.token)
+        if args.video:
+            videos = folder.write_videos(args.video, args.rate)
+
+    for kind, paths in folder.written.items():
+        print(f'{args.out / kind}: {len(paths)} pictures')
+    for path in videos:
+        print(path)
 
 
 def main() -> int:
@@ -165,22 +219,21 @@ def main() -> int:
         config = Config.fromfile(args.config)
         config.merge_from_dict(args.cfg_options or {})
         model = init_detector(config, args.checkpoint, args.device)
-        names, load = frames(args, config)
-        camera = Camera(*args.camera)
+        names, load = list_frames(args, config)
+
+        def draw(i: int) -> Drawing:
+            return make_drawing(args, model, names[i], *load(i))
+
         if args.show:
-            print('\n'.join(f'  {key}  {meaning}' for key, meaning in KEYS.items()))
-            Viewer(lambda i: make_scene(args, model, names[i], *load(i)), len(names), camera).run()
-            return 0
-        area = [config.model.point_cloud_range[i] for i in (0, 1, 3, 4)]
-        with PictureFolder(args.out, area, camera, args.color, not args.no_perspective) as folder:
-            for i, name in enumerate(tqdm(names, 'drawing', unit='frame')):
-                folder.write(name, make_scene(args, model, name, *load(i)), args.token)
-            videos = folder.write_videos(args.video, args.rate) if args.video else []
+            for key, meaning in KEYS.items():
+                print(f'  {key}  {meaning}')
+            Viewer(draw, len(names), Camera(*args.camera)).run()
+        else:
+            limits = config.model.point_cloud_range
+            area = [limits[i] for i in (0, 1, 3, 4)]
+            write_pictures(args, area, names, draw)
     except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f'visualize.py: {error}')
-    for kind, paths in folder.written.items():
-        print(f'{args.out / kind}: {len(paths)} pictures')
-    print(*videos, sep='\n', end='\n' if videos else '')
     return 0
 
 

@@ -1,6 +1,5 @@
 #!/usr/bin/env python
-"""How far does a detector that learned in simulation carry over? F1 on annotated frames it has
-nothing to do with."""
+"""Score a detector that was trained in simulation on other annotated frames, by their F1."""
 
 from __future__ import annotations
 
@@ -8,31 +7,52 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from stratified3d.host import hide_startup_warnings
+
+hide_startup_warnings()
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from stratified3d.apis import detect, init_detector
+from stratified3d.apis import Detections, detect, init_detector
 from stratified3d.datasets.io.info_files import read_info_file
-from stratified3d.datasets.nuscenes.frames import read_frame
+from stratified3d.datasets.nuscenes.frames import AnnotatedFrame, read_frame
 from stratified3d.evaluation.center_distance import match_centers
+
+if TYPE_CHECKING:
+    from mmdet3d.models.detectors import Base3DDetector
 
 FOLDER = Path(__file__).parent
 EXAMPLES = """examples:
   python projects/quickstart/sim2real.py data/nuscenes/nuscenes_infos_val.pkl
 
-The score that a detection needs is the one with the best F1 on --val, then fixed. A box is found by a detection of
-its class within 2 m; boxes with fewer points than --min-points count neither way, nor do detections of them. Each frame
-is a single sweep.
+The score threshold is the one with the best F1 on --val. A box is found by a detection of its class
+within 2 m. Boxes with fewer points than --min-points do not count, and neither do detections of
+them. Each frame is a single sweep.
 """
+
+
+class Outcome(NamedTuple):
+    """What a detector found in one frame, of the boxes that count.
+
+    Attributes:
+        scores: [J] of the detections.
+        hits: [J], whether they are right.
+        num_boxes: how many boxes there are.
+    """
+
+    scores: np.ndarray
+    hits: np.ndarray
+    num_boxes: int
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('info', type=Path, help='info file of the frames in question')
+    parser.add_argument('info', type=Path, help='info file of the frames to score')
     parser.add_argument(
         '--val',
         type=Path,
@@ -41,76 +61,97 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--config', default=FOLDER / 'configs/quickstart.py')
     parser.add_argument('--checkpoint', default=FOLDER / 'quickstart.safetensors')
-    parser.add_argument('--min-points', type=int, default=5)
+    parser.add_argument(
+        '--min-points', type=int, default=5, help='of a box that counts (default: 5)'
+    )
     return parser.parse_args()
 
 
-def outcomes(
-    model: torch.nn.Module, info: Path, min_points: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """For each frame: scores [J] of the detections that count, whether each is a hit [J], and how
-    many boxes count."""
-    low, high = np.array(model.cfg.model.point_cloud_range).reshape(2, 3)[:, :2]
-    for index in tqdm(range(len(read_info_file(info)['data_list'])), desc=info.name, unit='frame'):
+def outcomes(model: Base3DDetector, info: Path, min_points: int) -> Iterator[Outcome]:
+    """Detect the objects of all frames of an info file."""
+    count = len(read_info_file(info)['data_list'])
+    for index in tqdm(range(count), desc=info.name, unit='frame'):
         frame = read_frame(info, index)
-        within = ((frame.boxes[:, :2] >= low) & (frame.boxes[:, :2] < high)).all(1)
-        names, counts = np.array(frame.names), within & (frame.num_points >= min_points)
-        counts &= np.isin(names, model.class_names)
         found = detect(model, frame.points)
-        kept, hits = [], []
-        for name in model.class_names:
-            mine, theirs = (
-                np.flatnonzero(names == name),
-                np.flatnonzero(np.array(found.names) == name),
-            )
-            matched = match_centers(frame.boxes[mine], found.boxes[theirs])
-            hit = matched >= 0
-            # detections of boxes that do not count are neither right nor wrong
-            fair = (
-                ~hit | counts[mine[np.where(hit, matched, 0)]]
-                if len(mine)
-                else np.ones(len(theirs), bool)
-            )
-            kept.append(found.scores[theirs[fair]])
-            hits.append(hit[fair])
-        yield np.concatenate(kept), np.concatenate(hits), int(counts.sum())
+        yield judge(frame, found, boxes_that_count(model, frame, min_points), model.class_names)
 
 
-def f1_over_scores(
-    frames: list[tuple[np.ndarray, np.ndarray, int]],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scores, falling, and the F1 of all detections that reach each of them."""
-    scores, hits = (np.concatenate([frame[i] for frame in frames]) for i in range(2))
+def boxes_that_count(model: Base3DDetector, frame: AnnotatedFrame, min_points: int) -> np.ndarray:
+    """Which boxes [K] are in range, of a known class and have enough points."""
+    limits = np.array(model.cfg.model.point_cloud_range).reshape(2, 3)
+    lower, upper = limits[:, :2]
+    centers = frame.boxes[:, :2]
+    is_in_range = ((centers >= lower) & (centers < upper)).all(1)
+    is_known = np.isin(frame.names, model.class_names)
+    return is_in_range & is_known & (frame.num_points >= min_points)
+
+
+def judge(
+    frame: AnnotatedFrame, found: Detections, counts: np.ndarray, class_names: list[str]
+) -> Outcome:
+    """Compare detections with the boxes of their class, within 2 m.
+
+    Args:
+        counts: [K], which boxes count.
+    """
+    names = np.array(frame.names)
+    found_names = np.array(found.names)
+    scores, hits = [], []
+
+    for name in class_names:
+        boxes = np.flatnonzero(names == name)
+        detections = np.flatnonzero(found_names == name)
+        matched = match_centers(frame.boxes[boxes], found.boxes[detections])
+        is_hit = matched >= 0
+
+        # detections of boxes that do not count are neither right nor wrong
+        is_fair = np.ones(len(detections), bool)
+        is_fair[is_hit] = counts[boxes[matched[is_hit]]]
+        scores.append(found.scores[detections[is_fair]])
+        hits.append(is_hit[is_fair])
+    return Outcome(np.concatenate(scores), np.concatenate(hits), int(counts.sum()))
+
+
+def f1_over_scores(outcomes: list[Outcome]) -> tuple[np.ndarray, np.ndarray]:
+    """Scores in descending order, and the F1 of all detections that reach each of them."""
+    scores = np.concatenate([outcome.scores for outcome in outcomes])
+    hits = np.concatenate([outcome.hits for outcome in outcomes])
     order = np.argsort(-scores, kind='stable')
-    found = np.cumsum(hits[order])
-    total = sum(frame[2] for frame in frames)
-    return scores[order], 2 * found / (np.arange(1, len(order) + 1) + total)
+
+    num_hits = np.cumsum(hits[order])
+    num_detections = np.arange(1, len(order) + 1)
+    num_boxes = sum(outcome.num_boxes for outcome in outcomes)
+    return scores[order], 2 * num_hits / (num_detections + num_boxes)
+
+
+def report(info: Path, outcomes: list[Outcome], threshold: float, min_points: int) -> None:
+    """Print the F1 of the detections that reach a threshold."""
+    hits = [outcome.hits[outcome.scores >= threshold] for outcome in outcomes]
+    num_hits = sum(int(part.sum()) for part in hits)
+    num_detections = sum(len(part) for part in hits)
+    num_boxes = sum(outcome.num_boxes for outcome in outcomes)
+    f1 = 2 * num_hits / max(num_detections + num_boxes, 1)
+    print(
+        f'{info}: {len(outcomes)} frames, {num_boxes} boxes with {min_points} or more points, '
+        f'{num_detections} detections, {num_hits} hits: F1 {f1:.3f}'
+    )
 
 
 def main() -> int:
     args = parse_args()
     try:
         model = init_detector(args.config, args.checkpoint)
-        val, frames = (
-            list(outcomes(model, info, args.min_points)) for info in (args.val, args.info)
-        )
+        val = list(outcomes(model, args.val, args.min_points))
+        frames = list(outcomes(model, args.info, args.min_points))
     except (FileNotFoundError, ValueError) as error:
-        sys.exit(f'carry_over.py: {error}')
+        sys.exit(f'sim2real.py: {error}')
+
     scores, f1 = f1_over_scores(val)
     if not len(scores):
-        sys.exit(f'carry_over.py: nothing was detected in {args.val}: no score can be chosen')
-    threshold = scores[f1.argmax()]
-    print(f'{args.val}: best F1 {f1.max():.3f} at a score of {threshold:.3f}')
-    chosen = [(hits[score >= threshold], boxes) for score, hits, boxes in frames]
-    hits, detections, boxes = (
-        sum(h.sum() for h, _ in chosen),
-        sum(len(h) for h, _ in chosen),
-        sum(b for _, b in chosen),
-    )
-    print(
-        f'{args.info}: {len(frames)} frames, {boxes} boxes with {args.min_points} or more points, {detections} '
-        f'detections, {hits} hits: F1 {2 * hits / max(detections + boxes, 1):.3f}'
-    )
+        sys.exit(f'sim2real.py: nothing was detected in {args.val}: no score can be chosen')
+    best = f1.argmax()
+    print(f'{args.val}: best F1 {f1[best]:.3f} at a score of {scores[best]:.3f}')
+    report(args.info, frames, scores[best], args.min_points)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import tempfile
@@ -13,6 +14,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import is_distributed, master_only
 from mmengine.evaluator import Evaluator
+from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import CheckpointLoader, Runner
@@ -27,6 +29,11 @@ from stratified3d.datasets.io.info_files import (
     read_info_file,
 )
 from stratified3d.resumable import PARTIAL
+
+
+def _is_not_about_file_client(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return not message.startswith(('"FileClient" will be', '"HardDiskBackend" is the alias'))
 
 
 @RUNNERS.register_module()
@@ -54,6 +61,12 @@ class StratifiedRunner(Runner):
         """Train, see mmengine."""
         self._is_training = True
         return super().train()
+
+    def build_logger(self, *args, **kwargs) -> MMLogger:
+        """Build the logger, without what mmengine's CheckpointHook makes mmengine warn of."""
+        logger = super().build_logger(*args, **kwargs)
+        logger.addFilter(_is_not_about_file_client)
+        return logger
 
     def build_dataloader(self, dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:
         """Build a loader and check its dataset.

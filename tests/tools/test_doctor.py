@@ -2,7 +2,7 @@ import subprocess
 import sys
 
 
-def test_it_reports_versions_backends_and_right_sums():
+def test_doctor_reports_versions_backends_and_right_results():
     result = subprocess.run(
         [sys.executable, '-m', 'stratified3d.doctor'], capture_output=True, text=True, timeout=120
     )
@@ -11,16 +11,16 @@ def test_it_reports_versions_backends_and_right_sums():
         'mmdet3d          1.4.0',
         'cpu     float32   sdpa',
         'reference: runs too, slower',
-        'all imports work, attention and sparse convolution compute right sums',
+        'all imports work',
     ):
         assert part in result.stdout
 
 
-def test_it_finds_wrong_sums(monkeypatch, capsys):
+def test_doctor_finds_wrong_results(monkeypatch, capsys):
     from stratified3d import doctor
     from stratified3d.ops.stratified_attention import sdpa
 
     right = sdpa.stratified_attention
     monkeypatch.setattr(sdpa, 'stratified_attention', lambda *a: right(*a) * 1.01)
     assert doctor.main() == 1
-    assert 'FAILED cpu: attention differs from its equation by' in capsys.readouterr().out
+    assert 'FAILED cpu: attention differs' in capsys.readouterr().out

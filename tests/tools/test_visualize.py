@@ -115,7 +115,7 @@ def check_tensorboard(folder):
         (['a.bin'], 'visualize.py: there is no point file a.bin'),
         (['--dataset', '--index', '7'], 'the dataset has frames 0 to 2, not [7]'),
         (['a.bin', '--index', 'first'], 'argument --index'),
-        (['a.bin', '--camera', '1', '2', '3', '4', '5'], '--camera at most four numbers'),
+        (['a.bin', '--camera', '1', '2', '3', '4', '5'], '--camera is at most four'),
         (
             ['--dataset', '--strata', '7'],
             'there is no block -1 of stage 7; the stages have [2] blocks',

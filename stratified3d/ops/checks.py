@@ -61,6 +61,7 @@ def _check_axis(axis: str, size: float, lo: float, hi: float) -> None:
 
 
 def check_points(points: Tensor, sample: Tensor) -> None:
+    """Points [P, C >= 3] and the sample [P] of each."""
     if points.dim() != 2 or points.shape[1] < 3 or sample.shape != points.shape[:1]:
         raise ValueError(
             f'points are [P, C >= 3] and sample [P], not {tuple(points.shape)} and '
@@ -107,6 +108,7 @@ def _check_coords(coords: Tensor, limits: Sequence[int]) -> None:
 
 
 def check_wavelengths(positions: Tensor, min_wavelength: float, max_wavelength: float) -> None:
+    """Positions [..., 3], and wavelengths with 0 < min <= max."""
     if positions.shape[-1] != 3:
         raise ValueError(f'positions are [..., 3], not {tuple(positions.shape)}')
     if not 0 < min_wavelength <= max_wavelength:
@@ -114,6 +116,7 @@ def check_wavelengths(positions: Tensor, min_wavelength: float, max_wavelength: 
 
 
 def check_rotary_tables(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Tables [..., R] for the rows of x [..., H, D], with 2 R <= D."""
     channels = 2 * cos.shape[-1]
     if channels > x.shape[-1]:
         raise ValueError(f'tables for {channels} channels do not fit heads of width {x.shape[-1]}')

@@ -62,12 +62,14 @@ def plan_windows(
     check_windows(coords, window_shape, shift, batch_size, spatial_shape)
     bits = [UNKNOWN_AXIS_BITS] * 3
     if spatial_shape is not None:
+        # one window spans z: a shift would only cut it in two
         if window_shape[0] >= spatial_shape[0]:
             shift = (0, *shift[1:])
         bits = [
             _bits_of_index(size + s, w) for size, s, w in zip(spatial_shape, shift, window_shape)
         ]
 
+    # index of each voxel's window along z, y, x
     window = [
         torch.div(coords[:, 1 + axis] + shift[axis], window_shape[axis], rounding_mode='floor')
         for axis in range(3)
@@ -79,6 +81,7 @@ def plan_windows(
     inverse = torch.empty_like(order).scatter_(0, order, rows)
     sample = coords[:, 0][order]
     samples = torch.arange(batch_size + 1, device=key.device, dtype=torch.int32)
+    # equal keys lie side by side: a window is the range of its key
     return WindowPlan(
         order=order,
         inverse=inverse,

@@ -286,17 +286,6 @@ def test_autocast_lowers_all_but_the_bias(backend):
         assert torch.equal(out, expected)
 
 
-def test_sdpa_does_not_pad_windows_to_the_longest():
-    from stratified3d.ops.stratified_attention.sdpa import _window_chunks
-
-    lengths = torch.tensor([1, 5, 520, 530, 3000, 700])
-    end = lengths.cumsum(0)
-    start = (end - lengths).repeat_interleave(lengths)
-    for chunk in _window_chunks(start.int(), end.repeat_interleave(lengths).int(), 96, 2):
-        real = chunk.rows.numel() if chunk.real is None else len(chunk.real)
-        assert chunk.rows.numel() <= 1.5 * real
-
-
 def test_attention_of_large_logits_does_not_overflow():
     inputs, plan = make_inputs('plain', torch.float32, bias='none')
     for backend in runnable(torch.float32):

@@ -78,6 +78,7 @@ def stratified_attention(
     check_strata(q, strata_k, strata_v, strata_bias, batch=len(plan.batch_offsets) - 1)
     check_plan(plan, q)
     if strata_k is not None and strata_k.shape[1] == 0:
+        # M = 0: window attention alone
         strata_k = strata_v = strata_bias = None
 
     scale = _scale(scale, q)

@@ -80,6 +80,7 @@ def collect_backward(
     grad_k = q.new_empty((n, heads, width))
     grad_v = q.new_empty((n, heads, width))
 
+    # in the order of both kernels' arguments, before and after what each writes
     tables = (q, k, v, batch_offsets.contiguous(), out, lse, grad)
     numbers = (heads, batch, num_strata, *row_strides(q, k, v, grad), scale)
     sizes = dict(WIDTH=width, BLOCK_D=tiles.width, num_warps=tiles.warps)
@@ -205,6 +206,7 @@ def _strata_gradients(
     n, heads, width = inputs.q.shape
     batch, num_strata = inputs.batch, inputs.num_strata
     grid, splits = token_grid(batch, heads, num_strata, n, tiles)
+    # every split of a sample's rows writes gradients of all its tokens
     shape = (splits, batch, num_strata, heads, width)
     partial_k = inputs.q.new_empty(shape, dtype=torch.float32)
     partial_v = inputs.q.new_empty(shape, dtype=torch.float32)

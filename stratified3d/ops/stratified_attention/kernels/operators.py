@@ -62,7 +62,7 @@ def _differentiate_attend(ctx, grad, _):
     grads = dict(zip(_DIFFERENTIABLE, attend_backward(grad, *tensors, ctx.scale)))
     for place in _DIFFERENTIABLE:
         if tensors[place] is None:
-            grads[place] = None
+            grads[place] = None  # instead of the empty tensor
     return *(grads.get(place) for place in range(9)), None
 
 

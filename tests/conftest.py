@@ -1,4 +1,7 @@
-"""Fixtures shared by the whole suite."""
+"""Fixtures shared by the whole suite.
+
+Only torch is imported at the top, so that tests of plain torch modules run without OpenMMLab.
+"""
 
 import gc
 import json
@@ -11,9 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.utils import ManagerMixin
-
-from stratified3d.simulation import NuScenesSettings, simulate_dataset
 
 
 @pytest.fixture(scope='session')
@@ -36,6 +36,8 @@ def real_data() -> Path:
 @pytest.fixture(scope='session')
 def tiny_set(tmp_path_factory):
     """One training and one validation scene of three keyframes with all their sweeps."""
+    from stratified3d.simulation import NuScenesSettings, simulate_dataset
+
     root = tmp_path_factory.mktemp('simulated') / 'tiny'
     simulate_dataset(root, NuScenesSettings(train=1, val=1, keyframes=3), workers=1)
     return root
@@ -176,6 +178,8 @@ class ToolProcess:
     """
 
     def __init__(self, words, log, before=lambda: None):
+        from mmengine.utils import ManagerMixin
+
         self.log = log
         log.parent.mkdir(exist_ok=True)
 

@@ -1,5 +1,7 @@
-"""The attentions of other LiDAR detectors and of the libraries, as mixers of the stratified
-encoder; see README.md."""
+"""Attention of other LiDAR detectors and of libraries, as mixers of the stratified encoder.
+
+README.md lists them; all are plain torch modules, and register.py makes them known to mmdet3d.
+"""
 
 from projects.attention_zoo.equal_groups import EqualGroupAttention
 from projects.attention_zoo.flex import FlexAttention
@@ -14,8 +16,9 @@ from projects.attention_zoo.sampled import SampledWindowAttention
 from projects.attention_zoo.sets import SetAttention
 from projects.attention_zoo.varlen import VarlenAttention
 
-# those that compute the same function as StratifiedAttention, and those that compute another
+# mixers that compute the same function as StratifiedAttention
 SAME_FUNCTION = (SwinAttention, SSTAttention, VarlenAttention, FlexAttention, NestedAttention)
+# mixers that compute another function, without strata tokens
 OTHER_FUNCTION = (
     FullAttention,
     SetAttention,
@@ -31,7 +34,7 @@ OTHER_FUNCTION = (
 __all__ = [
     'OTHER_FUNCTION',
     'SAME_FUNCTION',
-    'JointBaseline',
     'Baseline',
+    'JointBaseline',
     *(kind.__name__ for kind in SAME_FUNCTION + OTHER_FUNCTION),
 ]

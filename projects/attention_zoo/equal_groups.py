@@ -1,4 +1,4 @@
-"""Voxels in window order cut into groups of one size, whatever window they lie in: FlatFormer."""
+"""Voxels in window order, cut into groups of one size across windows: FlatFormer."""
 
 from __future__ import annotations
 
@@ -8,39 +8,48 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from projects.attention_zoo.groups import gather
+from projects.attention_zoo.groups import gather, number_members, offsets_of
 from projects.attention_zoo.mixer import Baseline
 from projects.attention_zoo.sets import sort_in_windows
 from stratified3d.layers.attention import WindowGrid
+from stratified3d.ops import WindowPlan
 
 
 class EqualGroups(NamedTuple):
-    """rows [G, T]; place [N]: where a row's output stands among the flattened places; real [G, T]
-    bool, or None where every sample fills a group."""
+    """G groups of T rows.
+
+    Attributes:
+        rows: [G, T].
+        place: [N], the place among the G T flattened places where a row's output is computed.
+        valid: [G, T] bool, False where a place is padding; None where nothing is padded.
+    """
 
     rows: Tensor
     place: Tensor
-    real: Tensor | None
+    valid: Tensor | None
 
     @property
     def padding(self) -> float:
-        """Part of the logits that belong to a padded key or to a query that is computed twice."""
-        size = self.rows.shape[1]
-        owned = (self.place // size).bincount(minlength=len(self.rows)).double()
-        keys = size if self.real is None else self.real.sum(1)
-        return 1 - float((owned * keys).sum()) / max(1, self.rows.numel() * size)
+        """Return the share of the logits of padded keys and of queries that are computed twice."""
+        num_groups, size = self.rows.shape
+        queries = (self.place // size).bincount(minlength=num_groups).double()  # [G]
+        keys = size if self.valid is None else self.valid.sum(1)
+        return 1 - float((queries * keys).sum()) / max(1, self.rows.numel() * size)
 
 
 class EqualGroupAttention(Baseline):
-    """Voxels are sorted by window and then along one axis, and every T of them in a row form a
-    group that attends inside itself. What remains of a sample forms a group with the rows before
-    it; a sample of fewer than T voxels is one group, padded.
+    """Attention inside groups of `group_size` voxels of one sample, whatever their windows are.
 
-    FlatFormer (Liu et al. 2023, section 3.1). Even blocks sort along x, odd ones along y.
+    Voxels are sorted by window and then along one axis, and every T successive ones form a group.
+    The rest of a sample forms a group with the rows before it; a sample of fewer than T voxels is
+    one padded group. Even blocks sort along x, odd blocks along y.
+
+    FlatFormer (Liu et al. 2023, section 3.1).
     """
 
     defaults = dict(group_size=144)
     variants = (dict(group_size=72), dict(group_size=288))
+    group_size: int
 
     def build(self) -> None:
         if self.group_size < 1:
@@ -48,31 +57,53 @@ class EqualGroupAttention(Baseline):
         self.phase = self.block % 2
 
     def prepare(self, grid: WindowGrid) -> EqualGroups:
-        order, size = sort_in_windows(grid, axis=self.phase), self.group_size
+        order = sort_in_windows(grid, axis=self.phase)  # [N]
         offsets = grid.plan.batch_offsets.long()
-        count = offsets.diff()
-        groups = -(-count // size)
-        sample = torch.arange(len(count), device=order.device).repeat_interleave(groups)
-        before = torch.cat([groups.new_zeros(1), groups.cumsum(0)])[:-1]
-        number = torch.arange(len(sample), device=order.device) - before[sample]
-        # the last group reaches back so that it is full
-        start = torch.minimum(number * size, (count[sample] - size).clamp(min=0))
-        place = torch.arange(size, device=order.device)
-        within = torch.minimum(start[:, None] + place, count[sample, None] - 1)  # [G, T]
+        count = offsets.diff()  # [B]
+        groups = -(-count // self.group_size)  # [B]
+        sample, number = number_members(groups)  # [G]
+
+        # the last group of a sample reaches back so that it is full
+        latest = (count[sample] - self.group_size).clamp(min=0)
+        start = torch.minimum(number * self.group_size, latest)  # [G], counted in the sample
+
+        within, valid = self._fill_groups(start, count[sample])
         rows = order[offsets[sample, None] + within]
-        real = place < count[sample, None]
-        rank = torch.arange(len(order), device=order.device)
-        owner = grid.plan.sample.long()
-        rank = rank - offsets[owner]  # of the sorted rows in their sample
-        group = before[owner] + rank // size
-        where = torch.empty_like(order)
-        where[order] = group * size + rank - start[group]
-        return EqualGroups(rows, where, None if bool(real.all()) else real)
+        output = torch.empty_like(order)
+        output[order] = self._output_places(grid.plan, groups, start)
+        return EqualGroups(rows, output, None if bool(valid.all()) else valid)
+
+    def _fill_groups(self, start: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the row at every place, counted in its sample, and whether it is valid: [G, T].
+
+        Args:
+            start: [G], first row of every group, counted in its sample.
+            count: [G], rows of the sample.
+        """
+        place = torch.arange(self.group_size, device=start.device)
+        within = torch.minimum(start[:, None] + place, count[:, None] - 1)
+        return within, place < count[:, None]
+
+    def _output_places(self, plan: WindowPlan, groups: Tensor, start: Tensor) -> Tensor:
+        """Return the place [N] of every sorted row's output among the G T flattened places.
+
+        It is in the group that the row belongs to if none reaches back.
+
+        Args:
+            groups: [B], groups of every sample.
+            start: [G], first row of every group, counted in its sample.
+        """
+        sample = plan.sample.long()  # [N]
+        row = torch.arange(len(sample), device=sample.device)
+        rank = row - plan.batch_offsets.long()[sample]
+        group = offsets_of(groups)[sample] + rank // self.group_size
+        return group * self.group_size + rank - start[group]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
         groups = self.prepared(grid)
-        mask = None if groups.real is None else groups.real[:, None, None]
-        out = F.scaled_dot_product_attention(
-            *(gather(x, groups.rows) for x in (q, k, v)), attn_mask=mask
-        )
+        queries = gather(q, groups.rows)  # [G, H, T, D]
+        keys = gather(k, groups.rows)
+        values = gather(v, groups.rows)
+        mask = None if groups.valid is None else groups.valid[:, None, None]  # [G, 1, 1, T]
+        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         return out.transpose(1, 2).flatten(0, 1).index_select(0, groups.place)

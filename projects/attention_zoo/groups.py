@@ -1,5 +1,4 @@
-"""Attention inside groups of rows that were padded to a few common lengths: gather, one dense
-product, scatter."""
+"""Attention inside groups of rows: pad to common lengths, gather, attend, scatter."""
 
 from __future__ import annotations
 
@@ -14,105 +13,163 @@ from stratified3d.ops import WindowPlan
 
 
 class Ragged(NamedTuple):
-    """Lists of rows: list g is rows[offsets[g]:offsets[g + 1]]; offsets [G + 1], both int64."""
+    """G lists of rows, one after the other.
+
+    Attributes:
+        rows: int64, all lists.
+        offsets: [G + 1] int64; list g is rows[offsets[g]:offsets[g + 1]].
+    """
 
     rows: Tensor
     offsets: Tensor
 
 
 class Bucket(NamedTuple):
-    """G groups of one padded shape.
+    """G groups that are padded to one shape; padding repeats the last row of a group.
 
-    queries [G, L], keys [G, K]: rows, a padded place repeats the group's last one; query_real,
-    key_real [G, L] and [G, K] bool, or None where nothing is padded; sample [G].
+    Attributes:
+        queries, keys: rows, [G, L] and [G, K].
+        query_valid, key_valid: bool, [G, L] and [G, K], False where a place is padding; None where
+            nothing is padded.
+        sample: [G], the sample of every group.
     """
 
     queries: Tensor
     keys: Tensor
-    query_real: Tensor | None
-    key_real: Tensor | None
+    query_valid: Tensor | None
+    key_valid: Tensor | None
     sample: Tensor
 
 
 class Groups(NamedTuple):
-    """buckets: list of Bucket; inverse [N]: the place of every row among the buckets' real queries,
-    one after the other."""
+    """All groups of a grid.
+
+    Attributes:
+        buckets: the groups, one bucket per shape.
+        inverse: [N], where every row stands among the valid queries of all buckets.
+    """
 
     buckets: list[Bucket]
     inverse: Tensor
 
     @property
     def padding(self) -> float:
-        """Part of the logits that belong to a padded query or key."""
+        """Return the share of the logits that belong to a padded query or key."""
         padded = sum(b.queries.numel() * b.keys.shape[1] for b in self.buckets)
-        real = sum(
-            float((_count(b.query_real, b.queries) * _count(b.key_real, b.keys)).sum())
-            for b in self.buckets
-        )
+        real = sum(_count_logits(b) for b in self.buckets)
         return 1 - real / padded if padded else 0.0
 
 
-def _count(real: Tensor | None, rows: Tensor) -> Tensor:
-    return rows.new_full((len(rows),), rows.shape[1]) if real is None else real.sum(1)
+def _count_logits(bucket: Bucket) -> float:
+    """Count the logits of a bucket without its padding."""
+    queries = _count_valid(bucket.queries, bucket.query_valid)  # [G]
+    keys = _count_valid(bucket.keys, bucket.key_valid)
+    return float((queries * keys).sum())
+
+
+def _count_valid(rows: Tensor, valid: Tensor | None) -> Tensor:
+    if valid is None:
+        return rows.new_full((len(rows),), rows.shape[1])
+    return valid.sum(1)
+
+
+def offsets_of(sizes: Tensor) -> Tensor:
+    """Return where lists of these sizes [G] start and end: [G + 1]."""
+    return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+
+
+def number_members(sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Enumerate the members of lists of these sizes [G], which stand one after the other.
+
+    Returns:
+        the list of each member and its number in that list, both [sum of sizes] int64.
+    """
+    owner = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
+    number = torch.arange(len(owner), device=sizes.device) - offsets_of(sizes)[owner]
+    return owner, number
 
 
 def window_rows(plan: WindowPlan) -> tuple[Ragged, Tensor]:
-    """The plan's windows as lists of rows, and the sample of each window."""
+    """Return the plan's W windows as lists of rows, and the sample [W] of each window."""
     rows = torch.arange(len(plan.window_start), device=plan.window_start.device)
-    first = (plan.window_start == rows).nonzero().squeeze(1)
-    return Ragged(rows, torch.cat([first, first.new_tensor([len(rows)])])), plan.sample[
-        first
-    ].long()
+    first = (plan.window_start == rows).nonzero().squeeze(1)  # [W]
+    offsets = torch.cat([first, first.new_tensor([len(rows)])])
+    return Ragged(rows, offsets), plan.sample[first].long()
 
 
 def pad_groups(
     queries: Ragged, keys: Ragged, sample: Tensor, lengths: Sequence[int] = ()
 ) -> Groups:
-    """Put every group into the smallest bucket that holds its queries and its keys; nothing is
-    dropped.
+    """Put every group into the smallest bucket that fits its queries and its keys.
+
+    No row is dropped: groups beyond the last length share one more bucket, as long as its longest.
 
     Args:
-        queries: of each group; over all groups every row once. A group without queries is left out.
+        queries: of each group, every row once over all groups. A group without queries is left out.
         keys: of each group, at least one where there are queries.
         sample: [G] of each group.
-        lengths: rising lengths of the buckets; longer groups share one more, as long as its
-        longest. Where none is
-            given, all groups are padded to the longest.
+        lengths: ascending lengths of the buckets; without any, all are padded to the longest.
     """
-    sizes = [x.offsets.diff() for x in (queries, keys)]
-    limits = torch.tensor(list(lengths), device=queries.rows.device, dtype=torch.int64)
-    number = [torch.bucketize(size, limits) for size in sizes]
-    both = number[0] * (len(lengths) + 1) + number[1]
+    # a bucket is numbered by the step of its queries and the step of its keys
+    steps = [*lengths, None]
+    query_step = _length_step(queries, lengths)  # [G]
+    number = query_step * len(steps) + _length_step(keys, lengths)
+    number = number.masked_fill(queries.offsets.diff() == 0, -1)
+
     buckets = []
-    for index in both[sizes[0] > 0].unique().tolist():
-        chosen = ((both == index) & (sizes[0] > 0)).nonzero().squeeze(1)
-        padded = []
-        for lists, size, step in zip((queries, keys), sizes, divmod(index, len(lengths) + 1)):
-            longest = lengths[step] if step < len(lengths) else int(size[chosen].max())
-            place = torch.arange(longest, device=limits.device)
-            real = place < size[chosen, None]
-            at = lists.offsets[chosen, None] + torch.minimum(place, size[chosen, None] - 1)
-            padded.append((lists.rows[at], None if bool(real.all()) else real))
-        (q_rows, q_real), (k_rows, k_real) = padded
-        buckets.append(Bucket(q_rows, k_rows, q_real, k_real, sample[chosen]))
-    rows = [
-        b.queries.flatten() if b.query_real is None else b.queries[b.query_real] for b in buckets
-    ]
-    return Groups(buckets, torch.cat(rows).argsort() if rows else queries.rows)
+    for index in number[number >= 0].unique().tolist():
+        chosen = (number == index).nonzero().squeeze(1)
+        query_length, key_length = (steps[step] for step in divmod(index, len(steps)))
+        query_rows, query_valid = _pad_lists(queries, chosen, query_length)
+        key_rows, key_valid = _pad_lists(keys, chosen, key_length)
+        buckets.append(Bucket(query_rows, key_rows, query_valid, key_valid, sample[chosen]))
+
+    if not buckets:
+        return Groups(buckets, queries.rows)
+    order = torch.cat([_valid_rows(bucket.queries, bucket.query_valid) for bucket in buckets])
+    return Groups(buckets, order.argsort())
+
+
+def _length_step(lists: Ragged, lengths: Sequence[int]) -> Tensor:
+    """Return the index [G] of the first length that fits every list; len(lengths) if none does."""
+    limits = torch.tensor(list(lengths), device=lists.rows.device, dtype=torch.int64)
+    return torch.bucketize(lists.offsets.diff(), limits)
+
+
+def _pad_lists(lists: Ragged, chosen: Tensor, length: int | None) -> tuple[Tensor, Tensor | None]:
+    """Pad the chosen lists to a length, or to the longest of them.
+
+    Returns:
+        rows [G, length], and which of them are valid (None where all are).
+    """
+    sizes = lists.offsets.diff()[chosen, None]  # [G, 1]
+    place = torch.arange(int(sizes.max()) if length is None else length, device=sizes.device)
+    valid = place < sizes
+    index = lists.offsets[chosen, None] + torch.minimum(place, sizes - 1)
+    return lists.rows[index], None if bool(valid.all()) else valid
+
+
+def _valid_rows(rows: Tensor, valid: Tensor | None) -> Tensor:
+    """Flatten [G, L, ...] to the valid places."""
+    return rows.flatten(0, 1) if valid is None else rows[valid]
 
 
 def gather(table: Tensor, rows: Tensor) -> Tensor:
-    """[N, H, D] at rows [G, L] -> [G, H, L, D]."""
-    return table.index_select(0, rows.flatten()).view(*rows.shape, *table.shape[1:]).transpose(1, 2)
+    """Return the rows [G, L] of a table [N, H, D] as [G, H, L, D]."""
+    found = table.index_select(0, rows.flatten())
+    return found.view(*rows.shape, *table.shape[1:]).transpose(1, 2)
 
 
 def scatter(outs: Sequence[Tensor], groups: Groups, like: Tensor) -> Tensor:
-    """One [G, H, L, D] of each bucket -> [N, H, D]."""
-    real = []
-    for out, bucket in zip(outs, groups.buckets):
-        out = out.transpose(1, 2)
-        real.append(out.flatten(0, 1) if bucket.query_real is None else out[bucket.query_real])
-    return torch.cat(real).index_select(0, groups.inverse) if real else like * 1
+    """Put one [G, H, L, D] per bucket back into the order of the rows, [N, H, D].
+
+    like: the queries [N, H, D], returned where there are no buckets, so that gradients pass.
+    """
+    valid = [
+        _valid_rows(out.transpose(1, 2), bucket.query_valid)
+        for out, bucket in zip(outs, groups.buckets)
+    ]
+    return torch.cat(valid).index_select(0, groups.inverse) if valid else like * 1
 
 
 def attend_groups(
@@ -124,34 +181,42 @@ def attend_groups(
     strata_v: Tensor | None = None,
     strata_bias: Tensor | None = None,
 ) -> Tensor:
-    """Let the queries of every group attend to its keys, and to the strata of its sample in the
-    same softmax.
+    """Let every query attend to the keys of its group and to the strata of its sample.
+
+    One softmax runs over both.
 
     Args:
-        q: [N, H, D]; k, v: [K, H, D], the rows that the groups' keys point at.
+        q: [N, H, D].
+        k, v: [K, H, D], the rows that the keys of the groups index.
         groups: from `pad_groups`.
-        strata_k, strata_v: [B, M, H, D]; strata_bias [B, M, H], -inf where a token is absent.
+        strata_k, strata_v: [B, M, H, D]; None for groups alone.
+        strata_bias: [B, M, H], -inf for absent tokens.
     Returns:
         [N, H, D].
     """
-    width, scale = q.shape[-1], q.shape[-1] ** -0.5
+    width = q.shape[-1]
+    scale = width**-0.5
     if strata_k is not None:
+        assert strata_v is not None  # both or none
         q, k, v, strata_k, strata_v = fold_bias(q, k, v, strata_k, strata_v, strata_bias)
+
     outs = []
     for bucket in groups.buckets:
-        keys, values = gather(k, bucket.keys), gather(v, bucket.keys)
-        mask = None if bucket.key_real is None else bucket.key_real[:, None, None]  # [G, 1, 1, K]
-        if strata_k is not None:
-            keys, values = (
-                torch.cat([near, far.transpose(1, 2)[bucket.sample]], 2)
-                for near, far in ((keys, strata_k), (values, strata_v))
-            )
+        queries = gather(q, bucket.queries)  # [G, H, L, D]
+        keys = gather(k, bucket.keys)  # [G, H, K, D]
+        values = gather(v, bucket.keys)
+        mask = None
+        if bucket.key_valid is not None:
+            mask = bucket.key_valid[:, None, None]  # [G, 1, 1, K]
+
+        if strata_k is not None and strata_v is not None:
+            keys = torch.cat([keys, strata_k.transpose(1, 2)[bucket.sample]], 2)
+            values = torch.cat([values, strata_v.transpose(1, 2)[bucket.sample]], 2)
             if mask is not None:
                 mask = F.pad(mask, (0, strata_k.shape[1]), value=True)
+
         outs.append(
-            F.scaled_dot_product_attention(
-                gather(q, bucket.queries), keys, values, attn_mask=mask, scale=scale
-            )
+            F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
         )
     return scatter(outs, groups, q)[..., :width]
 
@@ -165,20 +230,39 @@ def fold_bias(
     strata_bias: Tensor | None,
     multiple: int = 8,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Carry the strata's bias in a column of their keys that meets a one in the queries.
+    """Fold the bias of the strata into a column of their keys that meets a one in the queries.
 
-    A mask with a gradient would keep torch from its fused kernels. The logit of an absent token is
-    so low that its weight is exactly zero beside any window's.
+    A mask with a gradient would keep torch from using its fused kernels. The logit of an absent
+    token is so low that its weight is exactly zero beside the weights of any window.
 
+    Args:
+        q, k, v: [N, H, D].
+        strata_k, strata_v: [B, M, H, D].
+        strata_bias: [B, M, H], -inf for absent tokens; None returns everything unchanged.
+        multiple: of the new width.
     Returns:
-        q, k, v, strata_k, strata_v, as wide as the next multiple.
+        q, k, v, strata_k, strata_v, widened to the next multiple above D.
     """
     if strata_bias is None:
         return q, k, v, strata_k, strata_v
-    width, wider = q.shape[-1], multiple - q.shape[-1] % multiple
+
+    num_rows, num_heads, width = q.shape
+    added = multiple - width % multiple
+    ones = q.new_ones(num_rows, num_heads, 1)
+    zeros = q.new_zeros(num_rows, num_heads, added - 1)
+    q = torch.cat([q, ones, zeros], -1)
+    k = F.pad(k, (0, added))
+    v = F.pad(v, (0, added))
+
+    column = _bias_column(strata_bias, width, q.dtype)
+    strata_k = F.pad(torch.cat([strata_k, column], -1), (0, added - 1))
+    strata_v = F.pad(strata_v, (0, added))
+    return q, k, v, strata_k, strata_v
+
+
+def _bias_column(strata_bias: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """Return the column [B, M, H, 1] of the keys; it cancels the softmax scale width^-1/2."""
     absent = strata_bias == -torch.inf
-    column = (strata_bias.masked_fill(absent, 0) * width**0.5).to(q.dtype)
-    column = column.masked_fill(absent, -6e4 if q.dtype == torch.float16 else -1e30).unsqueeze(-1)
-    q = torch.cat([q, q.new_ones(*q.shape[:2], 1), q.new_zeros(*q.shape[:2], wider - 1)], -1)
-    strata_k = F.pad(torch.cat([strata_k, column], -1), (0, wider - 1))
-    return q, *(F.pad(x, (0, wider)) for x in (k, v)), strata_k, F.pad(strata_v, (0, wider))
+    column = (strata_bias.masked_fill(absent, 0) * width**0.5).to(dtype)
+    lowest = -6e4 if dtype == torch.float16 else -1e30
+    return column.masked_fill(absent, lowest).unsqueeze(-1)

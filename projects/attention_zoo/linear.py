@@ -1,9 +1,12 @@
-"""Attention whose weights are products of features, so that keys and values are summed up once:
-ScatterFormer inside windows, Performer over whole samples."""
+"""Weights that are products of features: keys and values are summed once.
+
+ScatterFormer does so inside windows, Performer over whole samples.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,12 +17,13 @@ from stratified3d.layers.attention import WindowGrid
 
 
 class LinearWindowAttention(Baseline):
-    """f(q_i) S / (f(q_i) z) with S = sum_j f(k_j) v_j^T and z = sum_j f(k_j) over the window of i,
-    f = ReLU.
+    """f(q_i) S / (f(q_i) z) with the ReLU as f and sums over the window of i.
 
-    ScatterFormer (He et al. 2024, section 3.2). Its Triton kernel walks each window; here windows
-    are padded to common lengths with keys that add nothing, and the sums are batched products. A
-    query whose features meet no key gives zeros.
+    S = sum_j f(k_j) v_j^T and z = sum_j f(k_j). A query whose features meet no key gives zeros.
+
+    ScatterFormer (He et al. 2024, section 3.2). Its Triton kernel walks through each window; here
+    windows are padded to common lengths with keys that add nothing, and the sums are batched
+    products.
     """
 
     defaults = dict(lengths=(16, 32, 64, 128, 256, 512, 1024))
@@ -27,45 +31,51 @@ class LinearWindowAttention(Baseline):
         dict(lengths=(30, 60, 100)),
         dict(lengths=(8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)),
     )
+    lengths: Sequence[int]
 
     def prepare(self, grid: WindowGrid) -> Groups:
         windows, sample = window_rows(grid.plan)
         return pad_groups(windows, windows, sample, self.lengths)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
-        groups, outs = self.prepared(grid), []
-        q, k = q.relu(), k.relu()
+        groups = self.prepared(grid)
+        q = q.relu()
+        k = k.relu()
+        outs = []
         for bucket in groups.buckets:
-            queries, keys, values = (
-                gather(q, bucket.queries),
-                gather(k, bucket.keys),
-                gather(v, bucket.keys),
-            )
-            if bucket.key_real is not None:
-                keys = keys.masked_fill(~bucket.key_real[:, None, :, None], 0)
-            outs.append(_read(queries, keys.transpose(-1, -2) @ values, keys.sum(2).unsqueeze(-1)))
+            queries = gather(q, bucket.queries)  # [G, H, L, D]
+            keys = gather(k, bucket.keys)  # [G, H, K, D]
+            values = gather(v, bucket.keys)
+            if bucket.key_valid is not None:
+                keys = keys.masked_fill(~bucket.key_valid[:, None, :, None], 0)
+            state = keys.transpose(-1, -2) @ values  # [G, H, D, D]
+            outs.append(_read(queries, state, keys.sum(2).unsqueeze(-1)))
         return scatter(outs, groups, q)
 
 
 def _read(queries: Tensor, state: Tensor, weight: Tensor) -> Tensor:
-    """queries [..., L, F] read state [..., F, D] whose weights [..., F, 1] sum up."""
+    """Read a state [..., F, D] with queries [..., L, F], normalized by weight [..., F, 1]."""
     total = queries @ weight
     return queries @ state / total.masked_fill(total == 0, 1)
 
 
 class PerformerAttention(Baseline):
-    """The softmax kernel in the mean of positive random features f(x) = exp(w x - |x|^2 / 2), over
-    the whole sample.
+    """The softmax kernel as the mean of positive random features, over the whole sample.
 
-    Performer (Choromanski et al. 2021, section 2, FAVOR+), with orthogonal features, drawn once for
-    all heads from torch's global generator and kept with the weights.
+    f(x) = exp(w x - |x|^2 / 2) with orthogonal w, drawn once for all heads from torch's global
+    generator and saved with the weights.
+
+    Performer (Choromanski et al. 2021, section 2, FAVOR+).
     """
 
     defaults = dict(num_features=256)
     variants = (dict(num_features=128), dict(num_features=64))
+    num_features: int
+    features: Tensor
 
     def build(self) -> None:
-        width, count = self.head_dim, self.num_features
+        width = self.head_dim
+        count = self.num_features
         blocks = [torch.linalg.qr(torch.randn(width, width))[0] for _ in range(-(-count // width))]
         norms = torch.randn(count, width).norm(dim=1, keepdim=True)
         self.register_buffer('features', torch.cat(blocks)[:count] * norms)  # [F, D]
@@ -74,20 +84,25 @@ class PerformerAttention(Baseline):
         offsets = grid.plan.batch_offsets.tolist()
         outs = [q[:0]]
         for start, end in zip(offsets, offsets[1:]):
-            if start == end:
-                continue
-            queries, keys = (self._exponents(x[start:end]) for x in (q, k))  # [H, n, F]
-            # constant factors of a query, and of all keys together, cancel
-            queries = (queries - queries.detach().amax(-1, keepdim=True)).exp()
-            keys = (keys - keys.detach().amax((1, 2), keepdim=True)).exp()
-            out = _read(
-                queries,
-                keys.transpose(-1, -2) @ v[start:end].transpose(0, 1),
-                keys.sum(1).unsqueeze(-1),
-            )
-            outs.append(out.transpose(0, 1))
+            if start < end:
+                rows = slice(start, end)
+                outs.append(self._attend_sample(q[rows], k[rows], v[rows]))
         return torch.cat(outs)
 
+    def _attend_sample(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend with the rows of one sample, q, k, v [n, H, D]."""
+        queries = self._exponents(q)  # [H, n, F]
+        keys = self._exponents(k)
+
+        # constant factors of a query, and of all keys together, cancel
+        queries = (queries - queries.detach().amax(-1, keepdim=True)).exp()
+        keys = (keys - keys.detach().amax((1, 2), keepdim=True)).exp()
+
+        state = keys.transpose(-1, -2) @ v.transpose(0, 1)  # [H, F, D]
+        return _read(queries, state, keys.sum(1).unsqueeze(-1)).transpose(0, 1)
+
     def _exponents(self, x: Tensor) -> Tensor:
+        """Return the exponents [H, n, F] of the features of x [n, H, D]."""
         x = x.transpose(0, 1) / math.sqrt(math.sqrt(self.head_dim))
-        return x @ self.features.to(x.dtype).T - x.square().sum(-1, keepdim=True) / 2
+        norm = x.square().sum(-1, keepdim=True) / 2
+        return x @ self.features.to(x.dtype).T - norm

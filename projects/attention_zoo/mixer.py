@@ -1,5 +1,4 @@
-"""What all mixers of the zoo share: settings with their authors' values, projections, strata where
-they have any."""
+"""Base classes of the zoo's mixers: settings, projections and plans that blocks share."""
 
 from __future__ import annotations
 
@@ -17,43 +16,45 @@ from stratified3d.layers.strata import Strata
 
 
 class Configurable(nn.Module):
-    """Settings of a baseline, kept as attributes.
+    """A module that keeps its settings as attributes of the same names.
 
-    defaults: every setting with the value that its authors (or their code) use; variants: further
-    settings that the benchmarks run as well.
+    A subclass declares the type of every setting (`set_size: int`) and its value in `defaults`.
+
+    Attributes:
+        defaults: every setting, with the value that its authors (or their code) use.
+        variants: further settings that the benchmarks run as well.
+        phase: which of its forms a block takes where a mixer alternates from block to block. Blocks
+            with the same settings and the same phase share what they prepare.
+        settings: `defaults` with the settings that were given.
     """
 
     defaults: ClassVar[dict[str, Any]] = {}
     variants: ClassVar[tuple[dict[str, Any], ...]] = ()
+    phase: int = 0
 
     def take_settings(self, settings: dict[str, Any]) -> None:
-        """Set the attributes; raise ValueError for a setting that the baseline does not have."""
+        """Set the attributes; raise ValueError for a setting that the class does not have."""
         for name in settings:
             if name not in self.defaults:
-                raise ValueError(
-                    f'{type(self).__name__} has no setting {name!r}; it has '
-                    f'{", ".join(self.defaults) or "none"}'
-                )
+                known = ', '.join(self.defaults) or 'none'
+                raise ValueError(f'{type(self).__name__} has no setting {name!r}; it has {known}')
+
         self.settings = {**self.defaults, **settings}
         for name, value in self.settings.items():
             setattr(self, name, value)
 
-    # blocks of the same settings and phase share what they prepare; baselines that alternate from
-    # block to block set it
-    phase: int = 0
-
     def prepared(self, grid: WindowGrid, *details: Any) -> Any:
-        """Return `prepare(grid, *details)`, computed once for all blocks that prepare alike."""
+        """Return `prepare(grid, *details)`, computed once for all blocks that prepare the same."""
         settings = (f'{name}={value}' for name, value in self.settings.items())
         key = (type(self), *settings, self.phase, *details)
         return grid.once(key, lambda: self.prepare(grid, *details))
 
     def prepare(self, grid: WindowGrid, *details: Any) -> Any:
-        """Compute index tensors that depend on the voxels' places only."""
+        """Compute index tensors that depend on the coordinates of the voxels only."""
         raise NotImplementedError
 
     def unsupported_reason(self, q: Tensor) -> str | None:
-        """Return why queries like q [N, H, D] cannot be served, or None."""
+        """Return why queries like q [N, H, D] are not supported, or None."""
         return None
 
     def extra_repr(self) -> str:
@@ -63,17 +64,17 @@ class Configurable(nn.Module):
 class Baseline(Configurable):
     """A mixer that computes another function than stratified attention, without strata tokens.
 
-    Positions enter every baseline alike, by the block's rotary embedding of q and k (and by its
-    convolution), unless the equation of its attention has a term of its own for them.
+    Positions enter all baselines in the same way, through the block's rotary embedding of q and k
+    and through its convolution, unless the equation of the attention has its own position term.
 
     Args:
-        context: where the mixer stands; where a baseline alternates, odd blocks differ.
-        settings: of the baseline, see `defaults` of its class.
+        context: where the mixer stands; a baseline that alternates reads the block's index from it.
+        settings: see `defaults` of the class.
     Raises:
         ValueError: heads that do not divide the width, an unknown setting.
     """
 
-    # whether q and k come to `attend` with their rotary embedding
+    # whether `attend` receives q and k with their rotary embedding
     takes_rotated = True
 
     def __init__(self, context: MixerContext, **settings: Any):
@@ -91,7 +92,7 @@ class Baseline(Configurable):
         self.build()
 
     def build(self) -> None:
-        """Check the settings and add the parameters of a baseline's own."""
+        """Check the settings and add the parameters that only this baseline has."""
 
     def forward(
         self, x: Tensor, grid: WindowGrid, strata: Strata | None = None
@@ -108,14 +109,14 @@ class Baseline(Configurable):
 
 
 class JointBaseline(Configurable, StratifiedAttention):
-    """Stratified attention whose softmax over window and strata runs in another layout or library.
+    """Stratified attention whose joint softmax runs in another memory layout or library.
 
-    Same parameters and same function as `StratifiedAttention`.
+    It has the parameters of `StratifiedAttention` and computes the same function.
 
     Args:
         context: where the mixer stands.
         num_strata, selection, fusion, carry_tokens, strata_offset: see `StratifiedAttention`.
-        settings: of the baseline, see `defaults` of its class.
+        settings: see `defaults` of the class.
     Raises:
         ValueError: what `StratifiedAttention` refuses, an unknown setting.
     """

@@ -1,5 +1,4 @@
-"""torch's nested tensors: windows as the components of a jagged tensor, strata behind every
-window's keys."""
+"""torch's nested tensors: windows as a jagged tensor, strata behind the keys of every window."""
 
 from __future__ import annotations
 
@@ -9,14 +8,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from projects.attention_zoo.groups import Ragged, fold_bias, window_rows
+from projects.attention_zoo.groups import (
+    Ragged,
+    fold_bias,
+    number_members,
+    offsets_of,
+    window_rows,
+)
 from projects.attention_zoo.mixer import JointBaseline
 from stratified3d.layers.attention import WindowGrid
 
 
 class Jagged(NamedTuple):
-    """queries, keys: rows of each window, keys counting strata tokens on from N; shortest and
-    longest of each (host numbers); inverse [N]: place of every row among the queries."""
+    """Windows as the components of jagged tensors.
+
+    Attributes:
+        queries: rows of every window.
+        keys: rows of every window, then the strata tokens of its sample; these count from N.
+        ends_q, ends_k: length of the shortest and of the longest window, as Python numbers.
+        inverse: [N], where every row stands among the queries.
+    """
 
     queries: Ragged
     keys: Ragged
@@ -26,39 +37,43 @@ class Jagged(NamedTuple):
 
 
 class NestedAttention(JointBaseline):
-    """scaled_dot_product_attention on jagged tensors; nothing is padded by us, the strata are
-    copied to every window and their bias is a column of their keys.
+    """scaled_dot_product_attention on jagged tensors, without padding on our side.
 
-    torch.nested (PyTorch's documentation), layout torch.jagged. hints: whether torch is told the
-    shortest and longest window beforehand; longest_first: order of the windows.
+    The strata are copied to every window and their bias is a column of their keys. hints: pass the
+    lengths of the shortest and of the longest window to torch; longest_first: sort the windows.
+
+    torch.nested (PyTorch's documentation), layout torch.jagged.
     """
 
     defaults = dict(hints=False, longest_first=False)
     variants = (dict(hints=True), dict(hints=True, longest_first=True))
+    hints: bool
+    longest_first: bool
 
     def prepare(self, grid: WindowGrid, strata: int) -> Jagged:
         windows, sample = window_rows(grid.plan)
-        size = windows.offsets.diff()
-        order = (
-            size.argsort(descending=True, stable=True)
-            if self.longest_first
-            else torch.arange(len(size), device=size.device)
-        )
-        size, first, sample = size[order], windows.offsets[order], sample[order]
-        window = torch.arange(len(size), device=size.device)
-        offsets = torch.cat([size.new_zeros(1), size.cumsum(0)])
-        owner = window.repeat_interleave(size)
-        rows = first[owner] + torch.arange(len(owner), device=size.device) - offsets[owner]
-        tokens = len(rows) + sample[:, None] * strata + torch.arange(strata, device=size.device)
-        keys = torch.cat([rows, tokens.flatten()])
-        keys = keys[torch.cat([owner, window.repeat_interleave(strata)]).argsort(stable=True)]
-        ends = (int(size.min()), int(size.max())) if len(size) else (0, 0)
+        size = windows.offsets.diff()  # [W]
+        order = torch.arange(len(size), device=size.device)
+        if self.longest_first:
+            order = size.argsort(descending=True, stable=True)
+        size = size[order]
+        first = windows.offsets[order]
+        sample = sample[order]
+
+        owner, number = number_members(size)
+        queries = Ragged(first[owner] + number, offsets_of(size))
+        keys = append_strata(queries, sample, strata)
+
+        shortest = longest = 0
+        if len(size):
+            shortest = int(size.min())
+            longest = int(size.max())
         return Jagged(
-            Ragged(rows, offsets),
-            Ragged(keys, offsets + strata * torch.arange(len(offsets), device=size.device)),
-            ends,
-            tuple(e + strata for e in ends),
-            rows.argsort(),
+            queries,
+            keys,
+            (shortest, longest),
+            (shortest + strata, longest + strata),
+            queries.rows.argsort(),
         )
 
     def attend(
@@ -74,21 +89,49 @@ class NestedAttention(JointBaseline):
         if not len(q):
             return q * 1
         jagged = self.prepared(grid, 0 if strata_k is None else strata_k.shape[1])
-        width, scale = q.shape[-1], q.shape[-1] ** -0.5
+        width = q.shape[-1]
+        scale = width**-0.5
         if strata_k is not None:
+            assert strata_v is not None  # both or none
             q, k, v, strata_k, strata_v = fold_bias(q, k, v, strata_k, strata_v, strata_bias)
-            k, v = torch.cat([k, strata_k.flatten(0, 1)]), torch.cat([v, strata_v.flatten(0, 1)])
-        parts = [
-            self._nest(q, jagged.queries, jagged.ends_q),
-            *(self._nest(x, jagged.keys, jagged.ends_k) for x in (k, v)),
-        ]
-        out = (
-            F.scaled_dot_product_attention(*parts, scale=scale).transpose(1, 2).values()
-        )  # [N, H, D]
-        return out.index_select(0, jagged.inverse)[..., :width]
+            k = torch.cat([k, strata_k.flatten(0, 1)])
+            v = torch.cat([v, strata_v.flatten(0, 1)])
 
-    def _nest(self, table: Tensor, rows: Ragged, ends: tuple[int, int]) -> Tensor:
-        hints = dict(min_seqlen=ends[0], max_seqlen=ends[1]) if self.hints else {}
-        return torch.nested.nested_tensor_from_jagged(
-            table.index_select(0, rows.rows), rows.offsets, **hints
-        ).transpose(1, 2)  # [W, H, j, D]
+        queries = self._nest(q, jagged.queries, jagged.ends_q)
+        keys = self._nest(k, jagged.keys, jagged.ends_k)
+        values = self._nest(v, jagged.keys, jagged.ends_k)
+        out = F.scaled_dot_product_attention(queries, keys, values, scale=scale)
+        rows = out.transpose(1, 2).values()  # [N, H, D]
+        return rows.index_select(0, jagged.inverse)[..., :width]
+
+    def _nest(self, table: Tensor, lists: Ragged, ends: tuple[int, int]) -> Tensor:
+        """Return lists of the table's rows [N, H, D] as a jagged tensor [W, H, j, D]."""
+        shortest, longest = ends
+        nested = torch.nested.nested_tensor_from_jagged(
+            table.index_select(0, lists.rows),
+            lists.offsets,
+            min_seqlen=shortest if self.hints else None,
+            max_seqlen=longest if self.hints else None,
+        )
+        return nested.transpose(1, 2)
+
+
+def append_strata(windows: Ragged, sample: Tensor, strata: int) -> Ragged:
+    """Append the strata tokens of its sample to every window.
+
+    Args:
+        windows: W lists of rows, N in all.
+        sample: [W] of every window.
+        strata: M, the tokens per sample; token m of sample b counts as row N + b M + m.
+    """
+    num_rows = len(windows.rows)
+    token = torch.arange(strata, device=sample.device)
+    tokens = num_rows + sample[:, None] * strata + token  # [W, M]
+    rows = torch.cat([windows.rows, tokens.flatten()])
+
+    window = torch.arange(len(sample), device=sample.device)
+    owner = torch.cat(
+        [window.repeat_interleave(windows.offsets.diff()), window.repeat_interleave(strata)]
+    )
+    before = torch.arange(len(windows.offsets), device=sample.device) * strata
+    return Ragged(rows[owner.argsort(stable=True)], windows.offsets + before)

@@ -1,7 +1,8 @@
-"""Windows padded to common lengths: Swin's way and SST's, with the strata beside every window's
-keys."""
+"""Windows padded to common lengths, with the strata beside the keys of every window: Swin, SST."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -10,23 +11,8 @@ from projects.attention_zoo.mixer import JointBaseline
 from stratified3d.layers.attention import WindowGrid
 
 
-class SSTAttention(JointBaseline):
-    """Windows padded to the shortest of a few lengths that holds them; keys that pad are masked.
-
-    SST (Fan et al. 2022, section 4.2, regional grouping). Its code drops what a window holds beyond
-    the last length; here such windows share one more bucket, as long as the longest, and nothing is
-    dropped.
-    """
-
-    defaults = dict(lengths=(30, 60, 100))
-    variants = (
-        dict(lengths=(16, 32, 64, 128, 256)),
-        dict(lengths=(8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384)),
-    )
-
-    def prepare(self, grid: WindowGrid) -> Groups:
-        windows, sample = window_rows(grid.plan)
-        return pad_groups(windows, windows, sample, self.lengths)
+class _PaddedAttention(JointBaseline):
+    """Attention whose `prepare` returns padded windows."""
 
     def attend(
         self,
@@ -41,19 +27,40 @@ class SSTAttention(JointBaseline):
         return attend_groups(q, k, v, self.prepared(grid), strata_k, strata_v, strata_bias)
 
 
-class SwinAttention(SSTAttention):
-    """All windows padded to one length: the longest window there is, or a multiple of 8 or 64 above
-    it.
+class SSTAttention(_PaddedAttention):
+    """Windows are padded to the shortest of a few lengths that fits; padded keys are masked.
 
-    Swin Transformer (Liu et al. 2021, section 3.2) on voxels: its windows are full, a voxel cloud's
-    are not, so empty places are masked. Windows shift in every second block of the stage, without
-    wrapping around.
+    SST (Fan et al. 2022, section 4.2, regional grouping). Its code drops the voxels of a window
+    beyond the last length. Here longer windows share one more bucket, as long as the longest, and
+    no voxel is dropped.
+    """
+
+    defaults = dict(lengths=(30, 60, 100))
+    variants = (
+        dict(lengths=(16, 32, 64, 128, 256)),
+        dict(lengths=(8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384)),
+    )
+    lengths: Sequence[int]
+
+    def prepare(self, grid: WindowGrid) -> Groups:
+        windows, sample = window_rows(grid.plan)
+        return pad_groups(windows, windows, sample, self.lengths)
+
+
+class SwinAttention(_PaddedAttention):
+    """All windows are padded to one length: the longest window, rounded up to a multiple.
+
+    Swin Transformer (Liu et al. 2021, section 3.2) on voxels: its windows are full, those of a
+    point cloud are not, so empty places are masked. Windows shift in every second block of the
+    stage and do not wrap around.
     """
 
     defaults = dict(multiple=1)
     variants = (dict(multiple=8), dict(multiple=64))
+    multiple: int
 
     def prepare(self, grid: WindowGrid) -> Groups:
         windows, sample = window_rows(grid.plan)
         longest = int(windows.offsets.diff().max()) if len(sample) else 1
-        return pad_groups(windows, windows, sample, (-(-longest // self.multiple) * self.multiple,))
+        length = -(-longest // self.multiple) * self.multiple
+        return pad_groups(windows, windows, sample, (length,))

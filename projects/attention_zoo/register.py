@@ -1,4 +1,4 @@
-"""Registers the zoo's mixers in mmdet3d: `custom_imports = dict(imports=[..., this file])`."""
+"""Registers the zoo's mixers in mmdet3d; configs name this module in `custom_imports`."""
 
 from mmdet3d.registry import MODELS
 

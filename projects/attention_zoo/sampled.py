@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +13,7 @@ from projects.attention_zoo.groups import (
     Ragged,
     attend_groups,
     gather,
+    number_members,
     pad_groups,
     scatter,
     window_rows,
@@ -18,29 +21,22 @@ from projects.attention_zoo.groups import (
 from projects.attention_zoo.mixer import Baseline
 from stratified3d.layers.attention import WindowGrid
 
-# logits at a time where they are written out
+# logits that are written out at a time
 _LOGITS = 1 << 24
 
-
-def farthest_points(positions: Tensor, count: int) -> Tensor:
-    """Indices of `count` points, each the farthest from those before it, from the first point on:
-    [N, 3] -> [count]."""
-    chosen = torch.zeros(count, dtype=torch.int64, device=positions.device)
-    distance = positions.new_full((len(positions),), torch.inf)
-    for i in range(1, count):
-        distance = torch.minimum(distance, (positions - positions[chosen[i - 1]]).square().sum(1))
-        chosen[i] = distance.argmax()
-    return chosen
+# bucket lengths of queries and keys
+_LENGTHS = (16, 32, 64, 128, 256, 512)
 
 
 class SampledWindowAttention(Baseline):
-    """Keys are the query's window and those of a sampled part of the sample that lie in the doubled
-    window but not in the window itself; one softmax over both.
+    """Keys are the query's window and a sampled part of the doubled window around it.
 
-    Stratified Transformer (Lai et al. 2022, section 3.2). The part is found by farthest point
-    sampling ('fps') or is every n-th row of window order ('stride'). contextual adds its relative
-    positions (section 3.3): tables over the offset along each axis, met by the query, by the key,
-    and added to the value.
+    Far keys lie in the doubled window but not in the window itself; one softmax runs over near and
+    far keys. The `part` of a sample is found by farthest point sampling ('fps') or is every n-th
+    row of window order ('stride'). contextual adds relative positions (section 3.3): tables over
+    the offset along each axis, multiplied by the query and by the key, and added to the value.
+
+    Stratified Transformer (Lai et al. 2022, section 3.2).
     """
 
     defaults = dict(part=1 / 8, sampling='fps', contextual=True)
@@ -49,6 +45,9 @@ class SampledWindowAttention(Baseline):
         dict(sampling='stride'),
         dict(sampling='stride', contextual=False),
     )
+    part: float
+    sampling: str
+    contextual: bool
 
     def build(self) -> None:
         if not 0 < self.part <= 1:
@@ -68,115 +67,160 @@ class SampledWindowAttention(Baseline):
 
     def prepare(self, grid: WindowGrid) -> Groups:
         windows, sample = window_rows(grid.plan)
-        first = windows.offsets[:-1]
-        window = torch.arange(len(first), device=first.device)
-        window_of = window.repeat_interleave(windows.offsets.diff())  # [N]
-        doubled = torch.stack(
-            [
-                grid.coords[:, 0],
-                *(
-                    (grid.coords[:, 1 + axis] + grid.shift[axis]) // (2 * grid.window_shape[axis])
-                    for axis in range(3)
-                ),
-            ],
-            1,
-        )
-        doubled = (
-            doubled.unique(dim=0, return_inverse=True)[1] if len(doubled) else window_of
-        )  # [N]
-        far = self._sample(grid)
-        far = far[doubled[far].argsort(stable=True)]
-        # all sampled rows of a window's doubled window, less its own
-        start, end = (
-            torch.searchsorted(doubled[far], doubled[first], right=right) for right in (False, True)
-        )
-        owner = window.repeat_interleave(end - start)
-        ends = (end - start).cumsum(0)
-        place = (
-            torch.arange(len(owner), device=first.device)
-            - (ends - (end - start))[owner]
-            + start[owner]
-        )
-        rows = far[place]
+        window_of, _ = number_members(windows.offsets.diff())  # [N]
+        far = self._far_rows(grid, windows)
+
+        # near keys before far keys, window by window
+        far_window, _ = number_members(far.offsets.diff())
+        rows = torch.cat([windows.rows, far.rows])
+        owner = torch.cat([window_of, far_window])
+        keys = Ragged(rows[owner.argsort(stable=True)], windows.offsets + far.offsets)
+        return pad_groups(windows, keys, sample, _LENGTHS)
+
+    def _far_rows(self, grid: WindowGrid, windows: Ragged) -> Ragged:
+        """Return the sampled rows of every window's doubled window that lie outside the window."""
+        window_of, _ = number_members(windows.offsets.diff())  # [N]
+        doubled = _doubled_windows(grid)  # [N]
+        sampled = self._sample(grid)
+        sampled = sampled[doubled[sampled].argsort(stable=True)]
+
+        # the sampled rows of one doubled window are a run
+        wanted = doubled[windows.offsets[:-1]]  # [W]
+        start = torch.searchsorted(doubled[sampled], wanted)
+        end = torch.searchsorted(doubled[sampled], wanted, right=True)
+        owner, number = number_members(end - start)
+        rows = sampled[start[owner] + number]
+
         outside = window_of[rows] != owner
-        rows, owner = (
-            torch.cat([windows.rows, rows[outside]]),
-            torch.cat([window_of, owner[outside]]),
-        )
-        order = owner.argsort(stable=True)
-        offsets = torch.searchsorted(
-            owner[order], torch.arange(len(first) + 1, device=first.device)
-        )
-        return pad_groups(
-            windows, Ragged(rows[order], offsets), sample, (16, 32, 64, 128, 256, 512)
-        )
+        window = torch.arange(len(wanted) + 1, device=rows.device)
+        return Ragged(rows[outside], torch.searchsorted(owner[outside], window))
 
     def _sample(self, grid: WindowGrid) -> Tensor:
-        rows = [grid.plan.order[:0]]
+        """Return the sampled rows of all samples."""
         offsets = grid.plan.batch_offsets.tolist()
+        rows = [grid.plan.order[:0]]
         for start, end in zip(offsets, offsets[1:]):
-            count = -(-(end - start) // round(1 / self.part))
+            size = end - start
+            count = -(-size // round(1 / self.part))
             if self.sampling == 'fps' and count:
-                rows.append(start + farthest_points(grid.positions[start:end], count))
+                chosen = farthest_points(grid.positions[start:end], count)
             else:
-                rows.append(
-                    start
-                    + torch.arange(count, device=rows[0].device) * (end - start) // max(1, count)
-                )
+                step = torch.arange(count, device=rows[0].device)
+                chosen = step * size // max(1, count)
+            rows.append(start + chosen)
         return torch.cat(rows)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
         groups = self.prepared(grid)
         if not self.contextual:
             return attend_groups(q, k, v, groups)
+
         q = q * self.head_dim**-0.5
         outs = []
         for bucket in groups.buckets:
-            size = max(
-                1, _LOGITS // (self.num_heads * bucket.queries.shape[1] * bucket.keys.shape[1])
-            )
-            pieces = zip(
-                *(
-                    (x.split(size) if x is not None else [None] * -(-len(bucket.queries) // size))
-                    for x in bucket
-                )
-            )
-            outs.append(
-                torch.cat(
-                    [self._attend_bucket(q, k, v, grid.coords, Bucket(*piece)) for piece in pieces]
-                )
-            )
+            logits = self.num_heads * bucket.queries.shape[1] * bucket.keys.shape[1]  # per group
+            pieces = [
+                self._attend_bucket(q, k, v, grid.coords, piece)
+                for piece in _split_bucket(bucket, max(1, _LOGITS // logits))
+            ]
+            outs.append(torch.cat(pieces))
         return scatter(outs, groups, q)
 
     def _attend_bucket(
         self, q: Tensor, k: Tensor, v: Tensor, coords: Tensor, bucket: Bucket
     ) -> Tensor:
-        """[G, H, L, D]; q is scaled already."""
-        queries, keys, values = (
-            gather(q, bucket.queries),
-            gather(k, bucket.keys),
-            gather(v, bucket.keys),
-        )
+        """Return [G, H, L, D]; q is already scaled."""
+        queries = gather(q, bucket.queries)  # [G, H, L, D]
+        keys = gather(k, bucket.keys)  # [G, H, K, D]
+        values = gather(v, bucket.keys)
         logits = queries @ keys.transpose(-1, -2)  # [G, H, L, K]
+
         indices = []
         for axis, table in enumerate(self.tables):
-            to_query, to_key, _ = table.to(q.dtype).permute(0, 2, 3, 1)  # [H, D, T] each
-            offset = coords[bucket.queries, 1 + axis].unsqueeze(2) - coords[
-                bucket.keys, 1 + axis
-            ].unsqueeze(1)
-            # a padded key lies anywhere in the window, a padded query too
-            index = (offset.long() + table.shape[1] // 2).unsqueeze(1).expand_as(logits)
-            logits = logits + (queries @ to_query).gather(-1, index)
-            logits = logits + (keys @ to_key).gather(-1, index.transpose(-1, -2)).transpose(-1, -2)
+            place = coords[:, 1 + axis]
+            index = _table_index(place[bucket.queries], place[bucket.keys], len(table[0]))
+            index = index.unsqueeze(1).expand_as(logits)
             indices.append(index)
-        if bucket.key_real is not None:
-            logits = logits.masked_fill(~bucket.key_real[:, None, None], -torch.inf)
+
+            of_query, of_key = _position_logits(queries, keys, table.to(q.dtype), index)
+            logits = logits + of_query
+            logits = logits + of_key
+
+        if bucket.key_valid is not None:
+            logits = logits.masked_fill(~bucket.key_valid[:, None, None], -torch.inf)
         weights = logits.softmax(-1)
         out = weights @ values
         for table, index in zip(self.tables, indices):
-            # weights of equal offsets are summed up before they meet the table
-            summed = weights.new_zeros(*weights.shape[:3], table.shape[1]).scatter_add(
-                -1, index, weights
-            )
-            out = out + summed @ table[2].to(q.dtype).transpose(0, 1)
+            to_value = table[2].to(q.dtype).transpose(0, 1)  # [H, T, D]
+            out = out + _sum_equal_offsets(weights, index, len(table[0])) @ to_value
         return out
+
+
+def _table_index(queries: Tensor, keys: Tensor, length: int) -> Tensor:
+    """Return where the offset of every query [G, L] from every key [G, K] stands: [G, L, K].
+
+    Padded queries and keys repeat real ones, so that their offsets are in the table too.
+    """
+    offset = queries.unsqueeze(2) - keys.unsqueeze(1)
+    return offset.long() + length // 2
+
+
+def _position_logits(
+    queries: Tensor, keys: Tensor, table: Tensor, index: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return what the table [3, T, H, D] adds to the logits by the queries and by the keys.
+
+    index: [G, H, L, K], as both results.
+    """
+    to_query, to_key, _ = table.permute(0, 2, 3, 1)  # [H, D, T] each
+    of_query = (queries @ to_query).gather(-1, index)
+    of_key = (keys @ to_key).gather(-1, index.transpose(-1, -2))
+    return of_query, of_key.transpose(-1, -2)
+
+
+def _sum_equal_offsets(weights: Tensor, index: Tensor, length: int) -> Tensor:
+    """Sum the weights [G, H, L, K] of equal offsets: [G, H, L, T].
+
+    So a table is multiplied once per offset, not once per pair.
+    """
+    summed = weights.new_zeros(*weights.shape[:3], length)
+    return summed.scatter_add(-1, index, weights)
+
+
+def farthest_points(positions: Tensor, count: int) -> Tensor:
+    """Return indices [count] of points [N, 3], each the farthest from all before it.
+
+    The first index is 0.
+    """
+    chosen = torch.zeros(count, dtype=torch.int64, device=positions.device)
+    distance = positions.new_full((len(positions),), torch.inf)
+    for i in range(1, count):
+        last = positions[chosen[i - 1]]
+        distance = torch.minimum(distance, (positions - last).square().sum(1))
+        chosen[i] = distance.argmax()
+    return chosen
+
+
+def _doubled_windows(grid: WindowGrid) -> Tensor:
+    """Return the number [N] of every row's doubled window."""
+    if not len(grid.coords):
+        return grid.coords[:, 0].long()
+
+    index = [grid.coords[:, 0]]
+    for axis in range(3):
+        place = grid.coords[:, 1 + axis] + grid.shift[axis]
+        index.append(place // (2 * grid.window_shape[axis]))
+    return torch.stack(index, 1).unique(dim=0, return_inverse=True)[1]
+
+
+def _split_bucket(bucket: Bucket, size: int) -> Iterator[Bucket]:
+    """Split a bucket into buckets of at most `size` groups."""
+    for start in range(0, len(bucket.queries), size):
+        groups = slice(start, start + size)
+        yield Bucket(
+            bucket.queries[groups],
+            bucket.keys[groups],
+            None if bucket.query_valid is None else bucket.query_valid[groups],
+            None if bucket.key_valid is None else bucket.key_valid[groups],
+            bucket.sample[groups],
+        )

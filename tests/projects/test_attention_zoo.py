@@ -1,5 +1,8 @@
-"""Every baseline against one dense masked softmax (or its own equation), in fp64, outputs and every
-gradient."""
+"""Every mixer against one dense masked softmax or its own equation: outputs and all gradients."""
+
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -14,7 +17,8 @@ from stratified3d.testing import TOLERANCES, random_coords, relative_error
 
 SHAPE = (6, 11, 13)
 WINDOW = (4, 5, 6)
-CLOUDS = {
+# voxels of every sample
+SIZES = {
     'plain': (90, 60),
     'no_voxel': (0,),
     'one_voxel': (1,),
@@ -26,8 +30,8 @@ HEADS, WIDTH = 3, 12
 OTHER_BY_NAME = {kind.__name__: kind for kind in OTHER_FUNCTION}
 
 
-def setting(cloud, shift=(0, 0, 0), rotary=True):
-    sizes = CLOUDS[cloud]
+def setting(case, shift=(0, 0, 0), rotary=True):
+    sizes = SIZES[case]
     coords = random_coords(sizes, SHAPE)
     grid = build_window_grid(
         coords,
@@ -48,22 +52,22 @@ def setting(cloud, shift=(0, 0, 0), rotary=True):
     return grid, q, k, v
 
 
-def compare(out, truth, inputs, tolerance=1e-11):
-    """Outputs and the gradient of every input."""
-    assert out.shape == truth.shape and relative_error(out, truth) < tolerance
+def compare(out, expected, inputs, tolerance=1e-11):
+    """Compare the outputs and the gradient of every input."""
+    assert out.shape == expected.shape and relative_error(out, expected) < tolerance
     if not out.requires_grad:  # FlexAttention, on a CPU
         return
     weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
     grads = [
         torch.autograd.grad(o, inputs, weight, allow_unused=True, retain_graph=True)
-        for o in (out, truth)
+        for o in (out, expected)
     ]
     for a, b, x in zip(*grads, inputs):
         a, b = (torch.zeros_like(x) if g is None else g for g in (a, b))
         assert relative_error(a, b) < tolerance
 
 
-# beside what the benchmarks try: settings that bring out borders on clouds of a hundred voxels
+# besides `variants`: settings that matter for samples of a hundred voxels
 SMALL = dict(
     FullAttention=[dict(queries_at_once=7)],
     SetAttention=[dict(set_size=1), dict(set_size=5)],
@@ -85,9 +89,8 @@ def settings_of(kinds, more=None):
 def make(kind, block=0, rotary=True, **settings):
     torch.manual_seed(0)
     if kind is FlexAttention:
-        settings['compiled'] = (
-            False  # eagerly: compiling takes longer than all other tests together
-        )
+        # compiling takes longer than all other tests together
+        settings['compiled'] = False
     if issubclass(kind, StratifiedAttention):
         return kind(MixerContext(HEADS * WIDTH, HEADS, rotary), num_strata=5, **settings).double()
     return kind(MixerContext(HEADS * WIDTH, HEADS, rotary, WINDOW, block), **settings).double()
@@ -95,8 +98,7 @@ def make(kind, block=0, rotary=True, **settings):
 
 @pytest.fixture
 def varlen_on_a_cpu(monkeypatch):
-    """torch's kernel runs on a GPU only: here the same two functions by the equation, sequence
-    after sequence."""
+    """Replace torch's kernel, which needs a GPU, by its equation, sequence by sequence."""
 
     def parts(where, lse=None):
         for a, b, c, d in zip(*(x.tolist() for o in where[:2] for x in (o[:-1], o[1:]))):
@@ -114,27 +116,14 @@ def varlen_on_a_cpu(monkeypatch):
     def backward(grad, q, k, v, out, lse, where, scale):
         grads = [torch.zeros_like(x) for x in (q, k, v)]
         for rows, keys in parts(where):
-            p = (
-                torch.einsum('ihd,jhd->hij', q[rows], k[keys]) * scale - lse[:, rows].unsqueeze(-1)
-            ).exp()
-            ds = (
-                p
-                * (
-                    torch.einsum('ihd,jhd->hij', grad[rows], v[keys])
-                    - (grad[rows] * out[rows]).sum(-1).T.unsqueeze(-1)
-                )
-                * scale
-            )
-            for total, at, part in zip(
-                grads,
-                (rows, keys, keys),
-                (
-                    torch.einsum('hij,jhd->ihd', ds, k[keys]),
-                    torch.einsum('hij,ihd->jhd', ds, q[rows]),
-                    torch.einsum('hij,ihd->jhd', p, grad[rows]),
-                ),
-            ):
-                total[at] += part
+            logits = torch.einsum('ihd,jhd->hij', q[rows], k[keys]) * scale
+            p = (logits - lse[:, rows].unsqueeze(-1)).exp()
+            dp = torch.einsum('ihd,jhd->hij', grad[rows], v[keys])
+            mean = (grad[rows] * out[rows]).sum(-1).T.unsqueeze(-1)
+            ds = p * (dp - mean) * scale
+            grads[0][rows] += torch.einsum('hij,jhd->ihd', ds, k[keys])
+            grads[1][keys] += torch.einsum('hij,ihd->jhd', ds, q[rows])
+            grads[2][keys] += torch.einsum('hij,ihd->jhd', p, grad[rows])
         return tuple(grads)
 
     monkeypatch.setattr(varlen, '_forward', forward)
@@ -142,13 +131,13 @@ def varlen_on_a_cpu(monkeypatch):
     monkeypatch.setattr(VarlenAttention, 'unsupported_reason', lambda self, q: None)
 
 
-@pytest.mark.parametrize('cloud', CLOUDS)
+@pytest.mark.parametrize('case', SIZES)
 @pytest.mark.parametrize('kind, settings', settings_of(SAME_FUNCTION))
 @pytest.mark.parametrize('absent', [False, True])
-def test_joint_rivals_equal_one_softmax_over_window_and_strata(
-    kind, settings, cloud, absent, varlen_on_a_cpu
+def test_mixers_of_the_same_function_equal_one_softmax_over_window_and_strata(
+    kind, settings, case, absent, varlen_on_a_cpu
 ):
-    grid, q, k, v = setting(cloud, shift=(0, 2, 3))
+    grid, q, k, v = setting(case, shift=(0, 2, 3))
     batch = len(grid.plan.batch_offsets) - 1
     generator = torch.Generator().manual_seed(2)
     strata = [
@@ -167,31 +156,21 @@ def test_joint_rivals_equal_one_softmax_over_window_and_strata(
         compare(baseline.attend(*args), equation(baseline, *args), x)
 
 
-@pytest.mark.parametrize('cloud', CLOUDS)
+@pytest.mark.parametrize('case', SIZES)
 @pytest.mark.parametrize('kind, settings', settings_of(OTHER_FUNCTION, SMALL))
-def test_the_other_rivals_equal_their_equation(kind, settings, cloud):
+def test_mixers_of_other_functions_equal_their_equation(kind, settings, case):
     for block, shift in enumerate([(0, 0, 0), (1, 2, 3)]):
-        grid, q, k, v = setting(cloud, shift, rotary=block == 1)
+        grid, q, k, v = setting(case, shift, rotary=block == 1)
         baseline = make(kind, block, rotary=block == 1, **settings)
         for table in getattr(baseline, 'tables', []):
             table.data.mul_(20)
-        inputs = [
-            q,
-            k,
-            v,
-            *(
-                p
-                for name, p in baseline.named_parameters()
-                if name.split('.')[0] not in ('qkv', 'out')
-            ),
-        ]
-        # angles are computed in fp32
-        compare(
-            baseline.attend(q, k, v, grid),
-            equation(baseline, q, k, v, grid),
-            inputs,
-            1e-11 if baseline.takes_rotated else 1e-6,
-        )
+        inputs = [q, k, v]
+        for name, parameter in baseline.named_parameters():
+            if name.split('.')[0] not in ('qkv', 'out'):
+                inputs.append(parameter)
+        tolerance = 1e-11 if baseline.takes_rotated else 1e-6  # angles are computed in fp32
+        out = baseline.attend(q, k, v, grid)
+        compare(out, equation(baseline, q, k, v, grid), inputs, tolerance)
 
 
 def test_performer_features_are_orthogonal_and_approach_softmax():
@@ -200,42 +179,34 @@ def test_performer_features_are_orthogonal_and_approach_softmax():
     assert relative_error(block @ block.T, torch.eye(WIDTH, dtype=block.dtype)) < 1e-6
     grid, q, k, v = setting('plain')
     q, k = q * 0.5, k * 0.5
-    truth, errors = equation(make(OTHER_BY_NAME['FullAttention']), q, k, v, grid), []
+    softmax = equation(make(OTHER_BY_NAME['FullAttention']), q, k, v, grid)
+    errors = []
     for count in (24, 2400):
-        errors.append(
-            float(
-                (make(type(baseline), num_features=count).attend(q, k, v, grid) - truth)
-                .square()
-                .mean()
-            )
-        )
-    assert errors[1] < 0.1 * errors[0] and errors[1] < 0.02 * float(truth.square().mean())
+        out = make(type(baseline), num_features=count).attend(q, k, v, grid)
+        errors.append(float((out - softmax).square().mean()))
+    assert errors[1] < 0.1 * errors[0] and errors[1] < 0.02 * float(softmax.square().mean())
 
 
-def test_long_logits_are_taken_in_pieces(monkeypatch):
+def test_sampled_window_attention_in_pieces_equals_all_at_once(monkeypatch):
     grid, q, k, v = setting('plain')
     baseline = make(OTHER_BY_NAME['SampledWindowAttention'])
-    truth = baseline.attend(q, k, v, grid)
+    whole = baseline.attend(q, k, v, grid)
     monkeypatch.setattr(sampled_module, '_LOGITS', 1000)
-    compare(baseline.attend(q, k, v, grid), truth, [q, k, v])
+    compare(baseline.attend(q, k, v, grid), whole, [q, k, v])
 
 
 @pytest.mark.parametrize('kind', SAME_FUNCTION + OTHER_FUNCTION)
-def test_samples_do_not_see_each_other(kind, varlen_on_a_cpu):
+def test_mixers_do_not_mix_samples(kind, varlen_on_a_cpu):
     grid, q, k, v = setting('plain')
     baseline = make(kind)
     q, k, v = (x.detach() for x in (q, k, v))
     first = grid.plan.sample == 0
     out = baseline.attend(q, k, v, grid)
-    assert torch.equal(
-        baseline.attend(q, *(x.masked_fill(first[:, None, None], 7.0) for x in (k, v)), grid)[
-            ~first
-        ],
-        out[~first],
-    )
+    k, v = (x.masked_fill(first[:, None, None], 7.0) for x in (k, v))
+    assert torch.equal(baseline.attend(q, k, v, grid)[~first], out[~first])
 
 
-def test_blocks_of_one_grid_share_what_they_arrange():
+def test_blocks_with_the_same_settings_and_phase_share_what_they_prepare():
     grid, q, k, v = setting('plain')
     kind = OTHER_BY_NAME['SetAttention']
     plans = [
@@ -245,7 +216,7 @@ def test_blocks_of_one_grid_share_what_they_arrange():
     assert plans[0] is plans[1] and len({id(p) for p in plans}) == 3
 
 
-def test_padding_is_counted():
+def test_prepared_groups_report_their_padding():
     grid, q, k, v = setting('plain')
     sizes = torch.unique(windows(grid), dim=0, return_counts=True)[1].double()
     one = float((sizes**2).sum() / (len(sizes) * sizes.max() ** 2))
@@ -262,10 +233,10 @@ def test_padding_is_counted():
     assert sets.padding == 0
 
 
-@pytest.mark.parametrize('cloud', [c for c in CLOUDS if c != 'no_voxel'])
+@pytest.mark.parametrize('case', [case for case in SIZES if case != 'no_voxel'])
 @pytest.mark.parametrize('size', [8, 32])
-def test_the_block_mask_holds_exactly_the_blocks_with_a_pair(cloud, size):
-    grid, *_ = setting(cloud, shift=(0, 2, 3))
+def test_block_mask_of_flex_attention_contains_every_block_with_a_pair(case, size):
+    grid, *_ = setting(case, shift=(0, 2, 3))
     mask = make(FlexAttention, block_size=size).prepared(grid, 5)
     n, batch = len(grid.coords), len(grid.plan.batch_offsets) - 1
     far = grid.plan.sample[:, None] == torch.arange(batch).repeat_interleave(5)
@@ -274,16 +245,16 @@ def test_the_block_mask_holds_exactly_the_blocks_with_a_pair(cloud, size):
     blocks = blocks.unflatten(1, (-1, size)).unflatten(0, (-1, size)).any(3).any(1)
     kept = mask.to_dense()[0, 0].bool()
     assert kept.shape == blocks.shape and (kept | ~blocks).all()  # none is left out
-    # windows of a row of blocks are one run: a block in between may hold no pair of its own
+    # windows of a row of blocks are one run: a block in between may contain no pair
     assert kept.sum() <= 1.3 * blocks.sum()
 
 
 @pytest.mark.skipif(
     not torch.cuda.is_available(),
-    reason='no GPU: these two libraries compute gradients on CUDA only',
+    reason='these two libraries compute gradients on CUDA only',
 )
 @pytest.mark.parametrize('kind', [VarlenAttention, FlexAttention])
-def test_libraries_of_the_gpu_equal_the_reference_there(kind):
+def test_gpu_libraries_equal_the_reference_on_a_gpu(kind):
     coords = random_coords((700, 0, 300), (6, 40, 40)).cuda()
     grid = build_window_grid(
         coords,
@@ -317,3 +288,32 @@ def test_libraries_of_the_gpu_equal_the_reference_there(kind):
             results.append([out, *torch.autograd.grad(out, x, torch.ones_like(out) / 7)])
         for a, b in zip(*results):
             assert relative_error(a, b) < TOLERANCES[dtype] + 1e-3
+
+
+# packages that a detector needs and a mixer does not
+OTHER_PACKAGES = ('mmcv', 'mmdet', 'mmdet3d', 'mmengine', 'nuscenes', 'numba', 'spconv')
+
+
+def python_blocks(path):
+    """The ```python blocks of a page."""
+    return re.findall(r'```python\n(.*?)```', path.read_text(), re.DOTALL)
+
+
+def test_zoo_needs_torch_alone(root):
+    """Every module but register.py is imported, and the example of the README runs."""
+    folder = root / 'projects/attention_zoo'
+    modules = [
+        path.stem for path in folder.glob('*.py') if path.stem not in ('__init__', 'register')
+    ]
+    example = python_blocks(folder / 'README.md')[-1]
+    lines = [
+        'import sys',
+        f'sys.modules.update(dict.fromkeys({OTHER_PACKAGES}))',  # None: an ImportError
+        *(f'import projects.attention_zoo.{module}' for module in sorted(modules)),
+        example,
+        'assert mixed.shape == (5000, 128) and mixed.isfinite().all()',
+    ]
+    result = subprocess.run(
+        [sys.executable, '-c', '\n'.join(lines)], cwd=root, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-2000:]

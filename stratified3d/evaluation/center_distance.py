@@ -64,10 +64,12 @@ def count_matches(
     found = {}
     for name in sorted(set(gt_classes.tolist())):
         expected = ground_truth[gt_classes == name]
+        count = len(expected)
         rows = np.flatnonzero(predicted_classes == name)
-        rows = rows[np.argsort(-scores[rows], kind='stable')][: len(expected)]
-        matched = match_centers(expected, predicted[rows], max_distance)
-        found[name] = (int((matched >= 0).sum()), len(expected))
+        order = np.argsort(-scores[rows], kind='stable')
+        best = predicted[rows[order][:count]]
+        matched = match_centers(expected, best, max_distance)
+        found[name] = (int((matched >= 0).sum()), count)
     return found
 
 
@@ -94,23 +96,34 @@ def average_precision(
     total = sum(map(len, ground_truth))
     if not total:
         return float('nan')
+    hits = _sorted_hits(ground_truth, predicted, scores, max_distance)
+    if not hits.any():
+        return 0.0
+
+    true_positives = np.cumsum(hits)
+    precision = true_positives / np.arange(1, len(hits) + 1)
+    recall = true_positives / total
+    curve = np.interp(_RECALLS, recall, precision, right=0)
+    first = round(100 * min_recall) + 1
+    counted = np.clip(curve[first:] - min_precision, 0, None)
+    return float(counted.mean() / (1 - min_precision))
+
+
+def _sorted_hits(
+    ground_truth: Sequence[np.ndarray],
+    predicted: Sequence[np.ndarray],
+    scores: Sequence[np.ndarray],
+    max_distance: float,
+) -> np.ndarray:
+    """Whether each prediction is matched, [sum of J] bool, sorted by descending score."""
     frame_hits = []
     frame_scores = []
     for expected, boxes, score in zip(ground_truth, predicted, scores):
         order = np.argsort(-score, kind='stable')
         frame_hits.append(match_centers(expected, boxes[order], max_distance) >= 0)
         frame_scores.append(score[order])
-    hits = np.concatenate(frame_hits)
-    if not hits.any():
-        return 0.0
-
     order = np.argsort(-np.concatenate(frame_scores), kind='stable')
-    true_positives = np.cumsum(hits[order])
-    precision = true_positives / np.arange(1, len(hits) + 1)
-    recall = true_positives / total
-    curve = np.interp(_RECALLS, recall, precision, right=0)
-    curve = curve[round(100 * min_recall) + 1 :]
-    return float(np.clip(curve - min_precision, 0, None).mean() / (1 - min_precision))
+    return np.concatenate(frame_hits)[order]
 
 
 @METRICS.register_module()
@@ -146,23 +159,22 @@ class CenterDistanceMetric(BaseMetric):
                 )
             gt_centers = expected['gt_bboxes_3d'].tensor.cpu().numpy()[:, :2]
             gt_labels = np.asarray(expected['gt_labels_3d'])
-            in_range = self._in_range(gt_centers)
-            row = [gt_centers[in_range], gt_labels[in_range]]
-
             found = sample['pred_instances_3d']
             centers = found['bboxes_3d'].tensor.cpu().numpy()[:, :2]
-            in_range = self._in_range(centers)
-            for column in (centers, found['labels_3d'].cpu(), found['scores_3d'].cpu()):
-                row.append(np.asarray(column)[in_range])
-            self.results.append(row)
+            labels = found['labels_3d'].cpu().numpy()
+            scores = found['scores_3d'].cpu().numpy()
+            gt_columns = self._in_range(gt_centers, gt_labels)
+            columns = self._in_range(centers, labels, scores)
+            self.results.append([*gt_columns, *columns])
 
-    def _in_range(self, centers: np.ndarray) -> np.ndarray:
-        """[N] bool of centers [N, 2]."""
+    def _in_range(self, centers: np.ndarray, *columns: np.ndarray) -> list[np.ndarray]:
+        """Centers [N, 2] and columns [N] of the boxes in range."""
         if self.point_cloud_range is None:
-            return np.ones(len(centers), bool)
+            return [centers, *columns]
         low = np.array(self.point_cloud_range[:2])
         high = np.array(self.point_cloud_range[3:5])
-        return ((centers >= low) & (centers < high)).all(1)
+        in_range = ((centers >= low) & (centers < high)).all(1)
+        return [column[in_range] for column in (centers, *columns)]
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """mAP and <class>_AP; a class without ground truth has none and does not count."""

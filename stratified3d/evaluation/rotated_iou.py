@@ -96,8 +96,9 @@ def _shared_area(a: np.ndarray, b: np.ndarray, polygons: np.ndarray) -> float:
         return 0.0
     x = a[0] - b[0]
     y = a[1] - b[1]
-    reach = (math.hypot(a[3], a[4]) + math.hypot(b[3], b[4])) / 2
-    if math.hypot(x, y) >= reach:
+    diagonal_a = math.hypot(a[3], a[4])
+    diagonal_b = math.hypot(b[3], b[4])
+    if math.hypot(x, y) >= (diagonal_a + diagonal_b) / 2:
         return 0.0
 
     polygon = polygons[0]
@@ -112,8 +113,10 @@ def _shared_area(a: np.ndarray, b: np.ndarray, polygons: np.ndarray) -> float:
         if count < 3:
             return 0.0
         polygon, clipped = clipped, polygon
-    area = _polygon_area(polygon, count)
-    return min(max(area, 0.0), a[3] * a[4], b[3] * b[4])
+    area = max(_polygon_area(polygon, count), 0.0)
+    area_a = a[3] * a[4]
+    area_b = b[3] * b[4]
+    return min(area, area_a, area_b)
 
 
 @compiled
@@ -138,6 +141,7 @@ def _clip(
     polygon: np.ndarray, count: int, axis: int, sign: float, half: float, clipped: np.ndarray
 ) -> int:
     """Clip a polygon of count corners to sign * coordinate <= half; how many corners are left."""
+    other = 1 - axis
     kept = 0
     for i in range(count):
         start = polygon[i]
@@ -145,12 +149,13 @@ def _clip(
         start_depth = half - sign * start[axis]
         end_depth = half - sign * end[axis]
         if start_depth >= 0:
-            clipped[kept] = start
+            clipped[kept, 0] = start[0]
+            clipped[kept, 1] = start[1]
             kept += 1
-        if (start_depth < 0) != (end_depth < 0):
+        if (start_depth < 0) != (end_depth < 0):  # the edge crosses the side
             share = start_depth / (start_depth - end_depth)
-            other = 1 - axis
-            clipped[kept, other] = start[other] + share * (end[other] - start[other])
+            length = end[other] - start[other]
+            clipped[kept, other] = start[other] + share * length
             clipped[kept, axis] = sign * half
             kept += 1
     return kept

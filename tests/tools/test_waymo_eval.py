@@ -121,7 +121,7 @@ def test_commands_and_code_of_the_evaluation_page(
     known = {}
     exec(config + script, known)
     assert known['val_evaluator']['type'] == 'WaymoLevelMetric'
-    assert mean_scores(score_waymo(known['found'], known['truth']))['LEVEL_2'][
+    assert mean_scores(score_waymo(known['found'], known['ground_truths']))['LEVEL_2'][
         'APH'
     ] == pytest.approx(1)
     assert ObjectsFile('submission.bin').submission == known['head']

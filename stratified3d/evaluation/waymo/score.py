@@ -313,18 +313,14 @@ def format_table(scores: dict[str, dict[str, float]], ground_truths: np.ndarray)
         scores: see average_precisions.
         ground_truths: [2, B], see Counts.
     """
-    lines = [
-        f'{"":<20}{"LEVEL_1":>24}{"LEVEL_2":>27}',
-        f'{"":<20}{"boxes":>8}{"AP":>8}{"APH":>8}{"boxes":>11}{"AP":>8}{"APH":>8}',
-    ]
-    rows = list(enumerate(BREAKDOWNS))
-    rows.sort(key=lambda row: row[1] not in TYPES)
-    for row, name in rows:
-        if ground_truths[1, row]:
-            cells = []
-            for i, level in enumerate(LEVELS):
-                cells.append((ground_truths[i, row], scores[f'{name}_LEVEL_{level}']))
-            lines.append(_format_row(name, cells))
+    columns = f'{"boxes":>8}{"AP":>8}{"APH":>8}'
+    lines = [f'{"":<20}{"LEVEL_1":>24}{"LEVEL_2":>27}', f'{"":<20}{columns}   {columns}']
+    by_range = [name for name in BREAKDOWNS if name not in TYPES]
+    for name in (*TYPES, *by_range):
+        counts = ground_truths[:, BREAKDOWNS.index(name)]
+        if counts[1]:
+            levels = [scores[f'{name}_LEVEL_{level}'] for level in LEVELS]
+            lines.append(_format_row(name, zip(counts, levels)))
     means = [('', mean) for mean in mean_scores(scores).values()]
     lines.append(_format_row('mean without SIGN', means))
     return '\n'.join(lines)

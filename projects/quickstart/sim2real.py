@@ -149,9 +149,12 @@ def main() -> int:
     scores, f1 = f1_over_scores(val)
     if not len(scores):
         sys.exit(f'sim2real.py: nothing was detected in {args.val}: no score can be chosen')
+
     best = f1.argmax()
-    print(f'{args.val}: best F1 {f1[best]:.3f} at a score of {scores[best]:.3f}')
-    report(args.info, frames, scores[best], args.min_points)
+    best_f1 = f1[best]
+    threshold = scores[best]
+    print(f'{args.val}: best F1 {best_f1:.3f} at a score of {threshold:.3f}')
+    report(args.info, frames, threshold, args.min_points)
     return 0
 
 

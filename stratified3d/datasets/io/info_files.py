@@ -97,10 +97,20 @@ def check_dataset(dataset: Any, classes: list[str] | None) -> None:
         raise ValueError(f'{name}: contains no frames that the dataset would use')
     _check_model_classes(dataset, name, classes)
     _check_label_order(dataset, name)
-    info = dataset.get_data_info(0) if hasattr(dataset, 'get_data_info') else {}
+    _check_first_frame(dataset, name)
+
+
+def _check_first_frame(dataset: Any, name: str) -> None:
+    """Raise FileNotFoundError if points or sweeps of the first frame are missing."""
+    if not hasattr(dataset, 'get_data_info'):
+        return
+    info = dataset.get_data_info(0)
     for part in [info, *info.get('lidar_sweeps', [])]:
-        if 'lidar_points' in part and not os.path.isfile(part['lidar_points']['lidar_path']):
-            raise FileNotFoundError(missing_points(part['lidar_points']['lidar_path'], name))
+        if 'lidar_points' not in part:
+            continue
+        path = part['lidar_points']['lidar_path']
+        if not os.path.isfile(path):
+            raise FileNotFoundError(missing_points(path, name))
 
 
 def missing_points(path: str, info_file: str = 'the info file') -> str:

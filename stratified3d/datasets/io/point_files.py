@@ -109,18 +109,24 @@ def _check_length(path: Path) -> None:
             f'{path}: no points could be read; the file has no complete {path.suffix} header'
         )
 
-    header = content[: end.end()]
-    body = content[end.end() :]
+    start = end.end()
+    header = content[:start]
+    body = content[start:]
     rows = int(count[1])
     columns = _column_bytes(header.split(b'\n'), is_ply)
-    found, expected, unit = len(body), rows * sum(columns), 'bytes'
+
+    unit = 'bytes'
+    found = len(body)
+    expected = rows * sum(columns)
     if b'ascii' in header:
+        unit = 'numbers'
         lines = body.split(b'\n')[:rows]
         found = sum(len(line.split()) for line in lines)
         expected = rows * len(columns)
-        unit = 'numbers'
     elif b'binary_compressed' in header:
-        expected = 8 + int.from_bytes(body[:4], 'little')
+        compressed = int.from_bytes(body[:4], 'little')
+        expected = 8 + compressed  # two sizes, then the data
+
     if found < expected:
         raise ValueError(
             f'{path}: truncated: its header announces {expected} {unit}, {found} are there'

@@ -7,8 +7,6 @@ import torch
 
 from stratified3d import ops
 from stratified3d.layers.attention import MixerContext, StratifiedAttention, build_window_grid
-from stratified3d.layers.block import StratifiedBlock, StratifiedStage
-from stratified3d.layers.sparse_conv import SparseConvTensor
 from stratified3d.testing import random_coords, relative_error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
@@ -50,6 +48,9 @@ def run_all(coords, inputs, batch=3):
 
 
 def make_block(channels=128, heads=4):
+    pytest.importorskip('spconv')
+    from stratified3d.layers.block import StratifiedBlock
+
     torch.manual_seed(0)
     return StratifiedBlock(channels, StratifiedAttention(MixerContext(channels, heads))).cuda()
 
@@ -94,6 +95,10 @@ def test_block_does_not_wait_for_the_device():
 
 
 def test_stage_without_convolutions_does_not_wait_for_the_device():
+    pytest.importorskip('spconv')
+    from stratified3d.layers.block import StratifiedStage
+    from stratified3d.layers.sparse_conv import SparseConvTensor
+
     coords, _ = make_inputs()
     stage = StratifiedStage(
         128,

@@ -1,4 +1,4 @@
-"""What a user can mend is one message and a non-zero status, before anything is lost."""
+"""What a user can fix is one message and a non-zero status, before anything is lost."""
 
 import os
 import pickle

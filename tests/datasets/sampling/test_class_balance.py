@@ -55,7 +55,7 @@ def test_an_absent_class_is_left_out_with_a_warning(monkeypatch):
     frames = Frames(labels, ['car', 'bus', 'truck'])
     with pytest.raises(
         ZeroDivisionError
-    ):  # what is replaced: if this fails, mmdet3d has been mended
+    ):  # what is replaced: if this fails, mmdet3d has fixed it
         CBGSDataset(frames)
     warnings = []
     monkeypatch.setattr(class_balance, 'print_log', lambda text, *_: warnings.append(text))

@@ -64,7 +64,7 @@ def test_static_surfaces_agree_across_sweeps(turn):
 
 
 def test_mmdet3d_is_off_by_decimeters(turn):
-    """What is replaced: if this fails, mmdet3d has been mended and the class is no longer
+    """What is replaced: if this fails, mmdet3d has fixed it and the class is no longer
     needed."""
     load, key = turn
     stock = LoadPointsFromMultiSweeps(

@@ -1,4 +1,4 @@
-"""A LiDAR world in true nuScenes format, on numpy and numba alone, and in Waymo's, with pyarrow."""
+"""Simulated LiDAR datasets in nuScenes' format (numpy and numba) and in Waymo's (and pyarrow)."""
 
 from stratified3d.simulation.frame import simulate_frame
 from stratified3d.simulation.layouts.catalog import LAYOUTS

@@ -7,6 +7,7 @@ import numpy as np
 from stratified3d.simulation.layouts.catalog import LAYOUTS, build_scene
 from stratified3d.simulation.nuscenes.schema import DETECTION_NAMES
 from stratified3d.simulation.physics.lidar import SWEEP_SECONDS, Noise, Pose
+from stratified3d.simulation.physics.primitives import Primitives
 from stratified3d.simulation.scene import Boxes, Scene
 
 _DURATION = 2.0  # s of the scene that a frame is taken from
@@ -38,20 +39,13 @@ def simulate_frame(seed: int = 0, layout: str | None = None, sweeps: int = 1) ->
     scene = build_scene(layout or names[seed % len(names)], (seed, 1 << 40), _DURATION)
     time = _DURATION / 2
     lidar = _lidar_at(scene, time)
-    stacked = []
-    for i in range(sweeps):
-        key = np.array([seed, (1 << 41) + i], np.uint64)
-        rng = np.random.Generator(np.random.Philox(key=key))
-        then = time - i * SWEEP_SECONDS
-        points, primitives = scene.sweep(then, rng, Noise())
-        if i == 0:
-            boxes = scene.annotate(time, points, primitives)
-        points = points[np.linalg.norm(points[:, :3], axis=1) > 1.0]
-        pose = _lidar_at(scene, then)
-        world = points[:, :3] @ pose.rotation.T + pose.translation
-        points[:, :3] = (world - lidar.translation) @ lidar.rotation
-        points[:, 4] = i * SWEEP_SECONDS
-        stacked.append(points)
+    points, primitives = _sweep(scene, seed, 0)
+    boxes = scene.annotate(time, points, primitives)
+    stacked = [_to_keyframe(points, lidar, lidar, 0)]
+    for i in range(1, sweeps):
+        points, _ = _sweep(scene, seed, i)
+        pose = _lidar_at(scene, time - i * SWEEP_SECONDS)
+        stacked.append(_to_keyframe(points, pose, lidar, i))
 
     category = [scene.actors[i].shape.category for i in boxes.actor]
     is_detected = np.array([name in DETECTION_NAMES for name in category], bool)
@@ -62,6 +56,26 @@ def simulate_frame(seed: int = 0, layout: str | None = None, sweeps: int = 1) ->
         'names': [DETECTION_NAMES[category[k]] for k in np.flatnonzero(keep)],
         'num_points': boxes.num_points[keep],
     }
+
+
+def _sweep(scene: Scene, seed: int, i: int) -> tuple[np.ndarray, Primitives]:
+    """The i-th sweep before the keyframe, see `Scene.sweep`."""
+    key = np.array([seed, (1 << 41) + i], np.uint64)
+    rng = np.random.Generator(np.random.Philox(key=key))
+    return scene.sweep(_DURATION / 2 - i * SWEEP_SECONDS, rng, Noise())
+
+
+def _to_keyframe(points: np.ndarray, pose: Pose, lidar: Pose, i: int) -> np.ndarray:
+    """[P, 5] the returns of the i-th sweep in the keyframe's LiDAR frame, with dt for the ring.
+
+    Args:
+        points: [N, 5] in the sweep's own frame, `pose`.
+    """
+    points = points[np.linalg.norm(points[:, :3], axis=1) > 1.0]
+    world = points[:, :3] @ pose.rotation.T + pose.translation
+    points[:, :3] = (world - lidar.translation) @ lidar.rotation
+    points[:, 4] = i * SWEEP_SECONDS
+    return points
 
 
 def _lidar_at(scene: Scene, time: float) -> Pose:

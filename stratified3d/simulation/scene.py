@@ -164,18 +164,23 @@ class Scene:
         position, rotation, _ = fleet.pose(time, self.ground)
         before, _, _ = fleet.pose(time - SWEEP_SECONDS, self.ground)
         velocity = (position - before) / SWEEP_SECONDS
-        swing = np.sin(fleet.traveled(time) * (2 * np.pi / STRIDE))
 
         keep = (_horizontal_distance(position, center) < SIGHT)[self._mover_of]
         row = self._mover_of[keep]
+        local = self._swung_centers(time)[keep]
         moving = _select(self._moving, keep)
-        local = moving.center.copy()
-        local[:, 0] += self._sway[keep] * swing[row]
         return moving._replace(
             center=(rotation[row] @ local[..., None])[..., 0] + position[row],
             rotation=rotation[row] @ moving.rotation,
             velocity=velocity[row],
         )
+
+    def _swung_centers(self, time: float) -> np.ndarray:
+        """[P, 3] centers of the moving primitives in their actors' frames, legs and arms swung."""
+        swing = np.sin(self._moving_fleet.traveled(time) * (2 * np.pi / STRIDE))
+        centers = self._moving.center.copy()
+        centers[:, 0] += self._sway * swing[self._mover_of]
+        return centers
 
     def sweep(
         self, time: float, rng: np.random.Generator | None, noise: Noise = SILENT
@@ -223,13 +228,23 @@ class Scene:
 
         near = _horizontal_distance(position, sensor) < ANNOTATED_RANGE
         actor = self._annotated[near]
+        position = position[near]
+        up = rotation[near, :, 2]
         yaw = yaw[near]
         velocity = velocity[near]
         size = np.array([self.actors[i].shape.size for i in actor]).reshape(-1, 3)
-        center = position[near] + rotation[near, :, 2] * size[:, 2:] / 2
+        center = position + up * size[:, 2:] / 2
         num_points = count_points(world, center, size, yaw)
         visibility = self._visibility(sensor, actor, center, size, yaw, primitives)
-        return Boxes(actor, center, size, yaw, velocity, num_points, visibility)
+        return Boxes(
+            actor=actor,
+            center=center,
+            size=size,
+            yaw=yaw,
+            velocity=velocity,
+            num_points=num_points,
+            visibility=visibility,
+        )
 
     def _visibility(
         self,
@@ -309,11 +324,16 @@ def count_points(
     last = np.searchsorted(xs, center[:, 0] + reach)
     counts = np.zeros(len(center), np.int64)
     for k in range(len(center)):
-        x, y, z = (world[order[first[k] : last[k]]] - center[k]).T
-        cos, sin = np.cos(yaw[k]), np.sin(yaw[k])
-        half = size[k] / 2
-        inside = np.abs(cos * x + sin * y) <= half[0]
-        inside &= np.abs(cos * y - sin * x) <= half[1]
-        inside &= np.abs(z) <= half[2]
-        counts[k] = inside.sum()
+        slab = world[order[first[k] : last[k]]]
+        counts[k] = _is_inside(slab - center[k], size[k] / 2, yaw[k]).sum()
     return counts
+
+
+def _is_inside(offset: np.ndarray, half: np.ndarray, yaw: float) -> np.ndarray:
+    """[N] whether positions relative to a box's center [N, 3] lie in it; half-lengths [3]."""
+    x, y, z = offset.T
+    cos, sin = np.cos(yaw), np.sin(yaw)
+    inside = np.abs(cos * x + sin * y) <= half[0]
+    inside &= np.abs(cos * y - sin * x) <= half[1]
+    inside &= np.abs(z) <= half[2]
+    return inside

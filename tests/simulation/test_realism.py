@@ -1,8 +1,8 @@
-"""The world must not be easier than the real one: a mini set against a released keyframe.
+"""The simulated world must not be easier than the real one: a mini set against a real keyframe.
 
-`real_keyframe.json` holds statistics derived from one keyframe (histograms, no points). With
-$STRATIFIED3D_REAL_DATA set to a folder that holds nuscenes_keyframe/ (the .pcd.bin and mmdet3d's v2
-info .pkl) they come from the frame itself.
+`real_keyframe.json` contains statistics derived from one keyframe (histograms, no points). With
+$STRATIFIED3D_REAL_DATA set to a folder with nuscenes_keyframe/ (the .pcd.bin and mmdet3d's v2 info
+.pkl) they come from the frame itself.
 """
 
 import json
@@ -74,7 +74,7 @@ def test_stored_statistics_are_those_of_the_frame(real):
 
 
 @pytest.mark.parametrize('degrees', [0.0, 1.7, 5.0])
-def test_the_slope_is_that_of_the_ground_beside_walls(degrees):
+def test_ground_slope_ignores_walls(degrees):
     rng = np.random.default_rng(0)
     ground, wall = rng.uniform(-38, 38, (2, 20000, 2))
     climb = np.tan(np.radians(degrees)) * (ground @ [0.6, 0.8])
@@ -86,7 +86,7 @@ def test_the_slope_is_that_of_the_ground_beside_walls(degrees):
     assert ground_slope(np.r_[ground, wall]) == pytest.approx(degrees, abs=0.15)
 
 
-def test_a_frame_without_ground_has_no_slope():
+def test_ground_slope_of_a_frame_without_ground_is_nan():
     along_a_line = np.c_[
         np.repeat(np.linspace(-30, 30, 200), 20), np.zeros((4000, 1)), -np.ones((4000, 1))
     ]
@@ -94,7 +94,8 @@ def test_a_frame_without_ground_has_no_slope():
         assert np.isnan(ground_slope(points))
 
 
-def test_points_per_ring_and_range(simulated, real):
+@pytest.mark.slow
+def test_points_per_ring_and_range_resemble_the_real_frame(simulated, real):
     for key in ('rings', 'ranges'):
         ratio = np.array(simulated[key]) / np.array(real[key])
         assert ratio.min() >= 0.5, f'{key}: {ratio.round(2)}'
@@ -102,17 +103,20 @@ def test_points_per_ring_and_range(simulated, real):
     assert 0.7 <= simulated['missing'] / real['missing'] <= 1.3
 
 
-def test_intensity(simulated, real):
+@pytest.mark.slow
+def test_intensity_quantiles_resemble_the_real_frame(simulated, real):
     ratio = np.array(simulated['intensity']) / np.array(real['intensity'])
     assert (ratio > 0.6).all(), ratio
     assert (ratio < 1.6).all(), ratio
 
 
-def test_boxes_per_keyframe(simulated):
+@pytest.mark.slow
+def test_keyframes_have_many_boxes_with_few_points(simulated):
     assert simulated['all_boxes'] >= 40
     assert simulated['few'] / simulated['all_boxes'] >= 0.4
 
 
+@pytest.mark.slow
 def test_distant_boxes_are_as_thin_as_real_ones(simulated, real):
     """Beyond 40 m hardly a box has more than 20 points, and most have at most 5."""
     ours, theirs = (
@@ -145,7 +149,8 @@ def boxes_by_class(root, scenes, points):
     return {each: found.count(each) for each in CLASSES}
 
 
-def test_every_class_is_there(mini_set):
+@pytest.mark.slow
+def test_every_class_has_boxes_in_both_splits(mini_set):
     val = boxes_by_class(mini_set, ('scene-0103', 'scene-0916'), 1)
     assert min(val.values()) >= 30, val
     train = boxes_by_class(
@@ -165,6 +170,7 @@ def test_every_class_is_there(mini_set):
     assert min(train.values()) >= 30, train
 
 
+@pytest.mark.slow
 def test_other_categories_are_annotated_too(mini_set):
     rows = {
         name: json.loads((mini_set / 'v1.0-mini' / f'{name}.json').read_text())
@@ -181,7 +187,8 @@ def test_other_categories_are_annotated_too(mini_set):
     } <= found
 
 
-def test_the_table_has_every_line(simulated, real):
+@pytest.mark.slow
+def test_comparison_table_has_every_line(simulated, real):
     table = compare(simulated, real)
     assert table.count('\n') > 50
     assert 'nan' not in table

@@ -1,5 +1,4 @@
-"""The world: what is annotated agrees with what is seen, sizes are nuScenes', nobody stands in
-anybody."""
+"""Scenes: annotations agree with the points, sizes are nuScenes', and nobody overlaps."""
 
 import numpy as np
 import pytest
@@ -178,9 +177,9 @@ def overlap(a, b) -> bool:
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-def test_layouts(layout):
-    """Returns lie in their owners' boxes, tracks move as annotated, and nobody drives through
-    anybody."""
+@pytest.mark.slow
+def test_layout_annotations_agree_with_points_and_nobody_collides(layout):
+    """Returns lie in their owners' boxes, tracks move as annotated, and nobody collides."""
     for seed, duration in ((11, 9.5), (12, 19.5)):
         scene = build_scene(layout, (seed, 3), duration)
         inside_all, total = 0, 0
@@ -193,13 +192,13 @@ def test_layouts(layout):
             owner = np.where(hit >= 0, primitives.owner[np.maximum(hit, 0)], -1).ravel()
             world = points[:, :3] @ poses.rotation[-1].T + poses.translation[-1]
             for k, actor in enumerate(boxes.actor):
-                mine = world[owner == actor]
-                total += len(mine)
+                own_points = world[owner == actor]
+                total += len(own_points)
                 # a car moves while the sensor turns; nothing undoes that, here as in the released
                 # files
                 smear = 0.3 + 2 * 0.05 * np.hypot(*boxes.velocity[k])
                 inside_all += count_points(
-                    mine,
+                    own_points,
                     boxes.center[k : k + 1],
                     boxes.size[k : k + 1] + smear,
                     boxes.yaw[k : k + 1],
@@ -258,7 +257,7 @@ def test_training_and_validation_share_no_layout():
         build_scene('moon', (0, 0), 1.0)
 
 
-def test_simulate_frame():
+def test_simulate_frame_stacks_sweeps_and_counts_points():
     frame = simulate_frame(seed=4, sweeps=3)
     points, boxes = frame['points'], frame['boxes']
     assert points.shape[1] == 5

@@ -1,1 +1,1 @@
-"""Streets and what is built, parked and moving along them."""
+"""Streets, what stands and moves along them, and the layouts that are made of them."""

@@ -24,7 +24,14 @@ def car_park(world: World) -> Motion:
     """Aisles of parked vehicles behind a street, with shoppers, hedges and a market hall."""
     rng = world.rng
     pace = rng.uniform(2.5, 4.0)
-    world.paint(0.0, 0.0, 0.0, 2 * HALF_AISLE + 20.0, 5 * PITCH + 12.0, ASPHALT)
+    world.paint(
+        x=0.0,
+        y=0.0,
+        yaw=0.0,
+        length=2 * HALF_AISLE + 20.0,
+        width=5 * PITCH + 12.0,
+        material=ASPHALT,
+    )
     for aisle in range(-2, 3):
         _park_along_aisle(world, aisle * PITCH)
 
@@ -34,7 +41,13 @@ def car_park(world: World) -> Motion:
 
     # beside the aisles lies a street with everything that a street has
     section = Section(lanes=1, sidewalk=3.5, built=0.85, traffic_gap=18.0)
-    street = Street(world, section, (0.0, -2.5 * PITCH - 20.0), 0.0, (-170.0, 170.0))
+    street = Street(
+        world=world,
+        section=section,
+        origin=(0.0, -2.5 * PITCH - 20.0),
+        heading=0.0,
+        extent=(-170.0, 170.0),
+    )
     roadside.work_zone(street, 1, -10.0, 22.0, 3.0)
     scatter_rare(street, -1, 15.0)
     complete(world, street, -1, 8.0, built=(-1,))
@@ -66,12 +79,23 @@ def _use_bay(world: World, x: float, y: float, side: int) -> None:
     if draw < 0.62:
         shape = vehicles.make_car(rng) if draw < 0.57 else trucks.make_truck(rng)
         if shape.size[0] < 6.5:
-            world.stand(shape, x, y + rng.normal(0, 0.15), yaw, state='vehicle.parked')
+            world.stand(
+                shape=shape,
+                x=x,
+                y=y + rng.normal(0, 0.15),
+                yaw=yaw,
+                state='vehicle.parked',
+            )
     elif draw < 0.66:
         motorcycle = people.make_motorcycle(rng, rider=False)
         world.stand(motorcycle, x, y, yaw, state='cycle.without_rider')
     elif draw < 0.69:
-        world.stand(furniture.make_cart(rng), x, y, yaw)
+        world.stand(
+            shape=furniture.make_cart(rng),
+            x=x,
+            y=y,
+            yaw=yaw,
+        )
     elif draw < 0.71:
         world.stand(furniture.make_clutter(rng), x, y, yaw)
 
@@ -103,12 +127,25 @@ def _let_people_shop(world: World) -> None:
         for offset in (-2.9, 2.9):
             speed = Speed(rng.uniform(0.9, 1.5))
             path = Path((0.0, aisle * PITCH + offset, rng.choice([0.0, np.pi])))
-            world.stream(path, speed, -HALF_AISLE, HALF_AISLE, draw_gap, make_shopper)
+            world.stream(
+                path=path,
+                speed=speed,
+                low=-HALF_AISLE,
+                high=HALF_AISLE,
+                gap=draw_gap,
+                make=make_shopper,
+            )
     for _ in range(10):
         x = rng.uniform(-60, 60)
         y = rng.integers(-2, 3) * PITCH + rng.choice([-1, 1]) * 3.4
         shape, state = make_shopper()
-        world.stand(shape, x, y, rng.uniform(-3, 3), state=state)
+        world.stand(
+            shape=shape,
+            x=x,
+            y=y,
+            yaw=rng.uniform(-3, 3),
+            state=state,
+        )
 
 
 def _close_part_of_car_park(world: World) -> None:

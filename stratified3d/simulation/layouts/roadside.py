@@ -51,7 +51,11 @@ def _leave_open(street: Street, side: int, s: float, length: float) -> None:
     kind = rng.choice(['fence', 'wall', 'hedge', 'open'])
     if kind == 'hedge':
         for place in np.arange(s, s + length, 2.2):
-            street.stand(furniture.make_bush(rng), place, side * (line + 0.8))
+            street.stand(
+                shape=furniture.make_bush(rng),
+                s=place,
+                d=side * (line + 0.8),
+            )
     elif kind != 'open':
         material = MESH if kind == 'fence' else CONCRETE
         wall = furniture.make_wall(length, rng.uniform(1.0, 2.4), material)
@@ -60,10 +64,19 @@ def _leave_open(street: Street, side: int, s: float, length: float) -> None:
         make = furniture.make_tree if rng.random() < 0.6 else furniture.make_bush
         plant = make(rng)
         place = s + rng.uniform(0, length)
-        street.stand(plant, place, side * (line + rng.uniform(2.0, 26.0)))
+        street.stand(
+            shape=plant,
+            s=place,
+            d=side * (line + rng.uniform(2.0, 26.0)),
+        )
     if rng.random() < 0.35:
         container = furniture.make_container(rng)
-        street.stand(container, middle, side * (line + 6.0), rng.uniform(-0.3, 0.3))
+        street.stand(
+            shape=container,
+            s=middle,
+            d=side * (line + 6.0),
+            yaw=rng.uniform(-0.3, 0.3),
+        )
 
 
 def furnish(street: Street, side: int) -> None:
@@ -81,14 +94,26 @@ def furnish(street: Street, side: int) -> None:
             if not street.is_open(s, side, 2.0):
                 shape = make(rng)
                 shape.size = (0.6, 0.6, shape.size[2])  # of its trunk or foot: crowns may touch
-                street.stand(shape, s, side * d, side * np.pi / 2, lift=CURB)
+                street.stand(
+                    shape=shape,
+                    s=s,
+                    d=side * d,
+                    yaw=side * np.pi / 2,
+                    lift=CURB,
+                )
 
     along_facades = section.curb + section.sidewalk - 0.3
     for _ in range(rng.poisson(0.4 * section.clutter * length / 100)):
         s = rng.uniform(*street.extent)
         if not street.is_open(s, side, 2.0):
             clutter = furniture.make_clutter(rng)
-            street.stand(clutter, s, side * along_facades, -side * np.pi / 2, lift=CURB)
+            street.stand(
+                shape=clutter,
+                s=s,
+                d=side * along_facades,
+                yaw=-side * np.pi / 2,
+                lift=CURB,
+            )
 
 
 def park(street: Street, side: int) -> None:
@@ -109,7 +134,13 @@ def park(street: Street, side: int) -> None:
             if not street.is_open(s, side, 3.0 + half):
                 beside = d + rng.normal(0, 0.06)
                 yaw = street.flow(side) + rng.normal(0, 0.02)
-                street.stand(shape, s, beside, yaw, state='vehicle.parked')
+                street.stand(
+                    shape=shape,
+                    s=s,
+                    d=beside,
+                    yaw=yaw,
+                    state='vehicle.parked',
+                )
             s += half + rng.uniform(0.5, 1.6)
 
 
@@ -172,9 +203,21 @@ def work_zone(street: Street, side: int, low: float, high: float, depth: float) 
             machine = make_construction_vehicle(rng)
             yaw = rng.choice([0, np.pi]) + rng.normal(0, 0.1)
             state = 'vehicle.parked' if rng.random() < 0.5 else 'vehicle.stopped'
-            street.stand(machine, s, d, yaw, state=state)
+            street.stand(
+                shape=machine,
+                s=s,
+                d=d,
+                yaw=yaw,
+                state=state,
+            )
         elif draw < 0.75:
-            street.stand(trucks.make_truck(rng), s, d, 0.0, state='vehicle.parked')
+            street.stand(
+                shape=trucks.make_truck(rng),
+                s=s,
+                d=d,
+                yaw=0.0,
+                state='vehicle.parked',
+            )
         else:
             heap = Shape(None, (3.0, 2.0, 1.2))
             heap.ellipsoid((0, 0, 0.1), (3.2, 2.2, 2.2), FOLIAGE, 0.8)
@@ -186,7 +229,13 @@ def work_zone(street: Street, side: int, low: float, high: float, depth: float) 
         place = rng.uniform(low, high)
         beside = side * (inner + rng.uniform(0.7, depth))
         yaw = rng.uniform(-np.pi, np.pi)
-        street.stand(worker, place, beside, yaw, state='pedestrian.standing')
+        street.stand(
+            shape=worker,
+            s=place,
+            d=beside,
+            yaw=yaw,
+            state='pedestrian.standing',
+        )
 
 
 def _fence_site(street: Street, side: int, low: float, high: float, inner: float) -> None:
@@ -198,10 +247,19 @@ def _fence_site(street: Street, side: int, low: float, high: float, inner: float
         barrier = furniture.make_barrier(rng, kind)
         width = barrier.size[1]
         d = side * inner + rng.normal(0, 0.05)
-        street.stand(barrier, s + width / 2, d, np.pi / 2 + rng.normal(0, 0.03))
+        street.stand(
+            shape=barrier,
+            s=s + width / 2,
+            d=d,
+            yaw=np.pi / 2 + rng.normal(0, 0.03),
+        )
         s += width + rng.uniform(0.05, 0.5)
     for end, sign in ((low, -1), (high, 1)):
         for i in range(5):
             place = end + sign * (1.2 + 2.2 * i)
             d = side * (inner + 0.3 + 0.35 * i)
-            street.stand(furniture.make_cone(rng), place, d)
+            street.stand(
+                shape=furniture.make_cone(rng),
+                s=place,
+                d=d,
+            )

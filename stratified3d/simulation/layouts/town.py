@@ -72,17 +72,35 @@ def scatter_rare(street: Street, side: int, s: float) -> None:
     lane = section.curb - 1.3
     trailer = trucks.make_trailer(rng)
     place = s + rng.uniform(-6, 6)
-    street.stand(trailer, place, side * lane, street.flow(side), state='vehicle.parked')
+    street.stand(
+        shape=trailer,
+        s=place,
+        d=side * lane,
+        yaw=street.flow(side),
+        state='vehicle.parked',
+    )
     count = int(rng.integers(3, 7))
     roadside.wait_in_row(street, side, s + 18.0, count, people.make_bicycle, 0.9)
     count = int(rng.integers(3, 6))
     roadside.wait_in_row(street, -side, s - 12.0, count, people.make_motorcycle, 1.15)
     rack = furniture.make_bicycle_rack(rng)
-    street.stand(rack, s - 25.0, side * (section.curb + 1.2), np.pi / 2, lift=CURB)
+    street.stand(
+        shape=rack,
+        s=s - 25.0,
+        d=side * (section.curb + 1.2),
+        yaw=np.pi / 2,
+        lift=CURB,
+    )
 
     stop = s + 36.0
     bus = vehicles.make_bus(rng)
-    street.stand(bus, stop, -side * lane, street.flow(-side), state='vehicle.stopped')
+    street.stand(
+        shape=bus,
+        s=stop,
+        d=-side * lane,
+        yaw=street.flow(-side),
+        state='vehicle.stopped',
+    )
     for make in (furniture.make_cart, furniture.make_debris, furniture.make_cart):
         shape = make(rng)
         place = s + rng.uniform(-40, 40)
@@ -90,7 +108,13 @@ def scatter_rare(street: Street, side: int, s: float) -> None:
         street.stand(shape, place, d, rng.uniform(0, 3), lift=CURB)
     shelter = furniture.make_bus_shelter(rng)
     yaw = 0.0 if side < 0 else np.pi
-    street.stand(shelter, stop, -side * (section.curb + 1.4), yaw, lift=CURB)
+    street.stand(
+        shape=shelter,
+        s=stop,
+        d=-side * (section.curb + 1.4),
+        yaw=yaw,
+        lift=CURB,
+    )
 
 
 def _queue(street: Street, side: int, s: float, count: int) -> None:
@@ -107,12 +131,24 @@ def straight(world: World) -> Motion:
     reach = street_reach(world.duration, pace)
     section = Section(lanes=int(rng.integers(1, 3)))
     heading = rng.uniform(-0.1, 0.1)
-    street = Street(world, section, (0.0, 0.0), heading, (-reach, reach))
+    street = Street(
+        world=world,
+        section=section,
+        origin=(0.0, 0.0),
+        heading=heading,
+        extent=(-reach, reach),
+    )
     side = -world.traffic_side
     path = street.lane_path(side, 0)
     ego = ego_motion(path, Speed(pace), world.duration, 0.0)
     zone = rng.uniform(-10.0, 25.0)
-    roadside.work_zone(street, side, zone, zone + rng.uniform(25.0, 45.0), 3.2)
+    roadside.work_zone(
+        street=street,
+        side=side,
+        low=zone,
+        high=zone + rng.uniform(25.0, 45.0),
+        depth=3.2,
+    )
     scatter_rare(street, -side, rng.uniform(-20.0, 20.0))
     complete(world, street, side, pace, ego=ego)
     traffic.cycle(street, -side, 3.0)
@@ -131,7 +167,12 @@ def junction(world: World, *, arms: int = 4, turns: bool = False) -> Motion:
     street, side_street = _crossing_streets(world, arms, street_reach(world.duration, pace))
     side = -world.traffic_side
     width, depth = street.section.curb, side_street.section.curb
-    speed = Speed(pace, pace * 0.6, 0.2 * world.duration, 0.5 * world.duration)
+    speed = Speed(
+        before=pace,
+        after=pace * 0.6,
+        start=0.2 * world.duration,
+        end=0.5 * world.duration,
+    )
     lane = 1 if turns else 0
     if turns:
         ego, slot = _turn_off(world, speed, lane)
@@ -141,13 +182,26 @@ def junction(world: World, *, arms: int = 4, turns: bool = False) -> Motion:
 
     zone = width + rng.uniform(9.0, 15.0)
     roadside.work_zone(side_street, 1, -zone - 32.0, -zone, 3.2)
-    roadside.work_zone(street, -side, depth + 14.0, depth + 38.0, 3.0)
+    roadside.work_zone(
+        street=street,
+        side=-side,
+        low=depth + 14.0,
+        high=depth + 38.0,
+        depth=3.0,
+    )
     scatter_rare(street, side, rng.uniform(20.0, 34.0))
     complete(world, street, side, pace, ego=ego, ego_lane=lane, slot=slot)
     for s in (-depth - 1.5, depth + 1.5):
         world.paint(s, 0.0, 0.0, 0.5, 2 * width - 2.0, MARKING)
     side_street.pave()
-    world.paint(0.0, 0.0, 0.0, 2 * depth + 4.0, 2 * width, ASPHALT)
+    world.paint(
+        x=0.0,
+        y=0.0,
+        yaw=0.0,
+        length=2 * depth + 4.0,
+        width=2 * width,
+        material=ASPHALT,
+    )
     _fill_side_street(side_street, arms, width + 7.0)
     for end in (-1, 1) if arms == 4 else (-1,):
         # nobody crosses where the ego car is about to drive
@@ -238,8 +292,18 @@ def promenade(world: World) -> Motion:
     for i in range(8):
         barrier = furniture.make_barrier(rng, 'trestle')
         place = 25.0 + i * (barrier.size[1] + 0.2)
-        street.stand(barrier, place, -side * (section.curb + 0.5), np.pi / 2, lift=CURB)
-        street.stand(furniture.make_cone(rng), 22.0 - 2.5 * i, -side * (section.curb - 0.3))
+        street.stand(
+            shape=barrier,
+            s=place,
+            d=-side * (section.curb + 0.5),
+            yaw=np.pi / 2,
+            lift=CURB,
+        )
+        street.stand(
+            shape=furniture.make_cone(rng),
+            s=22.0 - 2.5 * i,
+            d=-side * (section.curb - 0.3),
+        )
     complete(world, street, side, pace, articulated=0.0, ego=ego)
     traffic.cycle(street, -side, 6.0)
     traffic.cycle(street, side, 5.0)
@@ -262,7 +326,13 @@ def boulevard(world: World) -> Motion:
         trees=6.0,
         traffic_gap=24.0,
     )
-    street = Street(world, section, (0.0, 0.0), rng.uniform(-0.05, 0.05), (-reach, reach))
+    street = Street(
+        world=world,
+        section=section,
+        origin=(0.0, 0.0),
+        heading=rng.uniform(-0.05, 0.05),
+        extent=(-reach, reach),
+    )
     side = -world.traffic_side
     path = street.lane_path(side, 0)
     speed = Speed(pace, 0.6 * pace, 0.3 * world.duration, 0.6 * world.duration)

@@ -47,7 +47,15 @@ def drive(
 
     before = len(street.world.actors)
     make = partial(_make_vehicle, street)
-    street.world.stream(path, speed, low, high, draw_gap, make, forbidden=forbidden)
+    street.world.stream(
+        path=path,
+        speed=speed,
+        low=low,
+        high=high,
+        gap=draw_gap,
+        make=make,
+        forbidden=forbidden,
+    )
     if articulated:
         _hitch_trailers(street, before, articulated)
 
@@ -71,16 +79,24 @@ def _hitch_trailers(street: Street, first: int, share: float) -> None:
     column = sorted(actors[first:], key=lambda actor: actor.motion.offset)
     for follower, actor in zip([None, *column], column):
         trailer = trucks.make_trailer(street.rng)
-        length = trailer.size[0]
-        motion = actor.motion
-        middle = motion.offset - actor.shape.size[0] / 2 - 0.3 - length / 2
-        limit = -np.inf
-        if follower:
-            limit = follower.motion.offset + follower.shape.size[0] / 2 + 2.0
+        half = trailer.size[0] / 2
+        middle = _rear(actor) - 0.3 - half
+        limit = _front(follower) + 2.0 if follower else -np.inf
         if actor.shape.category != trucks.TRUCK or street.rng.random() >= share:
             continue
-        if middle - length / 2 > limit:
-            actors.append(Actor(trailer, replace(motion, offset=middle), actor.state))
+        if middle - half > limit:
+            motion = replace(actor.motion, offset=middle)
+            actors.append(Actor(trailer, motion, actor.state))
+
+
+def _front(actor: Actor) -> float:
+    """Arc length of an actor's front at time 0, m."""
+    return actor.motion.offset + actor.shape.size[0] / 2
+
+
+def _rear(actor: Actor) -> float:
+    """Arc length of an actor's rear at time 0, m."""
+    return actor.motion.offset - actor.shape.size[0] / 2
 
 
 def walk(street: Street, side: int) -> None:
@@ -95,7 +111,9 @@ def walk(street: Street, side: int) -> None:
     make = partial(_make_walker, street)
     for d in tracks:
         forward = rng.choice([-1, 1]) > 0
-        speed = Speed(rng.uniform(0.8, 1.6))
+        speed = Speed(
+            before=rng.uniform(0.8, 1.6),
+        )
         heading = street.heading + (0.0 if forward else np.pi)
         path = Path((*street.point(0.0, side * d), heading))
         gaps = [
@@ -103,7 +121,16 @@ def walk(street: Street, side: int) -> None:
             for low, high, which in street.gaps
             if which == side
         ]
-        world.stream(path, speed, -reach, reach, draw_gap, make, CURB, gaps)
+        world.stream(
+            path=path,
+            speed=speed,
+            low=-reach,
+            high=reach,
+            gap=draw_gap,
+            make=make,
+            lift=CURB,
+            forbidden=gaps,
+        )
 
     length = street.extent[1] - street.extent[0]
     for _ in range(rng.poisson(section.standing * length / 100 / 2)):
@@ -125,7 +152,14 @@ def _place_group(street: Street, side: int) -> None:
             shape, state = people.make_pedestrian(rng), 'pedestrian.standing'
         beside = side * (d + rng.normal(0, 0.15))
         yaw = rng.uniform(-np.pi, np.pi)
-        street.stand(shape, place, beside, yaw, lift=CURB, state=state)
+        street.stand(
+            shape=shape,
+            s=place,
+            d=beside,
+            yaw=yaw,
+            lift=CURB,
+            state=state,
+        )
 
 
 def _draw_walker_gap(street: Street, mean: float) -> float:
@@ -177,6 +211,15 @@ def cross(street: Street, s: float, rate: float = 6.0) -> None:
         sign = rng.choice([-1, 1])
         start = street.point(place, -sign * half)
         path = Path((*start, street.heading + sign * np.pi / 2))
-        speed = Speed(rng.uniform(0.8, 1.5))
+        speed = Speed(
+            before=rng.uniform(0.8, 1.5),
+        )
         low = -0.9 * world.duration
-        world.stream(path, speed, low, 2 * half - 1.0, draw_gap, make)
+        world.stream(
+            path=path,
+            speed=speed,
+            low=low,
+            high=2 * half - 1.0,
+            gap=draw_gap,
+            make=make,
+        )

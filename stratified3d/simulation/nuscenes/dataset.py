@@ -1,4 +1,4 @@
-"""A whole dataset on disk: settings, work units, workers, resumption."""
+"""Simulate a whole dataset in nuScenes format on disk, with worker processes, resumable."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from stratified3d.simulation.layouts.catalog import TRAIN_LAYOUTS, VAL_LAYOUTS, 
 from stratified3d.simulation.nuscenes.splits import SPLITS, scene_name
 from stratified3d.simulation.nuscenes.writer import Tables, blank_png, quaternion
 from stratified3d.simulation.physics.lidar import N_COLUMNS, N_RINGS, SWEEP_SECONDS, Noise
-from stratified3d.simulation.scene import Scene
+from stratified3d.simulation.scene import Boxes, Scene
 
 SWEEPS_PER_KEYFRAME = 10  # 20 Hz sweeps, 2 Hz keyframes
 SWEEP_BYTES = N_COLUMNS * N_RINGS * 5 * 4
@@ -37,11 +38,12 @@ _MAP = 'maps/blank.png'
 
 @dataclass(frozen=True)
 class NuScenesSettings:
-    """What a dataset contains; the same settings give the same bytes.
+    """Contents of a dataset; the same settings give the same bytes.
 
     Attributes:
         version: 'v1.0-mini' or 'v1.0-trainval'.
-        train, val: numbers of scenes. keyframes: per scene, 2 Hz.
+        train, val: numbers of scenes.
+        keyframes: per scene, 2 Hz.
         sweeps: stored per keyframe interval, the keyframe included; 10 is all of 20 Hz.
         seed: of every random number.
     """
@@ -58,44 +60,42 @@ class NuScenesSettings:
         """Raise ValueError for settings that no dataset can have."""
         if self.version not in SPLITS:
             raise ValueError(f"version '{self.version}' is none of {', '.join(SPLITS)}")
-        most = [len(names) for names in SPLITS[self.version]]
-        if not (0 <= self.train <= most[0] and 0 <= self.val <= most[1] and self.train + self.val):
+        max_train, max_val = (len(numbers) for numbers in SPLITS[self.version])
+        is_possible = 0 <= self.train <= max_train and 0 <= self.val <= max_val
+        if not is_possible or self.train + self.val == 0:
             raise ValueError(
-                f'{self.version} has at most {most[0]} training and {most[1]} validation scenes, and a dataset '
-                f'at least one: {self.train}+{self.val} cannot be; a larger set needs --version v1.0-trainval'
+                f'{self.train}+{self.val} scenes are impossible: {self.version} has at most '
+                f'{max_train} training and {max_val} validation scenes, and a dataset needs at '
+                'least one; --version v1.0-trainval has more scenes'
             )
         if not 2 <= self.keyframes <= 41:
             raise ValueError(
-                f'{self.keyframes} keyframes per scene: 2 to 41 (a scene of nuScenes lasts 20 s)'
+                f'{self.keyframes} keyframes per scene are impossible: use 2 to 41 '
+                '(a scene of nuScenes lasts 20 s)'
             )
         if not 1 <= self.sweeps <= SWEEPS_PER_KEYFRAME:
             raise ValueError(
-                f'{self.sweeps} sweeps per keyframe: 1 to {SWEEPS_PER_KEYFRAME} (20 Hz against 2 Hz)'
+                f'{self.sweeps} sweeps per keyframe are impossible: use 1 to '
+                f'{SWEEPS_PER_KEYFRAME} (sweeps come at 20 Hz, keyframes at 2 Hz)'
             )
         if not 0 <= self.seed < 2**63:
-            raise ValueError(f'seed {self.seed}: 0 to 2^63 - 1')
+            raise ValueError(f'seed {self.seed} is impossible: use 0 to 2^63 - 1')
 
     def scenes(self) -> list[tuple[int, str]]:
         """Scene numbers with their layouts; training and validation share no layout."""
         train, val = SPLITS[self.version]
-        chosen = [
-            (number, list(TRAIN_LAYOUTS)[i % len(TRAIN_LAYOUTS)])
-            for i, number in enumerate(train[: self.train])
-        ]
-        return chosen + [
-            (number, list(VAL_LAYOUTS)[i % len(VAL_LAYOUTS)])
-            for i, number in enumerate(val[: self.val])
-        ]
+        scenes = []
+        for numbers, layouts in (
+            (train[: self.train], list(TRAIN_LAYOUTS)),
+            (val[: self.val], list(VAL_LAYOUTS)),
+        ):
+            scenes += [(number, layouts[i % len(layouts)]) for i, number in enumerate(numbers)]
+        return scenes
 
     def bytes(self) -> int:
-        """About how much it takes on disk."""
-        return (
-            (self.train + self.val)
-            * (1 + (self.keyframes - 1) * self.sweeps)
-            * SWEEP_BYTES
-            * 103
-            // 100
-        )
+        """About how much space it takes on disk."""
+        sweeps = (self.train + self.val) * (1 + (self.keyframes - 1) * self.sweeps)
+        return sweeps * SWEEP_BYTES * 103 // 100
 
 
 @functools.lru_cache(maxsize=2)
@@ -110,65 +110,83 @@ def _record_path(root: Path, number: int, k: int) -> Path:
 def _simulate_keyframe(
     root: Path, settings: NuScenesSettings, number: int, layout: str, k: int
 ) -> None:
-    """One unit of work: the sweeps up to keyframe k, then its record, which says that they are
-    whole."""
+    """Write the sweeps up to keyframe k, then its record, which says that they are whole."""
     period = SWEEPS_PER_KEYFRAME
-    scene = _scene(layout, settings.seed, number, (settings.keyframes - 1) * period * SWEEP_SECONDS)
-    name = scene_name(number)
-    origin = np.array(
-        [400.0 + 37.0 * (number % 29), 600.0 + 41.0 * (number % 31), 0.0]
-    )  # somewhere on a city's map
-    epoch = 1_500_000_000_000_000 + number * 1_000_000_000
-    record = {'sweeps': [], 'boxes': []}
-    for index in range(max((k - 1) * period + 1, 0), k * period + 1):
-        is_key = index == k * period
-        if not is_key and k * period - index >= settings.sweeps:
+    duration = (settings.keyframes - 1) * period * SWEEP_SECONDS
+    scene = _scene(layout, settings.seed, number, duration)
+    # somewhere on a city's map
+    origin = np.array([400.0 + 37.0 * (number % 29), 600.0 + 41.0 * (number % 31), 0.0])
+    sweeps = []
+    last = k * period
+    for index in range(max(last - period + 1, 0), last + 1):
+        is_key = index == last
+        if not is_key and last - index >= settings.sweeps:
             continue
         now = index * SWEEP_SECONDS
         key = np.array([settings.seed, (number << 32) + index], np.uint64)
-        points, primitives = scene.sweep(
-            now, np.random.Generator(np.random.Philox(key=key)), Noise()
-        )
-        stamp = epoch + index * round(SWEEP_SECONDS * 1e6)
-        folder = 'samples' if is_key else 'sweeps'
-        filename = f'{folder}/LIDAR_TOP/sim-{name}__LIDAR_TOP__{stamp}.pcd.bin'
-        atomic_write(root / filename, points.tobytes())
-        ego = scene.ego_pose(np.array([now]))
-        record['sweeps'].append(
+        rng = np.random.Generator(np.random.Philox(key=key))
+        points, primitives = scene.sweep(now, rng, Noise())
+        sweep = _describe_sweep(scene, number, index, is_key, origin)
+        atomic_write(root / sweep['filename'], points.tobytes())
+        sweeps.append(sweep)
+
+    boxes = scene.annotate(now, points, primitives)
+    mount = scene.sensor.mount
+    record = {
+        'sweeps': sweeps,
+        'boxes': _describe_boxes(scene, boxes, origin),
+        'mount': [_to_floats(mount.translation), quaternion(mount.rotation)],
+        'location': 'boston-seaport' if scene.traffic_side > 0 else 'singapore-onenorth',
+    }
+    atomic_write(_record_path(root, number, k), json.dumps(record).encode())
+
+
+def _to_floats(values: np.ndarray) -> list[float]:
+    return [float(value) for value in values]
+
+
+def _describe_sweep(
+    scene: Scene, number: int, index: int, is_key: bool, origin: np.ndarray
+) -> dict[str, Any]:
+    """The entry of a sweep in a keyframe's record, see `Tables.add_scene`."""
+    epoch = 1_500_000_000_000_000 + number * 1_000_000_000
+    stamp = epoch + index * round(SWEEP_SECONDS * 1e6)
+    folder = 'samples' if is_key else 'sweeps'
+    name = f'sim-{scene_name(number)}__LIDAR_TOP__{stamp}.pcd.bin'
+    ego = scene.ego_pose(np.array([index * SWEEP_SECONDS]))
+    return {
+        'timestamp': stamp,
+        'filename': f'{folder}/LIDAR_TOP/{name}',
+        'rotation': quaternion(ego.rotation[0]),
+        'translation': _to_floats(ego.translation[0] + origin),
+    }
+
+
+def _describe_boxes(scene: Scene, boxes: Boxes, origin: np.ndarray) -> list[dict[str, Any]]:
+    """The entries of boxes in a keyframe's record, see `Tables.add_scene`."""
+    entries = []
+    for i, index in enumerate(boxes.actor):
+        actor = scene.actors[index]
+        speed = float(np.hypot(*boxes.velocity[i]))
+        entries.append(
             {
-                'timestamp': stamp,
-                'filename': filename,
-                'rotation': quaternion(ego.rotation[0]),
-                'translation': [float(v) for v in ego.translation[0] + origin],
+                'actor': int(index),
+                'category': actor.shape.category,
+                'attribute': actor.attribute(speed),
+                'center': _to_floats(boxes.center[i] + origin),
+                'size': _to_floats(boxes.size[i]),
+                'yaw': float(boxes.yaw[i]),
+                'num_points': int(boxes.num_points[i]),
+                'visibility': float(boxes.visibility[i]),
             }
         )
-        if is_key:
-            boxes = scene.annotate(now, points, primitives)
-            for i, index_ in enumerate(boxes.actor):
-                actor = scene.actors[index_]
-                speed = float(np.hypot(*boxes.velocity[i]))
-                record['boxes'].append(
-                    {
-                        'actor': int(index_),
-                        'category': actor.shape.category,
-                        'attribute': actor.attribute(speed),
-                        'center': [float(v) for v in boxes.center[i] + origin],
-                        'size': [float(v) for v in boxes.size[i]],
-                        'yaw': float(boxes.yaw[i]),
-                        'num_points': int(boxes.num_points[i]),
-                        'visibility': float(boxes.visibility[i]),
-                    }
-                )
-    mount = scene.sensor.mount
-    record['mount'] = [[float(v) for v in mount.translation], quaternion(mount.rotation)]
-    record['location'] = 'boston-seaport' if scene.traffic_side > 0 else 'singapore-onenorth'
-    atomic_write(_record_path(root, number, k), json.dumps(record).encode())
+    return entries
 
 
 def _simulate_batch(
     root: Path, settings: NuScenesSettings, number: int, layout: str, keyframes: list[int]
 ) -> int:
-    """Several keyframes of one scene; returns how many."""
+    """Simulate several keyframes of one scene; returns how many."""
     for k in keyframes:
         _simulate_keyframe(root, settings, number, layout, k)
     return len(keyframes)
@@ -187,7 +205,7 @@ def _prepare_folder(root: Path, settings: NuScenesSettings) -> None:
 
 
 def _write_tables(root: Path, settings: NuScenesSettings) -> None:
-    """All tables at once: their folder appears when they are whole."""
+    """Write all tables; their folder appears when they are whole."""
     partial = root / f'{settings.version}{PARTIAL}'
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -196,9 +214,8 @@ def _write_tables(root: Path, settings: NuScenesSettings) -> None:
         records = [
             json.loads(_record_path(root, number, k).read_text()) for k in range(settings.keyframes)
         ]
-        tables.add_scene(
-            number, f'Simulated: {layout}', records[0]['location'], records[0]['mount'], records
-        )
+        location, mount = records[0]['location'], records[0]['mount']
+        tables.add_scene(number, f'Simulated: {layout}', location, mount, records)
     tables.close(_MAP)
     os.replace(partial, root / settings.version)
 
@@ -210,21 +227,20 @@ def simulate_dataset(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> bool:
-    """Simulate a dataset in nuScenes format; go on where an earlier call with the same settings
-    stopped.
+    """Simulate a dataset in nuScenes format, or resume an earlier call with the same settings.
 
     Files appear whole or not at all, the tables last, so a folder with tables is complete.
 
     Args:
         root: the dataset's folder, new, empty or begun with the same settings.
         workers: processes; None takes all cores. The result does not depend on it.
-        progress: called with (keyframes done, keyframes in all) as work goes on.
+        progress: called with (keyframes done, keyframes in all) after each batch.
     Returns:
         Whether anything was left to do.
     Raises:
-        ValueError: impossible settings, or the folder holds something else.
-        OSError: the disk is full or the folder cannot be written; run the same call again when that
-        is mended.
+        ValueError: impossible settings, or the folder contains something else.
+        OSError: the disk is full or the folder cannot be written; fix this and repeat the call to
+            resume.
     """
     settings.check()
     root = Path(root).absolute()
@@ -233,7 +249,8 @@ def simulate_dataset(
         raise ValueError(f'{workers} workers: at least 1')
     if 'samples' in str(root):
         raise ValueError(
-            f"'{root}': mmdet3d takes a path with 'samples' in it for a keyframe's; name another folder"
+            f"'{root}' contains 'samples', which mmdet3d reads as a keyframe's path; "
+            'use another folder'
         )
     acquire_folder(root, asdict(settings), _RECORD_NAME, indent=1)
     with sole_writer(root / _RECORD_NAME):
@@ -252,13 +269,15 @@ def _simulate_missing(
     root: Path, settings: NuScenesSettings, workers: int, progress: Callable[[int, int], None]
 ) -> None:
     """Simulate all keyframes that have no record yet."""
-    scenes, total = settings.scenes(), len(settings.scenes()) * settings.keyframes
+    scenes = settings.scenes()
+    total = len(scenes) * settings.keyframes
     # a worker builds the world of each batch; with many scenes it takes a scene as a whole
     size = settings.keyframes if len(scenes) >= 4 * workers else 3
     batches = []
     for number, layout in scenes:
         todo = [k for k in range(settings.keyframes) if not _record_path(root, number, k).exists()]
-        batches += [(number, layout, todo[i : i + size]) for i in range(0, len(todo), size)]
+        for i in range(0, len(todo), size):
+            batches.append((number, layout, todo[i : i + size]))
     missing = sum(len(batch[2]) for batch in batches)
     check_room(root, missing / total * settings.bytes(), 'scenes, keyframes or sweeps')
     done = total - missing

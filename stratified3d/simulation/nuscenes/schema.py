@@ -1,5 +1,4 @@
-"""Names and constants of the nuScenes format: categories, attributes, cameras, tables, detection
-classes."""
+"""Names and constants of the nuScenes format: categories, attributes, cameras, tables, classes."""
 
 from __future__ import annotations
 

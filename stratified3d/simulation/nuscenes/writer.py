@@ -1,5 +1,4 @@
-"""The 13 tables of the nuScenes format, written scene by scene from the records of what was
-simulated."""
+"""Write the 13 tables of the nuScenes format, scene by scene, from the records of keyframes."""
 
 from __future__ import annotations
 
@@ -30,31 +29,32 @@ def token(*parts) -> str:
 
 def quaternion(rotation: np.ndarray) -> list[float]:
     """Unit quaternion w, x, y, z of a [3, 3] rotation (Shepperd's method)."""
-    m = np.asarray(rotation)
-    squares = np.array(
-        [
-            1 + m[0, 0] + m[1, 1] + m[2, 2],
-            1 + m[0, 0] - m[1, 1] - m[2, 2],
-            1 - m[0, 0] + m[1, 1] - m[2, 2],
-            1 - m[0, 0] - m[1, 1] + m[2, 2],
-        ]
-    )  # 4 w^2, 4 x^2, ...
-    wx, wy, wz = m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1]  # 4 w x, ...
-    xy, xz, yz = m[0, 1] + m[1, 0], m[0, 2] + m[2, 0], m[1, 2] + m[2, 1]
+    (m00, m01, m02), (m10, m11, m12), (m20, m21, m22) = rotation
+    w2 = 1 + m00 + m11 + m22  # 4 w^2
+    x2 = 1 + m00 - m11 - m22
+    y2 = 1 - m00 + m11 - m22
+    z2 = 1 - m00 - m11 + m22
+    wx = m21 - m12  # 4 w x
+    wy = m02 - m20
+    wz = m10 - m01
+    xy = m01 + m10
+    xz = m02 + m20
+    yz = m12 + m21
     products = np.array(
         [
-            [squares[0], wx, wy, wz],
-            [wx, squares[1], xy, xz],
-            [wy, xy, squares[2], yz],
-            [wz, xz, yz, squares[3]],
+            [w2, wx, wy, wz],
+            [wx, x2, xy, xz],
+            [wy, xy, y2, yz],
+            [wz, xz, yz, z2],
         ]
     )
-    q = products[squares.argmax()]  # the row of the largest component divides by nothing small
+    # the row of the largest component divides by nothing small
+    q = products[np.argmax([w2, x2, y2, z2])]
     return [float(v) for v in q / np.linalg.norm(q)]
 
 
 def yaw_quaternion(yaw: float) -> list[float]:
-    """Unit quaternion w, x, y, z of a turn about z, rad."""
+    """Unit quaternion w, x, y, z of a rotation by `yaw` rad about z."""
     return [math.cos(yaw / 2), 0.0, 0.0, math.sin(yaw / 2)]
 
 
@@ -119,9 +119,8 @@ class Tables:
         Args:
             mount: LIDAR_TOP in the ego frame: translation [3] m, quaternion [4].
             records: one per keyframe, in order: `sweeps` [{timestamp us, filename, translation,
-            rotation}], the
-                keyframe last; `boxes` [{actor, category, attribute, center, size [l, w, h], yaw,
-                num_points, visibility}].
+                rotation}], the keyframe last; `boxes` [{actor, category, attribute, center,
+                size [l, w, h], yaw, num_points, visibility}].
         """
         name = scene_name(number)
         log = self._token('log', name)
@@ -134,19 +133,31 @@ class Tables:
             date_captured='2026-01-01',
             location=location,
         )
-        sensors = {'LIDAR_TOP': self._calibrate(name, 'LIDAR_TOP', *mount, [])}
-        for channel, (yaw, place) in CAMERAS.items():
-            c, s = math.cos(math.radians(yaw)), math.sin(math.radians(yaw))
-            looking = np.array(
-                [[s, 0.0, c], [-c, 0.0, s], [0.0, -1.0, 0.0]]
-            )  # x right, y down, z forward
-            sensors[channel] = self._calibrate(
-                name, channel, list(place), quaternion(looking), INTRINSIC
-            )
+        sensors = self._calibrate_all(name, mount)
+        samples = self._add_samples(name, description, log, records)
+        sweeps = [
+            (samples[k], sweep, sweep is record['sweeps'][-1])
+            for k, record in enumerate(records)
+            for sweep in record['sweeps']
+        ]
+        self._add_stream(name, 'LIDAR_TOP', sensors['LIDAR_TOP'], sweeps, 'pcd', 0, 0)
+        for channel in CAMERAS:
+            frames = []
+            for sample, sweep, is_key in sweeps:
+                if is_key:
+                    file = f'sim-{name}__{channel}__{sweep["timestamp"]}.jpg'
+                    frame = {**sweep, 'filename': f'samples/{channel}/{file}'}
+                    frames.append((sample, frame, True))
+            self._add_stream(name, channel, sensors[channel], frames, 'jpg', 900, 1600)
+        self._annotate(name, samples, records)
+
+    def _add_samples(self, name: str, description: str, log: str, records: list[dict]) -> list[str]:
+        """Add the scene and a sample per keyframe; returns the samples' tokens."""
         samples = [self._token('sample', name, k) for k in range(len(records))]
+        scene = self._token('scene', name)
         self._row(
             'scene',
-            token=self._token('scene', name),
+            token=scene,
             log_token=log,
             nbr_samples=len(records),
             first_sample_token=samples[0],
@@ -154,36 +165,36 @@ class Tables:
             name=name,
             description=description,
         )
-        sweeps = []
         for k, record in enumerate(records):
-            key = record['sweeps'][-1]
             self._row(
                 'sample',
                 token=samples[k],
-                timestamp=key['timestamp'],
+                timestamp=record['sweeps'][-1]['timestamp'],
                 prev=samples[k - 1] if k else '',
                 next=samples[k + 1] if k + 1 < len(samples) else '',
-                scene_token=self._token('scene', name),
+                scene_token=scene,
             )
-            sweeps += [(samples[k], sweep, sweep is key) for sweep in record['sweeps']]
-        self._add_stream(name, 'LIDAR_TOP', sensors['LIDAR_TOP'], sweeps, 'pcd', 0, 0)
-        for channel in CAMERAS:
-            frames = [
-                (
-                    sample,
-                    {
-                        **sweep,
-                        'filename': f'samples/{channel}/sim-{name}__{channel}__{sweep["timestamp"]}.jpg',
-                    },
-                    True,
-                )
-                for sample, sweep, is_key in sweeps
-                if is_key
-            ]
-            self._add_stream(name, channel, sensors[channel], frames, 'jpg', 900, 1600)
-        self._annotate(name, samples, records)
+        return samples
 
-    def _calibrate(self, name, channel, translation, rotation, intrinsic) -> str:
+    def _calibrate_all(self, name: str, mount: tuple[list[float], list[float]]) -> dict[str, str]:
+        """Add the calibration of every sensor of a scene; returns {channel: token}."""
+        sensors = {'LIDAR_TOP': self._calibrate(name, 'LIDAR_TOP', *mount, [])}
+        for channel, (yaw, place) in CAMERAS.items():
+            cos, sin = math.cos(math.radians(yaw)), math.sin(math.radians(yaw))
+            # x right, y down, z forward
+            looking = np.array([[sin, 0.0, cos], [-cos, 0.0, sin], [0.0, -1.0, 0.0]])
+            rotation = quaternion(looking)
+            sensors[channel] = self._calibrate(name, channel, list(place), rotation, INTRINSIC)
+        return sensors
+
+    def _calibrate(
+        self,
+        name: str,
+        channel: str,
+        translation: list[float],
+        rotation: list[float],
+        intrinsic: list[list[float]],
+    ) -> str:
         key = self._token('calibrated_sensor', name, channel)
         self._row(
             'calibrated_sensor',
@@ -195,7 +206,17 @@ class Tables:
         )
         return key
 
-    def _add_stream(self, name, channel, sensor, frames, fileformat, height, width) -> None:
+    def _add_stream(
+        self,
+        name: str,
+        channel: str,
+        sensor: str,
+        frames: list[tuple[str, dict, bool]],
+        fileformat: str,
+        height: int,
+        width: int,
+    ) -> None:
+        """Add the chained sample data of one sensor; frames: (sample token, sweep, is keyframe)."""
         tokens = [self._token('sample_data', name, channel, i) for i in range(len(frames))]
         for i, (sample, frame, is_key) in enumerate(frames):
             self._row(
@@ -221,50 +242,49 @@ class Tables:
                 next=tokens[i + 1] if i + 1 < len(tokens) else '',
             )
 
-    def _annotate(self, name, samples, records) -> None:
-        tracks: dict[int, list] = {}
+    def _annotate(self, name: str, samples: list[str], records: list[dict]) -> None:
+        """Add an instance with its chained annotations for every actor that was seen."""
+        tracks: dict[int, list[tuple[int, dict]]] = {}
         for k, record in enumerate(records):
             for box in record['boxes']:
                 tracks.setdefault(box['actor'], []).append((k, box))
         for actor, track in sorted(tracks.items()):
-            seen = [i for i, (_, box) in enumerate(track) if box['num_points']]
-            if not seen:
-                continue
-            # annotators follow an object from the first frame with a return to the last, unless it
-            # is hidden
-            track = [
-                (k, box)
-                for k, box in track[seen[0] : seen[-1] + 1]
-                if box['num_points'] or box['visibility'] >= 0.3
-            ]
-            instance = self._token('instance', name, actor)
-            tokens = [self._token('sample_annotation', name, actor, k) for k, _ in track]
+            visible = _visible_part(track)
+            if visible:
+                self._add_track(name, actor, visible, samples)
+
+    def _add_track(
+        self, name: str, actor: int, track: list[tuple[int, dict]], samples: list[str]
+    ) -> None:
+        """Add one instance; track: (number of the keyframe, box)."""
+        instance = self._token('instance', name, actor)
+        tokens = [self._token('sample_annotation', name, actor, k) for k, _ in track]
+        self._row(
+            'instance',
+            token=instance,
+            category_token=self._token('category', track[0][1]['category']),
+            nbr_annotations=len(track),
+            first_annotation_token=tokens[0],
+            last_annotation_token=tokens[-1],
+        )
+        for i, (k, box) in enumerate(track):
+            attribute = box['attribute']
+            length, width, height = box['size']
             self._row(
-                'instance',
-                token=instance,
-                category_token=self._token('category', track[0][1]['category']),
-                nbr_annotations=len(track),
-                first_annotation_token=tokens[0],
-                last_annotation_token=tokens[-1],
+                'sample_annotation',
+                token=tokens[i],
+                sample_token=samples[k],
+                instance_token=instance,
+                visibility_token=visibility_token(box['visibility']),
+                attribute_tokens=[self._token('attribute', attribute)] if attribute else [],
+                translation=box['center'],
+                size=[width, length, height],
+                rotation=yaw_quaternion(box['yaw']),
+                prev=tokens[i - 1] if i else '',
+                next=tokens[i + 1] if i + 1 < len(tokens) else '',
+                num_lidar_pts=box['num_points'],
+                num_radar_pts=0,
             )
-            for i, (k, box) in enumerate(track):
-                attribute = box['attribute']
-                length, width, height = box['size']
-                self._row(
-                    'sample_annotation',
-                    token=tokens[i],
-                    sample_token=samples[k],
-                    instance_token=instance,
-                    visibility_token=visibility_token(box['visibility']),
-                    attribute_tokens=[self._token('attribute', attribute)] if attribute else [],
-                    translation=box['center'],
-                    size=[width, length, height],
-                    rotation=yaw_quaternion(box['yaw']),
-                    prev=tokens[i - 1] if i else '',
-                    next=tokens[i + 1] if i + 1 < len(tokens) else '',
-                    num_lidar_pts=box['num_points'],
-                    num_radar_pts=0,
-                )
 
     def close(self, map_filename: str) -> None:
         """Add the map record that covers every log, and finish the files.
@@ -282,6 +302,21 @@ class Tables:
         for name, file in self._files.items():
             file.write('[]\n' if name in self._empty else '\n]\n')
             file.close()
+
+
+def _visible_part(track: list[tuple[int, dict]]) -> list[tuple[int, dict]]:
+    """What annotators label of a track: from the first frame with a return to the last.
+
+    Frames without a return count where at least 30 % of the box is visible.
+    """
+    seen = [i for i, (_, box) in enumerate(track) if box['num_points']]
+    if not seen:
+        return []
+    return [
+        (k, box)
+        for k, box in track[seen[0] : seen[-1] + 1]
+        if box['num_points'] or box['visibility'] >= 0.3
+    ]
 
 
 def blank_png() -> bytes:

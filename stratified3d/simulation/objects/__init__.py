@@ -1,1 +1,1 @@
-"""Vehicles, people and street furniture, composed of convex primitives."""
+"""Shapes of vehicles, people and street furniture, made of convex primitives."""

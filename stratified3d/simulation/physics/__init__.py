@@ -1,1 +1,1 @@
-"""Rays, surfaces, LiDARs and motion."""
+"""Geometry and motion: primitives, paths, rays, materials and the LiDAR that measures them."""

@@ -85,9 +85,11 @@ def _tapered_plane(side, hx, hy, hz, front, rear, sides):
     lean = inset / (2.0 * hz)
     length = math.sqrt(1.0 + lean * lean)
     sign = 1.0 if side % 2 == 0 else -1.0
+    across = sign / length
+    up = lean / length
     if side < 4:
-        return sign / length, 0.0, lean / length, (hx - lean * hz) / length
-    return 0.0, sign / length, lean / length, (hy - lean * hz) / length
+        return across, 0.0, up, (hx - lean * hz) / length
+    return 0.0, across, up, (hy - lean * hz) / length
 
 
 @compiled

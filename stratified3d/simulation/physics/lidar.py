@@ -278,11 +278,17 @@ def _surfaces_hit(
     column, beam = np.nonzero(hit == GROUND)
     reach = distance[column, beam]
     spot = poses.translation[column, :2] + world[column, :2, beam] * reach[:, None]
-    ix, iy = ((spot - np.array(surface.corner)) / surface.cell).astype(np.int64).T
-    nx, ny = surface.grid.shape
-    material[column, beam] = surface.grid[np.clip(ix, 0, nx - 1), np.clip(iy, 0, ny - 1)]
+    material[column, beam] = _ground_material(surface, spot)
     shade[column, beam] = 1.0
     return material, shade
+
+
+def _ground_material(surface: Surface, spot: np.ndarray) -> np.ndarray:
+    """[N] material of the ground at positions x, y [N, 2] m; beyond the grid that of its edge."""
+    cell = (spot - np.array(surface.corner)) / surface.cell
+    ix, iy = cell.astype(np.int64).T
+    nx, ny = surface.grid.shape
+    return surface.grid[np.clip(ix, 0, nx - 1), np.clip(iy, 0, ny - 1)]
 
 
 def receive(

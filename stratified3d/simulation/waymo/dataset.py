@@ -1,4 +1,4 @@
-"""A simulated Waymo on disk: perception v2 parquet, segment by segment."""
+"""Simulate a whole dataset in Waymo's perception v2 layout on disk, segment by segment."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,12 +23,22 @@ from stratified3d.resumable import (
 from stratified3d.simulation.frame import simulate_frame
 from stratified3d.simulation.layouts.catalog import TRAIN_LAYOUTS, VAL_LAYOUTS, build_scene
 from stratified3d.simulation.objects.people import BICYCLE, STROLLER
-from stratified3d.simulation.physics.lidar import Noise
-from stratified3d.simulation.scene import Scene
-from stratified3d.simulation.waymo.lidar import TOP, TURN_SECONDS, WaymoLidar, to_matrix
+from stratified3d.simulation.physics.lidar import Noise, Pose
+from stratified3d.simulation.scene import Boxes, Scene
+from stratified3d.simulation.waymo.lidar import (
+    FRONT,
+    REAR,
+    SIDE_LEFT,
+    SIDE_RIGHT,
+    TOP,
+    TURN_SECONDS,
+    WaymoLidar,
+    to_matrix,
+)
 from stratified3d.simulation.waymo.writer import COMPONENTS, SegmentWriter, write_segment
 
 VEHICLE, PEDESTRIAN, CYCLIST = 1, 2, 4  # Waymo's types; traffic signs (3) stand here unlabeled
+MAX_TRAIN, MAX_VAL = 798, 202  # segments of Waymo
 FRAME_BYTES = 8_000_000
 _RECORD_NAME = 'simulation.json'
 _ANNOTATED_RANGE = 75.0  # m
@@ -37,10 +48,12 @@ _HARD = 0.35  # share of a box that is seen, below which annotators call it LEVE
 
 @dataclass(frozen=True)
 class WaymoSettings:
-    """What a simulated Waymo contains; the same settings give the same tables.
+    """Contents of a simulated Waymo; the same settings give the same tables.
 
     Attributes:
-        train, val: numbers of segments. frames: per segment, 10 Hz. seed: of every random number.
+        train, val: numbers of segments.
+        frames: per segment, 10 Hz.
+        seed: of every random number.
     """
 
     train: int = 4
@@ -52,31 +65,35 @@ class WaymoSettings:
 
     def check(self) -> None:
         """Raise ValueError for settings that no dataset can have."""
-        if not (0 <= self.train <= 798 and 0 <= self.val <= 202 and self.train + self.val):
+        is_possible = 0 <= self.train <= MAX_TRAIN and 0 <= self.val <= MAX_VAL
+        if not is_possible or self.train + self.val == 0:
             raise ValueError(
-                f'{self.train}+{self.val} segments cannot be: Waymo has 798 for training and 202 for validation, and '
-                'a dataset at least one'
+                f'{self.train}+{self.val} segments are impossible: Waymo has {MAX_TRAIN} for '
+                f'training and {MAX_VAL} for validation, and a dataset needs at least one'
             )
         if not 1 <= self.frames <= 200:
             raise ValueError(
-                f'{self.frames} frames per segment: 1 to 200 (a segment of Waymo lasts 20 s at 10 Hz)'
+                f'{self.frames} frames per segment are impossible: use 1 to 200 '
+                '(a segment of Waymo lasts 20 s at 10 Hz)'
             )
         if not 0 <= self.seed < 2**63:
-            raise ValueError(f'seed {self.seed}: 0 to 2^63 - 1')
+            raise ValueError(f'seed {self.seed} is impossible: use 0 to 2^63 - 1')
 
     def segments(self) -> list[tuple[str, int, str]]:
         """(split, number, layout) of each; training and validation share no layout."""
-        train, val = list(TRAIN_LAYOUTS), list(VAL_LAYOUTS)
-        return [('training', i, train[i % len(train)]) for i in range(self.train)] + [
-            ('validation', i, val[i % len(val)]) for i in range(self.val)
-        ]
+        segments = []
+        for split, count, layouts in (
+            ('training', self.train, list(TRAIN_LAYOUTS)),
+            ('validation', self.val, list(VAL_LAYOUTS)),
+        ):
+            segments += [(split, i, layouts[i % len(layouts)]) for i in range(count)]
+        return segments
 
 
 def context_name(settings: WaymoSettings, split: str, number: int) -> str:
     """A name like Waymo's: digits, then where in a drive the segment begins and ends."""
-    digest = hashlib.md5(
-        f'{settings.seed}/{split}/{number}'.encode(), usedforsecurity=False
-    ).digest()
+    key = f'{settings.seed}/{split}/{number}'.encode()
+    digest = hashlib.md5(key, usedforsecurity=False).digest()
     return f'{int.from_bytes(digest[:8], "big")}_{20 * number}_000_{20 * number + 20}_000'
 
 
@@ -87,11 +104,10 @@ def simulate_waymo(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> bool:
-    """Simulate a dataset in Waymo's perception v2 layout; go on where an earlier call with these
-    settings stopped.
+    """Simulate a dataset in Waymo's layout, or resume an earlier call with the same settings.
 
-    <root>/<training or validation>/<component>/<segment>.parquet; a segment's files appear together
-    and whole.
+    Writes <root>/<training or validation>/<component>/<segment>.parquet; a segment's files appear
+    together and whole.
 
     Args:
         root: the dataset's folder, new, empty or begun with the same settings.
@@ -101,9 +117,9 @@ def simulate_waymo(
         Whether anything was left to do.
     Raises:
         ImportError: pyarrow is missing.
-        ValueError: impossible settings, or the folder holds something else.
-        OSError: the disk is full or the folder cannot be written; run the same call again when that
-        is mended.
+        ValueError: impossible settings, or the folder contains something else.
+        OSError: the disk is full or the folder cannot be written; fix this and repeat the call to
+            resume.
     """
     settings.check()
     try:
@@ -128,9 +144,8 @@ def simulate_waymo(
 def _is_simulated(root: Path, settings: WaymoSettings, segment: tuple[str, int, str]) -> bool:
     """Whether the component that is written last is there."""
     split, number, _ = segment
-    return (
-        root / split / COMPONENTS[0] / f'{context_name(settings, split, number)}.parquet'
-    ).is_file()
+    name = f'{context_name(settings, split, number)}.parquet'
+    return (root / split / COMPONENTS[0] / name).is_file()
 
 
 def _simulate_segments(
@@ -154,115 +169,125 @@ def _simulate_segments(
         progress(done, total)
 
 
+class _Segment(NamedTuple):
+    """A scene as one segment records it.
+
+    Attributes:
+        lidars: the five, TOP first.
+        zone: [3] no-label zone, x, y and radius in the scene, m.
+        origin: [3] m, of the scene on the map.
+        epoch: timestamp of frame 0, us.
+        seed, key: of the random numbers: the dataset's and the segment's.
+    """
+
+    scene: Scene
+    lidars: list[WaymoLidar]
+    zone: np.ndarray
+    origin: np.ndarray
+    epoch: int
+    seed: int
+    key: int
+
+
 def _simulate_segment(
     root: Path, settings: WaymoSettings, split: str, number: int, layout: str
 ) -> int:
-    """One unit of work; returns how many frames."""
+    """Simulate one segment, the unit of work; returns how many frames it has."""
     key = 2 * number + (split == 'validation')
-    scene = build_scene(layout, (settings.seed, (1 << 42) + key), settings.frames * TURN_SECONDS)
-    rng = np.random.Generator(
-        np.random.Philox(key=np.array([settings.seed, (1 << 43) + key], np.uint64))
-    )
-    tilt = tuple(rng.normal(0.0, 0.007, 2))
-    lidars = [WaymoLidar(laser, tilt if laser == TOP else (0.0, 0.0)) for laser in range(1, 6)]
-    origin = rng.uniform(
-        (-8000.0, -8000.0, 0.0), (8000.0, 8000.0, 200.0)
-    )  # somewhere on a city's map
-    angle, middle = rng.uniform(-np.pi, np.pi), settings.frames * TURN_SECONDS / 2
-    away = 28.0 * np.array([np.cos(angle), np.sin(angle)])
-    zone = np.append(scene.ego_pose(np.array([middle])).translation[0, :2] + away, _ZONE_RADIUS)
-    context = context_name(settings, split, number)
-    with write_segment(root, split, context) as writer:
-        writer.add(
-            'lidar_calibration',
-            [
-                (lidar.laser, lidar.extrinsic().ravel(), *lidar.limits, lidar.inclinations)
-                for lidar in lidars
-            ],
-        )
+    segment = _begin_segment(settings, layout, key)
+    with write_segment(root, split, context_name(settings, split, number)) as writer:
+        calibration = [
+            (lidar.laser, lidar.extrinsic().ravel(), *lidar.limits, lidar.inclinations)
+            for lidar in segment.lidars
+        ]
+        writer.add('lidar_calibration', calibration)
         for k in range(settings.frames):
-            keys = [
-                np.array([settings.seed, (1 << 44) + (key << 20) + (k << 3) + i], np.uint64)
-                for i in range(5)
-            ]
-            _simulate_frame(
-                writer,
-                scene,
-                lidars,
-                k,
-                zone,
-                origin,
-                1_550_000_000_000_000 + key * 100_000_000,
-                keys,
-            )
+            _simulate_frame(writer, segment, k)
     return settings.frames
 
 
-def _simulate_frame(
-    writer: SegmentWriter,
-    scene: Scene,
-    lidars: list[WaymoLidar],
-    k: int,
-    zone: np.ndarray,
-    origin: np.ndarray,
-    epoch: int,
-    keys: list[np.ndarray],
-) -> None:
-    """All components' rows of frame k."""
-    now, stamp = (k + 0.5) * TURN_SECONDS, epoch + k * round(TURN_SECONDS * 1e6)
-    rows, clouds = [], []
-    for lidar, key in zip(lidars, keys):
-        rng = np.random.Generator(np.random.Philox(key=key))
-        images = lidar.scan(scene, now, rng, Noise(), zone, origin)
+def _begin_segment(settings: WaymoSettings, layout: str, key: int) -> _Segment:
+    """Build a segment's scene and draw its sensors' tilt, its place and its no-label zone."""
+    duration = settings.frames * TURN_SECONDS
+    scene = build_scene(layout, (settings.seed, (1 << 42) + key), duration)
+    rng = _philox(settings.seed, (1 << 43) + key)
+    roll, pitch = rng.normal(0.0, 0.007, 2)
+    lidars = [WaymoLidar(TOP, (roll, pitch))]
+    lidars += [WaymoLidar(laser, (0.0, 0.0)) for laser in (FRONT, SIDE_LEFT, SIDE_RIGHT, REAR)]
+    # somewhere on a city's map
+    origin = rng.uniform((-8000.0, -8000.0, 0.0), (8000.0, 8000.0, 200.0))
+
+    angle = rng.uniform(-np.pi, np.pi)
+    away = 28.0 * np.array([np.cos(angle), np.sin(angle)])
+    half_way = scene.ego_pose(np.array([duration / 2])).translation[0, :2]
+    zone = np.append(half_way + away, _ZONE_RADIUS)
+    epoch = 1_550_000_000_000_000 + key * 100_000_000
+    return _Segment(scene, lidars, zone, origin, epoch, settings.seed, key)
+
+
+def _philox(seed: int, key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=np.array([seed, key], np.uint64)))
+
+
+def _simulate_frame(writer: SegmentWriter, segment: _Segment, k: int) -> None:
+    """Write all components' rows of frame k."""
+    scene = segment.scene
+    now = (k + 0.5) * TURN_SECONDS
+    stamp = segment.epoch + k * round(TURN_SECONDS * 1e6)
+    rows = []
+    points = []
+    frame_key = (1 << 44) + (segment.key << 20) + (k << 3)
+    for i, lidar in enumerate(segment.lidars):
+        rng = _philox(segment.seed, frame_key + i)
+        images = lidar.scan(scene, now, rng, Noise(), segment.zone, segment.origin)
+        first, second, pose = images.first, images.second, images.pose
         rows.append(
             (
                 stamp,
                 lidar.laser,
-                images.first,
-                images.first.shape,
-                images.second,
-                images.second.shape,
+                first,
+                first.shape,
+                second,
+                second.shape,
             )
         )
-        clouds.append(images.points)
-        if images.pose is not None:
-            writer.add('lidar_pose', [(stamp, lidar.laser, images.pose, images.pose.shape)])
+        points.append(images.points)
+        if pose is not None:
+            writer.add('lidar_pose', [(stamp, lidar.laser, pose, pose.shape)])
     writer.add('lidar', rows)
-    vehicle = scene.ego_pose(np.array([now]))
-    matrix = to_matrix(
-        vehicle._replace(rotation=vehicle.rotation[0], translation=vehicle.translation[0] + origin)
-    )
-    writer.add('vehicle_pose', [(stamp, matrix.ravel())])
-    writer.add('lidar_box', label_boxes(scene, now, stamp, clouds, zone, lidars[0]))
+
+    vehicle = _vehicle_pose(scene, now)
+    on_map = vehicle._replace(translation=vehicle.translation + segment.origin)
+    writer.add('vehicle_pose', [(stamp, to_matrix(on_map).ravel())])
+    writer.add('lidar_box', _label_boxes(segment, now, stamp, points))
 
 
-def label_boxes(
-    scene: Scene,
-    now: float,
-    stamp: int,
-    clouds: list[np.ndarray],
-    zone: np.ndarray,
-    top: WaymoLidar,
+def _vehicle_pose(scene: Scene, time: float) -> Pose:
+    """Vehicle to scene at one time: rotation [3, 3], translation [3]."""
+    pose = scene.ego_pose(np.array([time]))
+    return Pose(pose.rotation[0], pose.translation[0])
+
+
+def _label_boxes(
+    segment: _Segment, now: float, stamp: int, points: list[np.ndarray]
 ) -> list[tuple]:
     """Rows of `lidar_box`: what is in sight, outside the no-label zone, in the vehicle frame.
 
     Args:
-        clouds: [N, 3] points of each laser in the scene, TOP first.
+        points: [N, 3] of each laser in the scene, TOP first.
     """
-    vehicle = scene.ego_pose(np.array([now]))
-    rotation, translation = vehicle.rotation[0], vehicle.translation[0]
-    eye = translation + rotation @ top.mount.translation
+    scene = segment.scene
+    rotation, translation = _vehicle_pose(scene, now)
+    eye = translation + rotation @ segment.lidars[0].mount.translation
     primitives = scene.primitives_at(now)
-    boxes = scene.annotate_world(now, eye, np.concatenate(clouds), primitives)
-    top_points = scene.annotate_world(now, eye, clouds[0], primitives).num_points
+    boxes = scene.annotate_world(now, eye, np.concatenate(points), primitives)
+    top_points = scene.annotate_world(now, eye, points[0], primitives).num_points
     rows = []
     for i, index in enumerate(boxes.actor):
-        kind = label_type(scene.actors[index].shape.category, scene.actors[index].state)
+        actor = scene.actors[index]
+        kind = label_type(actor.shape.category, actor.state)
         center = (boxes.center[i] - translation) @ rotation
-        is_hidden = np.hypot(*(boxes.center[i, :2] - zone[:2])) < zone[2]
-        if kind is None or is_hidden or np.hypot(*center[:2]) > _ANNOTATED_RANGE:
-            continue
-        if not boxes.num_points[i] and boxes.visibility[i] < 0.3:
+        if kind is None or not _is_labeled(boxes, i, center, segment.zone):
             continue
         ahead = np.array([np.cos(boxes.yaw[i]), np.sin(boxes.yaw[i]), 0.0]) @ rotation
         rows.append(
@@ -283,11 +308,26 @@ def label_boxes(
     return rows
 
 
-def label_type(category: str, state: str) -> int | None:
-    """Waymo's type of a nuScenes category; None for what it does not label, bicycles without a
-    rider among it."""
+def _is_labeled(boxes: Boxes, i: int, center: np.ndarray, zone: np.ndarray) -> bool:
+    """Whether annotators label box i, whose center [3] is given in the vehicle frame."""
+    if not boxes.num_points[i] and boxes.visibility[i] < 0.3:
+        return False
+    if np.hypot(*center[:2]) > _ANNOTATED_RANGE:
+        return False
+    return np.hypot(*(boxes.center[i, :2] - zone[:2])) >= zone[2]
+
+
+def label_type(category: str | None, state: str) -> int | None:
+    """Waymo's type of a nuScenes category; None for what Waymo does not label.
+
+    It labels bicycles only with a rider.
+    """
+    if category is None:
+        return None
     if category == BICYCLE:
         return CYCLIST if state == 'cycle.with_rider' else None
     if category.startswith('vehicle'):
         return VEHICLE
-    return PEDESTRIAN if category.startswith('human') and category != STROLLER else None
+    if category.startswith('human') and category != STROLLER:
+        return PEDESTRIAN
+    return None

@@ -1,5 +1,4 @@
-"""Waymo's perception v2 layout: one parquet file per segment and component, written frame by
-frame."""
+"""Write Waymo's perception v2 layout: one parquet file per segment and component."""
 
 from __future__ import annotations
 
@@ -15,9 +14,15 @@ from stratified3d.resumable import PARTIAL, name_file
 COMPONENTS = ('lidar', 'lidar_pose', 'lidar_calibration', 'vehicle_pose', 'lidar_box')
 _FRAME, _LASER = ('key.frame_timestamp_micros', 'int64'), ('key.laser_name', 'int8')
 _FLOATS, _COUNTS, _TRANSFORM = 'list<float>', 'list<int32>', 'list<double>'
-_BOX_NUMBERS = [f'{part}.{axis}' for part in ('box.center', 'box.size') for axis in 'xyz'] + [
-    'box.heading'
-]
+_BOX_NUMBERS = (
+    'box.center.x',
+    'box.center.y',
+    'box.center.z',
+    'box.size.x',
+    'box.size.y',
+    'box.size.z',
+    'box.heading',
+)
 _COLUMNS = {  # component: its keys after the segment's, its Waymo name, its fields
     'lidar': (
         [_FRAME, _LASER],
@@ -64,7 +69,7 @@ _COLUMNS = {  # component: its keys after the segment's, its Waymo name, its fie
 
 
 class SegmentWriter:
-    """Writes the rows of one segment's components.
+    """Writer of one segment's components, row by row.
 
     Args:
         paths: {component: file}.
@@ -75,15 +80,15 @@ class SegmentWriter:
         import pyarrow  # imported here: only this format needs it
         import pyarrow.parquet
 
-        self._arrow, self._context = pyarrow, context
-        self._schemas, self._files = {}, {}
-        kinds = dict(
-            int8=pyarrow.int8(),
-            int64=pyarrow.int64(),
-            double=pyarrow.float64(),
-            string=pyarrow.string(),
-        )
-        kinds |= {
+        self._arrow = pyarrow
+        self._context = context
+        self._schemas = {}
+        self._files = {}
+        kinds = {
+            'int8': pyarrow.int8(),
+            'int64': pyarrow.int64(),
+            'double': pyarrow.float64(),
+            'string': pyarrow.string(),
             _FLOATS: pyarrow.list_(pyarrow.float32()),
             _COUNTS: pyarrow.list_(pyarrow.int32()),
             _TRANSFORM: pyarrow.list_(pyarrow.float64()),
@@ -92,29 +97,33 @@ class SegmentWriter:
             keys, name, fields = _COLUMNS[component]
             columns = [('key.segment_context_name', 'string'), *keys]
             columns += [(f'[{name}].{field}', kind) for field, kind in fields]
-            self._schemas[component] = pyarrow.schema(
-                [(column, kinds[kind]) for column, kind in columns]
-            )
+            schema = pyarrow.schema([(column, kinds[kind]) for column, kind in columns])
+            self._schemas[component] = schema
             self._files[component] = pyarrow.parquet.ParquetWriter(
-                path, self._schemas[component], use_dictionary=False, write_page_checksum=True
+                path, schema, use_dictionary=False, write_page_checksum=True
             )
 
     def add(self, component: str, rows: list[tuple]) -> None:
-        """Add rows, as a row group: the keys after the segment's, then the fields; images [H, W, C]
-        are arrays."""
+        """Add rows as one row group.
+
+        A row is the keys after the segment's, then the fields; images [H, W, C] are arrays.
+        """
         schema, arrow = self._schemas[component], self._arrow
-        columns = []
-        for i, field in enumerate(schema):
-            values = [self._context if i == 0 else row[i - 1] for row in rows]
+        columns = [arrow.array([self._context] * len(rows), schema[0].type)]
+        for i, field in enumerate(list(schema)[1:]):
+            values = [row[i] for row in rows]
             if field.type == arrow.list_(arrow.float32()):
-                ends = np.cumsum([0] + [value.size for value in values]).astype(np.int32)
-                flat = np.concatenate([value.ravel() for value in values] or [np.zeros(0)]).astype(
-                    np.float32
-                )
-                columns.append(arrow.ListArray.from_arrays(arrow.array(ends), arrow.array(flat)))
+                columns.append(self._join_images(values))
             else:
                 columns.append(arrow.array(values, field.type))
         self._files[component].write_batch(arrow.RecordBatch.from_arrays(columns, schema=schema))
+
+    def _join_images(self, images: list[np.ndarray]):
+        """A column whose rows are the flattened images."""
+        ends = np.cumsum([0, *(image.size for image in images)]).astype(np.int32)
+        flat = np.concatenate([image.ravel() for image in images] or [np.zeros(0)])
+        values = self._arrow.array(flat.astype(np.float32))
+        return self._arrow.ListArray.from_arrays(self._arrow.array(ends), values)
 
     def close(self) -> None:
         """Write the files' ends."""
@@ -124,8 +133,9 @@ class SegmentWriter:
 
 @contextlib.contextmanager
 def write_segment(root: Path, split: str, context: str) -> Iterator[SegmentWriter]:
-    """A writer whose files appear, whole, at <root>/<split>/<component>/<context>.parquet when the
-    block is left.
+    """A writer of one segment, whose files appear whole when the block is left.
+
+    They are <root>/<split>/<component>/<context>.parquet.
 
     Raises:
         OSError: a full disk; it names the file.

@@ -59,6 +59,7 @@ def command(*arguments, **options):
 
 
 @pytest.mark.skipif(os.name != 'posix', reason='signals')
+@pytest.mark.slow
 def test_killed_and_resumed(tiny_set, tmp_path):
     """kill -9 in the middle, rubbish left behind: the next run finishes with the same bytes."""
     out = tmp_path / 'killed'

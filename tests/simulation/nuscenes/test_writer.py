@@ -42,7 +42,7 @@ def test_category_names_are_nuscenes(devkit):
     assert len(set(CATEGORIES)) == 23
 
 
-def test_quaternions():
+def test_quaternion_agrees_with_pyquaternion_and_visibility_has_four_bins():
     pyquaternion = pytest.importorskip('pyquaternion')
     for seed in range(20):
         rotation = (
@@ -61,7 +61,7 @@ def test_quaternions():
     ]
 
 
-def test_format(tiny_set, devkit):
+def test_devkit_reads_the_tables_and_sweeps(tiny_set, devkit):
     """What the devkit reads, chains and frames included."""
     from nuscenes import NuScenes
     from nuscenes.utils.data_classes import LidarPointCloud
@@ -91,9 +91,9 @@ def test_format(tiny_set, devkit):
         assert [i for i, sweep in enumerate(sweeps) if sweep['is_key_frame']] == [0, 10, 20]
         assert [sweep['sample_token'] for sweep in sweeps[1:11]] == [samples[1]['token']] * 10
         for sweep in sweeps:
-            cloud = LidarPointCloud.from_file(str(tiny_set / sweep['filename']))
-            assert cloud.points.shape == (4, 34688)
-    cloud, times = LidarPointCloud.from_file_multisweep(
+            sample = LidarPointCloud.from_file(str(tiny_set / sweep['filename']))
+            assert sample.points.shape == (4, 34688)
+    _, times = LidarPointCloud.from_file_multisweep(
         nusc, samples[2], 'LIDAR_TOP', 'LIDAR_TOP', nsweeps=10
     )
     np.testing.assert_allclose(np.unique(times.round(4)), np.arange(10) * 0.05, atol=1e-4)
@@ -119,9 +119,8 @@ def test_format(tiny_set, devkit):
     assert np.abs(got - stated).sum() <= 0.005 * stated.sum()
 
 
-def test_tables_hold_the_poses_of_the_scene(tiny_set, devkit):
-    """Calibration times ego pose of every sweep is where the sensor was, but for the scene's place
-    on a map."""
+def test_tables_contain_the_poses_of_the_scene(tiny_set, devkit):
+    """Ego pose times calibration is the sensor's pose, up to the scene's place on the map."""
     from nuscenes import NuScenes
     from pyquaternion import Quaternion
 
@@ -151,6 +150,7 @@ def test_tables_hold_the_poses_of_the_scene(tiny_set, devkit):
         assert np.ptp(places, axis=0).max() < 1e-6
 
 
+@pytest.mark.slow
 def test_ground_truth_as_predictions_scores_one(mini_set, devkit, tmp_path):
     from nuscenes import NuScenes
     from nuscenes.eval.common.config import config_factory
@@ -202,7 +202,8 @@ def test_ground_truth_as_predictions_scores_one(mini_set, devkit, tmp_path):
     assert summary['nd_score'] == pytest.approx(1.0, abs=1e-6)
 
 
-def test_create_data_runs_unchanged(tiny_set, tmp_path):
+@pytest.mark.slow
+def test_mmdet3d_create_data_runs_unchanged(tiny_set, tmp_path):
     """mmdet3d's own converter, as its documentation calls it, makes infos and a database of
     objects."""
     mmdet3d = pytest.importorskip('mmdet3d')

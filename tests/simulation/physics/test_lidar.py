@@ -22,7 +22,7 @@ def philox(*key: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.array(key, np.uint64)))
 
 
-def test_firing_geometry():
+def test_firing_directions_and_delays():
     directions = firing_directions()
     assert directions.shape == (1084, 32, 3)
     np.testing.assert_allclose(np.linalg.norm(directions, axis=-1), 1.0, atol=1e-12)
@@ -35,9 +35,8 @@ def test_firing_geometry():
         np.tile([-1.0, 0.0], (32, 1)),
         atol=1e-12,
     )  # begins on the left ...
-    assert (
-        directions[N_COLUMNS // 4, 15, 1] > 0.9
-    )  # ... and turns over the front: clockwise from above
+    # ... and turns over the front: clockwise from above
+    assert directions[N_COLUMNS // 4, 15, 1] > 0.9
     delays = firing_delays()
     assert delays[-1] == 0.0
     assert delays[0] == pytest.approx(-0.05 * 1083 / 1084)
@@ -90,8 +89,7 @@ def surface_distance(scene, points, hit, primitives, time):
 
 
 def test_static_surfaces_agree_across_sweeps(turning):
-    """Without noise every static return of every sweep lies on the same surface to 1 mm, though the
-    car turns."""
+    """Without noise every static return lies on its surface to 1 mm, though the car turns."""
     poses = turning.lidar_pose(np.array([2.0, 4.0]))
     assert np.abs(poses.rotation[1] - poses.rotation[0]).max() > 0.2
     for time in (2.0, 2.05, 3.1, 4.0):
@@ -111,9 +109,8 @@ def test_static_surfaces_agree_across_sweeps(turning):
         assert gap.max() < 1e-3
 
 
-def test_motion_compensation_matters(turning):
-    """The check above can fail: taken as if fired at once, the same returns miss their surfaces by
-    decimeters."""
+def test_returns_without_motion_compensation_miss_their_surfaces(turning):
+    """The check above can fail: as if fired at once, returns miss their surfaces by decimeters."""
     time = 3.0
     _, primitives = turning.sweep(time, None, SILENT)
     distance, hit, _ = fire(
@@ -129,8 +126,7 @@ def test_motion_compensation_matters(turning):
 
 
 def test_rays_without_return_stay_at_the_sensor(turning):
-    """They lie where the sensor was when they were fired, seen from where it is at the
-    timestamp."""
+    """They lie where the sensor was at their firing, in its frame at the timestamp."""
     time = 3.0
     points, primitives = turning.sweep(time, philox(1, 2), Noise())
     poses = turning.lidar_pose(time + turning.sensor.delays)
@@ -145,7 +141,7 @@ def test_rays_without_return_stay_at_the_sensor(turning):
     assert 0.1 < np.linalg.norm(expected[0]) < 1.0  # it did move during the sweep
 
 
-def test_file_layout_and_intensity(turning):
+def test_sweep_has_the_file_layout_and_intensities_of_nuscenes(turning):
     points, _ = turning.sweep(3.0, philox(1, 3), Noise())
     assert points.shape == (34688, 5)
     assert points.dtype == np.float32
@@ -157,7 +153,7 @@ def test_file_layout_and_intensity(turning):
     assert len(np.unique(points[:, 3])) > 60
 
 
-def test_noise_is_as_stated(turning):
+def test_noise_has_the_configured_sigma_and_loss(turning):
     quiet, _ = turning.sweep(3.0, None, SILENT)
     # no mixed pixels and no losses: only the range differs, along the ray
     noisy, _ = turning.sweep(
@@ -194,7 +190,7 @@ def test_mixed_pixels_lie_between_two_surfaces(turning):
     ).all()  # 0.6 m: the car moves under the compensation
 
 
-def test_the_same_key_gives_the_same_bytes_and_another_does_not():
+def test_sweep_bytes_depend_on_the_key_and_the_scene_alone():
     scene = build_scene('straight', (0, 1), 2.0)
     first = scene.sweep(1.0, philox(1, 1), Noise())[0].tobytes()
     again = build_scene('straight', (0, 1), 2.0).sweep(1.0, philox(1, 1), Noise())[0].tobytes()

@@ -1,5 +1,4 @@
-"""The ray caster against Open3D for polyhedra, and against the surfaces' equations for everything
-curved."""
+"""Ray casting against Open3D for polyhedra and against equations for curved surfaces."""
 
 import numpy as np
 import pytest
@@ -176,8 +175,7 @@ def test_whole_sweeps_agree_with_open3d(layout):
 
 
 def implicit(primitives: Primitives, p: int, world: np.ndarray) -> np.ndarray:
-    """Negative inside, positive outside, zero on the surface; not from the ray caster's
-    formulas."""
+    """Negative inside, positive outside, zero on the surface; independent of `intersect`."""
     local = (world - primitives.center[p]) @ primitives.rotation[p]
     half = primitives.half[p]
     if primitives.kind[p] == ELLIPSOID:
@@ -209,7 +207,7 @@ def test_curved_surfaces_are_met_first_and_exactly(kind):
     assert hits > 500
 
 
-def test_closed_forms():
+def test_distances_and_incidences_worked_out_by_hand():
     """Distances and incidences that can be worked out by hand."""
     ahead = np.array([[1.0, 0.0, 0.0]])
     sphere = move(
@@ -294,7 +292,7 @@ def test_a_moving_primitive_is_hit_where_it_is_at_the_firing():
     assert np.isfinite(moving).sum() > 10
 
 
-def test_blocked_rays_and_the_maximum_range():
+def test_rays_end_at_their_limit_and_the_maximum_range():
     wall = move(
         Shape(None, (1, 1, 1)).box((0, 0, 0), (1, 9, 9), 0).primitives(),
         np.eye(3),
@@ -308,7 +306,7 @@ def test_blocked_rays_and_the_maximum_range():
     assert cast_rays(*cast, max_range=60.0, limits=np.array([[1.2]]))[1][0, 0] == NOTHING
 
 
-def test_wrong_shapes_are_refused():
+def test_cast_rays_rejects_wrong_shapes():
     empty = join([])
     with pytest.raises(ValueError, match='must be'):
         cast_rays(

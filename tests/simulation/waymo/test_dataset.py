@@ -1,5 +1,4 @@
-"""The simulated Waymo: its range images against known truth, its files, and what happens when it is
-interrupted."""
+"""The simulated Waymo: range images against known points, its files, and interruptions."""
 
 import errno
 import math
@@ -26,9 +25,8 @@ from stratified3d.simulation.waymo.dataset import (
 from stratified3d.simulation.waymo.lidar import TOP, WaymoLidar, to_matrix
 from stratified3d.simulation.waymo.writer import COMPONENTS, SegmentWriter
 
-ORIGIN = np.array(
-    [7213.26, -1571.12, 211.95]
-)  # as far from the origin as real poses are: float32 has 0.5 mm there
+# as far from the origin as real poses are: float32 has 0.5 mm there
+ORIGIN = np.array([7213.26, -1571.12, 211.95])
 FAR = np.array([1e6, 1e6, 1.0])  # no-label zone nowhere
 
 
@@ -55,25 +53,23 @@ def decode(lidar, image, pose=None, vehicle_pose=None):
 
 
 @pytest.mark.parametrize('laser', range(1, 6))
-def test_range_images_give_back_the_points_in_a_turn(turning, laser):
-    """Every return of every laser to 1 cm of where the ray met the world, seen from the vehicle at
-    the timestamp."""
+def test_range_images_reproduce_the_points_in_a_turn(turning, laser):
+    """Every return lies within 1 cm of where its ray met the world, in the vehicle frame."""
     scene, time = turning
     lidar, vehicle = WaymoLidar(laser, (0.01, -0.02)), pose_at(scene, time)
     images = scan(scene, time, lidar)
     points = np.concatenate([decode(lidar, image, images.pose, vehicle)[0] for image in images[:2]])
-    truth = (images.points + ORIGIN - vehicle[:3, 3]) @ vehicle[:3, :3]
-    assert len(points) == len(truth) > 5000
-    assert np.linalg.norm(points - truth, axis=1).max() < 0.01
+    expected = (images.points + ORIGIN - vehicle[:3, 3]) @ vehicle[:3, :3]
+    assert len(points) == len(expected) > 5000
+    assert np.linalg.norm(points - expected, axis=1).max() < 0.01
     assert (images.second[..., 0] > 0).any()
     ahead = np.degrees(np.arctan2(*(points - lidar.mount.translation).mean(0)[[1, 0]]))
     if laser != TOP:  # it looks to its side
         assert abs(math.remainder(ahead - {2: 0, 3: 90, 4: -90, 5: 180}[laser], 360)) < 30
 
 
-def test_ground_is_where_the_ground_is(turning):
-    """Another truth, without the simulator's own points; and without pixel poses the same returns
-    miss it by far."""
+def test_range_images_put_ground_returns_on_the_ground(turning):
+    """A reference without the simulator's own points, which returns miss without pixel poses."""
     scene, time = turning
     lidar, vehicle = WaymoLidar(TOP, (0.01, -0.02)), pose_at(scene, time)
     poses = scene.ego_pose(time + lidar.delays)
@@ -94,7 +90,8 @@ def test_ground_is_where_the_ground_is(turning):
         return np.abs(world[:, 2] - scene.ground.height(*world[:, :2].T)), points[on_ground]
 
     gap, points = height(images.pose)
-    assert len(gap) > 20000 and gap.max() < 0.01
+    assert len(gap) > 20000
+    assert gap.max() < 0.01
     assert np.linalg.norm(points - height(None)[1], axis=1).max() > 0.5
 
 
@@ -115,25 +112,24 @@ def test_files_have_waymos_columns(waymo_set):
         assert len(lidar['[LiDARComponent].range_image_return1.values'][0]) == 64 * 2650 * 4
         calibration = tables['lidar_calibration'].to_pylist()
         beams = calibration[0]['[LiDARCalibrationComponent].beam_inclination.values']
-        assert len(beams) == 64 and (np.diff(beams) > 0).all()
+        assert len(beams) == 64
+        assert (np.diff(beams) > 0).all()
         assert calibration[1]['[LiDARCalibrationComponent].beam_inclination.values'] is None
         boxes = tables['lidar_box'].to_pylist()
-        assert {box['[LiDARBoxComponent].type'] for box in boxes} <= {1, 2, 4} and len(boxes) > 20
+        assert {box['[LiDARBoxComponent].type'] for box in boxes} <= {1, 2, 4}
+        assert len(boxes) > 20
         assert any(box['[LiDARBoxComponent].difficulty_level.detection'] == 2 for box in boxes)
 
 
-def test_types_are_waymos():
+def test_label_types_are_waymos():
     assert label_type('vehicle.bicycle', 'cycle.with_rider') == 4
-    assert (
-        label_type('vehicle.bicycle', 'cycle.without_rider') is None
-    )  # parked ones have no label there
-    assert (
-        label_type('vehicle.motorcycle', 'cycle.with_rider')
-        == label_type('vehicle.bus.rigid', '')
-        == 1
-    )
+    assert label_type('vehicle.bicycle', 'cycle.without_rider') is None  # no label when parked
+    assert label_type('vehicle.motorcycle', 'cycle.with_rider') == 1
+    assert label_type('vehicle.bus.rigid', '') == 1
     assert label_type('human.pedestrian.child', '') == 2
-    assert label_type('movable_object.barrier', '') is label_type('animal', '') is None
+    assert label_type('movable_object.barrier', '') is None
+    assert label_type('animal', '') is None
+    assert label_type(None, '') is None
 
 
 def test_it_goes_on_and_gives_the_same_with_more_workers(waymo_set, tmp_path, monkeypatch):

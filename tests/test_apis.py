@@ -32,7 +32,8 @@ def points():
     ).astype(np.float32)
 
 
-def test_arrays_tensors_and_files_give_the_same(model, points, tmp_path):
+@pytest.mark.slow
+def test_detections_of_arrays_tensors_and_files_are_the_same(model, points, tmp_path):
     path = tmp_path / 'sweep.bin'
     points.tofile(path)
     results = [
@@ -54,20 +55,20 @@ def test_arrays_tensors_and_files_give_the_same(model, points, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'cloud', [np.zeros((0, 4)), np.full((3, 4), np.nan), np.full((2, 4), 900.0)]
+    'points', [np.zeros((0, 4)), np.full((3, 4), np.nan), np.full((2, 4), 900.0)]
 )
 @pytest.mark.filterwarnings('ignore:.* points have NaN')
-def test_clouds_without_a_usable_point_give_nothing(model, cloud):
-    found = detect(model, cloud)
+def test_points_that_are_not_usable_give_no_detections(model, points):
+    found = detect(model, points)
     assert found.boxes.shape == (0, 9) and found.names == []
 
 
-def test_one_point(model):
+def test_one_point_is_enough_to_run(model):
     assert np.isfinite(detect(model, np.array([[1.0, 2, -1, 30]])).scores).all()
 
 
 @pytest.mark.parametrize(
-    'cloud, message',
+    'points, message',
     [
         (
             np.zeros((5, 3)),
@@ -80,21 +81,19 @@ def test_one_point(model):
         ),
     ],
 )
-def test_wrong_columns_are_named(model, cloud, message):
+def test_points_with_wrong_columns_are_named(model, points, message):
     with pytest.raises(ValueError, match=message):
-        detect(model, cloud)
+        detect(model, points)
 
 
-def test_truncated_file_is_named(model, points, tmp_path):
+def test_truncated_point_file_is_named(model, points, tmp_path):
     path = tmp_path / 'sweep.pcd.bin'
     path.write_bytes(points.tobytes()[:1001])
-    with pytest.raises(
-        ValueError, match='sweep.pcd.bin: 1001 bytes .*points of 5'
-    ):
+    with pytest.raises(ValueError, match='sweep.pcd.bin: 1001 bytes .*points of 5'):
         detect(model, path)
 
 
-def test_weights_come_back(config, model, points, tmp_path):
+def test_saved_weights_give_the_same_detections(config, model, points, tmp_path):
     torch.save(
         dict(
             state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes=model.class_names))
@@ -110,17 +109,17 @@ def test_weights_come_back(config, model, points, tmp_path):
         np.testing.assert_array_equal(found.boxes, expected.boxes)
 
 
-def test_other_weights_are_named(config, model, tmp_path):
+def test_weights_of_another_model_are_named(config, model, tmp_path):
     state = dict(model.state_dict())
     state['extra.weight'] = torch.zeros(1)
     state['head.shared_conv.conv.weight'] = torch.zeros(3, 3)
-    del state['encoder.lift.bias']
+    del state['encoder.input_proj.bias']
     torch.save(dict(state_dict=state), tmp_path / 'b.pth')
     with pytest.raises(ValueError) as error:
         init_detector(config, tmp_path / 'b.pth', 'cpu')
     for part in (
         'b.pth: weights of another model',
-        '1 missing (encoder.lift.bias)',
+        '1 missing (encoder.input_proj.bias)',
         '1 unknown (extra.weight)',
         'head.shared_conv.conv.weight (3, 3), not',
     ):
@@ -134,7 +133,7 @@ def test_other_weights_are_named(config, model, tmp_path):
 
 
 def test_missing_files_are_named(config):
-    with pytest.raises(FileNotFoundError, match='there is no config nowhere.py'):
+    with pytest.raises(FileNotFoundError, match='no config nowhere.py'):
         init_detector('nowhere.py')
-    with pytest.raises(FileNotFoundError, match='there is no checkpoint nowhere.pth'):
+    with pytest.raises(FileNotFoundError, match='no checkpoint nowhere.pth'):
         init_detector(config, 'nowhere.pth')

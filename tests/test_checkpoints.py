@@ -49,7 +49,7 @@ def test_mmengine_checkpoints_load(checkpoint):
     assert content['optimizer']['lr'] == 0.1 and content['meta']['seed'] == 3
 
 
-def test_the_plugin_makes_mmengine_use_it(checkpoint):
+def test_mmengine_loads_checkpoints_by_our_loader(checkpoint):
     import stratified3d.plugin  # noqa: F401  (registers the parts of configs)
 
     assert CheckpointLoader.load_checkpoint(str(checkpoint), 'cpu')['meta']['dataset_meta'][
@@ -94,9 +94,7 @@ def test_malicious_checkpoints_are_refused(tmp_path, number):
     name, payload = list(evil_pickles(marker))[number]
     path = tmp_path / 'evil.pth'
     torch.save(dict(state_dict={}, meta=payload), path)
-    with pytest.raises(
-        ValueError, match='evil.pth: (not loaded|damaged)'
-    ) as error:
+    with pytest.raises(ValueError, match='evil.pth: (not loaded|damaged)') as error:
         load_checkpoint_file(str(path))
     assert 'weights_only' not in str(error.value)  # torch's advice would be to switch the check off
     assert not marker.exists(), name
@@ -118,7 +116,10 @@ HAND_WRITTEN = {
     'Unsupported operand 130': b'\x80\x02\x82\x01.',
     'GLOBAL posix.system': b'\x80\x02cposix\nsystem\nX\x0c\x00\x00\x00touch harmed\x85R.',
     'stack global': b'\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x0ctouch harmed\x85R.',
-    'setstate': b'\x80\x02cnumpy\ndtype\nX\x02\x00\x00\x00f8\x85R(K\x03X\x01\x00\x00\x00|NNNK\x01K\x01K\xfftb.',
+    'setstate': (
+        b'\x80\x02cnumpy\ndtype\nX\x02\x00\x00\x00f8\x85R'
+        b'(K\x03X\x01\x00\x00\x00|NNNK\x01K\x01K\xfftb.'
+    ),
 }
 
 
@@ -147,7 +148,7 @@ def test_a_torchscript_archive_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize('is_zip', [True, False])
-def test_no_damage_goes_unnoticed_or_escapes(checkpoint, is_zip):
+def test_damaged_checkpoints_are_named_or_harmless(checkpoint, is_zip):
     content = load_checkpoint_file(str(checkpoint))
     torch.save(content, checkpoint, _use_new_zipfile_serialization=is_zip)
     whole, rng = checkpoint.read_bytes(), random.Random(0)
@@ -164,7 +165,7 @@ def test_no_damage_goes_unnoticed_or_escapes(checkpoint, is_zip):
             assert not is_zip or torch.equal(found['state_dict']['weight'], torch.arange(4.0))
 
 
-def test_arrays_come_back_as_they_were(tmp_path):
+def test_arrays_in_checkpoints_are_as_they_were(tmp_path):
     arrays = dict(
         f=np.arange(6.0).reshape(2, 3),
         t=np.arange(6, dtype='>i4').reshape(2, 3).T,
@@ -189,7 +190,7 @@ def test_arrays_come_back_as_they_were(tmp_path):
     assert load_checkpoint_file(str(tmp_path / 'b.pth'))['meta']['f'].shape == (2, 3)
 
 
-def test_weights_alone(tmp_path):
+def test_safetensors_keep_weights_and_classes(tmp_path):
     state = dict(
         w=torch.randn(3, 4).t(), n=torch.tensor(3), half=torch.ones(2, dtype=torch.bfloat16)
     )
@@ -209,6 +210,7 @@ def test_weights_alone(tmp_path):
         save_weights(tmp_path / 'a.pth', state)
 
 
+@pytest.mark.slow
 def test_weights_are_exported(root, checkpoint):
     out = checkpoint.with_suffix('.safetensors')
     command = [sys.executable, '-W', 'ignore', str(root / 'tools/export_weights.py')]

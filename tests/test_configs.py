@@ -50,7 +50,8 @@ def test_no_config_is_forgotten(root):
 
 
 @all_configs
-def test_it_builds_learns_and_predicts(config):
+@pytest.mark.slow
+def test_model_of_each_config_learns_and_predicts(config):
     torch.manual_seed(0)
     # a quick step does without most of the map
     config.model.point_cloud_range = (
@@ -86,7 +87,7 @@ def test_it_builds_learns_and_predicts(config):
 
 
 @all_configs
-def test_one_fact_in_one_place(config):
+def test_classes_ranges_and_tasks_agree(config):
     """Classes, range and tasks agree everywhere; labels count the classes in the order of the
     head's tasks."""
     names = [name for task in config.model.head.tasks for name in task]
@@ -101,14 +102,14 @@ def test_one_fact_in_one_place(config):
 
 
 @nuscenes_configs
-def test_sweeps_are_not_drawn_at_random_in_a_test(config):
+def test_sweeps_are_not_random_in_a_test(config):
     for name in ('val_dataloader', 'test_dataloader'):
         (loader,) = (t for t in config[name].dataset.pipeline if 'Sweeps' in t.type)
         assert loader.type == 'LoadAlignedSweeps' and loader.test_mode
 
 
 @nuscenes_configs
-def test_the_test_pipeline_runs_on_a_file(config, tmp_path):
+def test_test_pipeline_runs_on_a_file(config, tmp_path):
     points = np.random.default_rng(0).normal(0, 20, (300, 5)).astype(np.float32)
     path = tmp_path / 'a.pcd.bin'
     points.tofile(path)
@@ -185,12 +186,9 @@ def paths_of_data(part):
     """Values of a config's part that say where data is."""
     if isinstance(part, dict):
         for key, value in part.items():
-            if key in ('data_root', 'info_path'):
-                yield value
-            elif key == 'ann_file' and '/' in value:  # else it is relative to data_root
-                yield value
-            else:
-                yield from paths_of_data(value)
+            is_path = key in ('data_root', 'info_path')
+            is_path |= key == 'ann_file' and '/' in value  # else it is relative to data_root
+            yield from [value] if is_path else paths_of_data(value)
     elif isinstance(part, (list, tuple)):
         for value in part:
             yield from paths_of_data(value)

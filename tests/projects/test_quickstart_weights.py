@@ -16,13 +16,14 @@ CONFIG = 'projects/quickstart/configs/quickstart.py'
 
 
 @pytest.mark.parametrize('weights', WEIGHTS)
-def test_they_are_small_and_name_their_classes(weights, root):
+def test_released_weights_are_small_and_name_their_classes(weights, root):
     assert (root / weights).stat().st_size <= 12e6
     meta = load_checkpoint_file(str(root / weights))['meta']
     assert meta['dataset_meta']['classes'] == list(Config.fromfile(root / CONFIG).class_names)
 
 
-def test_they_find_objects_in_a_street_they_have_not_seen(root, prepared_set):
+@pytest.mark.slow
+def test_released_weights_find_objects_in_an_unseen_street(root, prepared_set):
     """Single sweeps; random weights find next to nothing."""
     tool = runpy.run_path(str(root / 'projects/quickstart/sim2real.py'))
     info, found = prepared_set / 'nuscenes_infos_val.pkl', []

@@ -1,7 +1,10 @@
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.slow
 def test_doctor_reports_versions_backends_and_right_results():
     result = subprocess.run(
         [sys.executable, '-m', 'stratified3d.doctor'], capture_output=True, text=True, timeout=120
@@ -16,6 +19,7 @@ def test_doctor_reports_versions_backends_and_right_results():
         assert part in result.stdout
 
 
+@pytest.mark.slow
 def test_doctor_finds_wrong_results(monkeypatch, capsys):
     from stratified3d import doctor
     from stratified3d.ops.stratified_attention import sdpa

@@ -34,7 +34,8 @@ def check(result, out):
     return summary
 
 
-def test_on_a_simulated_frame(root, prepared_set, tmp_path):
+@pytest.mark.slow
+def test_overfit_a_simulated_frame(root, prepared_set, tmp_path):
     result = overfit(
         root, prepared_set / 'nuscenes_infos_val.pkl', tmp_path, '--iterations', '3', '--index', '1'
     )
@@ -42,7 +43,8 @@ def test_on_a_simulated_frame(root, prepared_set, tmp_path):
     assert len(summary['boxes']) == len(summary['scores']) == len(summary['names'])
 
 
-def test_on_a_real_frame(root, real_data, tmp_path):
+@pytest.mark.slow
+def test_overfit_a_real_frame(root, real_data, tmp_path):
     info = next((real_data / 'nuscenes_keyframe').glob('*.pkl'))
     summary = check(overfit(root, info, tmp_path, '--iterations', '2'), tmp_path)
     assert sum(count for _, count in summary['classes'].values()) == 26
@@ -53,11 +55,12 @@ def test_on_a_real_frame(root, real_data, tmp_path):
     [
         (['none.pkl'], 'overfit_frame.py: there is no info file none.pkl'),
         (['none.pkl', '--iterations', '0'], '--iterations is at least 1, not 0'),
-        (['tiny', '--index', '99'], 'holds 3 frames, there is no frame 99'),
+        (['tiny', '--index', '99'], 'no frame 99'),
         (['tiny', '--config', 'none.py'], 'there is no config none.py'),
         (['tiny', '--min-points', '100000'], 'has no box in range with 100000 or more points'),
     ],
 )
+@pytest.mark.slow
 def test_bad_arguments_are_named(root, prepared_set, tmp_path, arguments, message):
     info = prepared_set / 'nuscenes_infos_train.pkl' if arguments[0] == 'tiny' else arguments[0]
     result = overfit(root, info, tmp_path, *arguments[1:])

@@ -47,7 +47,8 @@ def visualize(root, small_detector, monkeypatch, capfd):
     return run
 
 
-def test_every_command_of_the_page(
+@pytest.mark.slow
+def test_every_command_of_the_page_on_visualization(
     root, small_detector, prepared_set, tool_process, monkeypatch, tmp_path
 ):
     """docs/visualization.md without a display: the small detector stands for the quickstart's."""
@@ -135,7 +136,7 @@ def test_a_window_without_a_display_is_refused(visualize, monkeypatch):
     assert code != 0 and 'there is no display' in err
 
 
-def test_strata_of_a_whole_detector(small_detector):
+def test_inspect_strata_of_a_whole_detector(small_detector):
     model = init_detector(small_detector / 'config.py', small_detector / 'model.pth', 'cpu')
     record = inspect_strata(
         model, torch.rand(3000, 4) * torch.tensor([40, 40, 3, 200]) - torch.tensor([20, 20, 2, 0])

@@ -51,7 +51,7 @@ def near(pixels, color):
 
 
 @needs_vulkan
-def test_colors_and_places_are_those_asked_for():
+def test_renderer_draws_lines_in_their_colors_and_places():
     """One box edge per color lands where `project` says, in exactly its color."""
     intrinsics, extrinsics = Camera().matrices(0.0)
     place = np.array([[3.0, 10, 0]])
@@ -75,12 +75,13 @@ def test_colors_and_places_are_those_asked_for():
         assert abs(columns.mean() - x) < 2 and abs(SIZE[1] - rows.mean() - y) < 2
 
 
-def test_what_is_behind_the_camera_is_not_projected():
+def test_places_behind_the_camera_are_not_projected():
     assert np.isnan(project(np.array([[0.0, -200, 0]]), *Camera().matrices(0.0))).all()
 
 
 @needs_vulkan
-def test_all_kinds_and_their_videos_are_written(scene, tmp_path):
+@pytest.mark.slow
+def test_pictures_of_all_kinds_and_their_videos_are_written(scene, tmp_path):
     with PictureFolder(tmp_path, AREA) as folder:
         for name in ('a', 'b'):
             folder.write(name, scene, token=2)
@@ -159,7 +160,7 @@ def test_strata_maps_differ_by_token(scene):
         draw_strata(StrataRecord(*(part[:0] for part in scene.strata)), AREA)
 
 
-def test_videos(tmp_path):
+def test_videos_of_what_does_not_fit_are_refused(tmp_path):
     paths = [tmp_path / f'{i}.png' for i in range(3)]
     for i, path in enumerate(paths):
         Image.new('RGB', (64, 48), (80 * i, 0, 0)).save(path)

@@ -72,7 +72,7 @@ def test_keys_step_and_toggle(viewer, capsys):
     assert viewer.index == 0 and kinds(viewer) == [1, 2, 5]
 
 
-def test_tokens_take_turns(viewer):
+def test_next_token_key_shows_every_token(viewer):
     viewer.toggle('strata')
     seen = []
     for _ in range(6):
@@ -81,14 +81,14 @@ def test_tokens_take_turns(viewer):
     assert sorted(seen[:5]) == list(range(5)) and seen[5] == seen[0]
 
 
-def test_it_is_drawn_and_colored_anew(viewer):
+def test_recolor_key_changes_the_picture(viewer):
     before = np.asarray(viewer.window.capture_screen_float_buffer(True))
     viewer._recolor()
     after = np.asarray(viewer.window.capture_screen_float_buffer(True))
     assert before.std() > 0.02 and (before != after).any()
 
 
-def test_scores_are_seen(viewer):
+def test_scores_are_visible_in_the_picture(viewer):
     with_scores = np.asarray(viewer.window.capture_screen_float_buffer(True))
     viewer.toggle('scores')
     without = np.asarray(viewer.window.capture_screen_float_buffer(True))

@@ -90,24 +90,34 @@ def check_environment(out: Path) -> bool:
 
     Returns whether everything that is needed is there, like all steps return their success.
     """
-    record: dict[str, Any] = dict(python=platform.python_version(), packages={})
-    for name in (*PACKAGES, *OPTIONAL_PACKAGES):
-        try:
-            record['packages'][name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            record['packages'][name] = None
+    packages = {name: installed_version(name) for name in (*PACKAGES, *OPTIONAL_PACKAGES)}
+    record: dict[str, Any] = dict(python=platform.python_version(), packages=packages)
     write(out / 'env.json', record)
 
+    record.update(describe_device())
+    write(out / 'env.json', record)
+    print(json.dumps(record, indent=1))
+    return all(packages[name] for name in PACKAGES)
+
+
+def installed_version(name: str) -> str | None:
+    """Version of an installed package, or None."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def describe_device() -> dict[str, Any]:
+    """CUDA version of torch; name, compute capability and memory of the GPU if there is one."""
     import torch
 
-    record['cuda'] = torch.version.cuda
+    record: dict[str, Any] = dict(cuda=torch.version.cuda)
     if torch.cuda.is_available():
         record['device'] = torch.cuda.get_device_name()
         record['capability'] = torch.cuda.get_device_capability()
         record['memory_gib'] = torch.cuda.get_device_properties(0).total_memory / 2**30
-    write(out / 'env.json', record)
-    print(json.dumps(record, indent=1))
-    return all(record['packages'][name] for name in PACKAGES)
+    return record
 
 
 def verify_dtype(out: Path, dtype: str) -> bool:
@@ -303,17 +313,26 @@ def main() -> int:
         return 0 if run_worker(args.out, *args.worker) else 1
 
     steps = [step for step in STEPS if not args.steps or step in args.steps]
-    summary = {}
+    failed = run_steps(steps, args.out)
+    if failed:
+        print(f'failed: {", ".join(failed)}')
+        return 1
+    print('all steps succeeded')
+    return 0
+
+
+def run_steps(steps: list[str], out: Path) -> list[str]:
+    """Run the steps one after the other, 'verify' and 'tests' together; returns what failed."""
+    summary: dict[str, Any] = {}
     while steps:
         together = [steps.pop(0)]
         if together == ['verify'] and 'tests' in steps:
             together.append(steps.pop(0))
-        jobs = [job for step in together for job in start(step, args.out)]
-        summary.update(finish(jobs, args.out))
-        write(args.out / 'summary.json', summary)
-    failed = [name for name, result in summary.items() if result['status'] != 0]
-    print(f'failed: {", ".join(failed)}' if failed else 'all steps succeeded')
-    return 1 if failed else 0
+
+        jobs = [job for step in together for job in start(step, out)]
+        summary.update(finish(jobs, out))
+        write(out / 'summary.json', summary)
+    return [name for name, result in summary.items() if result['status'] != 0]
 
 
 if __name__ == '__main__':

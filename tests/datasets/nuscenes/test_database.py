@@ -164,7 +164,8 @@ def test_velocities_are_those_of_the_annotations(prepared_set, frames, database)
 def test_mmdet3d_files_everything_else_under_barrier(bare_set, frames, database):
     """What is replaced: if this fails, mmdet3d has fixed it."""
     code = (
-        'from tools.dataset_converters.create_gt_database import create_groundtruth_database as create\n'
+        'from tools.dataset_converters import create_gt_database\n'
+        'create = create_gt_database.create_groundtruth_database\n'
         f'create("NuScenesDataset", {str(bare_set)!r}, "stock", "nuscenes_infos_train.pkl")'
     )
     result = subprocess.run(

@@ -53,10 +53,11 @@ def test_content_is_that_of_mmdet3d(prepared_set, infos, tmp_path):
     tools = Path(mmdet3d.__file__).parent / '.mim'
     code = (
         'from tools.dataset_converters import nuscenes_converter, update_infos_to_v2\n'
-        'nuscenes_converter.create_nuscenes_infos("data/nuscenes", "nuscenes", version="v1.0-mini")\n'
+        'nuscenes_converter.create_nuscenes_infos(\n'
+        '    "data/nuscenes", "nuscenes", version="v1.0-mini")\n'
         'for split in ("train", "val"):\n'
         '    update_infos_to_v2.update_pkl_infos("nuscenes", out_dir="data/nuscenes",\n'
-        '                                        pkl_path=f"data/nuscenes/nuscenes_infos_{split}.pkl")\n'
+        '        pkl_path=f"data/nuscenes/nuscenes_infos_{split}.pkl")\n'
     )
     subprocess.run(
         [sys.executable, '-W', 'ignore', '-c', code],

@@ -35,7 +35,7 @@ DETECTION = [
 setup(
     name='stratified3d',
     version=VERSION,
-    description='Stratified attention for LiDAR detection: a plugin for mmdet3d that runs on a CPU and a GPU',
+    description='Stratified attention for LiDAR detection: an mmdet3d plugin for CPUs and GPUs',
     long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',

@@ -47,14 +47,18 @@ class Function(NamedTuple):
     density: float
 
 
+def lines_of(node: ast.stmt) -> range:
+    return range(node.lineno, (node.end_lineno or node.lineno) + 1)
+
+
 def docstring_lines(node: ast.AST) -> set[int]:
     """Lines of all docstrings inside a node."""
     lines: set[int] = set()
     for part in ast.walk(node):
-        has_docstring = isinstance(part, (ast.FunctionDef, ast.ClassDef, ast.Module))
-        if has_docstring and ast.get_docstring(part, clean=False) is not None:
-            first = part.body[0]
-            lines.update(range(first.lineno, first.end_lineno + 1))
+        if not isinstance(part, (ast.FunctionDef, ast.ClassDef, ast.Module)):
+            continue
+        if ast.get_docstring(part, clean=False) is not None:
+            lines.update(lines_of(part.body[0]))
     return lines
 
 
@@ -73,7 +77,7 @@ def measure(path: Path) -> Iterator[Function]:
                 yield from visit(child, f'{prefix}{child.name}.')
             elif isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 ignored = docstring_lines(child)
-                span = [n for n in range(child.lineno, child.end_lineno + 1) if n not in ignored]
+                span = [n for n in lines_of(child) if n not in ignored]
                 code = [
                     n
                     for n in span
@@ -96,7 +100,7 @@ def tracked_files() -> list[Path]:
 
 
 def measure_folders() -> dict[str, list[Function]]:
-    folders = defaultdict(list)
+    folders: dict[str, list[Function]] = defaultdict(list)
     for path in tracked_files():
         folder = path.parent.relative_to(ROOT).as_posix()
         folders[folder].extend(f for f in measure(path) if f.code_lines >= SHORTEST)

@@ -372,7 +372,7 @@ def main() -> int:
         data=lambda: data_hashes(args.work),
         score=lambda: quickstart_scores(args.work),
     )
-    result = {}
+    result: dict[str, dict] = {}
     for part in args.only:
         print(f'== {part}', flush=True)
         result[part] = makers[part]()

@@ -86,7 +86,8 @@ def test_ops_need_torch_alone(root):
 
 def test_ops_import_without_openmmlab():
     blocked = (
-        'import sys\nfor name in ("mmengine", "mmcv", "mmdet", "mmdet3d", "spconv", "numba", "open3d", '
+        'import sys\n'
+        'for name in ("mmengine", "mmcv", "mmdet", "mmdet3d", "spconv", "numba", "open3d", '
         '"stratified3d.ops.stratified_attention.kernels.launch"):\n'
         '    sys.modules[name] = None\nimport stratified3d.ops\n'
     )

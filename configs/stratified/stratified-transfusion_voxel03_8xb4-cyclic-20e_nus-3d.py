@@ -1,7 +1,7 @@
 _base_ = ['./stratified-centerpoint_voxel03_8xb4-cyclic-20e_nus-3d.py']
 
-# the head that most baselines use on nuScenes: one set of 200 queries for all classes, with the same
-# IoU branch and loss
+# the head of most baselines on nuScenes: one set of 200 queries for all classes, with the same IoU
+# branch and loss
 model = dict(
     head=dict(
         _delete_=True,

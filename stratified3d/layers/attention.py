@@ -275,7 +275,7 @@ class StratifiedAttention(nn.Module):
         strata_v: Tensor | None = None,
         strata_bias: Tensor | None = None,
     ) -> Tensor:
-        """Apply `stratified_attention` to the windows; mixers with a kernel of their own override it.
+        """Apply `stratified_attention` to the windows; mixers with their own kernel override it.
 
         Args and result as in `stratified_attention`.
         """

@@ -107,7 +107,7 @@ def record_strata(mixer: StratifiedAttention) -> Iterator[list[StrataRecord]]:
     """
     if not getattr(mixer, 'num_strata', 0):
         raise ValueError(
-            'this block has no strata tokens (num_strata=0, or another mixer): there is nothing to show'
+            'this block has no strata tokens (num_strata=0, or another mixer): nothing to show'
         )
     records: list[StrataRecord] = []
     recorder, before = _Recorder(), mixer.backend

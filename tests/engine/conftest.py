@@ -19,8 +19,9 @@ model = dict(
     voxel_size=(1.2, 1.2, 1.0),
     voxel_encoder=dict(hidden_channels=8, out_channels=8),
     encoder=dict(
-        _delete_=True, type='StratifiedEncoder', channels=16, num_heads=1, mixer=dict(num_strata=8, selection='random'),
-        stem_depth=0, stages=[dict(depth=2, window_shape=(8, 6, 6), stride=(8, 1, 1))]),
+        _delete_=True, type='StratifiedEncoder', channels=16, num_heads=1,
+        mixer=dict(num_strata=8, selection='random'), stem_depth=0,
+        stages=[dict(depth=2, window_shape=(8, 6, 6), stride=(8, 1, 1))]),
     backbone=dict(channels=(16, 16), depths=(1, 1), strides=(2, 2), out_channels=16),
     head=dict(shared_channels=16))
 sample = dict(type='ObjectSample', db_sampler=dict(

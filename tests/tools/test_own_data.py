@@ -137,11 +137,7 @@ def test_the_converter_cautions_and_refuses(raw, convert):
     ]
     (raw / 'moved.csv').write_text('\n'.join(moved))
     code, out = convert('raw/points', '--boxes', 'moved.csv', '--out', 'moved', '--split', 'train')
-    assert (
-        code == 0
-        and 'CAUTION' in out
-        and 'contain no points' in out
-    )
+    assert code == 0 and 'CAUTION' in out and 'contain no points' in out
     for arguments, message in (
         (['none'], 'there is no folder none'),
         (['raw/points', '--boxes', 'none.csv'], 'there is no box file none.csv'),

@@ -100,9 +100,7 @@ def test_training_resumes(root, done):
         'train_cfg.val_interval=9',
     ]
     environment = os.environ | dict(NUSCENES_ROOT=str(folder / 'data'))
-    result = subprocess.run(
-        command, capture_output=True, text=True, timeout=200, env=environment
-    )
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
     assert 'resumed epoch: 1, iter: 3' in result.stdout + result.stderr
 

@@ -53,9 +53,7 @@ def test_where_all_classes_occur_it_is_mmdet3ds():
 def test_an_absent_class_is_left_out_with_a_warning(monkeypatch):
     labels = [[0], [0], [0, 2], [0]]
     frames = Frames(labels, ['car', 'bus', 'truck'])
-    with pytest.raises(
-        ZeroDivisionError
-    ):  # what is replaced: if this fails, mmdet3d has fixed it
+    with pytest.raises(ZeroDivisionError):  # what is replaced: if this fails, mmdet3d has fixed it
         CBGSDataset(frames)
     warnings = []
     monkeypatch.setattr(class_balance, 'print_log', lambda text, *_: warnings.append(text))

@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -366,12 +367,12 @@ def main() -> int:
     args = parser.parse_args()
     shutil.rmtree(args.work, ignore_errors=True)
     args.work.mkdir(parents=True)
-    makers = dict(
-        ops=attention_numbers,
-        models=lambda: detector_numbers(args.work),
-        data=lambda: data_hashes(args.work),
-        score=lambda: quickstart_scores(args.work),
-    )
+    makers: dict[str, Callable[[], dict]] = {
+        'ops': attention_numbers,
+        'models': lambda: detector_numbers(args.work),
+        'data': lambda: data_hashes(args.work),
+        'score': lambda: quickstart_scores(args.work),
+    }
     result: dict[str, dict] = {}
     for part in args.only:
         print(f'== {part}', flush=True)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from stratified3d.apis import init_detector, inspect_strata
-from stratified3d.visualization.drawing import TRUTH, rgb
+from stratified3d.visualization.drawing import GT_COLOR, rgb
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_every_command_of_the_page_on_visualization(
         work / 'strata/perspective'
     ).exists()
     for path in work.glob('config/*/pictures/bev/*.png'):
-        assert (np.abs(np.asarray(Image.open(path)) - 255 * rgb(TRUTH)) < 30).all(-1).any()
+        assert (np.abs(np.asarray(Image.open(path)) - 255 * rgb(GT_COLOR)) < 30).all(-1).any()
     check_tensorboard(next(work.glob('config/*/vis_data/events*')).parent)
 
 

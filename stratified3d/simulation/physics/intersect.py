@@ -40,18 +40,6 @@ def to_local(r, i, x, y, z):
 
 
 @compiled
-def hit_primitive(kind, ox, oy, oz, dx, dy, dz, hx, hy, hz, front, rear, sides):
-    """A primitive of `kind` with its `half` and `taper` as in `Primitives`."""
-    if kind == BOX:
-        return hit_box(ox, oy, oz, dx, dy, dz, hx, hy, hz)
-    if kind == TAPERED:
-        return hit_tapered(ox, oy, oz, dx, dy, dz, hx, hy, hz, front, rear, sides)
-    if kind == FRUSTUM:
-        return hit_frustum(ox, oy, oz, dx, dy, dz, hx, hy, hz)
-    return hit_ellipsoid(ox, oy, oz, dx, dy, dz, hx, hy, hz)
-
-
-@compiled
 def hit_box(ox, oy, oz, dx, dy, dz, hx, hy, hz):
     """A box with half-lengths hx, hy, hz."""
     near, far = 0.0, MISS

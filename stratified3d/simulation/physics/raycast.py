@@ -18,13 +18,16 @@ from stratified3d.simulation.physics.intersect import (
     MISS,
     ground_cosine,
     half_lengths,
+    hit_box,
+    hit_ellipsoid,
+    hit_frustum,
     hit_ground,
-    hit_primitive,
+    hit_tapered,
     incidence_cosine,
     to_local,
     to_parent,
 )
-from stratified3d.simulation.physics.primitives import FRUSTUM, Primitives
+from stratified3d.simulation.physics.primitives import BOX, FRUSTUM, TAPERED, Primitives
 
 N_BINS = 720
 BINS_PER_RADIAN = N_BINS / (2.0 * math.pi)
@@ -230,7 +233,7 @@ def _cast_column(
 ):
     """Cast the rays of column c into row c of distance, hit and cosine.
 
-    One function per column, not per ray: passing arrays costs more than a ray.
+    One function per column, not per ray or primitive: passing arrays costs more than a ray.
     """
     start, member, near, radius2 = candidates
     kind, center, rotation, half, taper, velocity, _, _, _ = primitives
@@ -260,8 +263,15 @@ def _cast_column(
             lx, ly, lz = to_local(rotation, p, vx, vy, vz)
             ex, ey, ez = to_local(rotation, p, dx, dy, dz)
             hx, hy, hz = half[p, 0], half[p, 1], half[p, 2]
-            front, rear, sides = taper[p, 0], taper[p, 1], taper[p, 2]
-            t = hit_primitive(kind[p], lx, ly, lz, ex, ey, ez, hx, hy, hz, front, rear, sides)
+            if kind[p] == BOX:
+                t = hit_box(lx, ly, lz, ex, ey, ez, hx, hy, hz)
+            elif kind[p] == TAPERED:
+                front, rear, sides = taper[p, 0], taper[p, 1], taper[p, 2]
+                t = hit_tapered(lx, ly, lz, ex, ey, ez, hx, hy, hz, front, rear, sides)
+            elif kind[p] == FRUSTUM:
+                t = hit_frustum(lx, ly, lz, ex, ey, ez, hx, hy, hz)
+            else:
+                t = hit_ellipsoid(lx, ly, lz, ex, ey, ez, hx, hy, hz)
             if t < best:
                 best, found = t, p
                 x, y, z = lx + t * ex, ly + t * ey, lz + t * ez

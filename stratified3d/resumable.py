@@ -44,7 +44,7 @@ def name_file(path: Path) -> Iterator[None]:
         raise OSError(error.errno, message, str(path)) from error
 
 
-def user_message(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """The text of an error for the command line: an OSError without its number."""
     if not isinstance(error, OSError) or error.strerror is None:
         return str(error)

@@ -21,11 +21,11 @@ from stratified3d.resumable import (
     acquire_folder,
     atomic_write,
     check_room,
+    describe_error,
     file_lock,
     name_file,
     run_batches,
     sole_writer,
-    user_message,
     worker_pool,
 )
 from stratified3d.simulation import NuScenesSettings, simulate_dataset
@@ -134,7 +134,7 @@ def test_two_simulations_in_one_folder_end_in_one_sentence(root, tmp_path, monke
             simulate_dataset(out, NuScenesSettings(train=1, val=1, keyframes=3), workers=1)
     finally:
         os.kill(first.pid, signal.SIGCONT)
-    assert user_message(error.value) == (
+    assert describe_error(error.value) == (
         f"another process is writing '{out}'; wait until it ends, or take another folder"
     )
     assert first.wait() == 0
@@ -162,8 +162,8 @@ def test_errors_keep_the_name_of_the_inner_file(tmp_path):
         _fill_disk()
     assert error.value.filename == str(tmp_path / 'inner')
     assert str(error.value).count('rerun') == 1
-    assert user_message(error.value).startswith(f'{tmp_path}/inner: No space left on device; fix')
-    assert user_message(ValueError('wrong')) == user_message(OSError('wrong')) == 'wrong'
+    assert describe_error(error.value).startswith(f'{tmp_path}/inner: No space left on device; fix')
+    assert describe_error(ValueError('wrong')) == describe_error(OSError('wrong')) == 'wrong'
 
 
 def test_too_small_a_disk_is_refused(tmp_path):

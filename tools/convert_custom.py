@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stratified3d.datasets.custom.box_files import read_box_table
 from stratified3d.datasets.custom.infos import Conversion, create_custom_infos, list_frames
-from stratified3d.resumable import user_message
+from stratified3d.resumable import describe_error
 
 EXAMPLES = """examples:
   python tools/convert_custom.py raw/points --boxes raw/boxes.csv --out data/custom \\
@@ -93,7 +93,7 @@ def main() -> int:
             load_dim=args.load_dim,
         )
     except (OSError, ValueError) as error:
-        sys.exit(f'convert_custom.py: {user_message(error)}')
+        sys.exit(f'convert_custom.py: {describe_error(error)}')
     report(done)
     return 0
 

@@ -9,7 +9,7 @@ import sys
 
 from stratified3d.datasets.nuscenes.database import create_database
 from stratified3d.datasets.nuscenes.infos import create_infos
-from stratified3d.resumable import user_message
+from stratified3d.resumable import describe_error
 
 EXAMPLES = """examples:
   python tools/create_data.py data/simulated
@@ -55,7 +55,7 @@ def main() -> int:
         if not args.no_database and args.version != 'v1.0-test':
             paths.append(create_database(args.root, args.sweeps, args.workers))
     except (OSError, ValueError) as error:
-        sys.exit(f'create_data.py: {user_message(error)}')
+        sys.exit(f'create_data.py: {describe_error(error)}')
     print(*paths, sep='\n')
     return 0
 

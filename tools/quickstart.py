@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from stratified3d.resumable import LineRecord, acquire_folder, user_message
+from stratified3d.resumable import LineRecord, acquire_folder, describe_error
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / 'projects/quickstart/configs/quickstart.py'
@@ -65,7 +65,7 @@ class Steps:
         try:
             acquire_folder(folder, settings, 'steps.json')
         except (OSError, ValueError) as error:
-            sys.exit(f'quickstart: {user_message(error)} (take --fresh or another --out)')
+            sys.exit(f'quickstart: {describe_error(error)} (take --fresh or another --out)')
         self._finished = LineRecord(folder / 'steps.jsonl')
         self.seconds: dict[str, float] = {}
         for line in self._finished.lines:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from stratified3d.resumable import user_message
+from stratified3d.resumable import describe_error
 from stratified3d.simulation import (
     NuScenesSettings,
     WaymoSettings,
@@ -143,7 +143,7 @@ def main() -> int:
     try:
         is_new = simulate(args, progress)
     except (ValueError, OSError, ImportError) as error:
-        print(f'\nsimulate.py: {user_message(error)}', file=sys.stderr)
+        print(f'\nsimulate.py: {describe_error(error)}', file=sys.stderr)
         return 1
     finally:
         progress.close()

@@ -176,27 +176,25 @@ def test_backward_inside_autocast():
 @pytest.mark.parametrize(
     'second', [dict(kernel_size=(3, 1, 5)), dict(kernel_size=1), dict(kind='strided')]
 )
-def test_a_key_is_not_shared_by_different_convolutions(second):
+def test_sparse_conv_of_another_kind_cannot_share_a_key(second):
     x = cloud((50,), (4, 8, 8), 4, 0)
     SparseConv(4, 4, 3, key='a')(x)
-    with pytest.raises(ValueError, match="key 'a' holds the rulebook of another convolution"):
+    with pytest.raises(ValueError, match="key 'a' .* another convolution"):
         SparseConv(4, 4, key='a', **second)(x)
 
 
-def test_bad_settings_are_named():
-    with pytest.raises(
-        ValueError, match="kind is 'submanifold', 'strided' or 'inverse', not 'dense'"
-    ):
+def test_sparse_conv_names_bad_settings():
+    with pytest.raises(ValueError, match="kind .* not 'dense'"):
         SparseConv(4, 4, kind='dense')
-    with pytest.raises(ValueError, match='has stride 1 and an odd kernel'):
+    with pytest.raises(ValueError, match='odd kernel'):
         SparseConv(4, 4, 2)
-    with pytest.raises(ValueError, match="an 'inverse' convolution needs the key"):
+    with pytest.raises(ValueError, match="'inverse' .* needs the key"):
         SparseConv(4, 4, 2, kind='inverse')
-    with pytest.raises(ValueError, match="precision is 'fp32' or 'fp16', not 'bf16'"):
+    with pytest.raises(ValueError, match="precision .* not 'bf16'"):
         SparseConv(4, 4, precision='bf16')
-    with pytest.raises(ValueError, match="no strided convolution of key 'down'"):
+    with pytest.raises(ValueError, match="key 'down'"):
         SparseConv(4, 4, 2, kind='inverse', key='down')(cloud((5,), (4, 4, 4), 4, 0))
     x = cloud((50,), (4, 8, 8), 4, 0)
     small = SparseConv(4, 4, 2, stride=2, kind='strided', key='a')(x)
-    with pytest.raises(ValueError, match="key 'a' holds the rulebook of other voxels"):
+    with pytest.raises(ValueError, match="key 'a' .* other voxels"):
         SparseConv(4, 4, 3, key='a')(small)

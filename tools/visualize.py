@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 # index of a frame -> points [P, 5] and annotated boxes [K, 7 or 9], None where they are unknown
 Load = Callable[[int], tuple[np.ndarray, np.ndarray | None]]
 
-EXAMPLES = """examples, after python tools/visualize.py CONFIG CHECKPOINT:
-  --dataset --out pictures                four frames with their ground truth
-  --dataset --index 0-19 --video mp4      a scene as a video
-  sweep.pcd.bin --color intensity         a file of points
-  --dataset --strata 1 --show             strata tokens, in a window
+EXAMPLES = """examples:
+  python tools/visualize.py CONFIG CHECKPOINT --dataset --out pictures            four frames
+  python tools/visualize.py CONFIG CHECKPOINT --dataset --index 0-19 --video mp4  a scene as a video
+  python tools/visualize.py CONFIG CHECKPOINT sweep.pcd.bin --color intensity     a file of points
+  python tools/visualize.py CONFIG CHECKPOINT --dataset --strata 1 --show         strata tokens
 """
 
 

@@ -13,6 +13,8 @@ import tarfile
 import pytest
 from mmengine.config import Config
 
+pytestmark = pytest.mark.slow
+
 # run elsewhere: set-up and suite by continuous integration, the quickstart's steps by
 # tests/tools/test_quickstart.py
 ELSEWHERE = {

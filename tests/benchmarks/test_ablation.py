@@ -22,6 +22,8 @@ from benchmarks.ablation.runs import CONFIG, TrainingSettings, make_config
 from benchmarks.ablation.tables import compare, render, standard_error
 from benchmarks.detectors.config_table import list_configs
 
+pytestmark = pytest.mark.slow
+
 
 def result(row, seed, score):
     return dict(

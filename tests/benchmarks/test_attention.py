@@ -15,6 +15,8 @@ from benchmarks.point_clouds import take_rows, voxelize_samples
 from projects.attention_zoo import OTHER_FUNCTION, SAME_FUNCTION, SetAttention
 from stratified3d.ops.stratified_attention import BACKENDS
 
+pytestmark = pytest.mark.slow
+
 CPU, FP32 = torch.device('cpu'), torch.float32
 
 

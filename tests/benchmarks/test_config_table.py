@@ -11,6 +11,8 @@ from benchmarks.point_clouds import BenchmarkFrame, simulate_points
 from stratified3d.apis import init_detector
 from stratified3d.models.heads.center import StratifiedCenterHead
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device('cpu')
 
 

@@ -11,6 +11,8 @@ import pytest
 from benchmarks import gpu_check
 from benchmarks.attention import verification
 
+pytestmark = pytest.mark.slow
+
 BLOCKER = """
 import functools
 from importlib.machinery import PathFinder

@@ -10,6 +10,8 @@ from benchmarks.attention import kernels, verification
 from stratified3d import ops
 from stratified3d.testing import random_coords
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.slow
 def test_verification_notices_a_wrong_backend(monkeypatch):

@@ -20,6 +20,8 @@ from benchmarks.detectors.synthetic import SyntheticObjects
 from benchmarks.point_clouds import BenchmarkFrame, frames_for_model, simulate_points
 from stratified3d.models.heads import center as center_head
 
+pytestmark = pytest.mark.slow
+
 CPU, FP32, REACH = torch.device('cpu'), torch.float32, 9.6
 OURS = 'stratified pillar 0.3'
 

@@ -13,6 +13,8 @@ from stratified3d.datasets.nuscenes.frames import read_frame
 from stratified3d.layers.strata_record import StrataRecord
 from stratified3d.models.stratified_encoder import StratifiedEncoder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def tool(root):

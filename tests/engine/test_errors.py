@@ -11,6 +11,8 @@ from mmengine.config import Config
 
 from stratified3d.checkpoints import load_checkpoint_file, save_weights
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def own_set(tiny_config, tmp_path):

@@ -13,6 +13,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from stratified3d.engine.fading import FadeObjectSampleHook
 from stratified3d.engine.seeding import EpochSeedHook
 
+pytestmark = pytest.mark.slow
+
 
 class Sampling(ObjectSample):
     """Says whether it would paste objects."""

@@ -4,6 +4,10 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 
 def free_port():
     with socket.socket() as probe:

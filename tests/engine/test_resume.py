@@ -9,6 +9,8 @@ import torch
 
 from stratified3d.checkpoints import load_checkpoint_file
 
+pytestmark = pytest.mark.slow
+
 
 def test_killed_and_resumed_is_as_if_never_killed(start, trained, losses, tmp_path):
     truth = losses(trained)

@@ -8,6 +8,8 @@ import torch
 
 from stratified3d.checkpoints import load_checkpoint_file, save_weights
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope='module')
 def released(trained, tmp_path_factory):

@@ -10,6 +10,8 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from torch import distributed, multiprocessing
 
+pytestmark = pytest.mark.slow
+
 PROCESSES = 2
 
 

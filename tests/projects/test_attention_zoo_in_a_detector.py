@@ -22,6 +22,8 @@ from stratified3d.layers.attention import MixerContext
 from stratified3d.models.stratified_encoder import build_mixer
 from stratified3d.testing import random_coords, relative_error
 
+pytestmark = pytest.mark.slow
+
 SMALL = dict(
     type='StratifiedEncoder',
     voxel_size=(0.4, 0.4, 0.5),

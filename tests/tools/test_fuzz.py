@@ -6,6 +6,8 @@ import pytest
 
 from stratified3d.ops.stratified_attention import sdpa
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def fuzz(root, monkeypatch, capsys):

@@ -4,6 +4,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 def overfit(root, info, out, *arguments):
     return subprocess.run(

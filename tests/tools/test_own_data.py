@@ -15,6 +15,8 @@ from mmdet3d.structures import Box3DMode, CameraInstance3DBoxes
 
 from stratified3d.simulation.frame import simulate_frame
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     'model.voxel_size=(1.2,1.2,0.5)',
     'model.encoder.channels=16',

@@ -16,6 +16,8 @@ from PIL import Image
 from stratified3d.apis import init_detector, inspect_strata
 from stratified3d.visualization.drawing import GT_COLOR, rgb
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def visualize(root, small_detector, monkeypatch, capfd):

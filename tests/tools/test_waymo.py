@@ -7,6 +7,8 @@ import shlex
 import pytest
 from mmdet3d.registry import METRICS
 
+pytestmark = pytest.mark.slow
+
 MODEL = [
     'model.voxel_size=(1.44,1.44,0.1875)',
     'model.voxel_encoder.hidden_channels=8',

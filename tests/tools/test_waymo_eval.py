@@ -11,6 +11,8 @@ from stratified3d.evaluation.waymo.messages import Submission
 from stratified3d.evaluation.waymo.score import BREAKDOWNS, mean_scores, score_waymo
 from stratified3d.evaluation.waymo.synthetic_boxes import synthetic_frames
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):

@@ -21,6 +21,8 @@ from stratified3d.visualization.pictures import PictureFolder
 from stratified3d.visualization.strata_maps import chosen_token, draw_strata
 from stratified3d.visualization.video import write_video
 
+pytestmark = pytest.mark.slow
+
 needs_vulkan = pytest.mark.skipif(
     find_library('vulkan') is None, reason='no libvulkan: Open3D cannot draw off-screen'
 )

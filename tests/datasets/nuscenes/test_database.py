@@ -19,6 +19,8 @@ from nuscenes import NuScenes
 
 from stratified3d.datasets.nuscenes.database import FOLDER, create_database
 
+pytestmark = pytest.mark.slow
+
 DATABASE = 'nuscenes_dbinfos_train.pkl'
 
 

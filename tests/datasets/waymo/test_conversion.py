@@ -22,6 +22,8 @@ from stratified3d.datasets.waymo.records import Records
 from stratified3d.datasets.waymo.segments import read_segment
 from stratified3d.resumable import acquire_folder
 
+pytestmark = pytest.mark.slow
+
 EVERY = ConversionSettings(database_every=1)
 
 

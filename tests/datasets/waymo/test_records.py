@@ -17,6 +17,8 @@ from stratified3d.datasets.waymo.records import Records, Segment
 from stratified3d.datasets.waymo.segments import read_segment
 from stratified3d.resumable import acquire_folder
 
+pytestmark = pytest.mark.slow
+
 EVERY = ConversionSettings(database_every=1)
 STAMP, LASER = 'key.frame_timestamp_micros', 'key.laser_name'
 

@@ -18,6 +18,8 @@ from stratified3d.simulation.nuscenes.splits import SPLITS, scene_name
 from stratified3d.simulation.nuscenes.writer import quaternion, visibility_token
 from stratified3d.simulation.scene import count_points
 
+pytestmark = pytest.mark.slow
+
 TINY = NuScenesSettings(train=1, val=1, keyframes=3)
 
 

@@ -25,6 +25,8 @@ from stratified3d.simulation.waymo.dataset import (
 from stratified3d.simulation.waymo.lidar import TOP, WaymoLidar, to_matrix
 from stratified3d.simulation.waymo.writer import COMPONENTS, SegmentWriter
 
+pytestmark = pytest.mark.slow
+
 # as far from the origin as real poses are: float32 has 0.5 mm there
 ORIGIN = np.array([7213.26, -1571.12, 211.95])
 FAR = np.array([1e6, 1e6, 1.0])  # no-label zone nowhere

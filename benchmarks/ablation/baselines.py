@@ -15,7 +15,7 @@ from torch import nn
 
 from benchmarks.detectors.convolutions import same_in_torch
 from benchmarks.detectors.synthetic import HeadOutputs
-from stratified3d.models.detector import has_fast_bf16
+from stratified3d.models.bev_format import fast_memory_format, has_fast_bf16
 
 
 @HOOKS.register_module()
@@ -54,9 +54,9 @@ class CorrectSparseConvolutions(Hook):
 
 @HOOKS.register_module()
 class FastDensePart(Hook):
-    """Run mmdet3d's dense part as ours: channels-last, and in bfloat16 where that is fast.
+    """Run mmdet3d's dense part as ours, in the memory layout and dtype that the device is fast at.
 
-    It is fast where the device has matrix units for it. Losses and decoding stay in float32.
+    Losses and decoding stay in float32.
     """
 
     def before_run(self, runner: Runner) -> None:
@@ -64,7 +64,7 @@ class FastDensePart(Hook):
         device = next(model.parameters()).device
         fast = torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device))
         for part in (model.pts_backbone, model.pts_neck, model.pts_bbox_head):
-            part.to(memory_format=torch.channels_last)
+            part.to(memory_format=fast_memory_format())
             part.forward = fast(part.forward)
         model.pts_bbox_head.register_forward_hook(_to_float)
 

@@ -30,6 +30,16 @@ def plain_backbone(config: Config) -> None:
     config.model.backbone.type = 'PlainBEVBackbone'
 
 
+def separable_backbone(config: Config) -> None:
+    """Use a 3x3 convolution per channel and a 1x1 convolution for each 3x3 one."""
+    config.model.backbone.type = 'SeparableBEVBackbone'
+
+
+def without_flips(config: Config) -> None:
+    """Mirror no training frame."""
+    _pipeline(config)[:] = [t for t in _pipeline(config) if t.type != 'RandomFlip3D']
+
+
 def _pipeline(config: Config) -> list:
     dataset = config.train_dataloader.dataset
     return dataset.pipeline if 'pipeline' in dataset else dataset.dataset.pipeline
@@ -49,3 +59,24 @@ class PlainBEVBackbone(ResidualBEVBackbone):
 class _Zero(nn.Module):
     def forward(self, x: Tensor) -> int:
         return 0
+
+
+@MODELS.register_module()
+class SeparableBEVBackbone(ResidualBEVBackbone):
+    """ResidualBEVBackbone of depthwise separable convolutions (MobileNet, Howard et al. 2017)."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        for stage in self.stages:
+            for block in stage:
+                block.conv1 = _separable(block.conv1)
+                block.conv2 = _separable(block.conv2)
+
+
+def _separable(conv: nn.Conv2d) -> nn.Sequential:
+    """Two convolutions in place of a 3x3 one."""
+    width = conv.in_channels
+    return nn.Sequential(
+        nn.Conv2d(width, width, 3, conv.stride, 1, groups=width, bias=False),
+        nn.Conv2d(width, conv.out_channels, 1, bias=False),
+    )

@@ -13,7 +13,13 @@ from benchmarks.ablation.baselines import (
     centerpoint_voxel,
 )
 from benchmarks.ablation.full_size import CHANGES
-from benchmarks.ablation.recipes import full_augmentation, plain_backbone, without_sampling
+from benchmarks.ablation.recipes import (
+    full_augmentation,
+    plain_backbone,
+    separable_backbone,
+    without_flips,
+    without_sampling,
+)
 from projects.attention_zoo import OTHER_FUNCTION
 from projects.attention_zoo.planes import PlaneAttention
 
@@ -51,6 +57,38 @@ def _mixer(name: str, group: str, **settings: Any) -> Row:
 
 def _one_stage(size: int = 12, depth: int = 2) -> dict[str, Any]:
     return {'stages': [dict(depth=depth, window_shape=(8, size, size), stride=(8, 1, 1))]}
+
+
+def _bev_parts() -> list[Row]:
+    """Other costs of the backbone and the head."""
+    rows = []
+    for name, options in {
+        'wide, a branch for each number': {
+            'backbone.channels': (128, 128, 256),
+            'backbone.out_channels': 64,
+            'head.joint_branches': False,
+        },
+        'wide': {'backbone.channels': (128, 128, 256), 'backbone.out_channels': 64},
+        'one block a stage': {'backbone.depths': (1, 1, 1)},
+        'narrow': {'backbone.channels': (48, 64, 96), 'head.shared_channels': 48},
+        'cells of 1.6 m': {'backbone.strides': (4, 2, 2)},
+    }.items():
+        rows.append(Row(name, 'bev', {f'model.{key}': value for key, value in options.items()}))
+    return [*rows, Row('separable convolutions', 'bev', {}, separable_backbone)]
+
+
+def _headings() -> list[Row]:
+    """Other ways to learn the heading."""
+    weights = [2, 2, 1, 1, 1, 1, 0.5, 0.5, 0.1, 0.1]
+    return [
+        Row(
+            'no axis branch',
+            'heading',
+            {'model.head.axis_weight': 0.0, 'model.head.code_weights': weights},
+        ),
+        Row('not flipped', 'heading', {}, without_flips),
+        Row('velocity as heavy', 'heading', {'model.head.code_weights': [2, 2] + [1] * 8}),
+    ]
 
 
 def _mixers() -> list[Row]:
@@ -127,6 +165,8 @@ ROWS = [
     # in the last of the three passes that 240 steps make over the data
     Row('sampling fades', 'data', {'custom_hooks': [dict(type='FadeObjectSampleHook', epochs=1)]}),
     Row('full-size augmentation', 'data', {}, full_augmentation),
+    *_bev_parts(),
+    *_headings(),
     *_mixers(),
     *(Row(name, 'configs', {}, change) for name, change in CHANGES.items()),
     *_detectors(),

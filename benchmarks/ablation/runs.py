@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from mmengine.config import Config
 
 from benchmarks.ablation.rows import Row
+from stratified3d.evaluation.heading import axis_errors
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'benchmarks/ablation/configs/ablation.py'
@@ -84,7 +85,8 @@ def train(
         score: False stops after the last step, to learn how fast the steps are.
     Returns:
         seconds_per_iteration (median), and with score: mAP, NDS, AP {class: value}, errors {name:
-        value}, ms_per_frame (mean of a detection).
+        value}, heading and axis (rad, orientation error of cars and the same modulo pi),
+        ms_per_frame (mean of a detection).
     Raises:
         RuntimeError: the training failed; names its log.
     """
@@ -107,7 +109,7 @@ def train(
     times = [line['time'] for line in lines if 'loss' in line and line['step'] > WARM_UP]
     result = dict(seconds_per_iteration=round(median(times), 3))
     if score:
-        result |= _read_score(folder, evaluation=lines[-1])
+        result |= _read_score(folder, settings.data, evaluation=lines[-1])
     return result
 
 
@@ -131,16 +133,22 @@ def _run_training(folder: Path, threads: int) -> int:
     return process.returncode
 
 
-def _read_score(folder: Path, evaluation: dict[str, float]) -> dict[str, Any]:
+def _read_score(folder: Path, data: Path, evaluation: dict[str, float]) -> dict[str, Any]:
     """The scores that the devkit wrote, and the time from the log line of the evaluation."""
-    path = folder / 'results/pred_instances_3d/metrics_summary.json'
-    metrics = json.loads(path.read_text())
+    results = folder / 'results/pred_instances_3d'
+    metrics = json.loads((results / 'metrics_summary.json').read_text())
+    try:
+        axis = axis_errors(data, 'v1.0-mini', results / 'results_nusc.json')['car']
+    except ValueError:  # nothing was found
+        axis = None
     seconds = evaluation['time'] - evaluation['data_time']
     return dict(
         mAP=metrics['mean_ap'],
         NDS=metrics['nd_score'],
         AP=metrics['mean_dist_aps'],
         errors=metrics['tp_errors'],
+        heading=metrics['label_tp_errors']['car']['orient_err'],
+        axis=axis,
         ms_per_frame=round(1e3 * seconds, 1),
     )
 

@@ -197,7 +197,7 @@ class SyntheticPeaks:
         )
         replaced = []
         for (peaks, _), (task,) in zip(results, self._synthetic_outputs(self.heatmaps[0])):
-            everywhere = torch.cat([task[name] for name in self.head.outputs], 1)
+            everywhere = torch.cat([task[name] for name in self.head.branches], 1)
             replaced.append((peaks, gather_at(everywhere, peaks)))
         return replaced
 
@@ -213,7 +213,7 @@ class SyntheticPeaks:
         shapes = []
         for task_head in self.head.task_heads:
             task = {}
-            for name in ('heatmap', *self.head.outputs):
+            for name in ('heatmap', *self.head.branches):
                 channels = getattr(task_head, name)[-1].out_channels
                 task[name] = one.expand(1, channels, *logits.shape[2:])
             shapes.append([task])

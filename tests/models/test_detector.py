@@ -4,6 +4,7 @@ import warnings
 import pytest
 import torch
 
+from stratified3d.models import bev_format, detector
 from stratified3d.models.detector import StratifiedCenterPoint
 
 SIZES = [(600, 400), (0, 500), (500, 0), (0, 0), (1, 300), (0,), (1,), (700,)]
@@ -168,3 +169,35 @@ def test_a_window_larger_than_the_grid_is_one_window(small_config, build, batch)
     model = build(small_config)
     inputs, samples = batch((300,))
     assert sum(model.loss(inputs, samples).values()).isfinite()
+
+
+def test_memory_layout_changes_no_result(small_config, build, batch, monkeypatch):
+    inputs, samples = batch((600, 400))
+    losses = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        monkeypatch.setattr(detector, 'fast_memory_format', lambda layout=layout: layout)
+        model = build(small_config)
+        assert model.backbone.stages[0][0].conv2.weight.is_contiguous(memory_format=layout)
+        feature_maps, _ = model.extract_feat(inputs)
+        assert feature_maps[0].is_contiguous(memory_format=layout)
+        losses.append(model.loss(inputs, samples))
+    assert losses[0].keys() == losses[1].keys()
+    for name, value in losses[0].items():
+        torch.testing.assert_close(value, losses[1][name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'capabilities, layout, bf16',
+    [
+        (dict(avx2=True), torch.contiguous_format, False),
+        (dict(avx2=True, avx512_f=True), torch.channels_last, False),
+        (dict(avx2=True, avx512_f=True, avx512_bf16=True), torch.channels_last, True),
+        (dict(avx2=True, avx512_f=True, amx_bf16=True), torch.channels_last, True),
+        (dict(neon=True), torch.channels_last, False),
+    ],
+)
+def test_layout_and_dtype_follow_the_instruction_set(capabilities, layout, bf16, monkeypatch):
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: capabilities)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    assert bev_format.fast_memory_format() == layout
+    assert bev_format.has_fast_bf16(torch.device('cpu')) == bf16

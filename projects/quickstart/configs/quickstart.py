@@ -90,16 +90,17 @@ model = dict(
     voxel_size=(0.4, 0.4, 1.0),
     bev_dtype='auto',
     encoder=dict(stages=[dict(depth=2, window_shape=(8, 12, 12), stride=(8, 1, 1))]),
-    backbone=dict(channels=(128, 128, 256), depths=(1, 2, 2), strides=(2, 2, 2), out_channels=64),
+    backbone=dict(channels=(64, 128, 128), depths=(1, 2, 2), strides=(2, 2, 2), out_channels=32),
     head=dict(
         shared_channels=64,
         box_radius=1,
         iou_weight=0,
         iou_loss_weight=0,
         score_threshold=0.02,
-        # where an object is comes first; which way it faces and how fast it moves is hardly learned
-        # in this time
-        code_weights=[2, 2, 1, 1, 1, 1, 0.5, 0.5, 0.1, 0.1],
+        # where an object is comes first; how fast it moves is hardly learned in this time
+        code_weights=[2, 2, 1, 1, 1, 1, 1, 1, 0.1, 0.1],
+        axis_weight=1.0,
+        joint_branches=True,
         nms=dict(type='rotated', iou=0.1),
     ),
 )

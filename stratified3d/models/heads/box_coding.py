@@ -66,6 +66,34 @@ def decode_boxes(encoding: Tensor, cell_size: Sequence[float], origin: Sequence[
     return torch.cat([center, encoding[..., 2:3], dims, yaw, encoding[..., 8:]], -1)
 
 
+def angle_of(sin: Tensor, cos: Tensor) -> Tensor:
+    """Return atan2(sin, cos), with a gradient of 0 where both are 0."""
+    undefined = (sin == 0) & (cos == 0)
+    return torch.atan2(sin, torch.where(undefined, torch.ones_like(cos), cos))
+
+
+def encode_axis(encoding: Tensor) -> Tensor:
+    """Return sin and cos of twice the yaw [..., 2], from box encodings [..., >= 8].
+
+    They are the same for a box that faces the other way. So they can be learned where the front
+    cannot be told from the back, for which sin and cos of the yaw itself average to nothing.
+    """
+    sin, cos = encoding[..., 6], encoding[..., 7]
+    return torch.stack([2 * sin * cos, cos * cos - sin * sin], -1)
+
+
+def align_yaw(encoding: Tensor, axis: Tensor) -> Tensor:
+    """Return box encodings [..., >= 8] whose yaw lies on the axis [..., 2] of `encode_axis`.
+
+    Of the two directions of the axis it is the one nearer to the encoded yaw.
+    """
+    yaw = angle_of(axis[..., :1], axis[..., 1:]) / 2
+    heading = torch.cat([yaw.sin(), yaw.cos()], -1)  # [..., 2]
+    is_opposite = (heading * encoding[..., 6:8]).sum(-1, keepdim=True) < 0
+    heading = torch.where(is_opposite, -heading, heading)
+    return torch.cat([encoding[..., :6], heading, encoding[..., 8:]], -1)
+
+
 def move_center(encoding: Tensor, cells: Tensor) -> Tensor:
     """Return encodings [..., 8 or 10] whose centers are moved by (x, y) cells [..., 2]."""
     return torch.cat([encoding[..., :2] + cells, encoding[..., 2:]], -1)

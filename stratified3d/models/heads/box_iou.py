@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stratified3d.models.heads.box_coding import angle_of
 from stratified3d.ops import rotated_intersection
 
 # e^5 meters: larger boxes would only overflow
@@ -36,8 +37,8 @@ def iou3d_and_distance(
     shift = torch.cat([shift_xy, shift_z], -1)  # [..., 3] meters
     dims = _dims(encoding)
     target_dims = _dims(target)
-    yaw = _yaw(encoding)
-    target_yaw = _yaw(target)
+    yaw = angle_of(encoding[..., 6:7], encoding[..., 7:8])
+    target_yaw = angle_of(target[..., 6:7], target[..., 7:8])
 
     area = _common_area(shift, dims, yaw, target_dims, target_yaw)
     height = _common_height(shift[..., 2], dims[..., 2], target_dims[..., 2])
@@ -90,15 +91,6 @@ def iou_power_per_class(power: float | Sequence[float], num_classes: int) -> lis
 def _dims(encoding: Tensor) -> Tensor:
     """[..., 3] meters."""
     return encoding[..., 3:6].clamp(max=_LARGEST_LOG_SIZE).exp()
-
-
-def _yaw(encoding: Tensor) -> Tensor:
-    """[..., 1] radians."""
-    sin = encoding[..., 6:7]
-    cos = encoding[..., 7:8]
-    # the angle of (0, 0) has no gradient
-    undefined = (sin == 0) & (cos == 0)
-    return torch.atan2(sin, torch.where(undefined, torch.ones_like(cos), cos))
 
 
 def _common_area(

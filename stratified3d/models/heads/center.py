@@ -14,7 +14,9 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from stratified3d.models.heads.box_coding import (
+    align_yaw,
     decode_boxes,
+    encode_axis,
     has_center_in,
     move_center,
     pack_detections,
@@ -24,6 +26,8 @@ from stratified3d.models.heads.box_coding import (
 from stratified3d.models.heads.box_iou import iou_power_per_class, rectify_score
 from stratified3d.models.heads.center_peaks import (
     Peaks,
+    apply_nms,
+    check_nms,
     gather_at,
     run_branches_at,
     select_peaks,
@@ -35,10 +39,9 @@ from stratified3d.models.heads.feature_map import (
     resolve_post_center_range,
 )
 from stratified3d.models.heads.losses import heatmap_scores, iou_losses, regression_weights
-from stratified3d.ops import circle_nms, rotated_nms
 
-# channels and convolutions of the branches that predict the box encoding, in its order
-_BOX_BRANCHES = dict(reg=(2, 2), height=(1, 2), dim=(3, 2), rot=(2, 2))
+# numbers that the branches predict, in the order of the box encoding
+_BOX_BRANCHES = dict(reg=2, height=1, dim=3, rot=2)
 
 
 @MODELS.register_module()
@@ -65,6 +68,10 @@ class StratifiedCenterHead(CenterHead):
         iou_loss_weight: of 1 - IoU + distance of the predicted boxes, see `iou_losses`; 0 leaves
             the loss out.
         code_weights: weight of each regressed number, 8 or 10; default 1, velocity 0.2.
+        axis_weight: of the loss of an axis branch, see `encode_axis`, which takes the place of the
+            yaw's but for its direction; 0 leaves the branch out.
+        joint_branches: whether one branch predicts all numbers of a box, instead of one branch for
+            each kind of number.
         bbox_weight: of the regression loss.
         score_threshold: predictions below are dropped.
         max_num: predictions decoded per task, those with the highest heatmap scores.
@@ -95,6 +102,8 @@ class StratifiedCenterHead(CenterHead):
         iou_power: float | Sequence[float] = 0.5,
         iou_loss_weight: float = 0.0,
         code_weights: Sequence[float] | None = None,
+        axis_weight: float = 0.0,
+        joint_branches: bool = False,
         bbox_weight: float = 0.25,
         score_threshold: float = 0.1,
         max_num: int = 500,
@@ -103,17 +112,23 @@ class StratifiedCenterHead(CenterHead):
         post_center_range: Sequence[float] | None = None,
         sync_avg_factor: bool = False,
     ):
-        branches = _BOX_BRANCHES | (dict(vel=(2, 2)) if use_velocity else {})
-        outputs = branches | (dict(iou=(1, 2)) if iou_weight else {})
+        widths = dict(
+            _BOX_BRANCHES,
+            vel=2 if use_velocity else 0,
+            axis=2 if axis_weight else 0,
+            iou=1 if iou_weight else 0,
+        )
+        if joint_branches:
+            widths = dict(box=sum(widths.values()))
+        branches = {name: (width, 2) for name, width in widths.items() if width}  # 2 convolutions
         super().__init__(
             in_channels=in_channels,
             tasks=[dict(num_class=len(names), class_names=list(names)) for names in tasks],
             bbox_coder=_unused_bbox_coder(voxel_size, point_cloud_range, stride, use_velocity),
-            common_heads=outputs,
+            common_heads=branches,
             **_layer_settings(shared_channels, bbox_weight),
         )
         self.branches = tuple(branches)
-        self.outputs = tuple(outputs)  # what is computed at the peaks
 
         geometry = feature_map_geometry(voxel_size, point_cloud_range, stride)
         self.feature_map_size, self.cell_size, self.origin = geometry
@@ -129,13 +144,14 @@ class StratifiedCenterHead(CenterHead):
         self.box_radius = box_radius
         self.code_weights = resolve_code_weights(code_weights, use_velocity)
         powers = iou_power_per_class(iou_power, sum(self.num_classes))
+        self.axis_weight = axis_weight
         self.iou_weight = iou_weight
         self.iou_power = powers if iou_weight else [0.0] * len(powers)
         self.iou_loss_weight = iou_loss_weight
         self.sync_avg_factor = sync_avg_factor
         self.score_threshold = score_threshold
         self.max_num = max_num
-        self.nms = _check_nms(nms or dict(type='rotated', iou=0.2), len(tasks))
+        self.nms = check_nms(nms or dict(type='rotated', iou=0.2), len(tasks))
         self.post_max_size = post_max_size
         self.post_center_range = resolve_post_center_range(post_center_range, point_cloud_range)
 
@@ -195,19 +211,23 @@ class StratifiedCenterHead(CenterHead):
         scores = heatmap_scores(pred['heatmap'])  # [B, classes, Y, X]
         loss_heatmap = self.loss_cls(scores, target.heatmap, avg_factor=num_peaks)
 
-        encoding = torch.cat([pred[name] for name in self.branches], 1).float()  # [B, 8|10, Y, X]
-        index = target.cell_index.unsqueeze(1).expand(-1, encoding.shape[1], -1)
-        encoding = encoding.flatten(2).gather(2, index).transpose(1, 2)  # [B, max_objs, 8|10]
+        outputs = self._box_outputs(pred).float()  # [B, C, Y, X]
+        index = target.cell_index.unsqueeze(1).expand(-1, outputs.shape[1], -1)
+        outputs = outputs.flatten(2).gather(2, index).transpose(1, 2)  # [B, max_objs, C]
+        encoding, axis, predicted_iou = self._split_outputs(outputs)
         bbox_targets = target.bbox_targets.nan_to_num(0, 0, 0)
         weights = regression_weights(target.bbox_targets, self.code_weights)
         weights = target.mask.unsqueeze(2) * weights  # 0 where there is no object
-        loss_bbox = self.loss_bbox(encoding, bbox_targets, weights, avg_factor=num_boxes)
-
-        predicted_iou = None
-        if self.iou_weight:
-            predicted_iou = pred['iou'].float().flatten(1)  # [B, Y X]
-            predicted_iou = predicted_iou.gather(1, target.cell_index)  # [B, max_objs]
-        extra_losses = iou_losses(
+        losses = dict(
+            loss_heatmap=loss_heatmap,
+            loss_bbox=self.loss_bbox(encoding, bbox_targets, weights, avg_factor=num_boxes),
+        )
+        if axis is not None:
+            axis_targets = encode_axis(bbox_targets)
+            weights = self.axis_weight * target.mask.unsqueeze(2).expand_as(axis)
+            losses['loss_axis'] = self.loss_bbox(axis, axis_targets, weights, avg_factor=num_boxes)
+            encoding = align_yaw(encoding, axis)
+        return losses | iou_losses(
             encoding,
             bbox_targets,
             predicted_iou,
@@ -217,7 +237,17 @@ class StratifiedCenterHead(CenterHead):
             avg_factor=num_boxes,
             mask=target.mask,
         )
-        return dict(loss_heatmap=loss_heatmap, loss_bbox=loss_bbox, **extra_losses)
+
+    def _box_outputs(self, pred: dict[str, Tensor]) -> Tensor:
+        """Outputs [B, C, Y, X] of all branches but the heatmap."""
+        return torch.cat([pred[name] for name in self.branches], 1)
+
+    def _split_outputs(self, outputs: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Box encoding [..., 8 or 10], axis [..., 2] and IoU [...] of outputs [..., C]."""
+        size = len(self.code_weights)
+        axis = outputs[..., size : size + 2] if self.axis_weight else None
+        predicted_iou = outputs[..., -1] if self.iou_weight else None
+        return outputs[..., :size], axis, predicted_iou
 
     def predict(
         self,
@@ -251,14 +281,13 @@ class StratifiedCenterHead(CenterHead):
         Args:
             feature_maps: of the backbone, the first [B, in_channels, Y, X].
         Returns:
-            For each task its peaks and the outputs of the other branches there [K, 8 or 10], with
-            one more column of the IoU branch.
+            For each task its peaks and the outputs [K, C] of the other branches there.
         """
         shared = self.shared_conv(feature_maps[0])
         outputs = []
         for t, task_head in enumerate(self.task_heads):
             peaks = self._select_peaks(task_head.heatmap(shared), t)
-            branches = [getattr(task_head, name) for name in self.outputs]
+            branches = [getattr(task_head, name) for name in self.branches]
             outputs.append((peaks, torch.cat(run_branches_at(branches, shared, peaks), 1)))
         return outputs
 
@@ -267,8 +296,7 @@ class StratifiedCenterHead(CenterHead):
         outputs = []
         for t, (pred,) in enumerate(preds_dicts):
             peaks = self._select_peaks(pred['heatmap'], t)
-            everywhere = torch.cat([pred[name] for name in self.outputs], 1)  # [B, C, Y, X]
-            outputs.append((peaks, gather_at(everywhere, peaks)))
+            outputs.append((peaks, gather_at(self._box_outputs(pred), peaks)))
         return outputs
 
     def decode(self, outputs: list[tuple[Peaks, Tensor]], metas: list[dict]) -> list[InstanceData]:
@@ -303,18 +331,18 @@ class StratifiedCenterHead(CenterHead):
         for i in range(num_samples):
             candidates = is_good & (peaks.sample == i)
             rows = candidates.nonzero().squeeze(1)
-            best = self._nms(boxes[rows], scores[rows], task)
+            best = apply_nms(self.nms, boxes[rows], scores[rows], task, self.post_max_size)
             rows = rows[best]
             detections.append((boxes[rows], scores[rows], labels[rows]))
         return detections
 
     def _decode_task(self, peaks: Peaks, outputs: Tensor, task: int) -> tuple[Tensor, Tensor]:
         """Boxes [K, 7 or 9] and scores [K] at the peaks of one task."""
-        encoding = outputs.float()
+        encoding, axis, predicted_iou = self._split_outputs(outputs.float())
+        if axis is not None:
+            encoding = align_yaw(encoding, axis)
         scores = peaks.score
-        if self.iou_weight:
-            predicted_iou = encoding[:, -1]  # the last column, see `self.outputs`
-            encoding = encoding[:, :-1]
+        if predicted_iou is not None:
             power = scores.new_tensor(self._iou_power_of(task))[peaks.label]
             scores = rectify_score(scores, predicted_iou, power)
         cells = torch.stack([peaks.x, peaks.y], 1)
@@ -328,26 +356,6 @@ class StratifiedCenterHead(CenterHead):
         """Powers of the IoU in the score, one per class of the task."""
         first = sum(self.num_classes[:task])
         return self.iou_power[first : first + self.num_classes[task]]
-
-    def _nms(self, boxes: Tensor, scores: Tensor, task: int) -> Tensor:
-        if self.nms['type'] == 'circle':
-            return circle_nms(boxes[:, :2], scores, self.nms['radius'][task], self.post_max_size)
-        # x, y, dx, dy, yaw
-        return rotated_nms(boxes[:, [0, 1, 3, 4, 6]], scores, self.nms['iou'], self.post_max_size)
-
-
-def _check_nms(nms: dict, num_tasks: int) -> dict:
-    """Return a copy of the settings of NMS, after a check."""
-    nms = dict(nms)
-    if nms.get('type') not in ('circle', 'rotated'):
-        raise ValueError(f"nms type is 'circle' or 'rotated', not {nms.get('type')!r}")
-    if nms['type'] == 'circle' and len(nms.get('radius', ())) != num_tasks:
-        raise ValueError(
-            f'nms radius has {len(nms.get("radius", ()))} entries for {num_tasks} tasks'
-        )
-    if nms['type'] == 'rotated' and 'iou' not in nms:
-        raise ValueError("nms type 'rotated' needs its iou, e.g. dict(type='rotated', iou=0.2)")
-    return nms
 
 
 def _unused_bbox_coder(

@@ -1,4 +1,4 @@
-"""Peaks of a heatmap, and the center head's box branches evaluated at these cells alone."""
+"""Peaks of a heatmap, the center head's box branches at these cells alone, and NMS."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from torch import Tensor, nn
+
+from stratified3d.ops import circle_nms, rotated_nms
 
 _ROUND = 32  # the number of peaks is padded to a multiple of this
 
@@ -76,6 +78,36 @@ def run_branches_at(
     count = len(peaks.x)
     patches, inside = _cut_patches(feature_map, peaks, reach=len(branches[0]))
     return [_run_branch(branch, patches, inside).flatten(1)[:count] for branch in branches]
+
+
+def check_nms(nms: dict, num_tasks: int) -> dict:
+    """Return a copy of the settings of NMS, see `StratifiedCenterHead`, after a check.
+
+    Raises:
+        ValueError: an unknown type, settings that are missing or do not fit the tasks.
+    """
+    nms = dict(nms)
+    if nms.get('type') not in ('circle', 'rotated'):
+        raise ValueError(f"nms type is 'circle' or 'rotated', not {nms.get('type')!r}")
+    if nms['type'] == 'circle' and len(nms.get('radius', ())) != num_tasks:
+        raise ValueError(
+            f'nms radius has {len(nms.get("radius", ()))} entries for {num_tasks} tasks'
+        )
+    if nms['type'] == 'rotated' and 'iou' not in nms:
+        raise ValueError("nms type 'rotated' needs its iou, e.g. dict(type='rotated', iou=0.2)")
+    return nms
+
+
+def apply_nms(nms: dict, boxes: Tensor, scores: Tensor, task: int, max_num: int) -> Tensor:
+    """Return the indices of the boxes [K, >= 7] of a task that NMS keeps, at most max_num.
+
+    Args:
+        nms: of `check_nms`.
+    """
+    if nms['type'] == 'circle':
+        return circle_nms(boxes[:, :2], scores, nms['radius'][task], max_num)
+    # x, y, dx, dy, yaw
+    return rotated_nms(boxes[:, [0, 1, 3, 4, 6]], scores, nms['iou'], max_num)
 
 
 def _cut_patches(feature_map: Tensor, peaks: Peaks, reach: int) -> tuple[Tensor, Tensor]:

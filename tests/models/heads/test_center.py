@@ -4,6 +4,8 @@ import pytest
 import torch
 from mmdet3d.registry import MODELS
 
+from stratified3d.models.heads.box_coding import encode_axis
+
 RANGE = (-12.8, -12.8, -2.0, 12.8, 12.8, 2.0)
 TASKS = [['car'], ['truck', 'bus'], ['pedestrian']]
 
@@ -83,6 +85,52 @@ def test_loss_of_perfect_predictions_is_small_and_of_others_is_not(make_head, gr
         [{k: v + 1 for k, v in pred.items()}] for (pred,) in perfect_predictions(head, instances)
     ]
     assert all(float(v) > float(losses[k]) for k, v in head.loss_by_feat(worse, instances).items())
+
+
+@pytest.mark.parametrize('joint_branches', [False, True])
+def test_yaw_is_taken_from_the_axis_and_its_direction_from_the_yaw(
+    joint_branches, make_head, ground_truth
+):
+    head = make_head(axis_weight=1.0, joint_branches=joint_branches)
+    instances = [ground_truth()]
+    preds = perfect_predictions(make_head(), instances)
+    for (pred,) in preds:
+        axis = encode_axis(
+            torch.cat([pred[n] for n in ('reg', 'height', 'dim', 'rot')], 1).movedim(1, -1)
+        )
+        pred['axis'] = axis.movedim(-1, 1)
+        sin, cos = pred['rot'].unbind(1)
+        pred['rot'] = 0.3 * torch.stack([cos + 0.5 * sin, 0.5 * cos - sin], 1)  # 63 degrees off
+        if joint_branches:
+            pred['box'] = torch.cat(
+                [pred[n] for n in ('reg', 'height', 'dim', 'rot', 'vel', 'axis')], 1
+            )
+    losses = head.loss_by_feat(preds, instances)
+    assert all(float(losses[f'task{t}.loss_axis']) < 1e-6 for t in range(3))
+    assert all(float(losses[f'task{t}.loss_bbox']) > 0.1 for t in range(3))
+    (found,) = head.predict_by_feat(preds, [{}])
+    best = found[found.scores_3d > 0.99]
+    best = best[best.labels_3d.argsort()]
+    torch.testing.assert_close(best.bboxes_3d.tensor, instances[0].bboxes_3d.tensor)
+
+
+@pytest.mark.parametrize('joint_branches', [False, True])
+def test_axis_branch_and_joint_branches_learn(joint_branches, make_head, ground_truth):
+    """One frame is overfitted, with a heading that is right."""
+    head = make_head(axis_weight=1.0, joint_branches=joint_branches, iou_loss_weight=0.2)
+    maps = (torch.randn(2, 8, 32, 32),)
+    instances = [ground_truth(), ground_truth()]
+    optimizer = torch.optim.AdamW(head.parameters(), 1e-2)
+    for _ in range(100):
+        optimizer.zero_grad()
+        sum(head.loss_by_feat(head(maps), instances).values()).backward()
+        optimizer.step()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
+    for found, true in zip(head.predict_by_feat(head(maps), [{}, {}]), instances):
+        for label, yaw in zip(true.labels_3d.tolist(), true.bboxes_3d.yaw.tolist()):
+            of_class = found[found.labels_3d == label]
+            best = of_class.bboxes_3d.yaw[of_class.scores_3d.argmax()]
+            assert float((best - yaw).cos()) > 0.95
 
 
 def test_loss_equals_mmdet3d(make_head, ground_truth):

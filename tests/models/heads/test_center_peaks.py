@@ -9,6 +9,7 @@ from mmdet3d.models.task_modules import CenterPointBBoxCoder
 from mmdet3d.structures import Det3DDataSample
 from torch import nn
 
+from stratified3d.models.heads import center
 from stratified3d.models.heads.center_peaks import Peaks, gather_at, run_branches_at, select_peaks
 
 RANGE = (-12.8, -12.8, -2.0, 12.8, 12.8, 2.0)
@@ -89,7 +90,7 @@ def test_decoding_equals_mmdet3d(use_velocity, max_num, monkeypatch, make_head):
         score_threshold=0.4,
         code_size=9,
     )
-    monkeypatch.setattr(head, '_nms', lambda boxes, scores, task: torch.arange(len(scores)))
+    monkeypatch.setattr(center, 'apply_nms', lambda nms, boxes, *_: torch.arange(len(boxes)))
     torch.manual_seed(1)
     preds = [
         [{name: value + 0.1 * torch.randn_like(value) for name, value in task.items()}]
@@ -118,10 +119,20 @@ def test_decoding_equals_mmdet3d(use_velocity, max_num, monkeypatch, make_head):
         first += len(names)
 
 
+@pytest.mark.parametrize('joint_branches', [False, True])
+@pytest.mark.parametrize('axis_weight', [0.0, 1.0])
 @pytest.mark.parametrize('iou_weight', [0.0, 1.0])
 @pytest.mark.parametrize('batch', [1, 3])
-def test_predictions_at_peaks_equal_those_of_all_cells(iou_weight, batch, make_head):
-    head = make_head(iou_weight=iou_weight, iou_power=[0.5, 0.3, 0.0, 1.0], max_num=40).eval()
+def test_predictions_at_peaks_equal_those_of_all_cells(
+    iou_weight, axis_weight, joint_branches, batch, make_head
+):
+    head = make_head(
+        iou_weight=iou_weight,
+        iou_power=[0.5, 0.3, 0.0, 1.0],
+        axis_weight=axis_weight,
+        joint_branches=joint_branches,
+        max_num=40,
+    ).eval()
     feature_maps, samples = [torch.randn(batch, 4, 32, 32)], [Det3DDataSample(metainfo={})] * batch
     with torch.no_grad():
         sparse, dense = (

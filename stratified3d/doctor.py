@@ -12,7 +12,7 @@ import sys
 import torch
 
 from stratified3d import __version__, ops
-from stratified3d.host import hide_startup_warnings
+from stratified3d.commands import begin_command
 from stratified3d.ops.stratified_attention import BACKENDS
 from stratified3d.testing import random_coords, relative_error
 
@@ -149,7 +149,7 @@ def _convolution_error(coords: torch.Tensor) -> float:
 
 def main() -> int:
     """Print all of it; 1 if anything is wrong."""
-    hide_startup_warnings()
+    begin_command('doctor')
     show_versions()
     devices = show_devices()
     show_backends(devices)

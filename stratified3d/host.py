@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import re
 import runpy
 import sys
-import warnings
 from pathlib import Path
+
+from stratified3d.commands import begin_command, quiet_console
 
 _PACKAGE = str(Path(__file__).parent) + os.sep
 _DISK_ERRORS = {
@@ -17,7 +17,6 @@ _DISK_ERRORS = {
     errno.EDQUOT: 'the quota is used up',
     errno.EFBIG: 'file size limit',
 }
-_INTERRUPTED = 128 + 2  # status of a command that ended by SIGINT
 
 
 def run_host_tool(name: str) -> None:
@@ -32,41 +31,20 @@ def run_host_tool(name: str) -> None:
     # threads that spin at a barrier take the core from the thread that they wait for as soon as
     # anything else runs, and loader processes always do; read when torch is imported
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
-    hide_startup_warnings()
+    is_training = name == 'train.py'
+    begin_command(name, 'add --resume to resume from the last checkpoint' if is_training else '')
     script = _find_script(name)
     sys.argv[0] = str(script)
+    from mmengine.logging import MMLogger
 
+    quiet_console(MMLogger.get_current_instance())  # the config is read before the runner's logger
     try:
         runpy.run_path(str(script), run_name='__main__')
-    except KeyboardInterrupt:
-        hint = '; add --resume to resume from the last checkpoint' if name == 'train.py' else ''
-        print(f'\n{name}: interrupted{hint}', file=sys.stderr)
-        sys.exit(_INTERRUPTED)
     except Exception as error:
         message = user_message(error)
         if message is None or os.environ.get('STRATIFIED3D_TRACEBACK') == '1':
             raise
         sys.exit(f'{name}: {message}')
-
-
-def hide_startup_warnings() -> None:
-    """Hide warnings that mmengine and torch cause by their own code, in every command.
-
-    Call it before mmengine is imported. Warnings of anything else are shown as before.
-    """
-    # mmengine imports pkg_resources, and reloads it to look for packages
-    warnings.filterwarnings(
-        'ignore',
-        message='pkg_resources is deprecated',
-        category=UserWarning,
-        module=r'(mmengine|importlib)(\.|$)',
-    )
-    # torch's nested tensors call what its fx package warns of
-    logging.getLogger('torch.fx._symbolic_trace').addFilter(_is_not_about_tracing)
-
-
-def _is_not_about_tracing(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith('is_fx_tracing will return true')
 
 
 def _find_script(name: str) -> Path:

@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import socket
 import threading
 import time
@@ -287,9 +288,7 @@ def worker_pool(
     can_fork = 'fork' in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context('fork' if fork and can_fork else 'spawn')
     try:
-        with ProcessPoolExecutor(
-            workers, context, _begin_worker, (os.getpid(), initializer)
-        ) as pool:
+        with _WorkerPool(workers, context, _begin_worker, (os.getpid(), initializer)) as pool:
             try:
                 yield pool
             except BaseException:
@@ -303,8 +302,22 @@ def worker_pool(
         ) from error
 
 
+class _WorkerPool(ProcessPoolExecutor):
+    """Starts workers that Ctrl-C cannot reach before `_begin_worker` lets it."""
+
+    def submit(self, *args, **kwargs):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            return super().submit(*args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin_worker(parent: int, initializer: Callable[[], object] | None) -> None:
-    """Let a worker end when its parent was killed; it would wait for work forever."""
+    """Let a worker end when its parent was killed, because it would wait for work forever, and at
+    Ctrl-C, which reaches both, without a traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -10,11 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for benchmarks and projects
+
+from stratified3d.commands import begin_command
+
+begin_command('ablate.py', 'rerun the same command to resume')
+
 import torch
 from mmengine.config import DictAction
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for benchmarks and projects
 
 from benchmarks import report
 from benchmarks.ablation.rows import ROWS, Row

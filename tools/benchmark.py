@@ -12,9 +12,14 @@ from pathlib import Path
 # torch's profiler, which counts memory, is talkative
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')
 
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for benchmarks and projects
+
+from stratified3d.commands import begin_command
+
+begin_command('benchmark.py')
+
+import torch
 
 from benchmarks import report
 from benchmarks.attention import complexity, encoder, ops, roofline, scaling

@@ -12,6 +12,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from stratified3d.commands import begin_command
+
+begin_command('benchmark_waymo.py')
+
 from tqdm import tqdm
 
 from stratified3d.evaluation.waymo.files import make_messages, write_objects

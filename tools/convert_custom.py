@@ -7,6 +7,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from stratified3d.commands import begin_command
+
+begin_command('convert_custom.py', 'rerun the same command to resume')
+
 from stratified3d.datasets.custom.box_files import read_box_table
 from stratified3d.datasets.custom.infos import Conversion, create_custom_infos, list_frames
 from stratified3d.resumable import describe_error

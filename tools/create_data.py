@@ -7,6 +7,10 @@ from __future__ import annotations
 import argparse
 import sys
 
+from stratified3d.commands import begin_command
+
+begin_command('create_data.py', 'rerun the same command to resume')
+
 from stratified3d.datasets.nuscenes.database import create_database
 from stratified3d.datasets.nuscenes.infos import create_infos
 from stratified3d.resumable import describe_error

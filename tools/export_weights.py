@@ -4,9 +4,9 @@
 import argparse
 import sys
 
-from stratified3d.host import hide_startup_warnings
+from stratified3d.commands import begin_command
 
-hide_startup_warnings()
+begin_command('export_weights.py')
 
 from stratified3d.checkpoints import load_checkpoint_file, save_weights, trained_classes
 

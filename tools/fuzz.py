@@ -14,6 +14,10 @@ import traceback
 from math import isnan
 from typing import Any
 
+from stratified3d.commands import begin_command
+
+begin_command('fuzz.py')
+
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm

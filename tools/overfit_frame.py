@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 # configs may import projects.<name>, wherever the command was started
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from stratified3d.host import hide_startup_warnings
+from stratified3d.commands import begin_command
 
-hide_startup_warnings()
+begin_command('overfit_frame.py')
 
 import numpy as np
 import torch

@@ -13,6 +13,10 @@ import sys
 import time
 from pathlib import Path
 
+from stratified3d.commands import begin_command, environment_of_step
+
+begin_command('quickstart', 'rerun the same command to resume')
+
 from stratified3d.resumable import LineRecord, acquire_folder, describe_error
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,7 +99,7 @@ def remove(folder: Path, mark: str) -> None:
 
 def call(script: str, *arguments: object) -> None:
     command = [sys.executable, '-W', 'ignore', str(ROOT / 'tools' / script), *map(str, arguments)]
-    child = subprocess.Popen(command, cwd=ROOT)
+    child = subprocess.Popen(command, cwd=ROOT, env=environment_of_step())
     try:
         status = child.wait()
     except KeyboardInterrupt:
@@ -182,8 +186,4 @@ def report(out: Path, steps: Steps) -> None:
 
 
 if __name__ == '__main__':
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print('\nquickstart: interrupted; rerun the same command to resume', file=sys.stderr)
-        sys.exit(130)
+    sys.exit(main())

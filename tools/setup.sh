@@ -17,7 +17,7 @@ Safe to run again: a finished set-up is recognized in seconds, an interrupted on
 Environment:
   PYTHON                 the interpreter to use (3.10 to 3.12; default: python3.11, else python3)
   STRATIFIED3D_WHEELS    a folder of wheels, e.g. a prebuilt mmcv; without it mmcv 2.1.0 is compiled
-                         from its sdist (10 to 14 minutes on two cores)
+                         from its sdist (a few minutes on two cores)
   pip's own variables are honoured
 
 Examples:
@@ -51,7 +51,7 @@ if [ -n "${STRATIFIED3D_WHEELS:-}" ] && [ ! -d "$STRATIFIED3D_WHEELS" ]; then
 fi
 
 stamp=.venv/stratified3d-setup
-want=$(cat tools/setup.sh tools/constraints.txt setup.py | sha256sum | cut -c1-16)-$device
+want=$(cat tools/setup.sh tools/build_mmcv.sh tools/join_mmcv_sources.py tools/constraints.txt setup.py | sha256sum | cut -c1-16)-$device
 [ -z "$fresh" ] || rm -rf .venv
 if [ "$(cat $stamp 2>/dev/null || true)" = "$want" ]; then
   echo "set-up: .venv is up to date ($device); --fresh builds it anew"
@@ -121,17 +121,15 @@ pin() { grep "^$1==" tools/constraints.txt; }
 step "$(pin torch) and build tools" "${pip[@]}" "${torch_index[@]}" "$(pin torch)" "$(pin numpy)" 'setuptools<81' wheel ninja psutil
 mmcv_pid=''
 if ! .venv/bin/python -c 'import mmcv, mmcv.ops' 2>/dev/null; then
-  # CPU operators only, also on a GPU machine: no model path of ours calls a CUDA operator of mmcv. The wheel takes
-  # minutes of compilation unless a folder of wheels has it, so it is made while the rest is fetched, and without
-  # debug symbols, which would take a third of the time.
-  CFLAGS="-g0 -O2 ${CFLAGS:-}" MMCV_WITH_OPS=1 FORCE_CUDA=0 CUDA_VISIBLE_DEVICES='' MAX_JOBS=$(nproc) setsid .venv/bin/python -m pip wheel \
-    "${options[@]}" -v --no-deps --no-build-isolation --wheel-dir .venv/wheels "$(pin mmcv)" >.venv/mmcv.log 2>&1 &
+  # compiled while the rest is fetched
+  setsid bash tools/build_mmcv.sh "$(pin mmcv)" "${options[@]}" >.venv/mmcv.log 2>&1 &
   mmcv_pid=$!
   trap 'kill -- -$mmcv_pid 2>/dev/null || true; kill $(jobs -p) 2>/dev/null || true' EXIT
 fi
 step "mmdet3d, spconv, open3d and stratified3d" "${pip[@]}" --no-build-isolation -e ".[detection,$device,dev]"
 if [ -n "$mmcv_pid" ]; then
-  follow "$(pin mmcv), from STRATIFIED3D_WHEELS or compiled (10 to 14 minutes on two cores)" "$mmcv_pid" .venv/mmcv.log
+  follow "$(pin mmcv), from STRATIFIED3D_WHEELS or compiled (a few minutes on two cores)" "$mmcv_pid" .venv/mmcv.log
+  grep '^note: ' .venv/mmcv.log || true
   step "$(pin mmcv) into .venv" "${pip[@]}" --find-links .venv/wheels "$(pin mmcv)"
 fi
 step "check that everything imports" .venv/bin/python -c '

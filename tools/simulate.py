@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from stratified3d.commands import begin_command
+
+begin_command('simulate.py', 'rerun the same command to resume')
+
 from stratified3d.resumable import describe_error
 from stratified3d.simulation import (
     NuScenesSettings,

@@ -7,6 +7,10 @@ from __future__ import annotations
 import argparse
 import sys
 
+from stratified3d.commands import begin_command
+
+begin_command('waymo_convert.py', 'rerun the same command to resume')
+
 from stratified3d.datasets.waymo.conversion import (
     SPLITS,
     ConversionSettings,

@@ -10,6 +10,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from stratified3d.commands import begin_command
+
+begin_command('waymo_eval.py')
+
 from tqdm import tqdm
 
 from stratified3d.evaluation.waymo.boxes import WaymoBoxes

@@ -35,9 +35,16 @@ def separable_backbone(config: Config) -> None:
     config.model.backbone.type = 'SeparableBEVBackbone'
 
 
-def without_flips(config: Config) -> None:
-    """Mirror no training frame."""
-    _pipeline(config)[:] = [t for t in _pipeline(config) if t.type != 'RandomFlip3D']
+def with_flips(config: Config) -> None:
+    """Mirror training frames along both axes, as the full-size configs do."""
+    flip = dict(
+        type='RandomFlip3D',
+        sync_2d=False,
+        flip_ratio_bev_horizontal=0.5,
+        flip_ratio_bev_vertical=0.5,
+    )
+    types = [t.type for t in _pipeline(config)]
+    _pipeline(config).insert(types.index('GlobalRotScaleTrans') + 1, flip)
 
 
 def _pipeline(config: Config) -> list:
@@ -77,6 +84,6 @@ def _separable(conv: nn.Conv2d) -> nn.Sequential:
     """Two convolutions in place of a 3x3 one."""
     width = conv.in_channels
     return nn.Sequential(
-        nn.Conv2d(width, width, 3, conv.stride, 1, groups=width, bias=False),
+        nn.Conv2d(width, width, 3, conv.stride[0], 1, groups=width, bias=False),
         nn.Conv2d(width, conv.out_channels, 1, bias=False),
     )

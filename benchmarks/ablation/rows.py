@@ -17,7 +17,7 @@ from benchmarks.ablation.recipes import (
     full_augmentation,
     plain_backbone,
     separable_backbone,
-    without_flips,
+    with_flips,
     without_sampling,
 )
 from projects.attention_zoo import OTHER_FUNCTION
@@ -61,8 +61,7 @@ def _one_stage(size: int = 12, depth: int = 2) -> dict[str, Any]:
 
 def _bev_parts() -> list[Row]:
     """Other costs of the backbone and the head."""
-    rows = []
-    for name, options in {
+    variants: dict[str, dict[str, Any]] = {
         'wide, a branch for each number': {
             'backbone.channels': (128, 128, 256),
             'backbone.out_channels': 64,
@@ -72,23 +71,25 @@ def _bev_parts() -> list[Row]:
         'one block a stage': {'backbone.depths': (1, 1, 1)},
         'narrow': {'backbone.channels': (48, 64, 96), 'head.shared_channels': 48},
         'cells of 1.6 m': {'backbone.strides': (4, 2, 2)},
-    }.items():
+    }
+    rows = []
+    for name, options in variants.items():
         rows.append(Row(name, 'bev', {f'model.{key}': value for key, value in options.items()}))
     return [*rows, Row('separable convolutions', 'bev', {}, separable_backbone)]
 
 
 def _headings() -> list[Row]:
-    """Other ways to learn the heading."""
-    weights = [2, 2, 1, 1, 1, 1, 0.5, 0.5, 0.1, 0.1]
-    return [
-        Row(
-            'no axis branch',
-            'heading',
-            {'model.head.axis_weight': 0.0, 'model.head.code_weights': weights},
-        ),
-        Row('not flipped', 'heading', {}, without_flips),
-        Row('velocity as heavy', 'heading', {'model.head.code_weights': [2, 2] + [1] * 8}),
-    ]
+    """Other ways to learn the heading, and the velocity."""
+    rows = [Row('flipped', 'heading', {}, with_flips)]
+    for name, weight, rot, vel in (
+        ('no axis branch', 0.0, 1.0, 0.1),
+        ('heading 3', 1.0, 3.0, 0.1),
+        ('heading 3, velocity 1', 1.0, 3.0, 1.0),
+    ):
+        weights = [2, 2, 1, 1, 1, 1, rot, rot, vel, vel]
+        options = {'model.head.axis_weight': weight, 'model.head.code_weights': weights}
+        rows.append(Row(name, 'heading', options))
+    return rows
 
 
 def _mixers() -> list[Row]:

@@ -8,6 +8,7 @@ default_hooks = dict(
     checkpoint=dict(interval=1, max_keep_ckpts=3),
     epoch_seed=dict(type='EpochSeedHook'),
     host_memory=dict(type='HostMemoryHook'),
+    finish_time=dict(type='FinishTimeHook'),
     # mmdet3d's own needs a display
     visualization=dict(type='DetectionPictureHook'),
 )

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from stratified3d.host import hide_startup_warnings
+from stratified3d.commands import begin_command
 
-hide_startup_warnings()
+begin_command('sim2real.py')
 
 import numpy as np
 from tqdm import tqdm

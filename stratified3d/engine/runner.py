@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import re
 import tempfile
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from stratified3d.checkpoints import check_fit, latest_checkpoint
+from stratified3d.commands import quiet_console
 from stratified3d.datasets.io.info_files import (
     check_dataset,
     check_files,
@@ -29,11 +29,6 @@ from stratified3d.datasets.io.info_files import (
     read_info_file,
 )
 from stratified3d.resumable import PARTIAL
-
-
-def _is_not_about_file_client(record: logging.LogRecord) -> bool:
-    message = record.getMessage()
-    return not message.startswith(('"FileClient" will be', '"HardDiskBackend" is the alias'))
 
 
 @RUNNERS.register_module()
@@ -63,9 +58,9 @@ class StratifiedRunner(Runner):
         return super().train()
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
-        """Build the logger, without what mmengine's CheckpointHook makes mmengine warn of."""
+        """Build the logger; what is long goes to its file only, see `quiet_console`."""
         logger = super().build_logger(*args, **kwargs)
-        logger.addFilter(_is_not_about_file_client)
+        quiet_console(logger)
         return logger
 
     def build_dataloader(self, dataloader: DataLoader | dict, *args, **kwargs) -> DataLoader:

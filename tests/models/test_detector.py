@@ -173,10 +173,12 @@ def test_a_window_larger_than_the_grid_is_one_window(small_config, build, batch)
 
 def test_memory_layout_changes_no_result(small_config, build, batch, monkeypatch):
     inputs, samples = batch((600, 400))
+    weights = build(small_config).state_dict()
     losses = []
     for layout in (torch.contiguous_format, torch.channels_last):
         monkeypatch.setattr(detector, 'fast_memory_format', lambda layout=layout: layout)
         model = build(small_config)
+        model.load_state_dict(weights)
         assert model.backbone.stages[0][0].conv2.weight.is_contiguous(memory_format=layout)
         feature_maps, _ = model.extract_feat(inputs)
         assert feature_maps[0].is_contiguous(memory_format=layout)

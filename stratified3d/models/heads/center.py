@@ -40,9 +40,6 @@ from stratified3d.models.heads.feature_map import (
 )
 from stratified3d.models.heads.losses import heatmap_scores, iou_losses, regression_weights
 
-# numbers that the branches predict, in the order of the box encoding
-_BOX_BRANCHES = dict(reg=2, height=1, dim=3, rot=2)
-
 
 @MODELS.register_module()
 class StratifiedCenterHead(CenterHead):
@@ -112,15 +109,7 @@ class StratifiedCenterHead(CenterHead):
         post_center_range: Sequence[float] | None = None,
         sync_avg_factor: bool = False,
     ):
-        widths = dict(
-            _BOX_BRANCHES,
-            vel=2 if use_velocity else 0,
-            axis=2 if axis_weight else 0,
-            iou=1 if iou_weight else 0,
-        )
-        if joint_branches:
-            widths = dict(box=sum(widths.values()))
-        branches = {name: (width, 2) for name, width in widths.items() if width}  # 2 convolutions
+        branches = _branches(use_velocity, bool(axis_weight), bool(iou_weight), joint_branches)
         super().__init__(
             in_channels=in_channels,
             tasks=[dict(num_class=len(names), class_names=list(names)) for names in tasks],
@@ -129,7 +118,6 @@ class StratifiedCenterHead(CenterHead):
             **_layer_settings(shared_channels, bbox_weight),
         )
         self.branches = tuple(branches)
-
         geometry = feature_map_geometry(voxel_size, point_cloud_range, stride)
         self.feature_map_size, self.cell_size, self.origin = geometry
         self.target_settings: dict[str, Any] = dict(
@@ -356,6 +344,14 @@ class StratifiedCenterHead(CenterHead):
         """Powers of the IoU in the score, one per class of the task."""
         first = sum(self.num_classes[:task])
         return self.iou_power[first : first + self.num_classes[task]]
+
+
+def _branches(velocity: bool, axis: bool, iou: bool, joint: bool) -> dict[str, tuple[int, int]]:
+    """Channels and convolutions of the branches beside the heatmap, in the order of the outputs."""
+    widths = dict(reg=2, height=1, dim=3, rot=2, vel=2 * velocity, axis=2 * axis, iou=1 * iou)
+    if joint:
+        widths = dict(box=sum(widths.values()))
+    return {name: (width, 2) for name, width in widths.items() if width}
 
 
 def _unused_bbox_coder(

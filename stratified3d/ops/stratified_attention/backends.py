@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from stratified3d.ops.stratified_attention import kernels, reference, sdpa
+from stratified3d.ops.stratified_attention import cpu, kernels, reference, sdpa
 from stratified3d.ops.windows import WindowPlan
 
 
@@ -44,7 +44,12 @@ class Backend(Protocol):
 
 
 # fastest first: `None` takes the first that can run
-BACKENDS: Mapping[str, Backend] = {'triton': kernels, 'sdpa': sdpa, 'reference': reference}
+BACKENDS: Mapping[str, Backend] = {
+    'triton': kernels,
+    'numba': cpu,
+    'sdpa': sdpa,
+    'reference': reference,
+}
 
 
 def unsupported_reason(backend: str, q: Tensor) -> str | None:
@@ -58,7 +63,9 @@ def unsupported_reason(backend: str, q: Tensor) -> str | None:
         return f'there is no backend {backend!r}; known are {", ".join(BACKENDS)}'
     if q.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         return f'dtype {q.dtype} is none of fp64, fp32, fp16 and bf16'
-    return kernels.unsupported_reason(q) if backend == 'triton' else None
+    if backend == 'triton':
+        return kernels.unsupported_reason(q)
+    return cpu.unsupported_reason(q) if backend == 'numba' else None
 
 
 def choose_backend(backend: str | None, q: Tensor) -> str:

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Puts a wheel of mmcv into .venv/wheels: a prebuilt one that pip finds, else compiled from the sdist.
+# Usage: bash tools/build_mmcv.sh mmcv==VERSION [pip options]; tools/setup.sh calls it.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+pin=$1; shift
+python=.venv/bin/python
+pip=("$python" -m pip)
+options=(--no-deps --no-build-isolation "$@")
+
+# CPU operators only, also on a GPU machine: no model path of ours calls a CUDA operator of mmcv. Debug symbols would
+# take a third of the time.
+export CFLAGS="-g0 -O2 ${CFLAGS:-}" MMCV_WITH_OPS=1 FORCE_CUDA=0 CUDA_VISIBLE_DEVICES='' MAX_JOBS=${MAX_JOBS:-$(nproc)}
+
+sources=.venv/mmcv
+rm -rf "$sources"
+"${pip[@]}" download "${options[@]}" --dest "$sources" "$pin"
+mkdir -p .venv/wheels
+if compgen -G "$sources/*.whl" >/dev/null; then
+  mv "$sources"/*.whl .venv/wheels/
+  exit 0
+fi
+
+# of 77 files each parses torch's headers, which takes most of its time
+mkdir "$sources/joined"
+tar -xzf "$sources"/*.tar.gz -C "$sources/joined" --strip-components 1
+if "$python" tools/join_mmcv_sources.py "$sources/joined" &&
+   "${pip[@]}" wheel "${options[@]}" -v --wheel-dir .venv/wheels "$sources/joined"; then
+  exit 0
+fi
+echo "note: the joined sources did not compile, see above; now each of the 77 files by itself (10 to 14 minutes on two cores)"
+"${pip[@]}" wheel "${options[@]}" -v --wheel-dir .venv/wheels "$sources"/*.tar.gz

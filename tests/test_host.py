@@ -7,7 +7,8 @@ import warnings
 import pytest
 
 from stratified3d.checkpoints import load_checkpoint_file
-from stratified3d.host import hide_startup_warnings, user_message
+from stratified3d.commands import hide_startup_warnings
+from stratified3d.host import user_message
 
 
 def test_user_message_is_that_of_the_package_wherever_it_was_raised_again():

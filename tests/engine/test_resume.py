@@ -1,7 +1,5 @@
 """A training killed with SIGKILL and resumed learns what one that was never killed learns."""
 
-import os
-import signal
 import time
 
 import pytest
@@ -33,19 +31,3 @@ def test_killed_and_resumed_is_as_if_never_killed(start, trained, losses, tmp_pa
     )
     for name, value in theirs['state_dict'].items():
         assert torch.equal(ours['state_dict'][name], value), name
-
-
-@pytest.mark.slow
-def test_interrupted_training_says_how_to_resume(start, losses, tmp_path):
-    def accept_interrupts():
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    training = start('train.py', tmp_path, before=accept_interrupts)
-    deadline = time.monotonic() + 300
-    while not losses(tmp_path) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    os.kill(training.process.pid, signal.SIGINT)
-    status, output = training.wait()
-    last = output.strip().splitlines()[-1]
-    assert status == 130 and 'Traceback' not in output
-    assert last.startswith('train.py: interrupted') and '--resume' in last

@@ -3,8 +3,10 @@ draw."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,11 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
-def quickstart(root, folder, *arguments):
-    command = [
+STEPS = ['simulate', 'prepare', 'train', 'test', 'draw']
+
+
+def quickstart_command(root, folder, *arguments):
+    return [
         sys.executable,
         '-W',
         'ignore',
@@ -28,7 +33,31 @@ def quickstart(root, folder, *arguments):
         '3',
         *arguments,
     ]
+
+
+def quickstart(root, folder, *arguments):
+    command = quickstart_command(root, folder, *arguments)
     return subprocess.run(command, capture_output=True, text=True, timeout=400)
+
+
+def interrupt_in(step, command, seconds):
+    """Press Ctrl-C some seconds after a step began; the status and all that was printed."""
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # a process group of its own, as a shell gives to a command
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.strip() == f'== {step}':
+            break
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)
+    rest, _ = process.communicate(timeout=60)
+    return process.pid, process.returncode, ''.join(lines) + rest
 
 
 OPTIONS = [
@@ -42,10 +71,30 @@ OPTIONS = [
 
 @pytest.fixture(scope='module')
 def done(root, tmp_path_factory):
+    """A quickstart that was interrupted once in every step, and then finished."""
     folder = tmp_path_factory.mktemp('quickstart')
+    for step in STEPS:
+        seconds = 1.0 if step in ('simulate', 'draw') else 4.0
+        command = quickstart_command(root, folder, *OPTIONS)
+        group, status, output = interrupt_in(step, command, seconds)
+        _check_interruption(step, group, status, output)
     result = quickstart(root, folder, *OPTIONS)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return folder, result
+
+
+def _check_interruption(step, group, status, output):
+    """One line, status 130, and no process is left."""
+    assert f'== {step}: done' not in output, 'the step ended before it was interrupted'
+    assert status == 130, f'{step}: {output[-3000:]}'
+    assert 'Traceback' not in output, f'{step}: {output[-3000:]}'
+    assert output.count('interrupted') == 1
+    assert output.endswith('\nquickstart: interrupted; rerun the same command to resume\n')
+    deadline = time.monotonic() + 10
+    with pytest.raises(ProcessLookupError):  # nothing is left of the group
+        while time.monotonic() < deadline:
+            os.killpg(group, 0)
+            time.sleep(0.1)
 
 
 def test_summary_and_table(done):
@@ -53,7 +102,7 @@ def test_summary_and_table(done):
     summary = json.loads((folder / 'out/summary.json').read_text())
     assert summary.keys() == {'mAP', 'NDS', 'AP', 'seconds', 'pictures'}
     assert len(summary['AP']) == 10 and 0 <= summary['mAP'] <= 1 and 0 <= summary['NDS'] <= 1
-    assert list(summary['seconds']) == ['simulate', 'prepare', 'train', 'test', 'draw']
+    assert list(summary['seconds']) == STEPS
     assert sum('/bev/' in picture for picture in summary['pictures']) == 3
     assert all(Path(picture).stat().st_size > 10000 for picture in summary['pictures'])
     assert (

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 
 import pytest
 
@@ -51,3 +52,21 @@ def test_pins_are_those_of_the_readme(root):
     for name, version in pins.items():
         if name not in ('ruff', 'mypy'):
             assert f'| {name} | {version} |' in readme, name
+
+
+def test_sources_of_mmcv_are_joined_but_for_those_that_cannot_be(root, tmp_path):
+    sources = tmp_path / 'mmcv/ops/csrc/pytorch'
+    (sources / 'cpu').mkdir(parents=True)
+    for name in ('pybind.cpp', 'nms.cpp', 'psamask.cpp', 'cpu/nms.cpp', 'cpu/psamask.cpp'):
+        (sources / name).write_text(f'int {name[:3]};')
+    command = [sys.executable, str(root / 'tools/join_mmcv_sources.py'), str(tmp_path)]
+    subprocess.run(command, check=True)
+    assert {path.name for path in sources.glob('*.cpp')} == {'pybind.cpp', 'joined.cpp'}
+    assert {path.name for path in (sources / 'cpu').glob('*.cpp')} == {'psamask.cpp', 'joined.cpp'}
+    expected = '#include "joined/nms.cpp"\n#include "joined/psamask.cpp"\n'
+    assert (sources / 'joined.cpp').read_text() == expected
+    assert (sources / 'cpu/joined.cpp').read_text() == '#include "joined/nms.cpp"\n'
+    assert (sources / 'joined/nms.cpp').read_text() == 'int nms;'
+
+    again = subprocess.run(command[:2] + [str(tmp_path / 'none')], capture_output=True, text=True)
+    assert again.returncode and 'no pybind.cpp' in again.stderr

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import warnings
 
 INTERRUPTED = 128 + signal.SIGINT  # status of a command that ended by Ctrl-C
@@ -88,6 +89,7 @@ def end_on_interrupt(name: str, hint: str = '') -> None:
     """Let Ctrl-C end this process with one line and status 130, without a traceback."""
     is_interrupted = False
     show = sys.excepthook
+    show_unraisable = sys.unraisablehook
 
     def show_error(kind, error, traceback):
         nonlocal is_interrupted
@@ -99,6 +101,16 @@ def end_on_interrupt(name: str, hint: str = '') -> None:
         if _PARENT not in os.environ:  # which prints its own line
             print(f'\n{name}: interrupted{"; " if hint else ""}{hint}', file=sys.stderr)
 
+    def interrupt_again(unraisable):
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            show_unraisable(unraisable)
+            return
+        # it was raised in a callback, which Python does not leave by an exception
+        main = threading.main_thread().ident
+        timer = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT))
+        timer.daemon = True
+        timer.start()
+
     def end():
         if is_interrupted:
             sys.stdout.flush()
@@ -106,6 +118,7 @@ def end_on_interrupt(name: str, hint: str = '') -> None:
             os._exit(INTERRUPTED)  # Python would end by the signal instead
 
     sys.excepthook = show_error
+    sys.unraisablehook = interrupt_again
     atexit.register(end)  # as the first, so it runs as the last: worker processes are gone by then
 
 

@@ -44,6 +44,18 @@ def test_interrupt_runs_what_is_to_be_cleaned_up():
     assert interrupt(body)[:2] == (130, 'closed\n')
 
 
+def test_interrupt_that_python_cannot_raise_is_raised_again():
+    body = (
+        'class Slow:\n'
+        '    def __del__(self):\n'
+        '        time.sleep(60)\n'  # interrupted there, it is only reported
+        'slow = Slow()\n'
+        'del slow\n'
+        'time.sleep(60)'
+    )
+    assert interrupt(body) == (130, '', '\ntool.py: interrupted; do it again\n')
+
+
 def test_interrupted_step_leaves_the_line_to_the_command_that_runs_it():
     status, _, errors = interrupt('time.sleep(60)', STRATIFIED3D_PARENT='1')
     assert (status, errors) == (130, '')

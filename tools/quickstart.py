@@ -21,6 +21,7 @@ from stratified3d.resumable import LineRecord, acquire_folder, describe_error
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / 'projects/quickstart/configs/quickstart.py'
+PRETRAINED = ROOT / 'projects/quickstart/configs/pretrained.py'
 WEIGHTS = ROOT / 'projects/quickstart/quickstart.safetensors'
 EXAMPLES = """examples:
   bash tools/quickstart.sh                 everything; interrupted, it resumes when rerun
@@ -147,18 +148,19 @@ def run_steps(args: argparse.Namespace, steps: Steps, data: Path, out: Path) -> 
     steps.run('simulate', 'simulate.py', data, *scenes)
     steps.run('prepare', 'create_data.py', data, '--sweeps', 4, '--workers', os.cpu_count())
 
+    config = PRETRAINED if args.pretrained else CONFIG
     work_dir = ['--work-dir', out]
     resume = ['--resume'] if (out / 'last_checkpoint').is_file() else []
     # the next step scores: no need to do so after the last epoch as well
     training = [*options, 'train_cfg.val_begin=1000000']
     if args.pretrained:
         training.append(f'load_from={WEIGHTS}')
-    steps.run('train', 'train.py', CONFIG, *work_dir, *resume, *training)
+    steps.run('train', 'train.py', config, *work_dir, *resume, *training)
 
     checkpoint = (out / 'last_checkpoint').read_text().strip()
-    steps.run('test', 'test.py', CONFIG, checkpoint, *work_dir, *options)
+    steps.run('test', 'test.py', config, checkpoint, *work_dir, *options)
     pictures = ['--dataset', '--out', out / 'pictures']
-    steps.run('draw', 'visualize.py', CONFIG, checkpoint, *pictures, *options)
+    steps.run('draw', 'visualize.py', config, checkpoint, *pictures, *options)
 
 
 def report(out: Path, steps: Steps) -> None:

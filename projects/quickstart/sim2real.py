@@ -59,7 +59,7 @@ def parse_args() -> argparse.Namespace:
         default=FOLDER.parents[1] / 'data/simulated/nuscenes_infos_val.pkl',
         help="info file of simulated frames that choose the score (default: the quickstart's)",
     )
-    parser.add_argument('--config', default=FOLDER / 'configs/quickstart.py')
+    parser.add_argument('--config', default=FOLDER / 'configs/pretrained.py')
     parser.add_argument('--checkpoint', default=FOLDER / 'quickstart.safetensors')
     parser.add_argument(
         '--min-points', type=int, default=5, help='of a box that counts (default: 5)'

@@ -12,7 +12,7 @@ WEIGHTS = [
     'projects/quickstart/quickstart.safetensors',
     'projects/quickstart/quickstart-long.safetensors',
 ]
-CONFIG = 'projects/quickstart/configs/quickstart.py'
+CONFIG = 'projects/quickstart/configs/pretrained.py'
 
 
 @pytest.mark.parametrize('weights', WEIGHTS)

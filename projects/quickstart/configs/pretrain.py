@@ -1,4 +1,4 @@
-_base_ = ['./quickstart.py']
+_base_ = ['./pretrained.py']
 
 # the weights in this folder: other scenes, three times as many, half of the frames as a single
 # sweep, and streets that climb as real ones do, by up to 6 % mostly, where the simulated ones are

@@ -51,11 +51,11 @@ train_pipeline = [
         scale_ratio_range=[0.95, 1.05],
         translation_std=[0, 0, 0],
     ),
-    # not mirrored: which way a car faces is learned from the side of the street that it is on
     *[
         t
         for t in _base_.train_pipeline
-        if t['type'] in ('PointsRangeFilter', 'ObjectRangeFilter', 'ObjectNameFilter')
+        if t['type']
+        in ('RandomFlip3D', 'PointsRangeFilter', 'ObjectRangeFilter', 'ObjectNameFilter')
     ],
     # half of the points within 20 m, where there are more than enough: a step takes a quarter less
     # time

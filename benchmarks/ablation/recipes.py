@@ -35,16 +35,15 @@ def separable_backbone(config: Config) -> None:
     config.model.backbone.type = 'SeparableBEVBackbone'
 
 
-def with_flips(config: Config) -> None:
-    """Mirror training frames along both axes, as the full-size configs do."""
-    flip = dict(
-        type='RandomFlip3D',
-        sync_2d=False,
-        flip_ratio_bev_horizontal=0.5,
-        flip_ratio_bev_vertical=0.5,
-    )
-    types = [t.type for t in _pipeline(config)]
-    _pipeline(config).insert(types.index('GlobalRotScaleTrans') + 1, flip)
+def without_flips(config: Config) -> None:
+    """Mirror no training frame."""
+    _pipeline(config)[:] = [t for t in _pipeline(config) if t.type != 'RandomFlip3D']
+
+
+def without_turns(config: Config) -> None:
+    """Paste objects where they were, instead of turned about the sensor."""
+    sample = next(t for t in _pipeline(config) if t.type == 'ObjectSample')
+    sample.db_sampler.turned = False
 
 
 def _pipeline(config: Config) -> list:

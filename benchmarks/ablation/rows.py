@@ -17,8 +17,9 @@ from benchmarks.ablation.recipes import (
     full_augmentation,
     plain_backbone,
     separable_backbone,
-    with_flips,
+    without_flips,
     without_sampling,
+    without_turns,
 )
 from projects.attention_zoo import OTHER_FUNCTION
 from projects.attention_zoo.planes import PlaneAttention
@@ -80,11 +81,14 @@ def _bev_parts() -> list[Row]:
 
 def _headings() -> list[Row]:
     """Other ways to learn the heading, and the velocity."""
-    rows = [Row('flipped', 'heading', {}, with_flips)]
+    rows = [
+        Row('not flipped', 'heading', {}, without_flips),
+        Row('objects not turned', 'heading', {}, without_turns),
+    ]
     for name, weight, rot, vel in (
         ('no axis branch', 0.0, 1.0, 0.1),
         ('heading 3', 1.0, 3.0, 0.1),
-        ('heading 3, velocity 1', 1.0, 3.0, 1.0),
+        ('velocity 1', 1.0, 1.0, 1.0),
     ):
         weights = [2, 2, 1, 1, 1, 1, rot, rot, vel, vel]
         options = {'model.head.axis_weight': weight, 'model.head.code_weights': weights}

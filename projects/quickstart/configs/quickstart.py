@@ -21,6 +21,7 @@ db_sampler = dict(
     data_root=data_root,
     info_path=f'{data_root}/nuscenes_dbinfos_train.pkl',
     rate=1.0,
+    turned=True,  # or which way they face would be learned from where they are
     prepare=dict(
         filter_by_difficulty=[-1], filter_by_min_points=dict.fromkeys(_base_.class_names, 5)
     ),

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FunctionType
 
 import numpy as np
+import torch
 from mmdet3d.datasets.transforms.dbsampler import DataBaseSampler
 from mmdet3d.registry import TRANSFORMS
 from mmengine.logging import print_log
@@ -39,19 +40,29 @@ class GroundTruthSampler(DataBaseSampler):
     class without an object in the database, or without one of enough points, is left out with a
     warning; DataBaseSampler raises a KeyError, or fails in a later batch.
 
+    Args:
+        turned: whether the objects of a frame are turned about the sensor, all by the same random
+            angle. They look as the sensor saw them, but which way they face says nothing of where
+            they are.
+        info_path and others: as in DataBaseSampler.
     Raises:
         FileNotFoundError: there is no database.
     """
 
     _sample_all = _with_long(DataBaseSampler.sample_all)
 
-    def __init__(self, info_path: str, *args, **kwargs):
+    def __init__(self, info_path: str, *args, turned: bool = False, **kwargs):
         if '://' not in info_path and not Path(info_path).is_file():
             raise FileNotFoundError(
                 f'there is no ground-truth database {info_path}: {hint(Path(info_path))}; '
                 'without one, take ObjectSample out of the pipeline'
             )
         super().__init__(info_path, *args, **kwargs)
+        self.turned = turned
+        self._angle = 0.0
+        if turned:
+            load = self.points_loader
+            self.points_loader = lambda results: self._turn_points(load(results))
         absent = [name for name in self.sample_classes if not self.db_infos.get(name)]
         if absent:
             print_log(
@@ -69,8 +80,43 @@ class GroundTruthSampler(DataBaseSampler):
         """Up to num entries of a class that overlap no box, see DataBaseSampler.sample_class_v2."""
         if not self.db_infos.get(name):
             return []
-        return super().sample_class_v2(name, num, gt_bboxes)
+        # overlaps are looked for where the objects were
+        entries = super().sample_class_v2(name, num, turn_boxes(gt_bboxes, -self._angle))
+        for entry in entries:
+            entry['box3d_lidar'] = turn_boxes(entry['box3d_lidar'], self._angle)
+        return entries
 
     def sample_all(self, *args, **kwargs) -> dict | None:
         """Sampled boxes, labels and points of one frame, see DataBaseSampler.sample_all."""
+        self._angle = np.random.uniform(-np.pi, np.pi) if self.turned else 0.0
         return self._sample_all(*args, **kwargs)
+
+    def _turn_points(self, results: dict) -> dict:
+        """Turn the points of an object, which are relative to its box, like the box."""
+        tensor = results['points'].tensor
+        xy = tensor[:, :2].numpy()
+        tensor[:, :2] = torch.from_numpy(turn_vectors(xy, self._angle))
+        return results
+
+
+def turn_boxes(boxes: np.ndarray, angle: float) -> np.ndarray:
+    """Return boxes [..., 7 or 9] that are turned about the z axis of the sensor.
+
+    Args:
+        boxes: x, y, z, dx, dy, dz (m), yaw (rad), and vx, vy (m/s).
+        angle: rad, counterclockwise.
+    """
+    turned = np.array(boxes, copy=True)
+    turned[..., :2] = turn_vectors(boxes[..., :2], angle)
+    turned[..., 6] += angle
+    if boxes.shape[-1] > 7:
+        turned[..., 7:9] = turn_vectors(boxes[..., 7:9], angle)
+    return turned
+
+
+def turn_vectors(vectors: np.ndarray, angle: float) -> np.ndarray:
+    """Return vectors [..., 2] of the ground plane, turned counterclockwise by an angle in rad."""
+    x, y = vectors[..., 0], vectors[..., 1]
+    cos, sin = np.cos(angle), np.sin(angle)
+    turned = np.stack([cos * x - sin * y, sin * x + cos * y], -1)
+    return turned.astype(vectors.dtype)

@@ -103,3 +103,42 @@ def test_a_missing_database_says_what_makes_it(sampler, tmp_path):
         match=f'no ground-truth database .*none.pkl: `python tools/create_data.py {tmp_path}',
     ):
         ObjectSample(settings)
+
+
+def test_turned_objects_keep_their_points_and_what_the_sensor_saw(sampler):
+    angles = set()
+    for seed in range(5):
+        transform = ObjectSample(dict(sampler, type='GroundTruthSampler', turned=True))
+        np.random.seed(seed)
+        result = transform.transform(frame())
+        boxes = result['gt_bboxes_3d'].tensor[1:].numpy()
+        assert len(boxes) == 2
+        points = (
+            result['points'].tensor[:-4].numpy().reshape(2, 8, 5)
+        )  # those of the frame are last
+        for box, cut in zip(boxes, points):
+            # all yaws were 0, all velocities (1, 0), all points at (0.1, 0.1) from the center
+            angle = box[6]
+            cos, sin = np.cos(angle), np.sin(angle)
+            np.testing.assert_allclose(box[7:9], [cos, sin], atol=1e-6)
+            offset = 0.1 * np.array([cos - sin, sin + cos])
+            np.testing.assert_allclose(cut[:, :2], np.tile(box[:2] + offset, (8, 1)), atol=1e-5)
+            before = ground_truth_sampler.turn_vectors(box[:2], -angle)
+            assert before[1] == pytest.approx(5, abs=1e-4)
+            assert np.abs(before[0] - np.array([5, 15, 25])).min() < 1e-4
+        assert len(set(boxes[:, 6].round(4))) == 1, 'one angle for all objects of a frame'
+        angles.add(round(float(boxes[0, 6]), 3))
+    assert len(angles) == 5
+
+
+def test_turned_objects_overlap_no_box(sampler):
+    for seed in range(20):
+        transform = ObjectSample(dict(sampler, type='GroundTruthSampler', turned=True))
+        np.random.seed(seed)
+        crowded = frame()
+        angle = np.random.RandomState(seed).uniform(-np.pi, np.pi)  # what the sampler will draw
+        spot = ground_truth_sampler.turn_vectors(np.array([15.5, 5.5], np.float32), angle)
+        crowded['gt_bboxes_3d'].tensor[0, :2] = torch.from_numpy(spot)
+        crowded['gt_bboxes_3d'].tensor[0, 6] = angle
+        boxes = transform.transform(crowded)['gt_bboxes_3d'].tensor[1:, :2].numpy()
+        assert np.linalg.norm(boxes - spot, axis=1).min() > 5

@@ -28,6 +28,7 @@ from stratified3d.datasets.io.info_files import (
     info_paths,
     read_info_file,
 )
+from stratified3d.engine.schedule import fit_schedule
 from stratified3d.resumable import PARTIAL
 
 
@@ -88,6 +89,23 @@ class StratifiedRunner(Runner):
             if isinstance(settings, dict):
                 check_files(dict(ann_file=settings.get('ann_file')))
         return super().build_evaluator(evaluator)
+
+    def build_param_scheduler(self, scheduler):
+        """Build the schedulers; those that count epochs are made as long as the training.
+
+        With another `train_cfg.max_epochs` than its config's, a schedule would end early or never.
+        """
+        epochs = (self.cfg.get('train_cfg') or {}).get('max_epochs')
+        configs = [scheduler] if isinstance(scheduler, dict) else scheduler
+        is_plain = isinstance(configs, list) and all('type' in settings for settings in configs)
+        if epochs and is_plain:
+            scheduler, before = fit_schedule(configs, epochs)
+            if before is not None:
+                self.logger.info(
+                    f'the learning-rate schedule of {before} epochs is scaled to the {epochs} '
+                    'epochs of this training'
+                )
+        return super().build_param_scheduler(scheduler)
 
     def _class_names(self) -> list[str] | None:
         """Classes in the order of the head's labels; None if the model does not tell."""

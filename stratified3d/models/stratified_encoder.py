@@ -79,7 +79,8 @@ class StratifiedEncoder(nn.Module):
         self.stages = nn.ModuleList()
         self.downsamples = nn.ModuleList()
         shape = self.spatial_shape
-        for i, settings in enumerate(stages):
+        strides = _strides_of(stages, shape, voxel_size, point_cloud_range)
+        for i, (settings, stride) in enumerate(zip(stages, strides)):
             stage = StratifiedStage(
                 channels,
                 settings['depth'],
@@ -93,7 +94,6 @@ class StratifiedEncoder(nn.Module):
                 precision=precision,
                 with_cp=with_cp,
             )
-            stride = _check_stride(i, settings.get('stride', (1, 1, 1)), shape)
             self.stages.append(stage)
             self.downsamples.append(_make_downsample(channels, stride, precision))
             z, y, x = (size // step for size, step in zip(shape, stride))
@@ -173,15 +173,37 @@ def _mixer_factory(
     return make
 
 
-def _check_stride(stage: int, stride: Sequence[int], shape: Shape) -> Shape:
-    """Return the stride (z, y, x) of a stage's downsampling; it must divide the grid."""
-    z, y, x = stride
-    if min(stride) < 1 or any(size % step for size, step in zip(shape, stride)):
+def _strides_of(
+    stages: Sequence[dict],
+    shape: Shape,
+    voxel_size: Sequence[float],
+    point_cloud_range: Sequence[float],
+) -> list[Shape]:
+    """Return the stride (z, y, x) of each stage; together they must divide the grid.
+
+    Raises:
+        ValueError: they do not, with the nearest larger range for which they would.
+    """
+    strides = []
+    total = [1, 1, 1]
+    for i, settings in enumerate(stages):
+        z, y, x = settings.get('stride', (1, 1, 1))
+        if min(z, y, x) < 1:
+            raise ValueError(f'stage {i}: stride {(z, y, x)} (z, y, x) must be positive')
+        strides.append((z, y, x))
+        total = [total[0] * z, total[1] * y, total[2] * x]
+
+    missing = [-size % steps for size, steps in zip(shape, total)]  # voxels along z, y, x
+    if any(missing):
+        fitting = list(point_cloud_range)
+        for axis, voxels in enumerate(reversed(missing)):
+            fitting[3 + axis] = round(fitting[3 + axis] + voxels * voxel_size[axis], 6)
         raise ValueError(
-            f'stage {stage}: stride {(z, y, x)} does not divide the grid {shape} (z, y, x); the '
-            'last slices would be lost'
+            f'the strides of all stages, together {tuple(total)} (z, y, x), do not divide the grid '
+            f'{shape} (z, y, x), whose last slices would be lost; use '
+            f'point_cloud_range={fitting}, other strides or another voxel_size'
         )
-    return z, y, x
+    return strides
 
 
 def _make_downsample(channels: int, stride: Shape, precision: str) -> nn.Module:

@@ -130,7 +130,7 @@ def main() -> int:
     )
     steps = Steps(out, settings)
     run_steps(args, steps, data, out)
-    report(out, steps)
+    report(data, out, steps)
     return 0
 
 
@@ -163,14 +163,23 @@ def run_steps(args: argparse.Namespace, steps: Steps, data: Path, out: Path) -> 
     steps.run('draw', 'visualize.py', config, checkpoint, *pictures, *options)
 
 
-def report(out: Path, steps: Steps) -> None:
+def report(data: Path, out: Path, steps: Steps) -> None:
     """Write summary.json and print it as a table."""
+    from stratified3d.evaluation.heading import axis_errors
+
     pictures = sorted(map(str, (out / 'pictures').glob('*/*.png')))
-    metrics = json.loads((out / 'results/pred_instances_3d/metrics_summary.json').read_text())
+    results = out / 'results/pred_instances_3d'
+    metrics = json.loads((results / 'metrics_summary.json').read_text())
+    car = metrics['label_tp_errors']['car']
+    try:
+        car['axis_err'] = axis_errors(data, 'v1.0-mini', results / 'results_nusc.json')['car']
+    except ValueError:  # nothing was found
+        car['axis_err'] = 1.0
     summary = dict(
         mAP=metrics['mean_ap'],
         NDS=metrics['nd_score'],
         AP=metrics['mean_dist_aps'],
+        car_errors=car,
         seconds=steps.seconds,
         pictures=pictures,
     )
@@ -179,6 +188,9 @@ def report(out: Path, steps: Steps) -> None:
     scores = sorted(summary['AP'].items(), key=lambda item: -item[1])
     rows = [('mAP', f'{summary["mAP"]:.3f}'), ('NDS', f'{summary["NDS"]:.3f}')]
     rows += [(f'  AP {name}', f'{value:.3f}') for name, value in scores]
+    rows.append(('cars: heading off by', f'{car["orient_err"]:.2f} rad'))
+    rows.append(('  front or back ignored', f'{car["axis_err"]:.2f} rad'))
+    rows.append(('  velocity off by', f'{car["vel_err"]:.2f} m/s'))
     rows += [(f'{name} (s)', f'{value:.0f}') for name, value in steps.seconds.items()]
     rows.append(('pictures', f'{os.path.relpath(out / "pictures")}/*/*.png ({len(pictures)})'))
     rows.append(('summary', os.path.relpath(out / 'summary.json')))

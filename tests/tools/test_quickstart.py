@@ -100,7 +100,8 @@ def _check_interruption(step, group, status, output):
 def test_summary_and_table(done):
     folder, result = done
     summary = json.loads((folder / 'out/summary.json').read_text())
-    assert summary.keys() == {'mAP', 'NDS', 'AP', 'seconds', 'pictures'}
+    assert summary.keys() == {'mAP', 'NDS', 'AP', 'car_errors', 'seconds', 'pictures'}
+    assert 0 <= summary['car_errors']['axis_err'] <= 1.6
     assert len(summary['AP']) == 10 and 0 <= summary['mAP'] <= 1 and 0 <= summary['NDS'] <= 1
     assert list(summary['seconds']) == STEPS
     assert sum('/bev/' in picture for picture in summary['pictures']) == 3

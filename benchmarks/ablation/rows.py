@@ -93,7 +93,8 @@ def _headings() -> list[Row]:
         weights = [2, 2, 1, 1, 1, 1, rot, rot, vel, vel]
         options = {'model.head.axis_weight': weight, 'model.head.code_weights': weights}
         rows.append(Row(name, 'heading', options))
-    return rows
+    signs = {'model.head.direction_weight': 1.0}
+    return [*rows, Row('direction by signs', 'heading', signs)]
 
 
 def _mixers() -> list[Row]:

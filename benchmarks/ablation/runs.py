@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
+from benchmarks.ablation.costs import bev_gflop
 from benchmarks.ablation.rows import Row
 from stratified3d.evaluation.heading import axis_errors
 
@@ -170,12 +171,14 @@ def measure(row: Row, seed: int, settings: TrainingSettings, pace: float | None)
         ratio = pace / trial['seconds_per_iteration']
         iterations = max(1, round(settings.iterations * ratio))
     result = train(row, seed, settings, iterations)
+    gflop = bev_gflop(make_config(row, seed, settings, iterations))
     return dict(
         row=row.name,
         group=row.group,
         seed=seed,
         iterations=iterations,
         options=repr(row.options),
+        bev_gflop=None if gflop is None else round(gflop, 1),
         **result,
     )
 

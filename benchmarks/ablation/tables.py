@@ -19,6 +19,8 @@ HEAD = (
     'against default',
     'verdict',
     'car AP',
+    'car heading, axis (rad)',
+    'BEV GFLOP',
     'steps',
     's per step',
     'ms per frame',
@@ -51,12 +53,20 @@ def compare(results: Sequence[dict[str, Any]], score: str = 'NDS') -> list[dict[
                 difference=difference,
                 spread=spread,
                 verdict='' if seeds is first else _verdict(difference, spread),
+                angles=[_mean_of(all_results, name) for name in ('heading', 'axis')],
+                gflop=_mean_of(all_results, 'bev_gflop'),
                 iterations=mean(result['iterations'] for result in all_results),
                 seconds=mean(result['seconds_per_iteration'] for result in all_results),
                 ms_per_frame=mean(result['ms_per_frame'] for result in all_results),
             )
         )
     return compared
+
+
+def _mean_of(results: Sequence[dict[str, Any]], name: str) -> float | None:
+    """Mean over the results that have such a value; None where none has."""
+    values = [result[name] for result in results if result.get(name) is not None]
+    return mean(values) if values else None
 
 
 def _difference(
@@ -123,6 +133,8 @@ def render(results: Sequence[dict[str, Any]]) -> str:
                 _render_difference(by_nds),
                 by_nds['verdict'],
                 f'{by_map["car"]:.3f}',
+                ', '.join('' if angle is None else f'{angle:.2f}' for angle in by_map['angles']),
+                '' if by_map['gflop'] is None else f'{by_map["gflop"]:.0f}',
                 f'{by_map["iterations"]:.0f}',
                 f'{by_map["seconds"]:.2f}',
                 f'{by_map["ms_per_frame"]:.0f}',

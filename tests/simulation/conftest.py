@@ -3,6 +3,7 @@
 import pytest
 
 from stratified3d.simulation import NuScenesSettings, simulate_dataset
+from stratified3d.simulation.layouts.catalog import build_scene
 
 
 @pytest.fixture(scope='session')
@@ -11,3 +12,9 @@ def mini_set(tmp_path_factory):
     root = tmp_path_factory.mktemp('simulated') / 'mini'
     simulate_dataset(root, NuScenesSettings(sweeps=1))
     return root
+
+
+@pytest.fixture(scope='session')
+def turning_scene():
+    """A scene in whose middle, after three seconds, the car turns."""
+    return build_scene('turning', (3, 5), 6.0)

@@ -49,6 +49,7 @@ class GroundTruthSampler(DataBaseSampler):
         FileNotFoundError: there is no database.
     """
 
+    points_loader: Callable[[dict], dict]
     _sample_all = _with_long(DataBaseSampler.sample_all)
 
     def __init__(self, info_path: str, *args, turned: bool = False, **kwargs):

@@ -38,7 +38,12 @@ from stratified3d.models.heads.feature_map import (
     feature_map_geometry,
     resolve_post_center_range,
 )
-from stratified3d.models.heads.losses import heatmap_scores, iou_losses, regression_weights
+from stratified3d.models.heads.losses import (
+    direction_loss,
+    heatmap_scores,
+    iou_losses,
+    regression_weights,
+)
 
 
 @MODELS.register_module()
@@ -67,6 +72,8 @@ class StratifiedCenterHead(CenterHead):
         code_weights: weight of each regressed number, 8 or 10; default 1, velocity 0.2.
         axis_weight: of the loss of an axis branch, see `encode_axis`, which takes the place of the
             yaw's but for its direction; 0 leaves the branch out.
+        direction_weight: of the loss of the yaw's direction, see `direction_loss`, which takes the
+            place of the regression of its sine and cosine; needs the axis branch.
         joint_branches: whether one branch predicts all numbers of a box, instead of one branch for
             each kind of number.
         bbox_weight: of the regression loss.
@@ -100,6 +107,7 @@ class StratifiedCenterHead(CenterHead):
         iou_loss_weight: float = 0.0,
         code_weights: Sequence[float] | None = None,
         axis_weight: float = 0.0,
+        direction_weight: float = 0.0,
         joint_branches: bool = False,
         bbox_weight: float = 0.25,
         score_threshold: float = 0.1,
@@ -130,9 +138,11 @@ class StratifiedCenterHead(CenterHead):
             min_radius=min_radius,
         )
         self.box_radius = box_radius
-        self.code_weights = resolve_code_weights(code_weights, use_velocity)
+        weights = resolve_code_weights(code_weights, use_velocity)
+        self.code_weights = _without_yaw(weights, axis_weight) if direction_weight else weights
         powers = iou_power_per_class(iou_power, sum(self.num_classes))
         self.axis_weight = axis_weight
+        self.direction_weight = direction_weight
         self.iou_weight = iou_weight
         self.iou_power = powers if iou_weight else [0.0] * len(powers)
         self.iou_loss_weight = iou_loss_weight
@@ -210,6 +220,9 @@ class StratifiedCenterHead(CenterHead):
             loss_heatmap=loss_heatmap,
             loss_bbox=self.loss_bbox(encoding, bbox_targets, weights, avg_factor=num_boxes),
         )
+        if self.direction_weight:
+            loss = direction_loss(encoding, bbox_targets, target.mask, num_boxes)
+            losses['loss_direction'] = self.direction_weight * self.loss_bbox.loss_weight * loss
         if axis is not None:
             axis_targets = encode_axis(bbox_targets)
             weights = self.axis_weight * target.mask.unsqueeze(2).expand_as(axis)
@@ -352,6 +365,13 @@ def _branches(velocity: bool, axis: bool, iou: bool, joint: bool) -> dict[str, t
     if joint:
         widths = dict(box=sum(widths.values()))
     return {name: (width, 2) for name, width in widths.items() if width}
+
+
+def _without_yaw(code_weights: list[float], axis_weight: float) -> list[float]:
+    """Return the weights with 0 for sine and cosine of the yaw, which other losses replace."""
+    if not axis_weight:
+        raise ValueError('direction_weight needs the axis branch: set axis_weight')
+    return [*code_weights[:6], 0.0, 0.0, *code_weights[8:]]
 
 
 def _unused_bbox_coder(

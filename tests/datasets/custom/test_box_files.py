@@ -37,7 +37,7 @@ def test_csv_and_json_give_the_same(tmp_path):
     assert repr(read) == repr(boxes | {'c': []})
 
 
-def test_origin_and_degrees(tmp_path):
+def test_origin_and_degrees_are_converted(tmp_path):
     path = write(tmp_path, f'{HEADER}\na,car,1,2,3,4,2,1,180\n')
     numbers = read_box_table(path, origin='bottom', use_degrees=True)['a'][0].numbers
     assert numbers[2] == 3 and numbers[6] == pytest.approx(math.pi)
@@ -59,7 +59,7 @@ def test_origin_and_degrees(tmp_path):
         (f'{HEADER}\na,,1,2,3,4,2,1,0', 'line 2: the box has no name'),
     ],
 )
-def test_bad_rows_are_named(tmp_path, text, message):
+def test_bad_rows_of_a_table_are_named(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         read_box_table(write(tmp_path, text))
 
@@ -73,12 +73,12 @@ def test_bad_rows_are_named(tmp_path, text, message):
         ('{"a": [{"name": "car"}]}', 'frame a, box 0: x is None'),
     ],
 )
-def test_bad_json_is_named(tmp_path, text, message):
+def test_damaged_json_is_named(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         read_box_table(write(tmp_path, text, 'boxes.json'))
 
 
-def test_other_files(tmp_path):
+def test_other_files_than_tables_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match='there is no box file'):
         read_box_table(tmp_path / 'none.csv')
     with pytest.raises(ValueError, match='read from .csv and .json'):

@@ -105,7 +105,7 @@ def test_splits_share_points_and_test_splits_have_no_truth(frames, tmp_path):
         build(out, 'test')
 
 
-def test_counts_are_the_simulators(tmp_path):
+def test_points_in_boxes_are_those_of_the_simulator(tmp_path):
     """The boxes of a simulated frame hold the points that the simulator counted."""
     frame = simulate_frame(3)
     frame['points'].astype(np.float32)[:, :4].tofile(tmp_path / 'f.bin')
@@ -122,7 +122,7 @@ def test_counts_are_the_simulators(tmp_path):
     )  # points on a face fall to either side
 
 
-def test_counts_are_kittis(real_data, tmp_path):
+def test_points_in_boxes_are_those_of_kitti(real_data, tmp_path):
     """The real frame: boxes from camera coordinates to the LiDAR's, holding the points that KITTI's
     info counts."""
     from mmdet3d.structures import Box3DMode, CameraInstance3DBoxes
@@ -164,7 +164,7 @@ def test_counts_are_kittis(real_data, tmp_path):
         ),
     ],
 )
-def test_what_does_not_fit_is_named(frames, tmp_path, boxes, settings, message):
+def test_frames_that_do_not_fit_the_config_are_named(frames, tmp_path, boxes, settings, message):
     with pytest.raises(ValueError, match=message):
         create_custom_infos(frames, boxes, tmp_path / 'out', 'train', **settings)
 

@@ -18,7 +18,7 @@ def write_cloud(path, points, is_ascii):
 
 
 @pytest.mark.parametrize('suffix', ['.bin', '.pcd.bin', '.npy', '.pcd', '.ply'])
-def test_every_format(tmp_path, points, suffix):
+def test_every_format_gives_the_same_points(tmp_path, points, suffix):
     path = tmp_path / f'cloud{suffix}'
     if suffix == '.npy':
         np.save(path, points)
@@ -29,7 +29,7 @@ def test_every_format(tmp_path, points, suffix):
     np.testing.assert_allclose(read_points(path), points[:, :4], atol=1e-6)
 
 
-def test_bad_files_are_named(tmp_path, points):
+def test_damaged_point_files_are_named(tmp_path, points):
     with pytest.raises(FileNotFoundError, match='there is no point file .*none.bin'):
         read_points(tmp_path / 'none.bin')
     short = tmp_path / 'short.bin'

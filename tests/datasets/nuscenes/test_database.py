@@ -227,7 +227,7 @@ def test_training_samples_draw_from_it(root, prepared_set, database, monkeypatch
     assert added > 5
 
 
-def test_a_killed_run_goes_on(bare_set, prepared_set):
+def test_killed_database_resumes(bare_set, prepared_set):
     """kill -9 inside the second frame, one of its files half written, and half a line of
     progress."""
     code = (
@@ -278,7 +278,7 @@ def test_several_workers_write_the_same_with_a_progress_bar(bare_set, prepared_s
         create_database(bare_set, sweeps=3)
 
 
-def test_a_killed_worker_is_explained(bare_set, monkeypatch):
+def test_killed_worker_of_the_database_is_explained(bare_set, monkeypatch):
     """As when memory runs out; the pool itself only says that it is broken."""
 
     def killed(self, function, items):
@@ -292,7 +292,7 @@ def test_a_killed_worker_is_explained(bare_set, monkeypatch):
         create_database(bare_set, workers=2)
 
 
-def test_the_tool_says_what_is_wrong(root, bare_set, monkeypatch):
+def test_create_data_says_what_is_wrong(root, bare_set, monkeypatch):
     (bare_set / 'v1.0-mini').unlink()
     (bare_set / 'nuscenes_infos_val.pkl').unlink()
     monkeypatch.setattr(sys, 'argv', ['create_data.py', str(bare_set)])
@@ -302,7 +302,7 @@ def test_the_tool_says_what_is_wrong(root, bare_set, monkeypatch):
         runpy.run_path(str(root / 'tools/create_data.py'), run_name='__main__')
 
 
-def test_bad_requests_are_named(bare_set):
+def test_settings_without_a_database_are_named(bare_set):
     with pytest.raises(ValueError, match='lists 10 sweeps per keyframe, the database asks for 11'):
         create_database(bare_set, sweeps=11)
     with pytest.raises(ValueError, match='0 workers'):
@@ -325,7 +325,7 @@ def test_bad_requests_are_named(bare_set):
     assert (bare_set / DATABASE).read_bytes() == b'of somebody else'
 
 
-def test_absent_sweeps_are_named(bare_set, prepared_set):
+def test_absent_sweeps_of_the_database_are_named(bare_set, prepared_set):
     (bare_set / 'sweeps').unlink()
     shutil.copytree(prepared_set / 'sweeps', bare_set / 'sweeps', copy_function=os.symlink)
     gone = sorted((bare_set / 'sweeps/LIDAR_TOP').iterdir())[3]

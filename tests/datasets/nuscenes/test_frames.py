@@ -34,7 +34,7 @@ def info(tmp_path, points):
     return path
 
 
-def test_frame(info, points):
+def test_keyframe_has_its_points_boxes_and_counts(info, points):
     frame = read_frame(info)
     assert (
         np.array_equal(frame.points[:, :4], points[:, :4]) and not frame.points[:, 4].any()
@@ -43,13 +43,13 @@ def test_frame(info, points):
     np.testing.assert_allclose(frame.boxes, [[1, 2, 0, 4, 2, 1, 0.3, 0, 2]], rtol=1e-6)
 
 
-def test_a_real_frame(real_data):
+def test_real_keyframe_has_its_points_and_boxes(real_data):
     frame = read_frame(next((real_data / 'nuscenes_keyframe').glob('*.pkl')))
     assert frame.points.shape == (34688, 5) and len(frame.boxes) == len(frame.names) == 68
     assert frame.names.count('pedestrian') > 10
 
 
-def test_bad_infos_are_named(tmp_path, info):
+def test_info_files_without_the_frame_are_named(tmp_path, info):
     with pytest.raises(FileNotFoundError, match='there is no info file'):
         read_frame(tmp_path / 'none.pkl')
     with pytest.raises(ValueError, match='1 frames, there is no frame 4'):

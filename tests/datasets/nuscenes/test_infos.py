@@ -39,7 +39,7 @@ def differences(ours, theirs, place=''):
         yield place
 
 
-def test_content_is_that_of_mmdet3d(prepared_set, infos, tmp_path):
+def test_info_files_are_those_of_mmdet3d(prepared_set, infos, tmp_path):
     """mmdet3d's converter needs ./data/nuscenes and writes into it, so it gets a copy of the
     tables."""
     copy = tmp_path / 'data/nuscenes'
@@ -77,7 +77,7 @@ def test_content_is_that_of_mmdet3d(prepared_set, infos, tmp_path):
             assert content['metainfo'][key] == theirs['metainfo'][key]
 
 
-def test_splits_hold_their_own_scenes(infos):
+def test_info_files_of_a_split_have_its_scenes(infos):
     assert {split: len(content['data_list']) for split, content in infos.items()} == dict(
         train=3, val=3
     )
@@ -97,7 +97,7 @@ def test_static_points_of_sweeps_meet_in_the_keyframe(prepared_set, infos):
     np.testing.assert_allclose(sweep2global @ matrix, key2global, atol=1e-6)
 
 
-def test_a_frame_of_it_reads(prepared_set, infos):
+def test_frames_of_the_info_files_read(prepared_set, infos):
     frame = read_frame(prepared_set / 'nuscenes_infos_val.pkl', 1)
     inside = [len(points_in(frame.points, box)) for box in frame.boxes]
     assert len(frame.boxes) > 20
@@ -116,7 +116,7 @@ def points_in(points, box):
     ]
 
 
-def test_finished_files_are_kept(prepared_set, infos):
+def test_finished_info_files_are_kept(prepared_set, infos):
     path = prepared_set / 'nuscenes_infos_val.pkl'
     before = path.stat().st_mtime_ns
     create_infos(prepared_set, 'v1.0-mini')
@@ -130,7 +130,7 @@ def test_files_of_other_settings_are_not_taken_for_these(prepared_set, infos):
         create_infos(prepared_set, 'v1.0-mini', max_sweeps=3)
 
 
-def test_bad_roots_are_named(tmp_path):
+def test_folders_without_a_dataset_are_named(tmp_path):
     with pytest.raises(ValueError, match="version is one of v1.0-mini, .*, not 'v2'"):
         create_infos(tmp_path, 'v2')
     with pytest.raises(

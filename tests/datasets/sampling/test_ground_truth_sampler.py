@@ -62,7 +62,7 @@ def test_objects_are_added_with_their_points(sampler):
 
 
 @pytest.mark.skipif(hasattr(np, 'long'), reason='numpy 2 has np.long again')
-def test_mmdet3d_fails_without_it(sampler):
+def test_sampler_of_mmdet3d_fails(sampler):
     """What is replaced: if this fails, mmdet3d has fixed it and the class is no longer
     needed."""
     with pytest.raises(AttributeError, match='long'):

@@ -163,7 +163,7 @@ def test_rotation_scale_and_shift(seed):
 
 @pytest.mark.parametrize('horizontal', [0.0, 1.0])
 @pytest.mark.parametrize('vertical', [0.0, 1.0])
-def test_flips(horizontal, vertical):
+def test_flip_mirrors_points_boxes_and_velocities(horizontal, vertical):
     boxes = make_boxes(36, 1)
     frame = build(
         dict(
@@ -261,7 +261,7 @@ def test_level_ground_and_cliffs():
         build(dict(type='TiltGround', degrees=45))
 
 
-def test_range_filters():
+def test_range_filters_drop_points_and_objects_outside():
     boxes = make_boxes(36, 2)
     boxes[:, 6] *= 5  # several turns
     reach = [-20.0, -20, -5, 20, 20, 3]
@@ -329,7 +329,7 @@ def sampler(tmp_path):
     return make
 
 
-def test_sampled_objects(sampler):
+def test_sampled_objects_bring_their_points(sampler):
     """Pasted where they were recorded, with their heading and motion; what was there is
     untouched."""
     there, pasted = make_boxes(18, 3), make_boxes(18, 4, first=18)

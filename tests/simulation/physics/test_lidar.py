@@ -42,11 +42,6 @@ def test_firing_directions_and_delays():
     assert delays[0] == pytest.approx(-0.05 * 1083 / 1084)
 
 
-@pytest.fixture(scope='module')
-def turning():
-    return build_scene('turning', (3, 5), 6.0)
-
-
 def surface_distance(scene, points, hit, primitives, time):
     """|distance| (m) of points [N, 3] of the file to the surfaces they come from, world frame."""
     pose = scene.lidar_pose(np.array([time]))
@@ -88,50 +83,50 @@ def surface_distance(scene, points, hit, primitives, time):
     return gap
 
 
-def test_static_surfaces_agree_across_sweeps(turning):
+def test_static_surfaces_agree_across_sweeps(turning_scene):
     """Without noise every static return lies on its surface to 1 mm, though the car turns."""
-    poses = turning.lidar_pose(np.array([2.0, 4.0]))
+    poses = turning_scene.lidar_pose(np.array([2.0, 4.0]))
     assert np.abs(poses.rotation[1] - poses.rotation[0]).max() > 0.2
     for time in (2.0, 2.05, 3.1, 4.0):
-        points, primitives = turning.sweep(time, None, SILENT)
+        points, primitives = turning_scene.sweep(time, None, SILENT)
         _, hit, _ = fire(
-            turning.sensor,
-            turning.lidar_pose(time + turning.sensor.delays),
+            turning_scene.sensor,
+            turning_scene.lidar_pose(time + turning_scene.sensor.delays),
             primitives,
-            turning.ground.coefficients,
+            turning_scene.ground.coefficients,
         )
         hit = hit.ravel()
         still = (hit == GROUND) | (
             (hit >= 0) & (np.abs(primitives.velocity[np.maximum(hit, 0)]).max(1) == 0)
         )
-        gap = surface_distance(turning, points[still, :3], hit[still], primitives, time)
+        gap = surface_distance(turning_scene, points[still, :3], hit[still], primitives, time)
         assert still.sum() > 15000
         assert gap.max() < 1e-3
 
 
-def test_returns_without_motion_compensation_miss_their_surfaces(turning):
+def test_returns_without_motion_compensation_miss_their_surfaces(turning_scene):
     """The check above can fail: as if fired at once, returns miss their surfaces by decimeters."""
     time = 3.0
-    _, primitives = turning.sweep(time, None, SILENT)
+    _, primitives = turning_scene.sweep(time, None, SILENT)
     distance, hit, _ = fire(
-        turning.sensor,
-        turning.lidar_pose(time + turning.sensor.delays),
+        turning_scene.sensor,
+        turning_scene.lidar_pose(time + turning_scene.sensor.delays),
         primitives,
-        turning.ground.coefficients,
+        turning_scene.ground.coefficients,
     )
     solid = hit >= 0
-    raw = turning.sensor.directions[solid] * distance[solid][:, None]
-    gap = surface_distance(turning, raw, hit[solid], primitives, time)
+    raw = turning_scene.sensor.directions[solid] * distance[solid][:, None]
+    gap = surface_distance(turning_scene, raw, hit[solid], primitives, time)
     assert np.quantile(gap, 0.75) > 0.05
 
 
-def test_rays_without_return_stay_at_the_sensor(turning):
+def test_rays_without_return_stay_at_the_sensor(turning_scene):
     """They lie where the sensor was at their firing, in its frame at the timestamp."""
     time = 3.0
-    points, primitives = turning.sweep(time, philox(1, 2), Noise())
-    poses = turning.lidar_pose(time + turning.sensor.delays)
-    _, hit, _ = fire(turning.sensor, poses, primitives, turning.ground.coefficients)
-    lost = (hit == NOTHING) & ~np.isfinite(turning.sensor.own_distance)
+    points, primitives = turning_scene.sweep(time, philox(1, 2), Noise())
+    poses = turning_scene.lidar_pose(time + turning_scene.sensor.delays)
+    _, hit, _ = fire(turning_scene.sensor, poses, primitives, turning_scene.ground.coefficients)
+    lost = (hit == NOTHING) & ~np.isfinite(turning_scene.sensor.own_distance)
     column = np.nonzero(lost)[0]
     expected = (poses.translation[column] - poses.translation[-1]) @ poses.rotation[-1]
     assert len(column) > 2000
@@ -141,8 +136,8 @@ def test_rays_without_return_stay_at_the_sensor(turning):
     assert 0.1 < np.linalg.norm(expected[0]) < 1.0  # it did move during the sweep
 
 
-def test_sweep_has_the_file_layout_and_intensities_of_nuscenes(turning):
-    points, _ = turning.sweep(3.0, philox(1, 3), Noise())
+def test_sweep_has_the_file_layout_and_intensities_of_nuscenes(turning_scene):
+    points, _ = turning_scene.sweep(3.0, philox(1, 3), Noise())
     assert points.shape == (34688, 5)
     assert points.dtype == np.float32
     assert np.isfinite(points).all()
@@ -153,10 +148,10 @@ def test_sweep_has_the_file_layout_and_intensities_of_nuscenes(turning):
     assert len(np.unique(points[:, 3])) > 60
 
 
-def test_noise_has_the_configured_sigma_and_loss(turning):
-    quiet, _ = turning.sweep(3.0, None, SILENT)
+def test_noise_has_the_configured_sigma_and_loss(turning_scene):
+    quiet, _ = turning_scene.sweep(3.0, None, SILENT)
     # no mixed pixels and no losses: only the range differs, along the ray
-    noisy, _ = turning.sweep(
+    noisy, _ = turning_scene.sweep(
         3.0, philox(5, 5), Noise(range_sigma=0.02, dropped=0.0, reach=np.inf, mixed=0.0)
     )
     ground = (np.abs(quiet[:, 2] + 1.84) < 0.25) & (
@@ -166,16 +161,16 @@ def test_noise_has_the_configured_sigma_and_loss(turning):
     assert np.sqrt(np.median(shift**2) / 0.4549) == pytest.approx(
         0.02, rel=0.05
     )  # the median of chi-square, 1 dof
-    lossy, _ = turning.sweep(3.0, philox(5, 6), Noise(dropped=0.3, mixed=0.0))
+    lossy, _ = turning_scene.sweep(3.0, philox(5, 6), Noise(dropped=0.3, mixed=0.0))
     near = np.linalg.norm(quiet[:, :3], axis=1)
     near = (near > 4) & (near < 20) & ground
     assert (np.linalg.norm(lossy[near, :3], axis=1) < 1).mean() == pytest.approx(0.3, abs=0.03)
 
 
-def test_mixed_pixels_lie_between_two_surfaces(turning):
+def test_mixed_pixels_lie_between_two_surfaces(turning_scene):
     settings = {'range_sigma': 0.0, 'dropped': 0.0, 'reach': np.inf}
-    clean, _ = turning.sweep(3.0, philox(8, 8), Noise(**settings, mixed=0.0))
-    mixed, _ = turning.sweep(3.0, philox(8, 8), Noise(**settings, mixed=1.0))
+    clean, _ = turning_scene.sweep(3.0, philox(8, 8), Noise(**settings, mixed=0.0))
+    mixed, _ = turning_scene.sweep(3.0, philox(8, 8), Noise(**settings, mixed=1.0))
     changed = np.linalg.norm(clean[:, :3] - mixed[:, :3], axis=1) > 1e-3
     assert 0.003 < changed.mean() < 0.2
     reach = np.linalg.norm(clean[:, :3], axis=1).reshape(N_COLUMNS, N_RINGS)

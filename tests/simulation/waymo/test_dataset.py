@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from stratified3d.datasets.waymo.range_images import beam_inclinations, image_points
-from stratified3d.simulation.layouts.catalog import build_scene
 from stratified3d.simulation.nuscenes import dataset
 from stratified3d.simulation.physics.lidar import SILENT, fire
 from stratified3d.simulation.physics.raycast import GROUND
@@ -32,10 +31,10 @@ ORIGIN = np.array([7213.26, -1571.12, 211.95])
 FAR = np.array([1e6, 1e6, 1.0])  # no-label zone nowhere
 
 
-@pytest.fixture(scope='module')
-def turning():
+@pytest.fixture
+def turning(turning_scene):
     """A scene in whose middle the car turns, and that time."""
-    return build_scene('turning', (3, 5), 6.0), 3.0
+    return turning_scene, 3.0
 
 
 def pose_at(scene, time):

@@ -62,13 +62,18 @@ def _one_stage(size: int = 12, depth: int = 2) -> dict[str, Any]:
 
 def _bev_parts() -> list[Row]:
     """Other costs of the backbone and the head."""
+    wide: dict[str, Any] = {'backbone.channels': (128, 128, 256), 'backbone.out_channels': 64}
     variants: dict[str, dict[str, Any]] = {
-        'wide, a branch for each number': {
-            'backbone.channels': (128, 128, 256),
-            'backbone.out_channels': 64,
-            'head.joint_branches': False,
+        'wide, a branch for each number': {**wide, 'head.joint_branches': False},
+        'wide': wide,
+        'wide, less weight on the yaw': {
+            **wide,
+            'head.code_weights': [2, 2, 1, 1, 1, 1, 0.5, 0.5, 0.1, 0.1],
         },
-        'wide': {'backbone.channels': (128, 128, 256), 'backbone.out_channels': 64},
+        'wider first stage, direction by signs': {
+            'backbone.channels': (96, 128, 128),
+            'head.direction_weight': 2.0,
+        },
         'one block a stage': {'backbone.depths': (1, 1, 1)},
         'narrow': {'backbone.channels': (48, 64, 96), 'head.shared_channels': 48},
         'cells of 1.6 m': {'backbone.strides': (4, 2, 2)},

@@ -20,7 +20,7 @@ from benchmarks.detectors.synthetic import HeadOutputs, SyntheticObjects
 from stratified3d.layers.attention import StratifiedAttention
 from stratified3d.models import voxel_encoder
 from stratified3d.models.heads.center import StratifiedCenterHead
-from stratified3d.models.heads.center_peaks import Peaks, gather_at
+from stratified3d.models.heads.peaks import Peaks, gather_at
 from stratified3d.ops.voxelize import Voxels, voxelize
 
 

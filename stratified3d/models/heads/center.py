@@ -24,13 +24,11 @@ from stratified3d.models.heads.box_coding import (
     unpack_ground_truth,
 )
 from stratified3d.models.heads.box_iou import iou_power_per_class, rectify_score
-from stratified3d.models.heads.center_peaks import (
-    Peaks,
-    apply_nms,
-    check_nms,
-    gather_at,
-    run_branches_at,
-    select_peaks,
+from stratified3d.models.heads.center_layers import (
+    box_branches,
+    layer_settings,
+    unused_bbox_coder,
+    without_yaw,
 )
 from stratified3d.models.heads.center_targets import CenterTargets, assign_targets, widen_targets
 from stratified3d.models.heads.feature_map import (
@@ -43,6 +41,14 @@ from stratified3d.models.heads.losses import (
     heatmap_scores,
     iou_losses,
     regression_weights,
+)
+from stratified3d.models.heads.peaks import (
+    Peaks,
+    apply_nms,
+    check_nms,
+    gather_at,
+    run_branches_at,
+    select_peaks,
 )
 
 
@@ -117,29 +123,26 @@ class StratifiedCenterHead(CenterHead):
         post_center_range: Sequence[float] | None = None,
         sync_avg_factor: bool = False,
     ):
-        branches = _branches(use_velocity, bool(axis_weight), bool(iou_weight), joint_branches)
+        grid: dict = dict(voxel_size=voxel_size, point_cloud_range=point_cloud_range, stride=stride)
+        branches = box_branches(use_velocity, bool(axis_weight), bool(iou_weight), joint_branches)
         super().__init__(
             in_channels=in_channels,
-            tasks=[dict(num_class=len(names), class_names=list(names)) for names in tasks],
-            bbox_coder=_unused_bbox_coder(voxel_size, point_cloud_range, stride, use_velocity),
+            bbox_coder=unused_bbox_coder(**grid, use_velocity=use_velocity),
             common_heads=branches,
-            **_layer_settings(shared_channels, bbox_weight),
+            **layer_settings(tasks, shared_channels, bbox_weight),
         )
         self.branches = tuple(branches)
-        geometry = feature_map_geometry(voxel_size, point_cloud_range, stride)
-        self.feature_map_size, self.cell_size, self.origin = geometry
+        self.feature_map_size, self.cell_size, self.origin = feature_map_geometry(**grid)
         self.target_settings: dict[str, Any] = dict(
+            grid,
             feature_map_size=self.feature_map_size,
-            voxel_size=voxel_size,
-            point_cloud_range=point_cloud_range,
-            stride=stride,
             max_objs=max_objs,
             min_overlap=min_overlap,
             min_radius=min_radius,
         )
         self.box_radius = box_radius
         weights = resolve_code_weights(code_weights, use_velocity)
-        self.code_weights = _without_yaw(weights, axis_weight) if direction_weight else weights
+        self.code_weights = without_yaw(weights, axis_weight) if direction_weight else weights
         powers = iou_power_per_class(iou_power, sum(self.num_classes))
         self.axis_weight = axis_weight
         self.direction_weight = direction_weight
@@ -357,46 +360,3 @@ class StratifiedCenterHead(CenterHead):
         """Powers of the IoU in the score, one per class of the task."""
         first = sum(self.num_classes[:task])
         return self.iou_power[first : first + self.num_classes[task]]
-
-
-def _branches(velocity: bool, axis: bool, iou: bool, joint: bool) -> dict[str, tuple[int, int]]:
-    """Channels and convolutions of the branches beside the heatmap, in the order of the outputs."""
-    widths = dict(reg=2, height=1, dim=3, rot=2, vel=2 * velocity, axis=2 * axis, iou=1 * iou)
-    if joint:
-        widths = dict(box=sum(widths.values()))
-    return {name: (width, 2) for name, width in widths.items() if width}
-
-
-def _without_yaw(code_weights: list[float], axis_weight: float) -> list[float]:
-    """Return the weights with 0 for sine and cosine of the yaw, which other losses replace."""
-    if not axis_weight:
-        raise ValueError('direction_weight needs the axis branch: set axis_weight')
-    return [*code_weights[:6], 0.0, 0.0, *code_weights[8:]]
-
-
-def _unused_bbox_coder(
-    voxel_size: Sequence[float],
-    point_cloud_range: Sequence[float],
-    stride: int,
-    use_velocity: bool,
-) -> dict:
-    """Config of mmdet3d's decoder, which its constructor asks for; it needs boxes of all cells."""
-    return dict(
-        type='CenterPointBBoxCoder',
-        pc_range=list(point_cloud_range[:2]),
-        out_size_factor=stride,
-        voxel_size=list(voxel_size[:2]),
-        code_size=9 if use_velocity else 7,
-    )
-
-
-def _layer_settings(shared_channels: int, bbox_weight: float) -> dict[str, Any]:
-    """Settings of mmdet3d's CenterHead for its layers and losses."""
-    return dict(
-        share_conv_channel=shared_channels,
-        separate_head=dict(
-            type='SeparateHead', head_conv=shared_channels, init_bias=-2.19, final_kernel=3
-        ),
-        loss_cls=dict(type='mmdet.GaussianFocalLoss', reduction='mean'),
-        loss_bbox=dict(type='mmdet.L1Loss', reduction='mean', loss_weight=bbox_weight),
-    )

@@ -35,7 +35,7 @@ from stratified3d.models.heads.matching import (
     assign_query_targets,
     match_batch,
 )
-from stratified3d.models.heads.transfusion_queries import select_queries
+from stratified3d.models.heads.peaks import select_queries
 
 
 @MODELS.register_module()

@@ -1,6 +1,6 @@
 import torch
 
-from stratified3d.models.heads.transfusion_queries import local_maxima, select_queries
+from stratified3d.models.heads.peaks import local_maxima, select_queries
 
 IS_SMALL = torch.tensor([False, False, True]).view(3, 1, 1)  # car, truck, pedestrian
 

@@ -10,7 +10,7 @@ from mmdet3d.structures import Det3DDataSample
 from torch import nn
 
 from stratified3d.models.heads import center
-from stratified3d.models.heads.center_peaks import Peaks, gather_at, run_branches_at, select_peaks
+from stratified3d.models.heads.peaks import Peaks, gather_at, run_branches_at, select_peaks
 
 RANGE = (-12.8, -12.8, -2.0, 12.8, 12.8, 2.0)
 TASKS = [['car'], ['truck', 'bus'], ['pedestrian']]

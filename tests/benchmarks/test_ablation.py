@@ -16,6 +16,7 @@ import stratified3d.plugin  # noqa: F401  (registers the parts of configs)
 
 # isort: split
 from benchmarks.ablation import baselines
+from benchmarks.ablation.costs import bev_gflop
 from benchmarks.ablation.full_size import CHANGES
 from benchmarks.ablation.rows import ROWS
 from benchmarks.ablation.runs import CONFIG, TrainingSettings, make_config
@@ -102,6 +103,33 @@ def test_data_rows_differ_in_one_transform(tmp_path):
     (changed,) = (t for t, before in zip(wide, own) if t != before)
     assert changed['rot_range'] == [-0.785, 0.785] and changed['scale_ratio_range'] == [0.9, 1.1]
     assert changed['translation_std'] == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize('name', ['default', 'wide, a branch for each number', 'cells of 1.6 m'])
+def test_operations_of_the_bev_part_are_those_of_its_convolutions(name, tmp_path):
+    row = next(row for row in ROWS if row.name == name)
+    config = make_config(row, 0, TrainingSettings(tmp_path, tmp_path, 50, 1), 50)
+    config.model.point_cloud_range = [-9.6, -9.6, -5.0, 9.6, 9.6, 3.0]
+    with DefaultScope.overwrite_default_scope('mmdet3d'):
+        model = MODELS.build(config.model).eval()
+    operations = []
+
+    def count(conv, args, out):
+        height, width = conv.kernel_size
+        operations.append(2 * out.numel() * conv.in_channels // conv.groups * height * width)
+
+    for module in [*model.backbone.modules(), *model.head.modules()]:
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(count)
+    _, height, width = model.encoder.out_shape
+    with torch.no_grad():
+        model.head(model.backbone(torch.zeros(2, model.encoder.out_channels, height, width)))
+    assert bev_gflop(config) == pytest.approx(sum(operations) / 1e9, rel=1e-6)
+
+
+def test_other_detectors_have_no_operations_to_compare(tmp_path):
+    row = next(row for row in ROWS if row.name.startswith('CenterPoint pillar 0.4'))
+    assert bev_gflop(make_config(row, 0, TrainingSettings(tmp_path, tmp_path, 50, 1), 50)) is None
 
 
 def test_plain_backbone_is_ours_without_shortcuts():

@@ -182,12 +182,8 @@ def test_a_failing_step_says_which(root, tmp_path):
         'export_weights.py',
     ],
 )
-def test_every_tool_explains_itself(root, script):
-    result = subprocess.run(
-        [sys.executable, '-W', 'ignore', str(root / 'tools' / script), '--help'],
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert result.returncode == 0 and 'usage:' in result.stdout
-    assert script in ('train.py', 'test.py') or 'examples:' in result.stdout
+def test_every_tool_explains_itself(root, script, tool_process, tmp_path):
+    words = [str(root / 'tools' / script), '--help']
+    status, output = tool_process(words, tmp_path / 'help.txt').wait()
+    assert status == 0 and 'usage:' in output
+    assert script in ('train.py', 'test.py') or 'examples:' in output

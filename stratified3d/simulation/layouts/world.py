@@ -84,10 +84,6 @@ class World:
         ys = y + steps * np.sin(heading)
         return np.stack([xs, ys, np.full(len(steps), radius * 1.1)], 1)
 
-    def reserve(self, x: float, y: float, radius: float) -> None:
-        """Keep a disc free of objects."""
-        self._taken = np.concatenate([self._taken, [[x, y, radius]]])
-
     def stand(
         self,
         shape: Shape,

@@ -40,10 +40,10 @@ def without_flips(config: Config) -> None:
     _pipeline(config)[:] = [t for t in _pipeline(config) if t.type != 'RandomFlip3D']
 
 
-def without_turns(config: Config) -> None:
-    """Paste objects where they were, instead of turned about the sensor."""
+def with_turns(config: Config) -> None:
+    """Paste objects turned about the sensor, instead of where they were."""
     sample = next(t for t in _pipeline(config) if t.type == 'ObjectSample')
-    sample.db_sampler.turned = False
+    sample.db_sampler.turned = True
 
 
 def _pipeline(config: Config) -> list:

@@ -17,9 +17,9 @@ from benchmarks.ablation.recipes import (
     full_augmentation,
     plain_backbone,
     separable_backbone,
+    with_turns,
     without_flips,
     without_sampling,
-    without_turns,
 )
 from projects.attention_zoo import OTHER_FUNCTION
 from projects.attention_zoo.planes import PlaneAttention
@@ -66,14 +66,7 @@ def _bev_parts() -> list[Row]:
     variants: dict[str, dict[str, Any]] = {
         'wide, a branch for each number': {**wide, 'head.joint_branches': False},
         'wide': wide,
-        'wide, less weight on the yaw': {
-            **wide,
-            'head.code_weights': [2, 2, 1, 1, 1, 1, 0.5, 0.5, 0.1, 0.1],
-        },
-        'wider first stage, direction by signs': {
-            'backbone.channels': (96, 128, 128),
-            'head.direction_weight': 2.0,
-        },
+        'narrower first stage': {'backbone.channels': (64, 128, 128)},
         'one block a stage': {'backbone.depths': (1, 1, 1)},
         'narrow': {'backbone.channels': (48, 64, 96), 'head.shared_channels': 48},
         'cells of 1.6 m': {'backbone.strides': (4, 2, 2)},
@@ -88,18 +81,17 @@ def _headings() -> list[Row]:
     """Other ways to learn the heading, and the velocity."""
     rows = [
         Row('not flipped', 'heading', {}, without_flips),
-        Row('objects not turned', 'heading', {}, without_turns),
+        Row('objects turned', 'heading', {}, with_turns),
     ]
-    for name, weight, rot, vel in (
-        ('no axis branch', 0.0, 1.0, 0.1),
-        ('heading 3', 1.0, 3.0, 0.1),
-        ('velocity 1', 1.0, 1.0, 1.0),
-    ):
-        weights = [2, 2, 1, 1, 1, 1, rot, rot, vel, vel]
-        options = {'model.head.axis_weight': weight, 'model.head.code_weights': weights}
-        rows.append(Row(name, 'heading', options))
-    signs = {'model.head.direction_weight': 1.0}
-    return [*rows, Row('direction by signs', 'heading', signs)]
+    for name, options in {
+        'no axis branch': {'axis_weight': 0.0, 'direction_weight': 0.0},
+        'direction by regression': {'direction_weight': 0.0},
+        'direction 5': {'direction_weight': 5.0},
+        'velocity 1': {'code_weights': [2, 2, 1, 1, 1, 1, 1, 1, 1, 1]},
+    }.items():
+        settings = {f'model.head.{key}': value for key, value in options.items()}
+        rows.append(Row(name, 'heading', settings))
+    return rows
 
 
 def _mixers() -> list[Row]:

@@ -5,10 +5,9 @@ _base_ = ['./quickstart.py']
 model = dict(
     backbone=dict(channels=(128, 128, 256), out_channels=64),
     head=dict(
-        code_weights=[2, 2, 1, 1, 1, 1, 0.5, 0.5, 0.1, 0.1], axis_weight=0.0, joint_branches=False
+        code_weights=[2, 2, 1, 1, 1, 1, 0.5, 0.5, 0.1, 0.1],
+        axis_weight=0.0,
+        direction_weight=0.0,
+        joint_branches=False,
     ),
 )
-db_sampler = dict(_base_.db_sampler, turned=False)
-other = dict(ObjectSample=dict(type='ObjectSample', db_sampler=db_sampler))
-train_pipeline = [other.get(t['type'], t) for t in _base_.train_pipeline]
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

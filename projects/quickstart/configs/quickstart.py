@@ -21,7 +21,6 @@ db_sampler = dict(
     data_root=data_root,
     info_path=f'{data_root}/nuscenes_dbinfos_train.pkl',
     rate=1.0,
-    turned=True,  # or which way they face would be learned from where they are
     prepare=dict(
         filter_by_difficulty=[-1], filter_by_min_points=dict.fromkeys(_base_.class_names, 5)
     ),
@@ -91,7 +90,7 @@ model = dict(
     voxel_size=(0.4, 0.4, 1.0),
     bev_dtype='auto',
     encoder=dict(stages=[dict(depth=2, window_shape=(8, 12, 12), stride=(8, 1, 1))]),
-    backbone=dict(channels=(64, 128, 128), depths=(1, 2, 2), strides=(2, 2, 2), out_channels=32),
+    backbone=dict(channels=(96, 128, 128), depths=(1, 2, 2), strides=(2, 2, 2), out_channels=32),
     head=dict(
         shared_channels=64,
         box_radius=1,
@@ -100,7 +99,9 @@ model = dict(
         score_threshold=0.02,
         # where an object is comes first; how fast it moves is hardly learned in this time
         code_weights=[2, 2, 1, 1, 1, 1, 1, 1, 0.1, 0.1],
+        # the axis of a box is learned in minutes, which of its ends is the front much later
         axis_weight=1.0,
+        direction_weight=2.0,
         joint_branches=True,
         nms=dict(type='rotated', iou=0.1),
     ),

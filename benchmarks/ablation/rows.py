@@ -83,12 +83,13 @@ def _headings() -> list[Row]:
         Row('not flipped', 'heading', {}, without_flips),
         Row('objects turned', 'heading', {}, with_turns),
     ]
-    for name, options in {
+    variants: dict[str, dict[str, Any]] = {
         'no axis branch': {'axis_weight': 0.0, 'direction_weight': 0.0},
         'direction by regression': {'direction_weight': 0.0},
         'direction 5': {'direction_weight': 5.0},
         'velocity 1': {'code_weights': [2, 2, 1, 1, 1, 1, 1, 1, 1, 1]},
-    }.items():
+    }
+    for name, options in variants.items():
         settings = {f'model.head.{key}': value for key, value in options.items()}
         rows.append(Row(name, 'heading', settings))
     return rows

@@ -196,7 +196,7 @@ def report(data: Path, out: Path, steps: Steps) -> None:
     rows.append(('summary', os.path.relpath(out / 'summary.json')))
     print()
     for name, text in rows:
-        print(f'{name:<24}{text}')
+        print(f'{name:<28}{text}')
 
 
 if __name__ == '__main__':

@@ -107,7 +107,7 @@ def test_summary_and_table(done):
     assert sum('/bev/' in picture for picture in summary['pictures']) == 3
     assert all(Path(picture).stat().st_size > 10000 for picture in summary['pictures'])
     assert (
-        f'mAP                     {summary["mAP"]:.3f}' in result.stdout
+        f'mAP                         {summary["mAP"]:.3f}' in result.stdout
         and 'AP traffic_cone' in result.stdout
     )
 

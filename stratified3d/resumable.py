@@ -306,11 +306,19 @@ class _WorkerPool(ProcessPoolExecutor):
     """Starts workers that Ctrl-C cannot reach before `_begin_worker` lets it."""
 
     def submit(self, *args, **kwargs):
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        if threading.current_thread() is not threading.main_thread():
+            return super().submit(*args, **kwargs)
+        interrupts: list[int] = []
+        # another thread may receive the signal, but the handler always runs in this one
+        handler = signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             return super().submit(*args, **kwargs)
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            signal.signal(signal.SIGINT, handler)
+            if interrupts:
+                raise KeyboardInterrupt
 
 
 def _begin_worker(parent: int, initializer: Callable[[], object] | None) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -30,6 +31,7 @@ def interrupt(body, **variables):
         env={**os.environ, **variables},
     )
     assert process.stdout.readline() == 'begun\n'
+    time.sleep(0.3)  # into the body
     process.send_signal(signal.SIGINT)
     out, errors = process.communicate(timeout=60)
     return process.returncode, out, errors

@@ -97,9 +97,10 @@ class StratifiedRunner(Runner):
         """
         epochs = (self.cfg.get('train_cfg') or {}).get('max_epochs')
         configs = [scheduler] if isinstance(scheduler, dict) else scheduler
-        is_plain = isinstance(configs, list) and all('type' in settings for settings in configs)
+        is_plain = isinstance(configs, list) and all(isinstance(c, dict) for c in configs)
         if epochs and is_plain:
-            scheduler, before = fit_schedule(configs, epochs)
+            steps = len(self.train_dataloader)
+            scheduler, before = fit_schedule(configs, epochs, steps)
             if before is not None:
                 self.logger.info(
                     f'the learning-rate schedule of {before} epochs is scaled to the {epochs} '

@@ -30,7 +30,7 @@ def rates(schedulers, epochs, steps=10):
 def test_cyclic_schedule_of_twenty_epochs_follows_the_length_of_the_training(root, epochs):
     config = Config.fromfile(root / 'configs/_base_/schedules/cyclic_20e.py')
     schedulers = [s for s in config.param_scheduler if s.type == 'CosineAnnealingLR']
-    fitted, before = fit_schedule(schedulers, epochs)
+    fitted, before = fit_schedule(schedulers, epochs, 40)
     assert before == 20
     found, expected = rates(fitted, epochs, steps=40), rates(schedulers, 20, steps=40)
     assert found[-1] < 0.1 * max(found), 'it ends low'
@@ -41,7 +41,7 @@ def test_cyclic_schedule_of_twenty_epochs_follows_the_length_of_the_training(roo
 
 def test_fitting_schedules_stay_as_they_are():
     schedulers = [dict(type='OneCycleLR', eta_max=1e-3, total_steps=8, by_epoch=True)]
-    assert fit_schedule(schedulers, 8) == (schedulers, None)
+    assert fit_schedule(schedulers, 8, 40) == (schedulers, None)
 
 
 @pytest.mark.parametrize(
@@ -52,13 +52,28 @@ def test_fitting_schedules_stay_as_they_are():
     ],
 )
 def test_what_counts_iterations_or_has_no_end_is_left_alone(settings):
-    assert fit_schedule([settings], 30) == ([settings], None)
+    assert fit_schedule([settings], 30, 40) == ([settings], None)
     assert ConstantLR is PARAM_SCHEDULERS.get('ConstantLR')
 
 
 def test_milestones_are_scaled_to_whole_epochs():
     settings = dict(type='MultiStepLR', milestones=[8, 11], end=12)
-    (fitted,), before = fit_schedule([settings], 24)
+    (fitted,), before = fit_schedule([settings], 24, 40)
     assert before == 12 and fitted['milestones'] == [16, 22] and fitted['end'] == 24
-    (fitted,), _ = fit_schedule([settings], 3)
+    (fitted,), _ = fit_schedule([settings], 3, 40)
     assert fitted['milestones'] == [2, 3]
+
+
+def test_parts_shorter_than_a_step_leave_the_schedule_as_it_is(root):
+    config = Config.fromfile(root / 'configs/_base_/schedules/cyclic_20e.py')
+    schedulers = list(config.param_scheduler)
+    assert fit_schedule(schedulers, 1, steps=2) == (schedulers, None)
+    assert fit_schedule(schedulers, 1, steps=20)[1] == 20
+
+
+def test_whole_epochs_stay_whole_numbers():
+    settings = dict(
+        type='OneCycleLR', eta_max=1e-3, total_steps=8, by_epoch=True, convert_to_iter_based=True
+    )
+    (fitted,), before = fit_schedule([settings], 3, 40)
+    assert before == 8 and fitted['total_steps'] == 3 and type(fitted['total_steps']) is int

@@ -14,7 +14,7 @@ def test_doctor_reports_versions_backends_and_right_results():
     assert result.returncode == 0, result.stdout + result.stderr
     for part in (
         'mmdet3d          1.4.0',
-        'cpu     float32   sdpa',
+        'cpu     float32   numba',
         'reference: runs too, slower',
         'all imports work',
     ):
@@ -24,9 +24,9 @@ def test_doctor_reports_versions_backends_and_right_results():
 @pytest.mark.slow
 def test_doctor_finds_wrong_results(monkeypatch, capsys):
     from stratified3d import doctor
-    from stratified3d.ops.stratified_attention import sdpa
+    from stratified3d.ops.stratified_attention import cpu
 
-    right = sdpa.stratified_attention
-    monkeypatch.setattr(sdpa, 'stratified_attention', lambda *a: right(*a) * 1.01)
+    right = cpu.stratified_attention
+    monkeypatch.setattr(cpu, 'stratified_attention', lambda *a: right(*a) * 1.01)
     assert doctor.main() == 1
     assert 'FAILED cpu: attention differs' in capsys.readouterr().out

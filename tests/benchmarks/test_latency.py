@@ -191,7 +191,9 @@ def test_wrong_nms_and_decoding_are_noticed(frame, entries, objects, monkeypatch
     detector = Detector(entry, entry.build(), {}, objects, CPU, FP32)
     assert objects.check(detector.detect(frame.points)) is None
     with monkeypatch.context() as patch:
-        patch.setattr(peaks, 'rotated_nms', lambda boxes, scores, *_: torch.arange(len(scores)))
+        patch.setattr(
+            head_peaks, 'rotated_nms', lambda boxes, scores, *_: torch.arange(len(scores))
+        )
         assert (
             objects.check(detector.detect(frame.points))
             == '270 boxes are found instead of 54 synthetic ones'

@@ -19,6 +19,7 @@ from benchmarks.detectors.detector import Detector
 from benchmarks.detectors.synthetic import SyntheticObjects
 from benchmarks.point_clouds import BenchmarkFrame, frames_for_model, simulate_points
 from stratified3d.models.heads import center as center_head
+from stratified3d.models.heads import peaks as head_peaks
 
 pytestmark = pytest.mark.slow
 

@@ -156,9 +156,7 @@ def test_too_few_columns_are_named(small_config, build, batch):
     model = build(small_config)
     inputs, samples = batch((50,))
     inputs['points'][0] = inputs['points'][0][:, :4]
-    with pytest.raises(
-        ValueError, match=r'sample 0: points are \[50, 4\], but the model reads 5 columns'
-    ):
+    with pytest.raises(ValueError, match=r'sample 0: .*\[50, 4\], .* 5 columns'):
         model.predict(inputs, samples)
 
 

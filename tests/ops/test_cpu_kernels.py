@@ -2,6 +2,8 @@
 backends in test_stratified_attention.py."""
 
 import multiprocessing
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -119,3 +121,22 @@ def test_backend_is_the_default_on_a_cpu_and_refuses_fp64():
     assert ops.choose_backend(None, q) == 'numba'
     assert ops.choose_backend(None, q.double()) == 'sdpa'
     assert 'float64' in ops.unsupported_reason('numba', q.double())
+
+
+def test_compiled_functions_take_a_backend_that_can_be_traced():
+    inputs, plan = make_inputs([40], (4, 8, 8), 8, 3)
+    q, k, v, strata_k, strata_v = (x.detach() for x in inputs)
+
+    def attend(q, k, v, strata_k, strata_v):
+        return ops.stratified_attention(q, k, v, plan, strata_k, strata_v)
+
+    compiled = torch.compile(attend, backend='eager')
+    torch.testing.assert_close(
+        compiled(q, k, v, strata_k, strata_v), attend(q, k, v, strata_k, strata_v)
+    )
+
+
+def test_ops_import_without_the_compiler():
+    """It takes a second, which no command that compiles nothing should wait for."""
+    code = 'import sys, stratified3d.ops; sys.exit("torch._dynamo" in sys.modules)'
+    subprocess.run([sys.executable, '-c', code], check=True)

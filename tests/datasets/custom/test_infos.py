@@ -178,7 +178,7 @@ def test_folders_of_others_are_left_alone(frames, tmp_path):
     with pytest.raises(FileNotFoundError, match='no .bin'):
         list_frames(tmp_path)
     np.save(frames['a'].with_suffix('.npy'), np.zeros((1, 4)))
-    with pytest.raises(ValueError, match='a.bin and a.npy are both of frame a'):
+    with pytest.raises(ValueError, match='a.bin and a.npy .*frame a'):
         list_frames(frames['a'].parent)
 
 
@@ -186,7 +186,7 @@ def test_what_cannot_be_trained_on_is_named(frames, tmp_path, prepared_set):
     create_custom_infos(
         frames, {'a': [FAR], 'b': [BOX]}, tmp_path / 'out', 'train', intensity_max=1
     )
-    with pytest.raises(ValueError, match='none of its 3 frames has a box of bus with 1 points'):
+    with pytest.raises(ValueError, match='3 frames .* bus with 1 points'):
         build(tmp_path / 'out', classes=('bus',))
     with pytest.raises(ValueError, match='has no class tram; it has bus, car'):
         build(tmp_path / 'out', classes=('tram',))

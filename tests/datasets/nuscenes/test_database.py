@@ -287,7 +287,7 @@ def test_killed_worker_of_the_database_is_explained(bare_set, monkeypatch):
     monkeypatch.setattr(ProcessPoolExecutor, 'map', killed)
     with pytest.raises(
         OSError,
-        match='worker processes was killed, .*finished work is kept.*fewer',
+        match='worker .*killed, .*kept.*fewer',
     ):
         create_database(bare_set, workers=2)
 
@@ -303,7 +303,7 @@ def test_create_data_says_what_is_wrong(root, bare_set, monkeypatch):
 
 
 def test_settings_without_a_database_are_named(bare_set):
-    with pytest.raises(ValueError, match='lists 10 sweeps per keyframe, the database asks for 11'):
+    with pytest.raises(ValueError, match='10 sweeps .* 11'):
         create_database(bare_set, sweeps=11)
     with pytest.raises(ValueError, match='0 workers'):
         create_database(bare_set, workers=0)

@@ -59,10 +59,10 @@ def test_info_files_without_the_frame_are_named(tmp_path, info):
     with pytest.raises(ValueError, match="written for dataset 'kitti'"):
         read_frame(info)
     info.write_bytes(pickle.dumps(content)[:50])
-    with pytest.raises(ValueError, match='damaged, or not an mmdet3d'):
+    with pytest.raises(ValueError, match='damaged'):
         read_frame(info)
     info.write_bytes(pickle.dumps([content]))
-    with pytest.raises(ValueError, match='damaged, or not an mmdet3d'):
+    with pytest.raises(ValueError, match='damaged'):
         read_frame(info)
     info.write_bytes(pickle.dumps(content))
     (tmp_path / 'a__LIDAR_TOP__1.pcd.bin').unlink()

@@ -124,18 +124,14 @@ def test_finished_info_files_are_kept(prepared_set, infos):
 
 
 def test_files_of_other_settings_are_not_taken_for_these(prepared_set, infos):
-    with pytest.raises(
-        ValueError, match='written for v1.0-mini with 10 sweeps, not v1.0-mini with 3'
-    ):
+    with pytest.raises(ValueError, match='v1.0-mini with 10 .* v1.0-mini with 3'):
         create_infos(prepared_set, 'v1.0-mini', max_sweeps=3)
 
 
 def test_folders_without_a_dataset_are_named(tmp_path):
     with pytest.raises(ValueError, match="version is one of v1.0-mini, .*, not 'v2'"):
         create_infos(tmp_path, 'v2')
-    with pytest.raises(
-        FileNotFoundError, match='no nuScenes tables there; `python tools/simulate.py'
-    ):
+    with pytest.raises(FileNotFoundError, match='nuScenes tables .*`python tools/simulate.py'):
         create_infos(tmp_path, 'v1.0-mini')
 
 
@@ -159,12 +155,10 @@ def test_missing_and_damaged_tables_are_named(own_set):
     table = own_set / 'v1.0-mini/ego_pose.json'
     whole = table.read_bytes()
     table.unlink()
-    with pytest.raises(
-        FileNotFoundError, match='ego_pose.json: this table is missing; unpack the archive'
-    ):
+    with pytest.raises(FileNotFoundError, match='ego_pose.json: .*missing; unpack'):
         create_infos(own_set, 'v1.0-mini')
     table.write_bytes(whole[:5000])
-    with pytest.raises(ValueError, match='ego_pose.json: damaged .*; unpack the archive'):
+    with pytest.raises(ValueError, match='ego_pose.json: damaged .*; unpack'):
         create_infos(own_set, 'v1.0-mini')
     assert not list(own_set.glob('*.pkl*'))
 

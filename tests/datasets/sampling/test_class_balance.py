@@ -63,5 +63,5 @@ def test_an_absent_class_is_left_out_with_a_warning(monkeypatch):
 
 
 def test_frames_without_a_box_are_refused():
-    with pytest.raises(ValueError, match='frames: none of its 2 frames has a box of car, bus'):
+    with pytest.raises(ValueError, match='frames: .* 2 frames .* car, bus'):
         ClassBalancedFrames(Frames([[-1], []], ['car', 'bus']))

@@ -16,7 +16,6 @@ from stratified3d.ops.windows import WindowPlan
 __all__ = ['collect_strata', 'read_strata', 'stratified_attention', 'unsupported_reason']
 
 
-@torch.compiler.disable
 def stratified_attention(
     q: Tensor,
     k: Tensor,
@@ -35,6 +34,8 @@ def stratified_attention(
 
 def unsupported_reason(q: Tensor) -> str | None:
     """Why the kernels cannot run on such a query [..., D], or None where they can."""
+    if torch.compiler.is_compiling():
+        return 'torch.compile and torch.export cannot trace its kernels'
     if importlib.util.find_spec('numba') is None:
         return 'the package numba is not installed'
     if q.device.type != 'cpu':

@@ -124,7 +124,7 @@ def verify_dtype(out: Path, dtype: str) -> bool:
     """Write verify-<dtype>.json: every function in every case, wrong or not."""
     import torch
 
-    from benchmarks.attention import verification
+    from stratified3d.doctor import kernels as verification
 
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     cases = list(verification.CASES)

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import runpy
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -218,3 +219,42 @@ def tool_process():
     import stratified3d.plugin  # noqa: F401  (registers the parts of configs)
 
     return ToolProcess
+
+
+_BLOCKER = """
+import functools
+import os
+from importlib.machinery import PathFinder
+
+find = PathFinder.find_spec
+blocked = os.environ['BLOCKED_PACKAGES'].split(',')
+
+
+def find_spec(name, path=None, target=None):
+    return None if name.partition('.')[0] in blocked else find(name, path, target)
+
+
+PathFinder.find_spec = functools.partial(find_spec)
+"""
+
+
+@pytest.fixture
+def run_without(root, tmp_path):
+    """Runs Python with these arguments where OpenMMLab's packages, spconv and others of these names
+    are not installed."""
+    (tmp_path / 'sitecustomize.py').write_text(_BLOCKER)
+    always = ('mmdet3d', 'mmengine', 'mmcv', 'mmdet', 'spconv', 'cumm')
+
+    def run(others, *arguments, **variables):
+        environment = dict(os.environ, PYTHONPATH=str(tmp_path), **variables)
+        environment['BLOCKED_PACKAGES'] = ','.join((*always, *others))
+        return subprocess.run(
+            [sys.executable, '-W', 'ignore', *map(str, arguments)],
+            cwd=root,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=500,
+        )
+
+    return run

@@ -26,7 +26,7 @@ ALLOWED = {
     'jit': set(),
     'memory': set(),
     'resumable': set(),
-    'doctor': {'commands', 'ops', 'layers', 'testing', 'host'},
+    'doctor': {'commands', 'doctor', 'layers', 'ops', 'plugin', 'testing'},
     'simulation': {'simulation', 'jit', 'resumable'},
     'evaluation': {'evaluation', 'datasets', 'jit', 'resumable'},
     'visualization': {'visualization'},

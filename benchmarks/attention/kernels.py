@@ -16,14 +16,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.attention.verification import (
-    CASES,
-    Function,
-    forward_backward,
-    list_functions,
-    make_inputs,
-    verify,
-)
 from benchmarks.default_config import (
     HEADS,
     POINT_CLOUD_RANGE,
@@ -34,6 +26,14 @@ from benchmarks.default_config import (
     WINDOW_SHAPE,
 )
 from stratified3d import __version__, ops
+from stratified3d.doctor.kernels import (
+    CASES,
+    Function,
+    forward_backward,
+    list_functions,
+    make_inputs,
+    verify,
+)
 from stratified3d.testing import random_coords
 
 SHORTEST_SPAN = 1.0  # milliseconds between two events; shorter calls are repeated

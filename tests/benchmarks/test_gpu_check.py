@@ -9,49 +9,16 @@ import time
 import pytest
 
 from benchmarks import gpu_check
-from benchmarks.attention import verification
+from stratified3d.doctor import kernels as verification
 
 pytestmark = pytest.mark.slow
 
-BLOCKER = """
-import functools
-from importlib.machinery import PathFinder
-
-find = PathFinder.find_spec
-
-
-def find_spec(name, path=None, target=None):
-    blocked = name.partition('.')[0] in ('mmdet3d', 'mmengine', 'mmcv', 'mmdet', 'spconv', 'cumm')
-    return None if blocked else find(name, path, target)
-
-
-PathFinder.find_spec = functools.partial(find_spec)
-"""
-
-
-@pytest.fixture
-def run_without_mmdet3d(root, tmp_path):
-    """Runs Python with these arguments where OpenMMLab's packages and spconv are not installed."""
-    (tmp_path / 'sitecustomize.py').write_text(BLOCKER)
-
-    def run(*arguments, **variables):
-        environment = dict(os.environ, PYTHONPATH=str(tmp_path), **variables)
-        return subprocess.run(
-            [sys.executable, '-W', 'ignore', *map(str, arguments)],
-            cwd=root,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=500,
-        )
-
-    return run
-
 
 @pytest.mark.slow
-def test_gpu_check_runs_without_mmdet3d(run_without_mmdet3d, tmp_path):
+def test_gpu_check_runs_without_mmdet3d(run_without, tmp_path):
     out = tmp_path / 'out'
-    result = run_without_mmdet3d(
+    result = run_without(
+        (),
         *('-m', 'benchmarks.gpu_check', out, 'env', 'verify', 'time'),
         SMALL='1',
         TRITON_INTERPRET='1',
@@ -69,12 +36,12 @@ def test_gpu_check_runs_without_mmdet3d(run_without_mmdet3d, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('module', ['methods', 'ops', 'scaling', 'roofline', 'kernels'])
-def test_attention_benchmarks_import_without_mmdet3d(run_without_mmdet3d, module):
-    result = run_without_mmdet3d('-c', f'import benchmarks.attention.{module}')
+def test_attention_benchmarks_import_without_mmdet3d(run_without, module):
+    result = run_without((), '-c', f'import benchmarks.attention.{module}')
     assert result.returncode == 0, result.stderr[-2000:]
 
 
-def test_blocks_import_with_the_placeholder_of_spconv(run_without_mmdet3d):
+def test_blocks_import_with_the_placeholder_of_spconv(run_without):
     code = (
         'import sys\n'
         'from benchmarks.gpu_check_plugin import is_installed, make_placeholder\n'
@@ -84,7 +51,7 @@ def test_blocks_import_with_the_placeholder_of_spconv(run_without_mmdet3d):
         'import stratified3d.layers.block\n'
         'SparseConv(4, 4, 3, key="a")\n'
     )
-    result = run_without_mmdet3d('-c', code)
+    result = run_without((), '-c', code)
     assert 'convolutions need spconv' in result.stderr
 
 

@@ -6,8 +6,9 @@ import sys
 import pytest
 import torch
 
-from benchmarks.attention import kernels, verification
+from benchmarks.attention import kernels
 from stratified3d import ops
+from stratified3d.doctor import kernels as verification
 from stratified3d.testing import random_coords
 
 pytestmark = pytest.mark.slow

@@ -1,5 +1,4 @@
-"""`python -m stratified3d.doctor`: what is installed, which attention backend runs, and whether
-results are right."""
+"""What is installed, which attention backend runs where, and whether results are right."""
 
 from __future__ import annotations
 
@@ -7,12 +6,10 @@ import importlib
 import importlib.metadata
 import os
 import platform
-import sys
 
 import torch
 
 from stratified3d import __version__, ops
-from stratified3d.commands import begin_command
 from stratified3d.ops.stratified_attention import BACKENDS
 from stratified3d.testing import random_coords, relative_error
 
@@ -145,31 +142,3 @@ def _convolution_error(coords: torch.Tensor) -> float:
 
     b, z, y, x = coords.long().unbind(1)
     return relative_error(layer(voxels).features, dense[b, :, z, y, x])
-
-
-def main() -> int:
-    """Print all of it; 1 if anything is wrong."""
-    begin_command('doctor')
-    show_versions()
-    devices = show_devices()
-    show_backends(devices)
-
-    failed = check_imports()
-    if not failed:
-        try:
-            with torch.no_grad():
-                failed = [line for device in devices for line in check_results(device)]
-        except ValueError as error:  # no backend can run
-            failed = [str(error)]
-
-    for line in failed:
-        print(f'FAILED {line}')
-    if failed:
-        print('something is wrong: bash tools/setup.sh --fresh builds the environment anew')
-    else:
-        print('all imports work, attention and sparse convolution give right results')
-    return bool(failed)
-
-
-if __name__ == '__main__':
-    sys.exit(main())

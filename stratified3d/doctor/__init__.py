@@ -1,0 +1,1 @@
+"""`python -m stratified3d.doctor`: what is installed, and whether it computes right results."""

@@ -1,0 +1,223 @@
+"""A small detector on a GPU beside the same one on the CPU."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from stratified3d.doctor.checks import SkippedCheck
+
+RANGE = (-12.8, -12.8, -2.0, 12.8, 12.8, 2.0)
+SIZES = (3000, 2000)  # points per sample
+NUM_BOXES = 6
+TOLERANCE = 5e-3  # of losses and gradient norms
+# of the losses in half precision, against fp32
+HALF_TOLERANCE = {torch.float16: 0.03, torch.bfloat16: 0.1}
+
+
+def check_losses(device: str) -> str:
+    """Losses, and the gradient norm of every parameter."""
+    expected = _losses_and_norms('cpu')
+    found = _losses_and_norms(device)
+    return _compare(found, expected, TOLERANCE)
+
+
+def check_half_losses(device: str, dtype: torch.dtype) -> str:
+    """Losses under autocast, which mixed-precision training (`--amp`) uses."""
+    expected = _losses_and_norms('cpu')
+    found = _losses_and_norms(device, dtype)
+    losses = [name for name in expected if name.startswith('task')]
+    broken = [name for name, value in found.items() if not math.isfinite(value)]
+    assert not broken, f'NaN or infinite: {", ".join(broken)}'
+    return _compare(
+        {name: found[name] for name in losses},
+        {name: expected[name] for name in losses},
+        HALF_TOLERANCE[dtype],
+    )
+
+
+def check_predictions(device: str) -> str:
+    """Boxes and scores of the same points."""
+    boxes_cpu, scores_cpu = _predict('cpu')
+    boxes, scores = _predict(device)
+    assert len(scores) == len(scores_cpu), f'{len(scores)} boxes, {len(scores_cpu)} on the CPU'
+    score_error = float((scores - scores_cpu).abs().max())
+    assert score_error < TOLERANCE, f'scores differ by {score_error:.1e}'
+    # boxes of nearly the same score may change places
+    distance = torch.cdist(boxes[:, :3], boxes_cpu[:, :3]).min(1).values
+    assert distance.max() < 0.05, f'a center is {float(distance.max()):.2f} m off'
+    return f'{len(scores)} boxes, scores within {score_error:.1e}'
+
+
+def check_steps(device: str) -> str:
+    """Training steps in mixed precision lower the loss, and how often a step waits for the GPU."""
+    if not device.startswith('cuda'):
+        raise SkippedCheck('needs a CUDA device')
+    model = _build().to(device)
+    inputs, samples = _make_batch(device)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    scaler = torch.amp.GradScaler('cuda')
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        with torch.autocast('cuda', torch.float16):
+            loss = torch.stack([*model.loss(inputs, samples).values()]).sum()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        return loss.detach()
+
+    losses = [step() for _ in range(20)]
+    first, last = float(losses[0]), float(losses[-1])
+    assert last < first, f'the loss went from {first:.3f} to {last:.3f} in 20 steps'
+    places = _waits(step)
+    return f'loss {first:.2f} to {last:.2f}; {len(places)} waits: {", ".join(sorted(set(places)))}'
+
+
+def _waits(call: Any) -> list[str]:
+    """File and line of every wait for the GPU."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode('warn')
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('always')
+            call()
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    return [
+        f'{str(w.filename).rsplit("/", 1)[-1]}:{w.lineno}'
+        for w in caught
+        if 'synchroniz' in str(w.message)
+    ]
+
+
+def _losses_and_norms(device: str, dtype: torch.dtype | None = None) -> dict[str, float]:
+    """Losses, and gradient norms by parameter; under autocast where there is a dtype."""
+    _forbid_tf32()
+    model = _build().to(device)
+    inputs, samples = _make_batch(device)
+    autocast = torch.autocast(torch.device(device).type, dtype) if dtype else nullcontext()
+    with autocast:
+        losses = model.loss(inputs, samples)
+    torch.stack([*losses.values()]).sum().backward()
+    found = {name: float(value.detach()) for name, value in losses.items()}
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f'{name} has no gradient'
+        found[name] = float(parameter.grad.norm())
+    return found
+
+
+def _compare(found: dict[str, float], expected: dict[str, float], tolerance: float) -> str:
+    # a gradient that is tiny beside the others is rounding as a whole
+    floor = 1e-2 * max(expected.values())
+    errors = {
+        name: abs(found[name] - value) / max(abs(value), floor) for name, value in expected.items()
+    }
+    wrong = [
+        f'{name} {found[name]:.4g} instead of {expected[name]:.4g}'
+        for name, error in errors.items()
+        if not error <= tolerance
+    ]
+    assert not wrong, f'{len(wrong)} of {len(errors)} differ: {"; ".join(wrong[:5])}'
+    return f'{len(errors)} numbers, largest difference {max(errors.values()):.1e}'
+
+
+def _predict(device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Boxes and scores of all samples."""
+    _forbid_tf32()
+    model = _build().to(device).eval()
+    inputs, samples = _make_batch(device)
+    with torch.no_grad():
+        results = model.predict(inputs, copy.deepcopy(samples))
+    instances = [result.pred_instances_3d for result in results]
+    boxes = torch.cat([instance.bboxes_3d.tensor for instance in instances])
+    scores = torch.cat([instance.scores_3d for instance in instances])
+    return boxes.cpu(), scores.cpu()
+
+
+def _forbid_tf32() -> None:
+    """Let fp32 products of a GPU be as exact as those of the CPU, in this process."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def _build() -> Any:
+    """The same detector of a few thousand parameters at every call."""
+    from mmdet3d.registry import MODELS
+    from mmengine.registry import init_default_scope
+
+    import stratified3d.plugin  # noqa: F401  (registers the parts)
+
+    init_default_scope('mmdet3d')
+    torch.manual_seed(0)
+    model = MODELS.build(copy.deepcopy(CONFIG))
+    model.init_weights()
+    return model
+
+
+def _make_batch(device: str) -> tuple[dict, list]:
+    """Random points and boxes, the same at every call."""
+    from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
+    from mmengine.structures import InstanceData
+
+    generator = torch.Generator().manual_seed(0)
+    points, samples = [], []
+    span = torch.tensor([24.0, 24.0, 3.6, 255.0, 0.5])
+    for size in SIZES:
+        cloud = (torch.rand(size, 5, generator=generator) - 0.5) * span
+        points.append(cloud.to(device))
+        boxes = torch.rand(NUM_BOXES, 9, generator=generator)
+        boxes = boxes * torch.tensor([20.0, 20, 1, 4, 2, 2, 6, 4, 4]) - torch.tensor(
+            [10.0, 10, 1, -0.5, -0.5, -0.5, 3, 2, 2]
+        )
+        labels = torch.randint(0, 3, (NUM_BOXES,), generator=generator)
+        sample = Det3DDataSample(metainfo=dict(box_type_3d=LiDARInstance3DBoxes))
+        sample.gt_instances_3d = InstanceData(
+            bboxes_3d=LiDARInstance3DBoxes(boxes.to(device), box_dim=9), labels_3d=labels.to(device)
+        )
+        samples.append(sample)
+    return dict(points=points), samples
+
+
+# every part of the real detector
+CONFIG: dict[str, Any] = dict(
+    type='StratifiedCenterPoint',
+    voxel_size=(0.4, 0.4, 0.5),
+    point_cloud_range=RANGE,
+    data_preprocessor=dict(type='Det3DDataPreprocessor'),
+    voxel_encoder=dict(type='DynamicVoxelEncoder', hidden_channels=16, out_channels=32),
+    encoder=dict(
+        type='StratifiedEncoder',
+        channels=32,
+        num_heads=2,
+        mixer=dict(type='StratifiedAttention', num_strata=16),
+        stem_depth=1,
+        stages=[
+            dict(depth=2, window_shape=(8, 8, 8), stride=(4, 1, 1)),
+            dict(depth=2, window_shape=(2, 8, 8), stride=(2, 1, 1)),
+        ],
+    ),
+    backbone=dict(
+        type='ResidualBEVBackbone',
+        channels=(32, 32),
+        depths=(1, 1),
+        strides=(2, 2),
+        out_channels=32,
+    ),
+    head=dict(
+        type='StratifiedCenterHead',
+        tasks=[['car'], ['truck', 'bus']],
+        shared_channels=32,
+        iou_weight=0.5,
+        iou_loss_weight=0.5,
+        axis_weight=1.0,
+        direction_weight=1.0,
+        score_threshold=0.0,
+        post_max_size=20,
+    ),
+)

@@ -35,6 +35,23 @@ def timed(function: Callable[[], Any], device: torch.device, runs: int, warmup: 
     return spread(spent[warmup:])
 
 
+def kernel_time(function: Callable[[], Any], device: torch.device, runs: int = 5) -> float | None:
+    """Milliseconds that a GPU computes per call, without the launches and pauses between kernels.
+
+    None on other devices.
+    """
+    if device.type != 'cuda':
+        return None
+    function()
+    wait(device)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(runs):
+            function()
+        wait(device)
+    total = sum(event.self_device_time_total for event in profile.key_averages())  # microseconds
+    return total / runs / 1e3
+
+
 def spread(values: Sequence[float]) -> Timing:
     """Median and quartiles."""
     if len(values) == 1:

@@ -74,6 +74,20 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
 
 
 @contextlib.contextmanager
+def exact_products() -> Iterator[None]:
+    """Within the block a GPU computes fp32 products in fp32, not in TF32."""
+    backends: Any = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for backend, value in zip(backends, before):
+            backend.allow_tf32 = value
+
+
+@contextlib.contextmanager
 def poisoned_memory() -> Iterator[None]:
     """Within the block torch.empty and the like return NaN: a value never written shows."""
     mode = torch.get_deterministic_debug_mode()

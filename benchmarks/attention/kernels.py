@@ -37,6 +37,7 @@ from stratified3d.doctor.kernels import (
 from stratified3d.testing import random_coords
 
 SHORTEST_SPAN = 1.0  # milliseconds between two events; shorter calls are repeated
+SHORTEST_GRAPH = 0.2  # milliseconds of a graph's calls, as Python launches them
 ROWS = (200_000, 100_000, 300_000, 1_000_000)
 EXPONENT_ROWS = (100_000, 300_000, 1_000_000)
 EXAMPLES = """examples:
@@ -119,13 +120,14 @@ def time_call(call: Callable[[], Any], runs: int) -> dict[str, float]:
             call()
     torch.cuda.current_stream().wait_stream(stream)
 
+    eager = median_span(call, runs, _cuda_span)
+    # a graph of one short call would measure its own launch
+    calls = max(1, math.ceil(SHORTEST_GRAPH / eager))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        call()
-    return dict(
-        graph=median_span(graph.replay, runs, _cuda_span),
-        eager=median_span(call, runs, _cuda_span),
-    )
+        for _ in range(calls):
+            call()
+    return dict(graph=median_span(graph.replay, runs, _cuda_span) / calls, eager=eager)
 
 
 def median_span(

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from benchmarks.attention.methods import Method, check, make_inputs, methods
 from benchmarks.default_config import HEADS, STRATA, WIDTH
-from benchmarks.measure import bounded_memory, ceilings, peak_memory, timed
+from benchmarks.measure import bounded_memory, ceilings, kernel_time, peak_memory, timed
 from benchmarks.point_clouds import VoxelBatch
 from benchmarks.report import number, table
 from projects.attention_zoo.mixer import Configurable
@@ -117,8 +117,10 @@ def _measure(
         return
 
     row['forward_ms'] = timed(forward, device, runs)
+    row['forward_kernels_ms'] = kernel_time(forward, device)
     if gradients:
         row['both_ms'] = timed(both, device, runs)
+        row['both_kernels_ms'] = kernel_time(both, device)
     row['peak_mib'] = peak_memory(both if gradients else forward, device)
 
 
@@ -203,6 +205,8 @@ def render(result: dict[str, Any]) -> str:
     ]
     for name, limit in result['limits'].items():
         rows = [row for row in result['rows'] if row['point_cloud'] == name]
+        if not rows:  # not timed yet
+            continue
         parts.append(
             f'## {name}: {rows[0]["rows"]:,} rows\n\n'
             f'Limit of our forward pass: {number(limit["bytes_ms"])} ms to move the numbers, '
@@ -239,14 +243,20 @@ def _median(row: dict[str, Any], key: str) -> float | None:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    lines = [['attention', 'forward', 'forward + backward', 'plan', 'peak MiB', 'padding', 'note']]
+    heading = ['attention', 'forward', 'forward + backward', 'plan', 'peak MiB', 'padding', 'note']
+    on_gpu = any(row.get('forward_kernels_ms') is not None for row in rows)
+    if on_gpu:
+        heading[3:3] = ['kernels alone, forward', 'both']
+    lines = [heading]
     for row in rows:
         padding = row.get('padding')
+        kernels = ('forward_kernels_ms', 'both_kernels_ms') if on_gpu else ()
         lines.append(
             [
                 _label(row),
                 number(_median(row, 'forward_ms')),
                 number(_median(row, 'both_ms')),
+                *(number(row.get(key)) for key in kernels),
                 number(_median(row, 'plan_ms')),
                 number(row.get('peak_mib')),
                 '-' if padding is None else f'{padding:.0%}',

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from stratified3d.doctor.checks import SkippedCheck
+from stratified3d.testing import exact_products
 
 RANGE = (-12.8, -12.8, -2.0, 12.8, 12.8, 2.0)
 SIZES = (3000, 2000)  # points per sample
@@ -98,13 +99,13 @@ def _waits(call: Any) -> list[str]:
 
 def _losses_and_norms(device: str, dtype: torch.dtype | None = None) -> dict[str, float]:
     """Losses, and gradient norms by parameter; under autocast where there is a dtype."""
-    _forbid_tf32()
     model = _build().to(device)
     inputs, samples = _make_batch(device)
     autocast = torch.autocast(torch.device(device).type, dtype) if dtype else nullcontext()
-    with autocast:
-        losses = model.loss(inputs, samples)
-    torch.stack([*losses.values()]).sum().backward()
+    with exact_products():
+        with autocast:
+            losses = model.loss(inputs, samples)
+        torch.stack([*losses.values()]).sum().backward()
     found = {name: float(value.detach()) for name, value in losses.items()}
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, f'{name} has no gradient'
@@ -129,21 +130,14 @@ def _compare(found: dict[str, float], expected: dict[str, float], tolerance: flo
 
 def _predict(device: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Boxes and scores of all samples."""
-    _forbid_tf32()
     model = _build().to(device).eval()
     inputs, samples = _make_batch(device)
-    with torch.no_grad():
+    with torch.no_grad(), exact_products():
         results = model.predict(inputs, copy.deepcopy(samples))
     instances = [result.pred_instances_3d for result in results]
     boxes = torch.cat([instance.bboxes_3d.tensor for instance in instances])
     scores = torch.cat([instance.scores_3d for instance in instances])
     return boxes.cpu(), scores.cpu()
-
-
-def _forbid_tf32() -> None:
-    """Let fp32 products of a GPU be as exact as those of the CPU, in this process."""
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
 
 
 def _build() -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from stratified3d import __version__, ops
-from stratified3d.doctor import convolutions, detector, execution, kernels
+from stratified3d.doctor import convolutions, detector, execution, functions, kernels
 from stratified3d.doctor.checks import FAILED, SKIPPED, Check, Result, SkippedCheck
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -34,6 +34,15 @@ def list_checks(ops_only: bool) -> list[Check]:
             'CUDA graph': execution.check_graph,
             'torch.compile': execution.check_compile,
             'addresses beyond 32 bits': execution.check_long_addresses,
+        },
+    )
+    checks += _group(
+        'functions',
+        {
+            'segments': functions.check_segments,
+            'strata pooling': functions.check_pooling,
+            'voxels and windows': functions.check_planning,
+            'NMS': functions.check_nms,
         },
     )
     if ops_only:

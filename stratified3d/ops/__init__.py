@@ -3,12 +3,13 @@
 from stratified3d.ops.nms import circle_nms, rotated_intersection, rotated_iou, rotated_nms
 from stratified3d.ops.rotary import apply_rotary, rotary_angles
 from stratified3d.ops.segments import (
+    chunk_offsets,
     segment_broadcast,
     segment_ids,
     segment_reduce,
     segment_softmax,
 )
-from stratified3d.ops.strata_pooling import chunk_offsets, pool_strata, sample_strata
+from stratified3d.ops.strata_pooling import pool_strata, sample_strata
 from stratified3d.ops.stratified_attention import (
     Backend,
     choose_backend,

@@ -9,6 +9,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_ROWS_PER_CHUNK = 64  # about as many as there are chunks in a segment of 4,000 rows
+_MAX_CHUNKS = 64
+
+
+def chunk_offsets(offsets: Tensor, num_chunks: int) -> Tensor:
+    """Cut every segment of rows into equal chunks.
+
+    Chunk i of a segment with n rows is its rows floor(i n / m) to floor((i + 1) n / m); where n < m
+    some are empty.
+
+    Args:
+        offsets: [B + 1] integer, the first row of every segment and the end of the last.
+        num_chunks: m >= 1.
+    Returns:
+        [B m + 1] int64: the rows of chunk i of segment b start at entry b m + i.
+    Raises:
+        ValueError: m < 1.
+    """
+    if num_chunks < 1:
+        raise ValueError(f'num_chunks is at least 1 here, not {num_chunks}')
+    start = offsets[:-1].long()  # [B]
+    count = offsets.diff().long()
+    steps = torch.arange(num_chunks, device=start.device)
+    skipped = torch.div(steps * count[:, None], num_chunks, rounding_mode='floor')  # [B, m]
+    chunk_start = start[:, None] + skipped
+    return torch.cat([chunk_start.flatten(), offsets[-1:].long()])
+
 
 def segment_ids(offsets: Tensor, num_rows: int) -> Tensor:
     """Number the rows by the segment they lie in.
@@ -77,14 +104,23 @@ def segment_softmax(scores: Tensor, offsets: Tensor) -> Tensor:
 def _sum_rows(values: Tensor, offsets: Tensor) -> Tensor:
     """Sum over every segment: [P, C] -> [N, C]."""
     if values.is_cuda:
-        # `unsafe` skips a check of the offsets that would wait for the device
-        return torch.segment_reduce(values, 'sum', offsets=offsets, axis=0, initial=0, unsafe=True)
+        return _sum_chunks(values, offsets)
     if values.dtype not in (torch.float32, torch.float64) or not values.numel():
         out = values.new_zeros(len(offsets) - 1, values.shape[1])
         return out.index_add_(0, segment_ids(offsets, len(values)), values)
     # four times faster than index_add_; each segment is summed by one thread
     rows = torch.arange(len(values), device=values.device)
     return F.embedding_bag(rows, values, offsets, mode='sum', include_last_offset=True)
+
+
+def _sum_chunks(values: Tensor, offsets: Tensor) -> Tensor:
+    """Sum over every segment in two steps, because on a GPU one thread adds up a whole segment."""
+    count, width = len(offsets) - 1, values.shape[1]
+    num_chunks = max(1, min(len(values) // max(count, 1) // _ROWS_PER_CHUNK, _MAX_CHUNKS))
+    chunks = chunk_offsets(offsets, num_chunks)
+    # `unsafe` skips a check of the offsets that would wait for the device
+    sums = torch.segment_reduce(values, 'sum', offsets=chunks, axis=0, initial=0, unsafe=True)
+    return sums.view(count, num_chunks, width).sum(1)
 
 
 class _SegmentSum(torch.autograd.Function):

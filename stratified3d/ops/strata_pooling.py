@@ -2,34 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from stratified3d.ops.segments import segment_reduce, segment_softmax
-
-
-def chunk_offsets(batch_offsets: Tensor, num_strata: int) -> Tensor:
-    """Cut every sample's rows into equal chunks.
-
-    Chunk i of a sample with n rows is its rows floor(i n / m) to floor((i + 1) n / m); where n < m
-    some are empty.
-
-    Args:
-        batch_offsets: [B + 1] integer.
-        num_strata: m >= 1.
-    Returns:
-        [B m + 1] int64: the rows of chunk i of sample b start at entry b m + i.
-    Raises:
-        ValueError: m < 1.
-    """
-    if num_strata < 1:
-        raise ValueError(f'num_strata is at least 1 here, not {num_strata}')
-    start = batch_offsets[:-1].long()  # [B]
-    count = batch_offsets.diff().long()
-    steps = torch.arange(num_strata, device=start.device)
-    skipped = torch.div(steps * count[:, None], num_strata, rounding_mode='floor')  # [B, m]
-    chunk_start = start[:, None] + skipped
-    return torch.cat([chunk_start.flatten(), batch_offsets[-1:].long()])
+from stratified3d.ops.segments import chunk_offsets, segment_reduce, segment_softmax
 
 
 def pool_strata(

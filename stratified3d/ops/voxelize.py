@@ -115,6 +115,7 @@ def voxel_centers(
     Returns:
         [N, 3] fp32 (x, y, z).
     """
-    size = torch.tensor(voxel_size, device=coords.device, dtype=torch.float32)
-    lowest = torch.tensor(point_cloud_range[:3], device=coords.device, dtype=torch.float32)
-    return (coords[:, [3, 2, 1]].float() + 0.5) * size + lowest
+    # numbers and columns instead of tensors and lists, whose copies would wait for the device
+    index = coords[:, 1:].flip(1).float() + 0.5  # [N, 3] x, y, z
+    columns = zip(index.unbind(1), voxel_size, point_cloud_range)
+    return torch.stack([column * size + lowest for column, size, lowest in columns], 1)

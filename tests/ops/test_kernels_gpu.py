@@ -56,7 +56,7 @@ def make_block(channels=128, heads=4):
 
 
 def mix(block, coords, feats, batch=3):
-    positions = coords[:, [3, 2, 1]].float() * 0.3
+    positions = coords[:, 1:].flip(1).float() * 0.3
     grid = build_window_grid(
         coords,
         positions,

@@ -1,9 +1,15 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from stratified3d.ops import segment_broadcast, segment_ids, segment_reduce, segment_softmax
+from stratified3d.ops import (
+    segment_broadcast,
+    segment_ids,
+    segment_reduce,
+    segment_softmax,
+    segments,
+)
 
 lengths = st.lists(st.integers(0, 5), min_size=1, max_size=12)
 
@@ -75,3 +81,13 @@ def test_segment_softmax_equals_a_loop_over_segments(lengths):
 def test_segment_reduce_refuses_unknown_reductions():
     with pytest.raises(ValueError, match="not 'median'"):
         segment_reduce(torch.zeros(1, 1), torch.tensor([0, 1]), 'median')
+
+
+@settings(deadline=None, max_examples=30)
+@example(lengths=[0, 300, 0, 1], seed=0)
+@example(lengths=[0], seed=0)
+@given(lengths=st.lists(st.integers(0, 300), min_size=1, max_size=4), seed=st.integers(0, 100))
+def test_sums_of_a_gpu_equal_a_loop_over_segments(lengths, seed):
+    # the same call runs on a CPU; segments this long are cut
+    values, offsets = random_segments(lengths, seed=seed)
+    torch.testing.assert_close(segments._sum_chunks(values, offsets), plain(values, offsets, 'sum'))

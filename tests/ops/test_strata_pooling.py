@@ -80,6 +80,6 @@ def test_sampling_takes_a_row_of_each_chunk(sizes, m, random, seed):
         assert torch.equal(places.flatten(0, 1)[i], positions[row].float())
 
 
-def test_chunk_offsets_refuse_zero_strata():
-    with pytest.raises(ValueError, match='num_strata .* not 0'):
+def test_chunk_offsets_refuse_zero_chunks():
+    with pytest.raises(ValueError, match='num_chunks .* not 0'):
         chunk_offsets(torch.tensor([0, 4]), 0)

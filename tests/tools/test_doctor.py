@@ -6,8 +6,9 @@ import textwrap
 import pytest
 import torch
 
+from stratified3d import ops
 from stratified3d.doctor import __main__ as doctor
-from stratified3d.doctor import checks, convolutions, detector, gpu
+from stratified3d.doctor import checks, convolutions, detector, functions, gpu
 
 # a worker whose checks behave badly in every way
 WORKER = """
@@ -157,6 +158,39 @@ def test_detector_checks_pass_where_both_sides_are_the_same():
     assert 'boxes' in detector.check_predictions('cpu')
     for dtype in (torch.float16, torch.bfloat16):
         assert 'numbers' in detector.check_half_losses('cpu', dtype)
+
+
+def test_function_checks_pass_where_both_sides_are_the_same():
+    for check in gpu.list_checks(ops_only=True):
+        if check.group == 'functions':
+            assert check.run('cpu')
+
+
+@pytest.mark.parametrize(
+    'name, check, message',
+    [
+        ('segment_softmax', functions.check_segments, 'output of function 3'),
+        ('pool_strata', functions.check_pooling, 'output of function 0'),
+        ('plan_windows', functions.check_planning, 'differs'),
+        ('circle_nms', functions.check_nms, 'circle NMS'),
+    ],
+)
+def test_function_checks_notice_another_result(monkeypatch, name, check, message):
+    right = getattr(ops, name)
+    changed = iter([True, False])  # the device is asked first
+
+    def wrong_once(*args, **settings):
+        result = right(*args, **settings)
+        if not next(changed):
+            return result
+        if isinstance(result, torch.Tensor):
+            return result.flip(0)
+        first, *others = result
+        return [first.flip(0), *others]
+
+    monkeypatch.setattr(ops, name, wrong_once)
+    with pytest.raises(AssertionError, match=message):
+        check('cpu')
 
 
 def test_detector_check_notices_a_wrong_gradient(monkeypatch):

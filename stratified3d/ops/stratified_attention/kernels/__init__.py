@@ -14,6 +14,8 @@ from torch import Tensor
 from stratified3d.ops.stratified_attention.kernels import operators
 from stratified3d.ops.windows import WindowPlan
 
+_HAS_TRITON = importlib.util.find_spec('triton') is not None
+
 
 def stratified_attention(
     q: Tensor,
@@ -60,7 +62,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def unsupported_reason(q: Tensor) -> str | None:
     """Why the kernels cannot run on such a query [..., D], or None where they can."""
-    if importlib.util.find_spec('triton') is None:
+    if not _HAS_TRITON:
         return 'the package triton is not installed'
     if q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f'its kernels take fp32, fp16 and bf16, not {q.dtype}'
@@ -68,9 +70,9 @@ def unsupported_reason(q: Tensor) -> str | None:
         return f'its kernels take heads of width 1 to 128, not {q.shape[-1]}'
 
     if q.is_cuda:
-        major, minor = torch.cuda.get_device_capability(q.device)
-        if (major, minor) < (8, 0):
-            return f'it needs compute capability 8.0, not {major}.{minor}'
+        device = torch.cuda.get_device_properties(q.device)
+        if device.major < 8:
+            return f'it needs compute capability 8.0, not {device.major}.{device.minor}'
         return None
     if os.environ.get('TRITON_INTERPRET') != '1':
         return (

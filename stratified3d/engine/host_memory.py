@@ -34,8 +34,9 @@ class HostMemoryHook(Hook):
         self.keeps = False
 
     def before_train(self, runner: Runner) -> None:
-        """Keep large blocks in the heap."""
-        self.keeps = keep_large_blocks()
+        """Keep large blocks in the heap, unless tensors are on a GPU."""
+        is_on_cpu = next(runner.model.parameters()).device.type == 'cpu'
+        self.keeps = is_on_cpu and keep_large_blocks()
 
     def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
         """Return free pages."""

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import spconv.pytorch as spconv
 import torch
+from spconv import constants
 from spconv.core import ConvAlgo
 from spconv.pytorch import SparseConvTensor, ops
 from torch import Tensor, nn
@@ -80,8 +81,11 @@ class SparseConv(nn.Module):
             'inverse' undoes the 'strided' convolution of the same key.
         key: convolutions of one key share a rulebook; required for 'inverse'.
         bias: whether to add a bias.
-        precision: what CUDA kernels compute in, 'fp32' or 'fp16' (spconv is asked to accumulate in
-            fp32); the result has the input's dtype. The CPU computes in fp32 or wider.
+        precision: what CUDA kernels compute in; the result has the input's dtype. 'fp32' is TF32
+            where torch's own convolutions may use it (torch.backends.cudnn.allow_tf32, the
+            default). With 'fp16' spconv 2.3.8 may add up in fp16, too, whatever it is asked for,
+            and small gradients vanish without a loss scale: for mixed-precision training only. The
+            CPU computes in fp32 or wider.
     Raises:
         ValueError: an unknown kind or precision, an even submanifold kernel, an inverse without a
             key.
@@ -164,8 +168,14 @@ class SparseConv(nn.Module):
     def _forward_on_cuda(self, x: SparseConvTensor) -> SparseConvTensor:
         use_fp16 = self.precision == 'fp16'
         feats = x.features.to(torch.float16 if use_fp16 else torch.float32)
-        with torch.autocast('cuda', dtype=torch.float16, enabled=use_fp16):
+        # spconv reads both for every product; the current device decides where its kernels run
+        constants.SPCONV_ALLOW_TF32 = torch.backends.cudnn.allow_tf32
+        autocast = torch.autocast('cuda', dtype=torch.float16, enabled=use_fp16)
+        with torch.cuda.device(feats.device), autocast:
             out = self.conv(x.replace_feature(feats))
+        if self.key is not None:
+            # spconv puts a new rulebook into a copy of the dict, where no later convolution sees it
+            x.indice_dict.setdefault(self.key, out.indice_dict[self.key])
         return out.replace_feature(out.features.to(x.features.dtype))
 
     def _rulebook(self, x: SparseConvTensor) -> Rulebook:

@@ -145,7 +145,7 @@ class _SegmentBroadcast(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         (offsets,) = ctx.saved_tensors
-        return _SegmentSum.apply(grad.contiguous(), offsets), None, None
+        return segment_reduce(grad.contiguous(), offsets, 'sum'), None, None
 
 
 class _SegmentMax(torch.autograd.Function):
@@ -162,6 +162,7 @@ class _SegmentMax(torch.autograd.Function):
     def backward(ctx, grad):
         values, offsets, out = ctx.saved_tensors
         largest = out.index_select(0, segment_ids(offsets, len(values)))
-        attained = (values == largest).to(grad.dtype)
+        attained = (values == largest).float()  # counted in fp32: fp16 ends at 65504
         share = grad / _sum_rows(attained, offsets).clamp_(min=1)
-        return attained.mul_(segment_broadcast(share, offsets, len(values))), None
+        shares = segment_broadcast(share, offsets, len(values))
+        return (attained * shares).to(values.dtype), None

@@ -91,3 +91,17 @@ def test_sums_of_a_gpu_equal_a_loop_over_segments(lengths, seed):
     # the same call runs on a CPU; segments this long are cut
     values, offsets = random_segments(lengths, seed=seed)
     torch.testing.assert_close(segments._sum_chunks(values, offsets), plain(values, offsets, 'sum'))
+
+
+def test_gradients_of_half_rows_are_summed_in_fp32(monkeypatch):
+    # a GPU adds up in the dtype that it is given
+    seen = []
+    right = segments._sum_rows
+    monkeypatch.setattr(
+        segments, '_sum_rows', lambda x, offsets: (seen.append(x.dtype), right(x, offsets))[1]
+    )
+    offsets = torch.tensor([0, 3000])
+    values = torch.ones(1, 2, dtype=torch.bfloat16, requires_grad=True)
+    segment_broadcast(values, offsets, 3000).sum().backward()
+    assert seen == [torch.float32]
+    assert values.grad.dtype == torch.bfloat16 and values.grad.tolist() == [[3008.0, 3008.0]]

@@ -146,8 +146,8 @@ def apply_nms(nms: dict, boxes: Tensor, scores: Tensor, task: int, max_num: int)
     """
     if nms['type'] == 'circle':
         return circle_nms(boxes[:, :2], scores, nms['radius'][task], max_num)
-    # x, y, dx, dy, yaw
-    return rotated_nms(boxes[:, [0, 1, 3, 4, 6]], scores, nms['iou'], max_num)
+    x, y, _, dx, dy, _, yaw, *_ = boxes.unbind(1)
+    return rotated_nms(torch.stack([x, y, dx, dy, yaw], 1), scores, nms['iou'], max_num)
 
 
 def _cut_patches(feature_map: Tensor, peaks: Peaks, reach: int) -> tuple[Tensor, Tensor]:

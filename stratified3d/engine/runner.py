@@ -15,6 +15,7 @@ from mmengine.dist import is_distributed, master_only
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import RUNNERS
 from mmengine.runner import CheckpointLoader, Runner
 from torch import Tensor, nn
@@ -57,6 +58,19 @@ class StratifiedRunner(Runner):
         """Train, see mmengine."""
         self._is_training = True
         return super().train()
+
+    def build_optim_wrapper(self, optim_wrapper: dict) -> OptimWrapper | OptimWrapperDict:
+        """Build the optimizer.
+
+        Raises:
+            ValueError: mixed precision (`--amp`) without a GPU.
+        """
+        if optim_wrapper.get('type') == 'AmpOptimWrapper' and not torch.cuda.is_available():
+            raise ValueError(
+                'mixed precision needs a GPU and there is none here: leave out --amp; on a CPU '
+                "`bev_dtype='auto'` takes bfloat16 where that is faster"
+            )
+        return super().build_optim_wrapper(optim_wrapper)
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
         """Build the logger; what is long goes to its file only, see `quiet_console`."""

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from benchmarks import gpu_check
+from benchmarks import gpu_check, gpu_detector
 from stratified3d.doctor import kernels as verification
 
 pytestmark = pytest.mark.slow
@@ -102,3 +102,22 @@ def test_plugin_records_each_test(root, tmp_path):
     tests = {test['test'].split('::')[-1]: test for test in json.loads(record.read_text())}
     assert tests['test_good']['outcome'] == 'passed'
     assert tests['test_bad']['outcome'] == 'failed' and '1 == 2' in tests['test_bad']['message']
+
+
+@pytest.mark.parametrize('step', gpu_detector.DETECTOR_LIMITS)
+def test_steps_of_the_detector_run_commands_that_exist(root, step, tmp_path):
+    for is_small in (False, True):
+        for command in gpu_detector.detector_commands(step, tmp_path, is_small).values():
+            words = ' '.join(command).split()
+            tools = [word for word in words if word.startswith('tools/')]
+            assert tools or 'stratified3d.doctor' in words
+            assert all((root / tool).is_file() for tool in tools)
+
+
+def test_steps_of_the_detector_are_not_the_default(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(gpu_check, 'run_steps', lambda steps, out: ran.append(steps) or [])
+    for arguments in ([], ['train', 'verify']):
+        monkeypatch.setattr(sys, 'argv', ['gpu_check', str(tmp_path), *arguments])
+        assert gpu_check.main() == 0
+    assert ran == [list(gpu_check.STEPS), ['verify', 'train']]

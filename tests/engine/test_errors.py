@@ -39,6 +39,12 @@ def test_a_missing_data_set_says_which_command_makes_it(fails, own_set, tmp_path
     )
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_mixed_precision_without_a_gpu_is_refused(fails, tmp_path):
+    message = fails('train.py', tmp_path / 'out', '--amp')
+    assert message.startswith('train.py: mixed precision needs a GPU')
+
+
 def test_a_missing_info_file_of_the_metric_is_noticed_before_the_test(fails, trained, tmp_path):
     message = fails(
         'test.py',

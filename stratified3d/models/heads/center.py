@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,6 +48,7 @@ from stratified3d.models.heads.peaks import (
     apply_nms,
     check_nms,
     gather_at,
+    recenter,
     run_branches_at,
     select_peaks,
 )
@@ -82,6 +84,9 @@ class StratifiedCenterHead(CenterHead):
             place of the regression of its sine and cosine; needs the axis branch.
         joint_branches: whether one branch predicts all numbers of a box, instead of one branch for
             each kind of number.
+        recenter: whether boxes are taken from the cells that contain the centers predicted at the
+            peaks, instead of from the peaks. A peak is often a cell off, where the heading is known
+            less well. For training with a box_radius.
         bbox_weight: of the regression loss.
         score_threshold: predictions below are dropped.
         max_num: predictions decoded per task, those with the highest heatmap scores.
@@ -115,6 +120,7 @@ class StratifiedCenterHead(CenterHead):
         axis_weight: float = 0.0,
         direction_weight: float = 0.0,
         joint_branches: bool = False,
+        recenter: bool = False,
         bbox_weight: float = 0.25,
         score_threshold: float = 0.1,
         max_num: int = 500,
@@ -146,6 +152,7 @@ class StratifiedCenterHead(CenterHead):
         powers = iou_power_per_class(iou_power, sum(self.num_classes))
         self.axis_weight = axis_weight
         self.direction_weight = direction_weight
+        self.recenter = recenter
         self.iou_weight = iou_weight
         self.iou_power = powers if iou_weight else [0.0] * len(powers)
         self.iou_loss_weight = iou_loss_weight
@@ -292,7 +299,7 @@ class StratifiedCenterHead(CenterHead):
         for t, task_head in enumerate(self.task_heads):
             peaks = self._select_peaks(task_head.heatmap(shared), t)
             branches = [getattr(task_head, name) for name in self.branches]
-            outputs.append((peaks, torch.cat(run_branches_at(branches, shared, peaks), 1)))
+            outputs.append(self._read_boxes(peaks, partial(run_branches_at, branches, shared)))
         return outputs
 
     def gather_at_peaks(self, preds_dicts: tuple[list[dict]]) -> list[tuple[Peaks, Tensor]]:
@@ -300,8 +307,16 @@ class StratifiedCenterHead(CenterHead):
         outputs = []
         for t, (pred,) in enumerate(preds_dicts):
             peaks = self._select_peaks(pred['heatmap'], t)
-            outputs.append((peaks, gather_at(self._box_outputs(pred), peaks)))
+            outputs.append(self._read_boxes(peaks, partial(gather_at, self._box_outputs(pred))))
         return outputs
+
+    def _read_boxes(self, peaks: Peaks, read: Callable[[Peaks], Tensor]) -> tuple[Peaks, Tensor]:
+        """The cells from which boxes are taken, and the outputs [K, C] there."""
+        outputs = read(peaks)
+        if self.recenter:
+            peaks = recenter(peaks, outputs[:, :2], self.feature_map_size)
+            outputs = read(peaks)
+        return peaks, outputs
 
     def decode(self, outputs: list[tuple[Peaks, Tensor]], metas: list[dict]) -> list[InstanceData]:
         """Decode the outputs at the peaks, apply NMS per task and join the tasks.

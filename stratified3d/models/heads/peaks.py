@@ -95,29 +95,39 @@ def local_maxima(scores: Tensor) -> Tensor:
     return (scores > before) & (scores >= after)
 
 
+def recenter(peaks: Peaks, offset: Tensor, feature_map_size: tuple[int, int]) -> Peaks:
+    """Return the peaks moved to the cells that contain the centers predicted there.
+
+    Args:
+        offset: [K, 2] x and y of the predicted centers, in cells from the peaks' own.
+        feature_map_size: (Y, X) cells; centers off the map move to its edge.
+    """
+    height, width = feature_map_size
+    x = (peaks.x + offset[:, 0].float().floor().long()).clamp(0, width - 1)
+    y = (peaks.y + offset[:, 1].float().floor().long()).clamp(0, height - 1)
+    return peaks._replace(x=x, y=y)
+
+
 def gather_at(feature_map: Tensor, peaks: Peaks) -> Tensor:
     """Return the features [K, C] of a map [B, C, Y, X] at the peaks."""
     return feature_map[peaks.sample, :, peaks.y, peaks.x]
 
 
-def run_branches_at(
-    branches: Sequence[nn.Sequential], feature_map: Tensor, peaks: Peaks
-) -> list[Tensor]:
-    """Return the outputs of branches of 3x3 convolutions at the peaks.
+def run_branches_at(branches: Sequence[nn.Sequential], feature_map: Tensor, peaks: Peaks) -> Tensor:
+    """Return the joined outputs [K, C] of branches of 3x3 convolutions at the peaks.
 
-    Equal to `gather_at(branch(feature_map), peaks)`, but only the cells around the peaks are
-    computed.
+    Equal to `gather_at` of what the branches make of the whole map, but only the cells around the
+    peaks are computed.
 
     Args:
         branches: ConvModules and a convolution at the end, 3x3 with zero padding, all of the same
             depth; in evaluation mode.
         feature_map: [B, C, Y, X], input of the branches.
-    Returns:
-        One [K, width] per branch.
     """
     count = len(peaks.x)
     patches, inside = _cut_patches(feature_map, peaks, reach=len(branches[0]))
-    return [_run_branch(branch, patches, inside).flatten(1)[:count] for branch in branches]
+    outputs = [_run_branch(branch, patches, inside).flatten(1)[:count] for branch in branches]
+    return torch.cat(outputs, 1)
 
 
 def check_nms(nms: dict, num_tasks: int) -> dict:

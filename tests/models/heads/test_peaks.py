@@ -10,7 +10,13 @@ from mmdet3d.structures import Det3DDataSample
 from torch import nn
 
 from stratified3d.models.heads import center
-from stratified3d.models.heads.peaks import Peaks, gather_at, run_branches_at, select_peaks
+from stratified3d.models.heads.peaks import (
+    Peaks,
+    gather_at,
+    recenter,
+    run_branches_at,
+    select_peaks,
+)
 
 RANGE = (-12.8, -12.8, -2.0, 12.8, 12.8, 2.0)
 TASKS = [['car'], ['truck', 'bus'], ['pedestrian']]
@@ -66,13 +72,11 @@ def test_branches_at_peaks_equal_branches_everywhere(batch, height, width, depth
     sample, y, x = (torch.randint(n, (count,)) for n in (batch, height, width))
     peaks = Peaks(sample, torch.zeros_like(x), y, x, torch.ones(count))
     found = run_branches_at(branches, feature_maps, peaks)
-    expected = [gather_at(branch(feature_maps), peaks) for branch in branches]
-    for got, true in zip(found, expected):
-        assert got.shape == true.shape
-        torch.testing.assert_close(got, true)
+    expected = torch.cat([gather_at(branch(feature_maps), peaks) for branch in branches], 1)
+    torch.testing.assert_close(found, expected)
     grads = [
-        torch.autograd.grad(sum((x * x).sum() for x in outs), feature_maps)[0]
-        for outs in (found, expected)
+        torch.autograd.grad(outputs.square().sum(), feature_maps)[0]
+        for outputs in (found, expected)
     ]
     torch.testing.assert_close(*grads)
 
@@ -178,6 +182,16 @@ def test_peaks_include_every_cell_whose_rectified_score_passes():
         torch.testing.assert_close(few.score[few.sample == i], heatmap[i].flatten().topk(5).values)
 
 
+def test_recentering_moves_peaks_to_the_cells_of_their_centers():
+    cells = torch.tensor([0, 4, 2])
+    zero = torch.zeros_like(cells)
+    peaks = Peaks(zero, zero, cells, cells, torch.ones(3))
+    offset = torch.tensor([[-0.2, 0.7], [1.5, 0.99], [0.0, -1.01]])  # x, y
+    moved = recenter(peaks, offset, feature_map_size=(5, 6))
+    assert moved.x.tolist() == [0, 5, 2] and moved.y.tolist() == [0, 4, 0]
+    assert torch.equal(moved.sample, peaks.sample) and torch.equal(moved.score, peaks.score)
+
+
 def test_infinite_activations_outside_the_feature_map_have_no_effect():
     class Reciprocal(nn.Module):
         def forward(self, x):
@@ -191,7 +205,7 @@ def test_infinite_activations_outside_the_feature_map_have_no_effect():
     peaks = Peaks(0 * one, 0 * one, 0 * one, 2 * one, one.float())
     expected = gather_at(branch(feature_maps), peaks)
     assert expected.isfinite().all()
-    torch.testing.assert_close(run_branches_at([branch], feature_maps, peaks)[0], expected)
+    torch.testing.assert_close(run_branches_at([branch], feature_maps, peaks), expected)
 
 
 def test_prediction_without_peaks_is_empty(make_head):

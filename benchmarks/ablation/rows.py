@@ -83,14 +83,16 @@ def _headings() -> list[Row]:
         Row('not flipped', 'heading', {}, without_flips),
         Row('objects turned', 'heading', {}, with_turns),
     ]
+    raw: dict[str, Any] = {'voxel_encoder.dt_unit': 1.0, 'voxel_encoder.relative_offsets': False}
     variants: dict[str, dict[str, Any]] = {
-        'no axis branch': {'axis_weight': 0.0, 'direction_weight': 0.0},
-        'direction by regression': {'direction_weight': 0.0},
-        'direction 5': {'direction_weight': 5.0},
-        'velocity 1': {'code_weights': [2, 2, 1, 1, 1, 1, 1, 1, 1, 1]},
+        'no axis branch': {'head.axis_weight': 0.0, 'head.direction_weight': 0.0},
+        'no heading branch': {'head.direction_weight': 0.0},
+        'direction 5': {'head.direction_weight': 5.0},
+        'velocity 1': {'head.code_weights': [2, 2, 1, 1, 1, 1, 1, 1, 1, 1]},
+        'inputs in meters and seconds': raw,
     }
     for name, options in variants.items():
-        settings = {f'model.head.{key}': value for key, value in options.items()}
+        settings = {f'model.{key}': value for key, value in options.items()}
         rows.append(Row(name, 'heading', settings))
     return rows
 

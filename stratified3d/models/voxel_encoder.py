@@ -33,9 +33,15 @@ class DynamicVoxelEncoder(nn.Module):
         hidden_channels: width of the two layers.
         out_channels: width of the voxel features.
         intensity_max: largest intensity, by which intensities are divided; 255 on nuScenes.
+        dt_unit: what the fifth column is divided by; seconds where it is dt. A short training
+            learns faster from ages near 1 than from hundredths of a second.
+        relative_offsets: whether offsets are divided by half the size of a voxel, for the same
+            reason, instead of being meters.
     Raises:
-        ValueError: in_channels below 3.
+        ValueError: in_channels below 3, dt_unit not above 0.
     """
+
+    offset_unit: Tensor
 
     def __init__(
         self,
@@ -45,14 +51,22 @@ class DynamicVoxelEncoder(nn.Module):
         hidden_channels: int = 64,
         out_channels: int = 64,
         intensity_max: float = 255.0,
+        dt_unit: float = 1.0,
+        relative_offsets: bool = False,
     ):
         super().__init__()
         if in_channels < 3:
             raise ValueError(f'in_channels counts x, y, z at least, not {in_channels}')
+        if not dt_unit > 0:
+            raise ValueError(f'dt_unit is a number of seconds above 0, not {dt_unit}')
         self.voxel_size = tuple(voxel_size)
         self.point_cloud_range = tuple(point_cloud_range)
         self.in_channels = in_channels
         self.intensity_scale = 1 / intensity_max
+        self.dt_unit = dt_unit
+        half = torch.tensor([*voxel_size, *voxel_size], dtype=torch.float32) / 2
+        unit = half if relative_offsets else torch.ones(6)
+        self.register_buffer('offset_unit', unit, persistent=False)
         self.point_layer = _layer(in_channels + 6, hidden_channels)
         self.voxel_layer = _layer(2 * hidden_channels, hidden_channels)
         self.out = nn.Linear(2 * hidden_channels, out_channels)
@@ -119,13 +133,14 @@ class DynamicVoxelEncoder(nn.Module):
         lowest, highest = points.new_tensor(self.point_cloud_range).chunk(2)
         columns = [(xyz - (lowest + highest) / 2) / ((highest - lowest) / 2)]
         if self.in_channels > 3:
-            columns += [points[:, 3:4] * self.intensity_scale, points[:, 4:]]
+            columns += [points[:, 3:4] * self.intensity_scale, points[:, 4:] / self.dt_unit]
 
         center = voxel_centers(voxels.coords, self.voxel_size, self.point_cloud_range)  # [N, 3]
         mean = segment_reduce(xyz.contiguous(), voxels.offsets, 'mean')  # [N, 3]
         from_mean = xyz - _gather_at_points(mean, voxels, len(points))
         from_center = xyz - _gather_at_points(center, voxels, len(points))
-        return torch.cat([*columns, from_mean, from_center], 1)
+        offsets = torch.cat([from_mean, from_center], 1) / self.offset_unit
+        return torch.cat([*columns, offsets], 1)
 
     def _second_layer(self, x: Tensor, voxel_max: Tensor, voxels: Voxels) -> Tensor:
         """The second layer on [x, maximum of the voxel], [K, hidden].

@@ -50,6 +50,25 @@ def test_encoder_reads_any_number_of_columns_from_three(columns):
     assert feats.shape == (len(coords), 64)
 
 
+def test_units_of_inputs_are_a_matter_of_the_first_weights(encoder):
+    torch.manual_seed(0)
+    scaled = DynamicVoxelEncoder(
+        SIZE, RANGE, hidden_channels=8, out_channels=6, dt_unit=0.1, relative_offsets=True
+    )
+    sample = points(300)
+    assert not torch.allclose(scaled([sample])[0], encoder([sample])[0])
+    with torch.no_grad():
+        weight = scaled.point_layer[0].weight
+        weight[:, 4] *= 0.1  # dt
+        weight[:, 5:] *= torch.tensor(SIZE * 2) / 2  # two offsets
+    torch.testing.assert_close(scaled([sample])[0], encoder([sample])[0])
+
+
+def test_unit_of_dt_is_above_zero():
+    with pytest.raises(ValueError, match='dt_unit'):
+        DynamicVoxelEncoder(SIZE, RANGE, dt_unit=0)
+
+
 def test_voxel_encoder_gradients_reach_every_parameter(encoder):
     feats, _ = encoder([points(300)])
     (feats * torch.randn_like(feats)).sum().backward()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,8 +36,8 @@ from stratified3d.models.heads.feature_map import (
     feature_map_geometry,
     resolve_post_center_range,
 )
+from stratified3d.models.heads.heading import HeadingBranch
 from stratified3d.models.heads.losses import (
-    direction_loss,
     heatmap_scores,
     iou_losses,
     regression_weights,
@@ -48,7 +47,6 @@ from stratified3d.models.heads.peaks import (
     apply_nms,
     check_nms,
     gather_at,
-    recenter,
     run_branches_at,
     select_peaks,
 )
@@ -80,13 +78,11 @@ class StratifiedCenterHead(CenterHead):
         code_weights: weight of each regressed number, 8 or 10; default 1, velocity 0.2.
         axis_weight: of the loss of an axis branch, see `encode_axis`, which takes the place of the
             yaw's but for its direction; 0 leaves the branch out.
-        direction_weight: of the loss of the yaw's direction, see `direction_loss`, which takes the
-            place of the regression of its sine and cosine; needs the axis branch.
+        direction_weight: of the loss of the heading branch, see `HeadingBranch`, which decides
+            which end of the axis is the front, in place of the regression of the yaw; needs the
+            axis branch; 0 leaves the branch out.
         joint_branches: whether one branch predicts all numbers of a box, instead of one branch for
             each kind of number.
-        recenter: whether boxes are taken from the cells that contain the centers predicted at the
-            peaks, instead of from the peaks. A peak is often a cell off, where the heading is known
-            less well. For training with a box_radius.
         bbox_weight: of the regression loss.
         score_threshold: predictions below are dropped.
         max_num: predictions decoded per task, those with the highest heatmap scores.
@@ -120,7 +116,6 @@ class StratifiedCenterHead(CenterHead):
         axis_weight: float = 0.0,
         direction_weight: float = 0.0,
         joint_branches: bool = False,
-        recenter: bool = False,
         bbox_weight: float = 0.25,
         score_threshold: float = 0.1,
         max_num: int = 500,
@@ -138,7 +133,11 @@ class StratifiedCenterHead(CenterHead):
             **layer_settings(tasks, shared_channels, bbox_weight),
         )
         self.branches = tuple(branches)
+        self.num_outputs = sum(width for width, _ in branches.values())
         self.feature_map_size, self.cell_size, self.origin = feature_map_geometry(**grid)
+        self.heading = None
+        if direction_weight:
+            self.heading = HeadingBranch(shared_channels, self.cell_size, self.origin)
         self.target_settings: dict[str, Any] = dict(
             grid,
             feature_map_size=self.feature_map_size,
@@ -152,7 +151,6 @@ class StratifiedCenterHead(CenterHead):
         powers = iou_power_per_class(iou_power, sum(self.num_classes))
         self.axis_weight = axis_weight
         self.direction_weight = direction_weight
-        self.recenter = recenter
         self.iou_weight = iou_weight
         self.iou_power = powers if iou_weight else [0.0] * len(powers)
         self.iou_loss_weight = iou_loss_weight
@@ -171,6 +169,15 @@ class StratifiedCenterHead(CenterHead):
         super().init_weights()
         for task_head in self.task_heads:
             torch.nn.init.constant_(task_head.heatmap[-1].bias, task_head.init_bias)
+
+    def forward_single(self, x: Tensor) -> list[dict[str, Tensor]]:
+        """Return the outputs of all cells, one dict per task.
+
+        Where there is a heading branch they contain its features.
+        """
+        features = self.shared_conv(x)
+        shared = {} if self.heading is None else dict(features=features)
+        return [task_head(features) | shared for task_head in self.task_heads]
 
     def get_targets(self, batch_gt_instances_3d: list[InstanceData]) -> list[CenterTargets]:
         """Return the training targets of the batch, one CenterTargets per task."""
@@ -202,6 +209,10 @@ class StratifiedCenterHead(CenterHead):
         for t, ((pred,), target) in enumerate(zip(preds_dicts, targets)):
             task_losses = self._task_losses(pred, target, num_peaks[t], num_boxes[t])
             losses.update({f'task{t}.{name}': value for name, value in task_losses.items()})
+        if self.heading is not None:
+            boxes, _ = unpack_ground_truth(batch_gt_instances_3d, 7)
+            loss = self.heading.loss(preds_dicts[0][0]['features'], boxes)
+            losses['loss_heading'] = self.direction_weight * loss
         return losses
 
     def _avg_factors(self, targets: list[CenterTargets]) -> tuple[Tensor, Tensor]:
@@ -230,9 +241,6 @@ class StratifiedCenterHead(CenterHead):
             loss_heatmap=loss_heatmap,
             loss_bbox=self.loss_bbox(encoding, bbox_targets, weights, avg_factor=num_boxes),
         )
-        if self.direction_weight:
-            loss = direction_loss(encoding, bbox_targets, target.mask, num_boxes)
-            losses['loss_direction'] = self.direction_weight * self.loss_bbox.loss_weight * loss
         if axis is not None:
             axis_targets = encode_axis(bbox_targets)
             weights = self.axis_weight * target.mask.unsqueeze(2).expand_as(axis)
@@ -257,7 +265,7 @@ class StratifiedCenterHead(CenterHead):
         """Box encoding [..., 8 or 10], axis [..., 2] and IoU [...] of outputs [..., C]."""
         size = len(self.code_weights)
         axis = outputs[..., size : size + 2] if self.axis_weight else None
-        predicted_iou = outputs[..., -1] if self.iou_weight else None
+        predicted_iou = outputs[..., self.num_outputs - 1] if self.iou_weight else None
         return outputs[..., :size], axis, predicted_iou
 
     def predict(
@@ -299,7 +307,8 @@ class StratifiedCenterHead(CenterHead):
         for t, task_head in enumerate(self.task_heads):
             peaks = self._select_peaks(task_head.heatmap(shared), t)
             branches = [getattr(task_head, name) for name in self.branches]
-            outputs.append(self._read_boxes(peaks, partial(run_branches_at, branches, shared)))
+            boxes = run_branches_at(branches, shared, peaks)
+            outputs.append((peaks, self._with_heading(boxes, peaks, shared)))
         return outputs
 
     def gather_at_peaks(self, preds_dicts: tuple[list[dict]]) -> list[tuple[Peaks, Tensor]]:
@@ -307,16 +316,18 @@ class StratifiedCenterHead(CenterHead):
         outputs = []
         for t, (pred,) in enumerate(preds_dicts):
             peaks = self._select_peaks(pred['heatmap'], t)
-            outputs.append(self._read_boxes(peaks, partial(gather_at, self._box_outputs(pred))))
+            boxes = gather_at(self._box_outputs(pred), peaks)
+            outputs.append((peaks, self._with_heading(boxes, peaks, pred.get('features'))))
         return outputs
 
-    def _read_boxes(self, peaks: Peaks, read: Callable[[Peaks], Tensor]) -> tuple[Peaks, Tensor]:
-        """The cells from which boxes are taken, and the outputs [K, C] there."""
-        outputs = read(peaks)
-        if self.recenter:
-            peaks = recenter(peaks, outputs[:, :2], self.feature_map_size)
-            outputs = read(peaks)
-        return peaks, outputs
+    def _with_heading(self, outputs: Tensor, peaks: Peaks, features: Tensor | None) -> Tensor:
+        """Outputs [K, C] at the peaks, with the heading branch's logits as one more column."""
+        if self.heading is None:
+            return outputs
+        assert features is not None, 'forward adds them where there is a heading branch'
+        boxes = self._decode_boxes(peaks, outputs)
+        logits = self.heading.logits_by_sample(features, boxes, peaks.sample)
+        return torch.cat([outputs.float(), logits.unsqueeze(1)], 1)
 
     def decode(self, outputs: list[tuple[Peaks, Tensor]], metas: list[dict]) -> list[InstanceData]:
         """Decode the outputs at the peaks, apply NMS per task and join the tasks.
@@ -357,16 +368,23 @@ class StratifiedCenterHead(CenterHead):
 
     def _decode_task(self, peaks: Peaks, outputs: Tensor, task: int) -> tuple[Tensor, Tensor]:
         """Boxes [K, 7 or 9] and scores [K] at the peaks of one task."""
-        encoding, axis, predicted_iou = self._split_outputs(outputs.float())
-        if axis is not None:
-            encoding = align_yaw(encoding, axis)
+        boxes = self._decode_boxes(peaks, outputs)
+        if self.heading is not None:
+            boxes[:, 6] += torch.where(outputs[:, -1] < 0, torch.pi, 0.0)
         scores = peaks.score
+        _, _, predicted_iou = self._split_outputs(outputs.float())
         if predicted_iou is not None:
             power = scores.new_tensor(self._iou_power_of(task))[peaks.label]
             scores = rectify_score(scores, predicted_iou, power)
-        cells = torch.stack([peaks.x, peaks.y], 1)
-        boxes = decode_boxes(move_center(encoding, cells), self.cell_size, self.origin)
         return boxes, scores
+
+    def _decode_boxes(self, peaks: Peaks, outputs: Tensor) -> Tensor:
+        """Boxes [K, 7 or 9] at the peaks of one task."""
+        encoding, axis, _ = self._split_outputs(outputs.float())
+        if axis is not None:
+            encoding = align_yaw(encoding, axis)
+        cells = torch.stack([peaks.x, peaks.y], 1)
+        return decode_boxes(move_center(encoding, cells), self.cell_size, self.origin)
 
     def _select_peaks(self, logits: Tensor, task: int) -> Peaks:
         return select_peaks(logits, self._iou_power_of(task), self.score_threshold, self.max_num)

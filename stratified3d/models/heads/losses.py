@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stratified3d.models.heads.box_iou import iou3d_and_distance
@@ -32,27 +31,6 @@ def regression_weights(bbox_targets: Tensor, code_weights: Sequence[float]) -> T
         code_weights: 8 or 10, of the numbers that are known.
     """
     return bbox_targets.isfinite() * bbox_targets.new_tensor(code_weights)
-
-
-def direction_loss(
-    encoding: Tensor, bbox_targets: Tensor, mask: Tensor, avg_factor: Tensor
-) -> Tensor:
-    """Return the binary cross-entropy of the signs of sin and cos of the yaw.
-
-    What the encoding has in their places are logits then. A sign counts as much as the number that
-    it belongs to: that of a number near 0 hardly matters.
-
-    Args:
-        encoding, bbox_targets: [..., >= 8] predicted and wanted box encodings, without NaN.
-        mask: [...] bool, entries that count.
-        avg_factor: what the sum is divided by.
-    """
-    wanted = bbox_targets[..., 6:8]
-    weight = wanted.abs() * mask.unsqueeze(-1)
-    logits = encoding[..., 6:8]
-    is_positive = (wanted > 0).to(logits.dtype)
-    loss = F.binary_cross_entropy_with_logits(logits, is_positive, weight, reduction='sum')
-    return loss / avg_factor
 
 
 def iou_losses(

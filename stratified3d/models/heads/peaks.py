@@ -95,19 +95,6 @@ def local_maxima(scores: Tensor) -> Tensor:
     return (scores > before) & (scores >= after)
 
 
-def recenter(peaks: Peaks, offset: Tensor, feature_map_size: tuple[int, int]) -> Peaks:
-    """Return the peaks moved to the cells that contain the centers predicted there.
-
-    Args:
-        offset: [K, 2] x and y of the predicted centers, in cells from the peaks' own.
-        feature_map_size: (Y, X) cells; centers off the map move to its edge.
-    """
-    height, width = feature_map_size
-    x = (peaks.x + offset[:, 0].float().floor().long()).clamp(0, width - 1)
-    y = (peaks.y + offset[:, 1].float().floor().long()).clamp(0, height - 1)
-    return peaks._replace(x=x, y=y)
-
-
 def gather_at(feature_map: Tensor, peaks: Peaks) -> Tensor:
     """Return the features [K, C] of a map [B, C, Y, X] at the peaks."""
     return feature_map[peaks.sample, :, peaks.y, peaks.x]

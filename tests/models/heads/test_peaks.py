@@ -13,7 +13,6 @@ from stratified3d.models.heads import center
 from stratified3d.models.heads.peaks import (
     Peaks,
     gather_at,
-    recenter,
     run_branches_at,
     select_peaks,
 )
@@ -180,16 +179,6 @@ def test_peaks_include_every_cell_whose_rectified_score_passes():
     few = select_peaks(logits, power, 0.0, 5)
     for i in range(2):
         torch.testing.assert_close(few.score[few.sample == i], heatmap[i].flatten().topk(5).values)
-
-
-def test_recentering_moves_peaks_to_the_cells_of_their_centers():
-    cells = torch.tensor([0, 4, 2])
-    zero = torch.zeros_like(cells)
-    peaks = Peaks(zero, zero, cells, cells, torch.ones(3))
-    offset = torch.tensor([[-0.2, 0.7], [1.5, 0.99], [0.0, -1.01]])  # x, y
-    moved = recenter(peaks, offset, feature_map_size=(5, 6))
-    assert moved.x.tolist() == [0, 5, 2] and moved.y.tolist() == [0, 4, 0]
-    assert torch.equal(moved.sample, peaks.sample) and torch.equal(moved.score, peaks.score)
 
 
 def test_infinite_activations_outside_the_feature_map_have_no_effect():

@@ -21,6 +21,8 @@ NUMERIC = ('numpy.core.numeric', 'numpy._core.numeric')
 class Kind:
     """Replaces numpy.dtype."""
 
+    __slots__ = ('dtype',)
+
     def __init__(self, code: str, *_):
         if not isinstance(code, str) or not re.fullmatch('[?bBhHiIlLqQefd]|b1|[iuf][1248]', code):
             raise pickle.UnpicklingError(f'numpy arrays of {code!r}, not of numbers')
@@ -44,6 +46,8 @@ class Array:
         _, shape, kind, is_fortran, raw = state
         order: Literal['F', 'C'] = 'F' if is_fortran else 'C'
         self.array = np.frombuffer(raw, kind.dtype).reshape(shape, order=order)
+        if self.array.shape != shape:
+            raise pickle.UnpicklingError(f'an array of shape {shape}')
 
 
 def from_buffer(raw: bytes, kind: Kind, shape: tuple, order: str) -> Array:

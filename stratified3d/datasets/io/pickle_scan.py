@@ -17,7 +17,7 @@ from stratified3d.jit import compiled
 # what pickle writes in protocols 2 to 5 for plain data and arrays, and the bytes that CPython takes
 # for it, about, beside those of the file and 8 for each place in a container
 _BYTES = dict(
-    PROTO=0, FRAME=0, STOP=0, MARK=0, GLOBAL=0, STACK_GLOBAL=0, BUILD=0, REDUCE=100,
+    PROTO=0, FRAME=0, STOP=0, MARK=0, GLOBAL=0, STACK_GLOBAL=0, BUILD=250, REDUCE=64,
     NONE=0, NEWTRUE=0, NEWFALSE=0, BININT=32, BININT1=0, BININT2=32, LONG1=32, BINFLOAT=24,
     SHORT_BINUNICODE=56, BINUNICODE=56, BINUNICODE8=56,
     SHORT_BINBYTES=40, BINBYTES=40, BINBYTES8=40, BYTEARRAY8=64,
@@ -30,7 +30,7 @@ _CODES = {op.name: ord(op.code) for op in pickletools.opcodes}
 _MARK, _STOP, _MEMOIZE = _CODES['MARK'], _CODES['STOP'], _CODES['MEMOIZE']
 
 _RATIO = 20  # of memory to the size of the file
-_SLACK = 2**20  # bytes
+_SLACK = 2**24  # bytes; small files of little but brackets take more
 
 # how the file tells the length of an argument, beside pickletools' ways
 _ABSENT = -9

@@ -48,18 +48,35 @@ class _Function:
         raise pickle.UnpicklingError('a function has no state')
 
 
+def _empty_bytes() -> bytes:
+    """Replaces bytes, by which protocol 2 writes empty ones."""
+    return b''
+
+
+class _Encoder:
+    """Replaces codecs.encode, by which protocol 2 writes bytes."""
+
+    def __init__(self, room: int):
+        self._room = room  # a file can name the same text for any number of bytes
+
+    def encode(self, text: str, encoding: str) -> bytes:
+        self._room -= len(text)
+        if encoding != 'latin1' or self._room < 0:
+            raise pickle.UnpicklingError('more bytes than the file has')
+        return text.encode(encoding)
+
+
 class _PlainUnpickler(pickle.Unpickler):
     """Knows what protocols 2 to 5 name for arrays, and nothing else."""
 
     def __init__(self, data: bytes):
         # buffered, because protocols 2 and 3 are read in tiny pieces
         super().__init__(io.BufferedReader(io.BytesIO(data), 2**17))
-        self._room = len(data)
         self.has_arrays = False
         self._known: dict[tuple[str, str], Any] = {
-            ('numpy', 'ndarray'): Array,
             ('numpy', 'dtype'): Kind,
-            ('_codecs', 'encode'): _Function(self._encode),
+            ('numpy', 'ndarray'): Array,
+            ('_codecs', 'encode'): _Function(_Encoder(len(data)).encode),
             ('__builtin__', 'bytes'): _Function(_empty_bytes),
         }
         for module in MULTIARRAY:
@@ -73,20 +90,8 @@ class _PlainUnpickler(pickle.Unpickler):
         found = self._known.get((module, name))
         if found is None:
             raise _Refused(f'{module}.{name}')
-        self.has_arrays = self.has_arrays or name in ('_reconstruct', '_frombuffer')
+        self.has_arrays |= name in ('ndarray', '_reconstruct', '_frombuffer')
         return found
-
-    def _encode(self, text: str, encoding: str) -> bytes:
-        """Replaces codecs.encode, as which protocol 2 writes bytes."""
-        self._room -= len(text)  # a file can name the same text for any number of bytes
-        if encoding != 'latin1' or self._room < 0:
-            raise pickle.UnpicklingError('more bytes than the file has')
-        return text.encode(encoding)
-
-
-def _empty_bytes() -> bytes:
-    """Replaces bytes, by which protocol 2 writes empty ones."""
-    return b''
 
 
 def read_plain_pickle(file: str | Path | IO[bytes]) -> Any:

@@ -8,6 +8,7 @@ stack without its objects.
 from __future__ import annotations
 
 import pickletools
+from pickletools import TAKEN_FROM_ARGUMENT1, TAKEN_FROM_ARGUMENT8U, UP_TO_NEWLINE
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,8 @@ _BYTES = dict(
 )  # fmt: skip
 _OPCODES = {op.code: op for op in pickletools.opcodes}
 _CODES = {op.name: ord(op.code) for op in pickletools.opcodes}
+_PUTS = ('BINPUT', 'LONG_BINPUT', 'MEMOIZE')
+_GETS = ('BINGET', 'LONG_BINGET')
 _MARK, _STOP, _MEMOIZE = _CODES['MARK'], _CODES['STOP'], _CODES['MEMOIZE']
 
 _RATIO = 20  # of memory to the size of the file
@@ -36,6 +39,7 @@ _SLACK = 2**24  # bytes; small files of little but brackets take more
 _ABSENT = -9
 _FRAME_SIZE = -7
 _INT_SIZE = -6
+_NEWLINE = 10
 _LONGEST_INT = 9  # bytes; longer ones can be made to collide in a dict
 
 _DEEPEST = 100  # of tuples inside each other
@@ -73,14 +77,17 @@ def _make_tables() -> _Tables:
         code = _CODES[name]
         op = _OPCODES[chr(code)]
         before = [kind.name for kind in op.stack_before]
+        has_mark = 'mark' in before
+
         tables.argument[code] = op.arg.n if op.arg else 0
-        tables.to_mark[code] = 'mark' in before
-        tables.takes[code] = len(before) - 2 * ('mark' in before)
+        tables.to_mark[code] = has_mark
+        tables.takes[code] = len(before) - 2 * has_mark
         tables.gives[code] = len(op.stack_after)
         tables.is_tuple[code] = name.startswith('TUPLE')
-        tables.is_put[code] = name in ('BINPUT', 'LONG_BINPUT', 'MEMOIZE')
-        tables.is_get[code] = name in ('BINGET', 'LONG_BINGET')
+        tables.is_put[code] = name in _PUTS
+        tables.is_get[code] = name in _GETS
         tables.memory[code] = memory
+
     tables.argument[_CODES['FRAME']] = _FRAME_SIZE
     tables.argument[_CODES['LONG1']] = _INT_SIZE
     return tables
@@ -123,27 +130,47 @@ def _number(data, place, width):
 @compiled
 def _argument_length(data, place, kind):
     """Bytes of the argument at a place; -1 if it is not whole or not allowed."""
-    length = kind
-    if kind == -1:  # two lines
-        end = place
-        for _ in range(2):
-            while end < len(data) and data[end] != 10:
-                end += 1
-            end += 1
-        length = end - place
+    if kind == _ABSENT:
+        return -1
+    if kind == UP_TO_NEWLINE:
+        length = _two_lines(data, place)
     elif kind == _FRAME_SIZE:
-        number = _number(data, place, 8)
-        length = 8 if 0 <= number <= len(data) - place - 8 else -1
+        frame = _number(data, place, 8)
+        rest = len(data) - place - 8
+        length = 8 if 0 <= frame <= rest else -1
     elif kind == _INT_SIZE:
-        number = _number(data, place, 1)
-        length = 1 + number if 0 <= number <= _LONGEST_INT else -1
-    elif kind == _ABSENT:
-        length = -1
-    elif kind < -1:
-        width = 1 if kind == -2 else 8 if kind == -5 else 4
-        number = _number(data, place, width)
-        length = width + number if number >= 0 else -1
-    return length if place + length <= len(data) else -1
+        size = _number(data, place, 1)
+        length = 1 + size if 0 <= size <= _LONGEST_INT else -1
+    elif kind < 0:
+        width = _width(kind)
+        size = _number(data, place, width)
+        length = width + size if size >= 0 else -1
+    else:
+        length = kind
+
+    end = place + length
+    return length if end <= len(data) else -1
+
+
+@compiled
+def _width(kind):
+    """Bytes of a number that tells a length."""
+    if kind == TAKEN_FROM_ARGUMENT1:
+        return 1
+    if kind == TAKEN_FROM_ARGUMENT8U:
+        return 8
+    return 4
+
+
+@compiled
+def _two_lines(data, place):
+    """Bytes of the two lines at a place; beyond the end of the file where they have none."""
+    end = place
+    for _ in range(2):
+        while end < len(data) and data[end] != _NEWLINE:
+            end += 1
+        end += 1
+    return end - place
 
 
 @compiled
@@ -176,47 +203,43 @@ def _walk(data, tables, room):
     place = top = peak = known = used = 0
 
     while place < len(data):
-        at, op = place, data[place]
+        at = place
+        op = data[at]
         length = _argument_length(data, at + 1, tables.argument[op])
         if length < 0:
             return _DAMAGED, at
+        place = at + 1 + length
         if op == _STOP:
             return (_END if top == 1 else _DAMAGED), at
-        place = at + 1 + length
-
-        index = known if op == _MEMOIZE else 0
-        if length and (tables.is_put[op] or tables.is_get[op]):
-            index = _number(data, at + 1, length)
-        if index > known or (tables.is_get[op] and index == known):
-            return _DAMAGED, at
 
         bottom, depth = _below(stack, top, tables.takes[op], tables.to_mark[op])
-        if bottom < 0 or depth == _MARKED or (tables.is_put[op] and not top):
+        if bottom < 0 or depth == _MARKED:
             return _DAMAGED, at
         if depth == _DEEPEST:
             return _DEEP, at
 
-        if tables.is_put[op]:
+        given = depth + 1 if tables.is_tuple[op] else 0
+        if op == _MARK:
+            given = _MARKED
+        elif tables.is_put[op]:
+            index = known if op == _MEMOIZE else _number(data, at + 1, length)
+            if index > known or top == 0:
+                return _DAMAGED, at
             memo[index] = stack[top - 1]
             known = max(known, index + 1)
             continue
+        elif tables.is_get[op]:
+            index = _number(data, at + 1, length)
+            if index >= known:
+                return _DAMAGED, at
+            given = memo[index]
 
         used += tables.memory[op] + 8 * (top - bottom)
         top = bottom
         if tables.gives[op]:
-            stack[top] = _given(tables, op, depth, memo[index])
+            stack[top] = given
             top += 1
         peak = max(peak, top)
         if used + 8 * peak > room:
             return _LARGE, at
     return _DAMAGED, len(data)
-
-
-@compiled
-def _given(tables, op, depth, recalled):
-    """What an opcode puts onto the stack."""
-    if op == _MARK:
-        return _MARKED
-    if tables.is_get[op]:
-        return recalled
-    return depth + 1 if tables.is_tuple[op] else 0

@@ -87,9 +87,8 @@ def test_corrupt_info_files_are_named(fails, own_set, tmp_path, damage):
     assert f'{path}: damaged' in message and 'delete it' in message
 
 
-@pytest.mark.parametrize('name', ['nuscenes_infos_train.pkl', 'nuscenes_dbinfos_train.pkl'])
-def test_files_that_would_run_code_are_named(fails, own_set, tmp_path, name):
-    path, marker = own_set / name, tmp_path / 'harmed'
+def test_an_info_file_that_would_run_code_is_named(fails, own_set, tmp_path):
+    path, marker = own_set / 'nuscenes_infos_train.pkl', tmp_path / 'harmed'
     content = pickle.loads(path.read_bytes())
     content['evil'] = functools.partial(os.mkdir, str(marker))
     path.write_bytes(pickle.dumps(content))

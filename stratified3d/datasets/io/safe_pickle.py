@@ -7,9 +7,11 @@ over (`pickle_scan`), and then it may name no more than what arrays need.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -94,6 +96,18 @@ class _PlainUnpickler(pickle.Unpickler):
         return found
 
 
+@contextlib.contextmanager
+def _garbage_kept() -> Iterator[None]:
+    """No search for garbage: among millions of new objects it takes most of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def read_plain_pickle(file: str | Path | IO[bytes]) -> Any:
     """Read a pickle of plain data.
 
@@ -113,9 +127,10 @@ def read_plain_pickle(file: str | Path | IO[bytes]) -> Any:
     if problem:
         raise DamagedPickle(f'{name}: damaged, or no pickle of plain data: it {problem}; {_REMEDY}')
     try:
-        unpickler = _PlainUnpickler(data)
-        content = unpickler.load()
-        return unwrap(content, len(data)) if unpickler.has_arrays else content
+        with _garbage_kept():
+            unpickler = _PlainUnpickler(data)
+            content = unpickler.load()
+            return unwrap(content, len(data)) if unpickler.has_arrays else content
     except _Refused as error:
         raise ValueError(
             f'{name}: not read, because it names {error}, which no info file needs and which may '

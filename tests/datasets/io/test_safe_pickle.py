@@ -28,6 +28,8 @@ PLAIN = dict(
     tuples=((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, (4, (5,)))),
     nested=[[[], {}], {'a': {'b': [1, 2]}, 3: 'c', (1, 2): 'd'}],
 )
+# of numpy's modules, here
+OWN_NAME = np.zeros(1).__reduce__()[0].__module__.removesuffix('.multiarray')
 KINDS = ('?', 'i1', 'u2', '<i4', '>i4', 'u8', 'f2', 'f4', '>f8')
 
 
@@ -69,7 +71,7 @@ def spelled(data, numpy_name):
         if op.name == 'FRAME':
             data = data[:place] + data[place + 9 :]
     for module in ('multiarray', 'numeric'):
-        old, new = f'{np.core.__name__}.{module}'.encode(), f'{numpy_name}.{module}'.encode()
+        old, new = f'{OWN_NAME}.{module}'.encode(), f'{numpy_name}.{module}'.encode()
         data = data.replace(b'c' + old + b'\n', b'c' + new + b'\n')
         data = data.replace(bytes([len(old)]) + old, bytes([len(new)]) + new)
     return data

@@ -16,9 +16,8 @@ import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
@@ -27,6 +26,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from stratified3d.plain_arrays import MULTIARRAY, Array, Kind, scalar, unwrap
+
 # mmengine's classes are pickled together with these methods
 _METHODS = {
     HistoryBuffer: ('mean', 'min', 'max', 'current'),
@@ -34,7 +35,7 @@ _METHODS = {
 }
 # what messages of torch's restricted unpickler say that it refused
 _REFUSALS = re.compile(
-    r'(GLOBAL|global) [\w.]+|a checkpoint may not [^\n]*|Unsupported \w+ \w+|TorchScript archive'
+    r'(GLOBAL|global) [\w.]+|a checkpoint may not [^\n]*|numpy arrays [^\n]*|Unsupported \w+ \w+'
 )
 
 
@@ -45,36 +46,6 @@ def _method(owner: Any, name: str) -> Any:
     raise pickle.UnpicklingError(f'a checkpoint may not fetch attribute {name!r} of {owner!r}')
 
 
-class _Kind:
-    """Replaces numpy.dtype, whose __setstate__ lets a file break the interpreter: numbers only."""
-
-    def __init__(self, code: str, *_):
-        if not isinstance(code, str) or not re.fullmatch('[?bBhHiIlLqQefd]|b1|[iuf][1248]', code):
-            raise pickle.UnpicklingError(f'a checkpoint may not contain numpy arrays of {code!r}')
-        self.dtype = np.dtype(code)
-
-    def __setstate__(self, state: tuple) -> None:
-        if state[1] in ('<', '>'):
-            self.dtype = self.dtype.newbyteorder(state[1])
-
-
-class _Array:
-    """Replaces numpy.ndarray and its reconstruction, until `_unwrap`."""
-
-    def __init__(self, *_):
-        self.array = np.zeros(0)
-
-    def __setstate__(self, state: tuple) -> None:
-        _, shape, kind, is_fortran, raw = state
-        order: Literal['F', 'C'] = 'F' if is_fortran else 'C'
-        array = np.frombuffer(raw, kind.dtype).reshape(shape, order=order)
-        self.array = array.astype(kind.dtype.newbyteorder('='))
-
-
-def _scalar(kind: _Kind, raw: bytes) -> np.generic:
-    return np.frombuffer(raw, kind.dtype)[0]
-
-
 def _empty_bytes(*arguments: Any) -> bytes:
     """Replaces builtins.bytes, as which the memory of an empty array is pickled."""
     if arguments:
@@ -82,33 +53,18 @@ def _empty_bytes(*arguments: Any) -> bytes:
     return b''
 
 
-def _unwrap(content: Any) -> Any:
-    """The same content with numpy's arrays in place of `_Array`."""
-    if isinstance(content, _Array):
-        return content.array
-    if isinstance(content, HistoryBuffer):
-        _unwrap(vars(content))
-    elif isinstance(content, dict):
-        for key, value in content.items():
-            content[key] = _unwrap(value)
-    elif type(content) in (list, tuple):
-        return type(content)(map(_unwrap, content))
-    return content
-
-
 def _known_globals() -> list:
     """What a file may name, and what it gets for it."""
     known: list = [
         *_METHODS,
-        (_Array, 'numpy.ndarray'),
-        (_Kind, 'numpy.dtype'),
+        (Array, 'numpy.ndarray'),
+        (Kind, 'numpy.dtype'),
         (_method, 'builtins.getattr'),
         (_empty_bytes, 'builtins.bytes'),
     ]
-    # numpy 2 moved these; files of either version are read by either version
-    for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
-        known.append((_Array, f'{module}._reconstruct'))
-        known.append((_scalar, f'{module}.scalar'))
+    for module in MULTIARRAY:
+        known.append((Array, f'{module}._reconstruct'))
+        known.append((scalar, f'{module}.scalar'))
     return known
 
 
@@ -135,6 +91,11 @@ def load_checkpoint_file(filename: str, map_location: Any = None) -> dict:
 
     with open(filename, 'rb') as file:
         is_archive = file.read(2) == b'PK'
+    if is_archive and _is_inflated(filename):
+        raise ValueError(
+            f'{filename}: not loaded, because its parts are compressed, as in a TorchScript '
+            'archive, or larger than the file; torch.save stores weights as they are'
+        )
     if is_archive and not _is_whole(filename):  # torch does not check the checksums
         raise ValueError(
             f'{filename}: damaged or cut short (its parts or their checksums are not complete)'
@@ -152,7 +113,7 @@ def _load_restricted(filename: str, map_location: Any) -> Any:
     try:
         with torch.serialization.safe_globals(_known_globals()):
             content = torch.load(filename, map_location=map_location, weights_only=True)
-            content = _unwrap(content)
+            content = unwrap(content, os.path.getsize(filename), (HistoryBuffer,))
     except pickle.UnpicklingError as error:
         raise ValueError(
             f'{filename}: not loaded, because it contains more than weights and logs, or is '
@@ -351,6 +312,17 @@ def _is_whole(path: str) -> bool:
             return file.testzip() is None
     except Exception:  # zipfile raises many kinds
         return False
+
+
+def _is_inflated(path: str) -> bool:
+    """Whether reading torch's zip file would take more memory than its size."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            parts = file.infolist()
+    except Exception:  # damaged: no part is read
+        return False
+    is_compressed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
+    return is_compressed or sum(part.file_size for part in parts) > os.path.getsize(path)
 
 
 def register_loader() -> None:

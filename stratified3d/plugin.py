@@ -16,5 +16,7 @@ import stratified3d.evaluation.waymo.metric
 import stratified3d.models
 import stratified3d.visualization.hook  # noqa: F401
 from stratified3d.checkpoints import register_loader
+from stratified3d.datasets.io.safe_pickle import register_reader
 
 register_loader()
+register_reader()

@@ -1,3 +1,4 @@
+import copy
 import functools
 import importlib
 import os
@@ -5,6 +6,7 @@ import pickle
 import random
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -139,6 +141,50 @@ def test_hand_written_pickles_are_refused(checkpoint, monkeypatch, reason):
     assert ' ' not in reason or not reason[0].isupper() or reason in str(error.value)
     assert 'weights_only' not in str(error.value) and not checkpoint.with_name('harmed').exists()
     assert np.dtype('f8').isnative and np.zeros(2).sum() == 0  # the interpreter's own are as before
+
+
+def test_compressed_parts_are_refused_before_they_are_inflated(checkpoint):
+    """Two gigabytes of zeros in two megabytes would be written to memory."""
+    path = checkpoint.with_name('bomb.pth')
+    with zipfile.ZipFile(checkpoint) as source, zipfile.ZipFile(path, 'w') as out:
+        for name in source.namelist():
+            out.writestr(name, source.read(name))
+        part = zipfile.ZipInfo(source.namelist()[0].split('/')[0] + '/data/9')
+        part.compress_type = zipfile.ZIP_DEFLATED
+        with out.open(part, 'w') as file:
+            for _ in range(200):
+                file.write(bytes(2**20))
+    begin = time.perf_counter()
+    with pytest.raises(ValueError, match='bomb.pth: .*compressed'):
+        load_checkpoint_file(str(path))
+    assert time.perf_counter() - begin < 0.1
+
+
+def test_parts_larger_than_the_file_are_refused(checkpoint):
+    """Many names for the same bytes."""
+    path = checkpoint.with_name('bomb.pth')
+    with zipfile.ZipFile(checkpoint) as source, zipfile.ZipFile(path, 'w') as out:
+        for name in source.namelist():
+            out.writestr(name, source.read(name))
+        for _ in range(20):
+            twin = copy.copy(max(out.filelist, key=lambda part: part.file_size))
+            out.filelist.append(twin)
+        out.filelist.sort(key=lambda part: part.header_offset)
+        out._didModify = True
+    with pytest.raises(ValueError, match='bomb.pth: .*larger than the file'):
+        load_checkpoint_file(str(path))
+
+
+def test_shared_tuples_of_a_checkpoint_are_visited_once(tmp_path):
+    """Sixty tuples that contain the one before twice: 2^60 paths."""
+    content = (np.arange(2),)
+    for _ in range(60):
+        content = (content, content)
+    torch.save(dict(state_dict={}, meta=content), tmp_path / 'a.pth')
+    found = load_checkpoint_file(str(tmp_path / 'a.pth'))['meta']
+    while isinstance(found, tuple):
+        found = found[0]
+    assert found.tolist() == [0, 1]
 
 
 def test_a_torchscript_archive_is_refused(tmp_path):

@@ -1,16 +1,22 @@
 #!/usr/bin/env python
 """Compare a fast attention backend with the reference in encoders on random small point clouds.
 
-Outputs and all gradients are compared.
+Outputs and all gradients are compared. `infos` instead reads damaged info files: each must end in
+an error, or in content, within a second and ten times the memory of the file.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import pickle
 import random
 import sys
+import time
 import traceback
+import tracemalloc
+from collections.abc import Iterable
 from math import isnan
 from typing import Any
 
@@ -18,19 +24,22 @@ from stratified3d.commands import begin_command
 
 begin_command('fuzz.py')
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from stratified3d.datasets.io.safe_pickle import read_plain_pickle
 from stratified3d.layers.attention import StratifiedAttention
 from stratified3d.models.stratified_encoder import StratifiedEncoder
-from stratified3d.testing import poisoned_memory, random_coords, relative_error
+from stratified3d.testing import mutate, poisoned_memory, random_coords, relative_error
 
 EXAMPLES = """examples:
   python tools/fuzz.py                           100,000 samples, most of an hour on one core
   python tools/fuzz.py --count 500 --seed 7
   python tools/fuzz.py --seed 7 --start 20000    resume a run that was interrupted
   python tools/fuzz.py --seed 7 --replay 21234   repeat one batch and print its settings
+  python tools/fuzz.py infos --count 10000       damaged info files, about a minute
 
 A batch has one to four samples, 2.5 on average. Samples and model depend on (seed, index) only. The
 first failure ends the run with status 1 and prints the command that repeats it.
@@ -44,6 +53,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument('what', nargs='?', choices=['attention', 'infos'], default='attention')
     parser.add_argument('--count', type=int, default=40_000, help='batches (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='of the run (default: %(default)s)')
     parser.add_argument(
@@ -164,11 +174,59 @@ def _set_backend(model: nn.Module, backend: str) -> None:
             module.backend = backend
 
 
+def check_infos(seed: int, index: int) -> str:
+    """What is wrong with how a damaged info file is read; empty if nothing is."""
+    draw = random.Random(f'{seed} {index} infos')
+    objects = [
+        dict(box=np.arange(draw.randint(0, 9), dtype=draw.choice(['f4', '>f8'])), name='car')
+        for _ in range(draw.randint(1, 20))
+    ]
+    frames = [dict(path=f'{i}.bin', points=i, stamp=i / 7, matrix=[[1.0, 0.0]]) for i in range(9)]
+    content = dict(metainfo=dict(version='a'), data_list=frames, objects=objects, last=np.int64(3))
+    data = mutate(pickle.dumps(content, draw.randint(2, 5)), draw)
+
+    begin = time.perf_counter()
+    tracemalloc.start()
+    try:
+        read_plain_pickle(io.BytesIO(data))
+    except ValueError:  # what it should raise
+        pass
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    seconds = time.perf_counter() - begin
+    if peak > 10 * len(data) + 2**20 or seconds > 1:
+        return f'{peak:,} bytes and {seconds:.2f} s for a file of {len(data):,} bytes'
+    return ''
+
+
+def fuzz_infos(seed: int, indices: Iterable[int]) -> int:
+    """The status of a run over damaged info files."""
+    read_plain_pickle(io.BytesIO(pickle.dumps([])))  # compiles
+    count = 0
+    for index in tqdm(indices, unit='file', disable=None):
+        try:
+            failure = check_infos(seed, index)
+        except Exception:
+            failure = traceback.format_exc()
+        if failure:
+            print(f'\nfile {index}: {failure}')
+            print(
+                f'FAILED; repeat it by: python tools/fuzz.py infos --seed {seed} --replay {index}'
+            )
+            return 1
+        count += 1
+    print(f'{count} damaged files were refused or read (seed {seed})')
+    return 0
+
+
 def main() -> int:
     args = parse_args()
     os.environ.pop('STRATIFIED3D_BACKEND', None)  # it would choose one backend for both
     torch.set_num_threads(1)
     indices = range(args.start, args.start + args.count) if args.replay is None else [args.replay]
+    if args.what == 'infos':
+        return fuzz_infos(args.seed, indices)
     samples = 0
     for index in tqdm(indices, unit='batch', disable=args.replay is not None):
         case = random_case(args.seed, index)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pickle
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,18 +14,10 @@ from mmdet3d.evaluation import NuScenesMetric
 from mmdet3d.registry import METRICS
 from mmengine.evaluator import BaseMetric
 
+from stratified3d.datasets.io.info_files import read_info_file
+
 _SENSORS = dict(
     use_camera=False, use_lidar=True, use_radar=False, use_map=False, use_external=False
-)
-_DAMAGE = (
-    pickle.UnpicklingError,
-    EOFError,
-    KeyError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    IndexError,
-    ImportError,
 )
 # beyond the range of every class, so the devkit filters it out before it counts anything
 _FAR_BOX = dict(
@@ -190,13 +181,13 @@ def _read_split(path: Path) -> tuple[str, list[str]]:
             f'there is no info file {path}: `python tools/create_data.py {path.parent} --version '
             'VERSION` writes it, with VERSION v1.0-mini, v1.0-trainval or v1.0-test'
         )
+    content = read_info_file(path)
     try:
-        content = pickle.loads(path.read_bytes())
         version = content['metainfo']['version']
         categories = content['metainfo']['categories']
         frames = content['data_list']
         files = [Path(frame['lidar_points']['lidar_path']).name for frame in frames]
-    except _DAMAGE as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f'{path}: damaged, or not an mmdet3d info file of version 2 ({type(error).__name__}: '
             f'{error}); delete it and rerun tools/create_data.py'

@@ -1,5 +1,6 @@
 """What a user can fix is one message and a non-zero status, before anything is lost."""
 
+import functools
 import os
 import pickle
 import resource
@@ -84,6 +85,16 @@ def test_corrupt_info_files_are_named(fails, own_set, tmp_path, damage):
     path.write_bytes(damage(pickle.loads(path.read_bytes())))
     message = fails('train.py', tmp_path / 'out', data=own_set)
     assert f'{path}: damaged' in message and 'delete it' in message
+
+
+def test_an_info_file_that_would_run_code_is_named(fails, own_set, tmp_path):
+    path, marker = own_set / 'nuscenes_infos_train.pkl', tmp_path / 'harmed'
+    content = pickle.loads(path.read_bytes())
+    content['evil'] = functools.partial(os.mkdir, str(marker))
+    path.write_bytes(pickle.dumps(content))
+    message = fails('train.py', tmp_path / 'out', data=own_set)
+    assert f'{path}: ' in message and 'functools.partial' in message and 'create_data.py' in message
+    assert not marker.exists()
 
 
 def test_an_empty_data_set_is_named(fails, own_set, tmp_path):

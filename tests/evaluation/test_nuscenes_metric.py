@@ -1,3 +1,4 @@
+import functools
 import json
 import pickle
 import shutil
@@ -190,6 +191,9 @@ def test_missing_and_damaged_info_files_are_named(build, prepared_set, tmp_path)
     (tmp_path / 'b.pkl').write_bytes((tmp_path / 'a.pkl').read_bytes()[:900])
     with pytest.raises(ValueError, match='b.pkl: damaged'):
         build(root=tmp_path, file='b.pkl')
+    (tmp_path / 'c.pkl').write_bytes(pickle.dumps(functools.partial(print, 'harm')))
+    with pytest.raises(ValueError, match='c.pkl: .*functools.partial'):
+        build(root=tmp_path, file='c.pkl')
     (tmp_path / 'file').write_text('')
     with pytest.raises(OSError, match='file'):
         build(jsonfile_prefix=str(tmp_path / 'file/out'))

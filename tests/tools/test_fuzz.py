@@ -30,6 +30,11 @@ def test_fuzz_agrees_on_a_few_batches(fuzz):
     assert 30 < samples < 120
 
 
+def test_damaged_info_files_are_refused_or_read(fuzz):
+    status, out = fuzz('infos', '--count', 50, '--seed', 1)
+    assert status == 0 and out.startswith('50 damaged files')
+
+
 @pytest.mark.slow
 def test_fuzz_reports_a_wrong_backend_and_replays_it(fuzz, monkeypatch):
     right = sdpa.read_strata

@@ -3,41 +3,29 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-_DAMAGED = (
-    pickle.UnpicklingError,
-    EOFError,
-    KeyError,
-    IndexError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    ImportError,
-    MemoryError,
-)
+from stratified3d.datasets.io.safe_pickle import read_plain_pickle
 
 
 def read_info_file(path: str | Path) -> dict:
     """Read an info file of version 2: metainfo and data_list.
 
-    An info file is a pickle and can run code, as in mmdet3d: use only those of people you trust.
-
     Raises:
-        FileNotFoundError, ValueError: no such file; a damaged one, or one of another kind.
+        FileNotFoundError, ValueError: no such file; a damaged one, one of another kind, or one that
+            would run code.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'there is no info file {path}: {hint(path)}')
     try:
-        content = pickle.loads(path.read_bytes())
+        content = read_plain_pickle(path)
         for frame in content['data_list']:
             frame['lidar_points']['lidar_path']  # raises if it is absent
         content['metainfo'].get('categories')
-    except _DAMAGED as error:
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(
             f'{path}: damaged, or not an mmdet3d info file of version 2 with metainfo and '
             f'data_list ({type(error).__name__}: {error}); delete it and {hint(path)}'

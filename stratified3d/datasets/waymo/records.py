@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from stratified3d.datasets.io.safe_pickle import DamagedPickle, read_plain_pickle
 from stratified3d.resumable import atomic_write, file_lock, name_file
 
 # Waymo's folder: name of the info file
@@ -114,15 +115,15 @@ class Records:
         if not path.is_file():
             return None
         try:
-            record = pickle.loads(path.read_bytes())
-        except (EOFError, pickle.UnpicklingError):  # the machine died before it was on disk
+            record = read_plain_pickle(path)
+            names = [frame['lidar_points']['lidar_path'] for frame in record['frames']]
+        except (DamagedPickle, KeyError, TypeError):  # the machine died before it was on disk
             path.unlink(missing_ok=True)
             return None
         folder = self._out / segment.split
-        for frame in record['frames']:
-            if not (folder / frame['lidar_points']['lidar_path']).is_file():
-                path.unlink(missing_ok=True)
-                return None
+        if not all((folder / name).is_file() for name in names):
+            path.unlink(missing_ok=True)
+            return None
         return record
 
     def pending(self, segments: Sequence[Segment]) -> list[Segment]:

@@ -1,3 +1,5 @@
+import functools
+import os
 import pickle
 
 import numpy as np
@@ -59,6 +61,17 @@ def test_objects_are_added_with_their_points(sampler):
     )  # one was there, two were missing
     assert len(result['points']) == 4 + 2 * 8
     assert not hasattr(np, 'long') or int(np.__version__.split('.')[0]) >= 2
+
+
+@pytest.mark.parametrize('kind', ['GroundTruthSampler', 'DataBaseSampler'])
+def test_a_database_that_would_run_code_is_refused(sampler, tmp_path, kind):
+    """mmdet3d's own sampler too."""
+    marker = tmp_path / 'harmed'
+    with open(sampler['info_path'], 'wb') as file:
+        pickle.dump(dict(car=[functools.partial(os.mkdir, str(marker))]), file)
+    with pytest.raises(ValueError, match='db.pkl: .*functools.partial.*create_data.py'):
+        ObjectSample(dict(sampler, type=kind))
+    assert not marker.exists()
 
 
 @pytest.mark.skipif(hasattr(np, 'long'), reason='numpy 2 has np.long again')

@@ -1,5 +1,8 @@
 """Conversion of Waymo: gaps in the source, several sources, and processes at the same time."""
 
+import functools
+import os
+import pickle
 import re
 import threading
 from dataclasses import asdict
@@ -47,6 +50,24 @@ def begun(tmp_path):
     records = Records(tmp_path / 'out')
     records.begin()
     return records
+
+
+def test_a_record_that_would_run_code_is_refused(begun, tmp_path):
+    segment, marker = Segment('training', 'a'), tmp_path / 'harmed'
+    begun.prepare(segment)
+    path = begun._path(segment, 'pkl')
+    path.write_bytes(pickle.dumps(functools.partial(os.mkdir, str(marker))))
+    with pytest.raises(ValueError, match='a.pkl: .*functools.partial'):
+        begun.read(segment)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize('content', [b'', pickle.dumps(dict(frames=[]))[:9], pickle.dumps([1])])
+def test_a_damaged_record_is_forgotten(begun, content):
+    segment = Segment('training', 'a')
+    begun.prepare(segment)
+    begun._path(segment, 'pkl').write_bytes(content)
+    assert begun.read(segment) is None and not begun._path(segment, 'pkl').exists()
 
 
 def without(stamp, laser):

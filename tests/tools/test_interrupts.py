@@ -20,7 +20,7 @@ def custom_command(root, tmp_path):
     """Converts frames enough to be interrupted in; the file that shows that it is at work."""
     folder = tmp_path / 'raw'
     folder.mkdir()
-    points = np.random.default_rng(0).normal(0, 10, (20_000, 4)).astype(np.float32)
+    points = np.random.default_rng(0).uniform(0, 50, (20_000, 4)).astype(np.float32)
     for i in range(300):
         np.save(folder / f'{i:03d}.npy', points)
     out = tmp_path / 'out'

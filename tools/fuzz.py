@@ -1,7 +1,9 @@
 #!/usr/bin/env python
-"""Compare a fast attention backend with the reference in encoders on random small point clouds.
+"""Compare a fast attention backend with the reference in encoders on random small point clouds;
+with `points`, damage point files at random and read them.
 
-Outputs and all gradients are compared.
+Outputs and all gradients are compared. A damaged file has to give points or a ValueError: no crash,
+no hang, no more memory than ten times the file.
 """
 
 from __future__ import annotations
@@ -10,9 +12,13 @@ import argparse
 import os
 import random
 import sys
+import tempfile
 import traceback
 from math import isnan
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for benchmarks
 
 from stratified3d.commands import begin_command
 
@@ -22,6 +28,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from benchmarks.mutations import read_mutations
+from benchmarks.point_samples import WRITERS, available_samples
 from stratified3d.layers.attention import StratifiedAttention
 from stratified3d.models.stratified_encoder import StratifiedEncoder
 from stratified3d.testing import poisoned_memory, random_coords, relative_error
@@ -31,6 +39,7 @@ EXAMPLES = """examples:
   python tools/fuzz.py --count 500 --seed 7
   python tools/fuzz.py --seed 7 --start 20000    resume a run that was interrupted
   python tools/fuzz.py --seed 7 --replay 21234   repeat one batch and print its settings
+  python tools/fuzz.py points --mutations 10000  damaged point files, as many of every format
 
 A batch has one to four samples, 2.5 on average. Samples and model depend on (seed, index) only. The
 first failure ends the run with status 1 and prints the command that repeats it.
@@ -53,6 +62,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--backend', default='sdpa', help='compared with the reference (default: %(default)s)'
     )
+    _add_points(parser)
     args = parser.parse_args()
     if args.count < 1:
         parser.error(f'--count must be at least 1, not {args.count}')
@@ -61,6 +71,44 @@ def parse_args() -> argparse.Namespace:
         if value is not None and value < 0:
             parser.error(f'--{name} must not be negative, but is {value}')
     return args
+
+
+def _add_points(parser: argparse.ArgumentParser) -> None:
+    """Options of `fuzz.py points`."""
+    commands = parser.add_subparsers(dest='what', metavar='points')
+    points = commands.add_parser('points', help='read damaged point files')
+    points.add_argument(
+        '--mutations', type=int, default=1000, help='of every format (default: %(default)s)'
+    )
+    points.add_argument('--only', nargs='+', choices=WRITERS, help='samples (default: all)')
+    points.add_argument('--seed', type=int, default=0, help='of the run (default: %(default)s)')
+    points.add_argument(
+        '--start', type=int, default=0, help='index of the first mutation (default: %(default)s)'
+    )
+    points.add_argument(
+        '--folder', type=Path, help='for the damaged files, the last of which stay (default: none)'
+    )
+
+
+def fuzz_points(args: argparse.Namespace, folder: Path) -> int:
+    """Read damaged files of every format; status 1 after the first failure."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mutations = range(args.start, args.start + args.mutations)
+    for name in args.only or available_samples():
+        outcome = read_mutations(folder, name, mutations, args.seed)
+        if outcome.failure:
+            print(
+                f'{name} {outcome.last}: {outcome.failure}\nFAILED; repeat it by: python '
+                f'tools/fuzz.py points --only {name} --seed {args.seed} --start {outcome.last} '
+                '--mutations 1 --folder work_dirs/fuzz'
+            )
+            return 1
+        print(
+            f'{name:20} {outcome.refused:7} refused {outcome.read:7} read, memory up to '
+            f'{outcome.peak:.1f} times the file',
+            flush=True,
+        )
+    return 0
 
 
 def random_case(seed: int, index: int) -> dict[str, Any]:
@@ -166,6 +214,9 @@ def _set_backend(model: nn.Module, backend: str) -> None:
 
 def main() -> int:
     args = parse_args()
+    if args.what == 'points':
+        with tempfile.TemporaryDirectory() as folder:
+            return fuzz_points(args, args.folder or Path(folder))
     os.environ.pop('STRATIFIED3D_BACKEND', None)  # it would choose one backend for both
     torch.set_num_threads(1)
     indices = range(args.start, args.start + args.count) if args.replay is None else [args.replay]

@@ -1,0 +1,172 @@
+"""Point clouds of PCL (.pcd): ascii, binary and binary_compressed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from stratified3d.datasets.io.formats.columns import (
+    Columns,
+    PointFileError,
+    check_length,
+    check_memory,
+    errors_named,
+    parse_numbers,
+)
+from stratified3d.datasets.io.formats.lzf import decompress_lzf
+
+_MAX_HEADER = 65_536  # bytes
+_DATA = re.compile(rb'^DATA[ \t]+(\w+)[ \t]*\r?\n', re.MULTILINE)
+_TYPES = {
+    **{('F', size): f'<f{size}' for size in (4, 8)},
+    **{('I', size): f'<i{size}' for size in (1, 2, 4, 8)},
+    **{('U', size): f'<u{size}' for size in (1, 2, 4, 8)},
+}
+
+
+class _Header(NamedTuple):
+    """names, types and counts of the fields; points; encoding; start of the data in bytes."""
+
+    names: list[str]
+    types: list[np.dtype]
+    counts: list[int]
+    points: int
+    encoding: str
+    start: int
+
+
+def read_pcd(path: Path) -> Columns:
+    """Read the fields of every point; those with a COUNT above 1 are left out.
+
+    Raises:
+        PointFileError: damaged or truncated.
+    """
+    with path.open('rb') as file:
+        header = _read_header(path, file.read(_MAX_HEADER))
+        file.seek(header.start)
+        available = path.stat().st_size - header.start
+        if header.encoding == 'ascii':
+            # a number takes a digit and a space
+            needed = 2 * header.points * sum(header.counts) - 1
+            check_length(path, 'bytes', needed, available)
+            rows = parse_numbers(path, file, header.points) if header.points else np.zeros((0, 0))
+            return _split_rows(path, header, rows)
+
+        needed = header.points * _row_bytes(header)
+        if header.encoding == 'binary':
+            check_length(path, 'bytes', needed, available)
+            return _split_records(header, file.read(needed))
+
+        content = _decompress(path, file.read(), needed)
+    return _split_blocks(header, content)
+
+
+def _read_header(path: Path, content: bytes) -> _Header:
+    data = _DATA.search(content)
+    if data is None:
+        raise PointFileError(
+            f'{path}: no points could be read; the file has no complete .pcd header, which ends '
+            'in a line DATA; write it again'
+        )
+    encoding = data[1].decode('ascii', 'replace')
+    if encoding not in ('ascii', 'binary', 'binary_compressed'):
+        raise PointFileError(
+            f'{path}: DATA is {encoding!r}, not ascii, binary or binary_compressed'
+        )
+
+    lines = content[: data.start()].decode('latin-1').splitlines()
+    words = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
+    names = words.get('FIELDS', [])
+    kinds = words.get('TYPE', [])
+    sizes = _whole_numbers(path, words, 'SIZE')
+    counts = _whole_numbers(path, words, 'COUNT') or [1] * len(names)
+    if not names or not len(names) == len(kinds) == len(sizes) == len(counts):
+        raise PointFileError(
+            f'{path}: its header has {len(names)} FIELDS, {len(sizes)} SIZE, {len(kinds)} TYPE and '
+            f'{len(counts)} COUNT, not as many of each; write it again'
+        )
+    unknown = [pair for pair in zip(kinds, sizes) if pair not in _TYPES]
+    if unknown:
+        raise PointFileError(f'{path}: TYPE and SIZE {unknown[0]} of its header are no number')
+
+    types = [np.dtype(_TYPES[pair]) for pair in zip(kinds, sizes)]
+    points = _whole_numbers(path, words, 'POINTS')
+    if len(points) != 1:
+        raise PointFileError(f'{path}: its header has no number of POINTS; write it again')
+    return _Header(names, types, counts, points[0], encoding, data.end())
+
+
+def _whole_numbers(path: Path, words: dict[str, list[str]], key: str) -> list[int]:
+    """Numbers of a header's line, none if it is absent."""
+    for word in words.get(key, []):
+        if not re.fullmatch('[0-9]{1,9}', word):
+            raise PointFileError(
+                f'{path}: {key} {word[:40]!r} of its header is no size of a file; write it again'
+            )
+    return [int(word) for word in words.get(key, [])]
+
+
+def _row_bytes(header: _Header) -> int:
+    return sum(kind.itemsize * count for kind, count in zip(header.types, header.counts))
+
+
+def _decompress(path: Path, body: bytes, needed: int) -> bytes:
+    """The fields of all points, one field after the other."""
+    if not needed:
+        return b''
+    check_length(path, 'bytes', 8, len(body))
+    compressed, announced = np.frombuffer(body, '<u4', 2).tolist()
+    if announced != needed:
+        raise PointFileError(
+            f'{path}: damaged: its fields and POINTS need {needed} bytes, the compressed part '
+            f'announces {announced}; write it again'
+        )
+    check_length(path, 'bytes', compressed, len(body) - 8)
+    check_memory(path, needed)
+    with errors_named(path, 'LZF after its header'):
+        return decompress_lzf(body[8 : 8 + compressed], needed)
+
+
+def _split_rows(path: Path, header: _Header, rows: np.ndarray) -> Columns:
+    """Columns of lines of numbers."""
+    numbers = sum(header.counts)
+    if not header.points:
+        return {name: np.zeros(0, np.float32) for name in header.names}
+    if rows.shape[1] != numbers:
+        raise PointFileError(
+            f'{path}: truncated or damaged: a line has {rows.shape[1]} numbers, its header '
+            f'announces {numbers}; write it again'
+        )
+    check_length(path, 'points', header.points, len(rows))
+    starts = np.cumsum([0, *header.counts])
+    return {
+        name: rows[:, start]
+        for name, start, count in zip(header.names, starts, header.counts)
+        if count == 1
+    }
+
+
+def _split_records(header: _Header, content: bytes) -> Columns:
+    """Columns of points that follow each other."""
+    row_bytes = _row_bytes(header)
+    columns: Columns = {}
+    start = 0
+    for name, kind, count in zip(header.names, header.types, header.counts):
+        if count == 1:
+            columns[name] = np.ndarray(header.points, kind, content, start, (row_bytes,))
+        start += kind.itemsize * count
+    return columns
+
+
+def _split_blocks(header: _Header, content: bytes) -> Columns:
+    """Columns of fields that follow each other."""
+    columns: Columns = {}
+    start = 0
+    for name, kind, count in zip(header.names, header.types, header.counts):
+        if count == 1:
+            columns[name] = np.frombuffer(content, kind, header.points, start)
+        start += kind.itemsize * count * header.points
+    return columns

@@ -100,7 +100,10 @@ def parse_numbers(
     text = io.TextIOWrapper(file, encoding='latin-1')
     with warnings.catch_warnings(), errors_named(path, 'lines of numbers of one length'):
         warnings.simplefilter('ignore')  # of no lines; their count is checked
-        return np.loadtxt(text, delimiter=delimiter, comments=None, max_rows=rows, ndmin=2)
+        try:
+            return np.loadtxt(text, delimiter=delimiter, comments=None, max_rows=rows, ndmin=2)
+        finally:
+            text.detach()  # the file is not its own
 
 
 def name_rows(path: Path, rows: np.ndarray) -> Columns:

@@ -14,9 +14,9 @@ from stratified3d.datasets.io.formats.columns import (
     check_length,
     check_memory,
     errors_named,
-    parse_numbers,
 )
 from stratified3d.datasets.io.formats.lzf import decompress_lzf
+from stratified3d.datasets.io.formats.records import Layout, read_lines, read_records
 
 _MAX_HEADER = 65_536  # bytes
 _DATA = re.compile(rb'^DATA[ \t]+(\w+)[ \t]*\r?\n', re.MULTILINE)
@@ -28,11 +28,9 @@ _TYPES = {
 
 
 class _Header(NamedTuple):
-    """names, types and counts of the fields; points; encoding; start of the data in bytes."""
+    """Layout of a point; number of points; encoding; start of the data in bytes."""
 
-    names: list[str]
-    types: list[np.dtype]
-    counts: list[int]
+    layout: Layout
     points: int
     encoding: str
     start: int
@@ -47,20 +45,11 @@ def read_pcd(path: Path) -> Columns:
     with path.open('rb') as file:
         header = _read_header(path, file.read(_MAX_HEADER))
         file.seek(header.start)
-        available = path.stat().st_size - header.start
         if header.encoding == 'ascii':
-            # a number takes a digit and a space
-            needed = 2 * header.points * sum(header.counts) - 1
-            check_length(path, 'bytes', needed, available)
-            rows = parse_numbers(path, file, header.points) if header.points else np.zeros((0, 0))
-            return _split_rows(path, header, rows)
-
-        needed = header.points * _row_bytes(header)
+            return read_lines(path, file, header.layout, header.points)
         if header.encoding == 'binary':
-            check_length(path, 'bytes', needed, available)
-            return _split_records(header, file.read(needed))
-
-        content = _decompress(path, file.read(), needed)
+            return read_records(path, file, header.layout, header.points)
+        content = _decompress(path, file.read(), header.points * header.layout.row_bytes)
     return _split_blocks(header, content)
 
 
@@ -96,7 +85,7 @@ def _read_header(path: Path, content: bytes) -> _Header:
     points = _whole_numbers(path, words, 'POINTS')
     if len(points) != 1:
         raise PointFileError(f'{path}: its header has no number of POINTS; write it again')
-    return _Header(names, types, counts, points[0], encoding, data.end())
+    return _Header(Layout(names, types, counts), points[0], encoding, data.end())
 
 
 def _whole_numbers(path: Path, words: dict[str, list[str]], key: str) -> list[int]:
@@ -107,10 +96,6 @@ def _whole_numbers(path: Path, words: dict[str, list[str]], key: str) -> list[in
                 f'{path}: {key} {word[:40]!r} of its header is no size of a file; write it again'
             )
     return [int(word) for word in words.get(key, [])]
-
-
-def _row_bytes(header: _Header) -> int:
-    return sum(kind.itemsize * count for kind, count in zip(header.types, header.counts))
 
 
 def _decompress(path: Path, body: bytes, needed: int) -> bytes:
@@ -130,42 +115,11 @@ def _decompress(path: Path, body: bytes, needed: int) -> bytes:
         return decompress_lzf(body[8 : 8 + compressed], needed)
 
 
-def _split_rows(path: Path, header: _Header, rows: np.ndarray) -> Columns:
-    """Columns of lines of numbers."""
-    numbers = sum(header.counts)
-    if not header.points:
-        return {name: np.zeros(0, np.float32) for name in header.names}
-    if rows.shape[1] != numbers:
-        raise PointFileError(
-            f'{path}: truncated or damaged: a line has {rows.shape[1]} numbers, its header '
-            f'announces {numbers}; write it again'
-        )
-    check_length(path, 'points', header.points, len(rows))
-    starts = np.cumsum([0, *header.counts])
-    return {
-        name: rows[:, start]
-        for name, start, count in zip(header.names, starts, header.counts)
-        if count == 1
-    }
-
-
-def _split_records(header: _Header, content: bytes) -> Columns:
-    """Columns of points that follow each other."""
-    row_bytes = _row_bytes(header)
-    columns: Columns = {}
-    start = 0
-    for name, kind, count in zip(header.names, header.types, header.counts):
-        if count == 1:
-            columns[name] = np.ndarray(header.points, kind, content, start, (row_bytes,))
-        start += kind.itemsize * count
-    return columns
-
-
 def _split_blocks(header: _Header, content: bytes) -> Columns:
     """Columns of fields that follow each other."""
-    columns: Columns = {}
+    columns = {}
     start = 0
-    for name, kind, count in zip(header.names, header.types, header.counts):
+    for name, kind, count in zip(*header.layout):
         if count == 1:
             columns[name] = np.frombuffer(content, kind, header.points, start)
         start += kind.itemsize * count * header.points

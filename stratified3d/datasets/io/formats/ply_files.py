@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import re
-from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from stratified3d.datasets.io.formats.columns import (
-    Columns,
-    PointFileError,
-    check_length,
-    parse_numbers,
-)
+from stratified3d.datasets.io.formats.columns import Columns, PointFileError
+from stratified3d.datasets.io.formats.records import Layout, read_lines, read_records
 
 _MAX_HEADER = 65_536  # bytes
 _END = re.compile(rb'^end_header[ \t]*\r?\n', re.MULTILINE)
@@ -108,7 +103,7 @@ def _read_header(path: Path, lines: list[str]) -> tuple[str, list[_Element]]:
 
 def _read_vertices(path: Path, file: BinaryIO, order: str, elements: list[_Element]) -> Columns:
     skipped_bytes = 0
-    skipped_rows = 0
+    skipped_lines = 0
     for element in elements:
         kinds = [kind for kind in element.types if kind is not None]
         if len(kinds) < len(element.types) and (order or element.title == 'vertex'):
@@ -116,43 +111,15 @@ def _read_vertices(path: Path, file: BinaryIO, order: str, elements: list[_Eleme
                 f'{path}: lists of the element {element.title[:40]!r} come before or among its '
                 'vertices; write the vertices alone'
             )
-        row_bytes = sum(kind.itemsize for kind in kinds)
+        layout = Layout(element.names, kinds, [1] * len(kinds))
         if element.title == 'vertex':
-            if not order:
-                list(islice(file, skipped_rows))
-                return _read_lines(path, file, element)
-            file.seek(skipped_bytes, 1)
-            return _read_records(path, file, element, row_bytes)
-        skipped_bytes += element.rows * row_bytes
-        skipped_rows += element.rows
+            if order:
+                file.seek(skipped_bytes, 1)
+                return read_records(path, file, layout, element.rows)
+            for _ in range(skipped_lines):
+                if not file.readline():
+                    break
+            return read_lines(path, file, layout, element.rows)
+        skipped_bytes += element.rows * layout.row_bytes
+        skipped_lines += element.rows
     raise PointFileError(f'{path}: its header has no element vertex; write points as vertices')
-
-
-def _read_lines(path: Path, file: BinaryIO, element: _Element) -> Columns:
-    # a number takes a digit and a space
-    needed = 2 * element.rows * len(element.names) - 1
-    check_length(path, 'bytes', needed, path.stat().st_size - file.tell())
-    if not element.rows:
-        return {name: np.zeros(0, np.float32) for name in element.names}
-
-    rows = parse_numbers(path, file, element.rows)
-    if rows.shape[1] != len(element.names):
-        raise PointFileError(
-            f'{path}: truncated or damaged: a line has {rows.shape[1]} numbers, its header '
-            f'announces {len(element.names)}; write it again'
-        )
-    check_length(path, 'points', element.rows, len(rows))
-    return dict(zip(element.names, rows.T))
-
-
-def _read_records(path: Path, file: BinaryIO, element: _Element, row_bytes: int) -> Columns:
-    needed = element.rows * row_bytes
-    check_length(path, 'bytes', needed, path.stat().st_size - file.tell())
-    content = file.read(needed)
-    columns: Columns = {}
-    start = 0
-    for name, kind in zip(element.names, element.types):
-        assert kind is not None
-        columns[name] = np.ndarray(element.rows, kind, content, start, (row_bytes,))
-        start += kind.itemsize
-    return columns

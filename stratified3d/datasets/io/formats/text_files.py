@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,6 +29,8 @@ def read_text(path: Path) -> Columns:
         PointFileError: damaged, or not such lines.
     """
     with path.open('rb') as file:
+        if file.read(3) != codecs.BOM_UTF8:
+            file.seek(0)
         names, first = _read_names(path, file)
         if not first:
             rows = np.zeros((0, len(names) or 3))
@@ -49,7 +52,7 @@ def _read_names(path: Path, file: BinaryIO) -> tuple[list[str], str]:
     names: list[str] = []
     while True:
         start = file.tell()
-        line = file.readline(_MAX_LINE).decode('utf-8-sig', 'replace')
+        line = file.readline(_MAX_LINE).decode('utf-8', 'replace')
         if len(line) >= _MAX_LINE:
             raise PointFileError(f'{path}: its first line is too long for the numbers of a point')
         is_comment = line.startswith(_COMMENTS)

@@ -44,13 +44,16 @@ def find_fault(coordinates: np.ndarray, may_be_missing: bool = False) -> str:
         return f'{1 - share:.0%} of its points hold NaN or infinite coordinates: leave them out'
 
     sample = sample[is_finite]
-    size = np.abs(sample)
-    is_absurd = ((size > _LARGEST) | (size > 0) & (size < _SMALLEST)).any(1)
+    sizes = np.abs(sample)
+    is_absurd = (sizes > _LARGEST) | (sizes > 0) & (sizes < _SMALLEST)
+    is_absurd = is_absurd.any(1)
     if is_absurd.mean() > 0.01:
+        smallest = sizes[sizes > 0].min()
         return (
             f'{is_absurd.mean():.0%} of its points hold numbers that no coordinate has, '
-            f'{size[size > 0].min():.0e} to {size.max():.0e}'
+            f'{smallest:.0e} to {sizes.max():.0e}'
         )
+
     sample = sample[~is_absurd]
     return _find_wrong_axis(sample) if len(sample) >= _MANY else ''
 

@@ -25,18 +25,8 @@ def read_bin(path: Path, load_dim: int | None = None) -> Columns:
     Raises:
         PointFileError: truncated, not float32, or the number of columns cannot be told.
     """
-    if load_dim is not None and load_dim < 3:
-        raise PointFileError(f'{path}: load_dim is {load_dim}, but x, y and z are three columns')
     default = load_dim or (5 if path.name.endswith('.pcd.bin') else 4)
-    widths = [load_dim] if load_dim else list(_WIDTHS)
-    size = path.stat().st_size
-    widths = [width for width in widths if size % (4 * width) == 0]
-    if not widths:
-        raise PointFileError(
-            f'{path}: {size} bytes are not a whole number of points of {default} float32; the '
-            f'file is truncated, or has another number of columns: {_ASK}'
-        )
-
+    widths = _fitting_widths(path, [load_dim] if load_dim else list(_WIDTHS), default)
     words = np.fromfile(path, np.float32)
     if _is_float64(words):
         raise PointFileError(
@@ -52,6 +42,20 @@ def read_bin(path: Path, load_dim: int | None = None) -> Columns:
     return name_rows(path, words.reshape(-1, width))
 
 
+def _fitting_widths(path: Path, widths: list[int], default: int) -> list[int]:
+    """Those numbers of columns by which the file has whole rows."""
+    if default < 3:
+        raise PointFileError(f'{path}: load_dim is {default}, but x, y and z are three columns')
+    size = path.stat().st_size
+    fitting = [width for width in widths if size % (4 * width) == 0]
+    if not fitting:
+        raise PointFileError(
+            f'{path}: {size} bytes are not a whole number of points of {default} float32; the '
+            f'file is truncated, or has another number of columns: {_ASK}'
+        )
+    return fitting
+
+
 def _choose_width(path: Path, words: np.ndarray, widths: list[int], default: int) -> int:
     """The number of columns by which the columns differ most from each other."""
     orders = {}
@@ -59,6 +63,7 @@ def _choose_width(path: Path, words: np.ndarray, widths: list[int], default: int
         table = _sample(words, width)
         if not any(_repeats(table, shorter) for shorter in widths if shorter < width):
             orders[width] = _disorder(table)
+
     # by chance the columns of few points differ
     count = max(len(words), 1)
     margin = 0.01 + 0.5 / np.sqrt(count) + 10 / count
@@ -112,16 +117,18 @@ def _is_float64(words: np.ndarray) -> bool:
 
     The first half of a float64 is the end of its digits: zeros, or a number of any size.
     """
-    pairs = words[: len(words) // 2 * 2][: 8 * _SAMPLE]
-    with np.errstate(all='ignore'):
-        doubles = np.abs(pairs.view(np.float64))
-        halves = np.abs(pairs[::2].astype(np.float64))
-    doubles = doubles[np.isfinite(doubles)]
+    doubles = words[: len(words) // 2 * 2][: 8 * _SAMPLE].view(np.float64)
+    doubles = doubles[np.isfinite(doubles) & (doubles != 0)]
     if not len(doubles):
         return False
-    is_coordinate = (doubles == 0) | (doubles > 1e-9) & (doubles < 1e8)
-    is_usual = (halves > 1e-9) & (halves < 1e8)
-    return is_coordinate.mean() > 0.99 and is_usual.mean() < 0.4
+    halves = doubles.view(np.float32)[::2]
+    return _share_of_coordinates(doubles) > 0.99 and _share_of_coordinates(halves) < 0.4
+
+
+def _share_of_coordinates(numbers: np.ndarray) -> float:
+    """Share of numbers that are usual beside 0."""
+    sizes = np.abs(numbers)
+    return float(np.mean((sizes > 1e-9) & (sizes < 1e8)))
 
 
 def _likely_remedy(words: np.ndarray) -> str:

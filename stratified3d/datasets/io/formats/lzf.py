@@ -13,28 +13,39 @@ def decompress_lzf(data: bytes, size: int) -> bytes:
     out = bytearray()
     position = 0
     while position < len(data):
-        control = data[position]
-        position += 1
-        if control < 32:  # literals
-            length = control + 1
-            run = data[position : position + length]
-            position += length
+        if data[position] < 32:
+            length = data[position] + 1
+            start = position + 1
+            position = start + length
+            run = data[start:position]
         else:
-            if control >= 224:  # a long reference has its length in a byte of its own
-                control += data[position] << 5 if position < len(data) else 0
-                position += 1
-            length = (control >> 5) + 2
-            low = data[position] if position < len(data) else 0
-            position += 1
-            start = len(out) - 1 - ((control & 31) << 8 | low)
+            length, distance, position = _read_reference(data, position)
+            start = len(out) - distance
             if start < 0:
                 raise ValueError(f'a reference to {-start} bytes before the beginning')
             run = bytes(out[start : start + length])
-            run = (run * (length // len(run) + 1))[:length]  # it may overlap what it writes
+            if distance < length:  # it repeats what it writes
+                run = (run * length)[:length]
 
         if len(run) < length or len(out) + length > size:
-            raise ValueError(f'more or fewer than the {size} bytes that the header announces')
+            raise ValueError(f'its data ends early, or has more than {size} bytes')
         out += run
-    if len(out) != size or position > len(data):
-        raise ValueError(f'{len(out)} bytes in place of {size}')
+
+    if len(out) != size:
+        raise ValueError(f'its data has {len(out)} bytes in place of {size}')
     return bytes(out)
+
+
+def _read_reference(data: bytes, position: int) -> tuple[int, int, int]:
+    """Length of a reference, its distance backwards, and the position behind it."""
+    control = data[position]
+    is_long = control >= 224
+    end = position + 2 + is_long
+    if end > len(data):
+        raise ValueError('its last bytes are missing')
+
+    length = (control >> 5) + 2
+    if is_long:
+        length += data[position + 1]
+    high = (control & 31) << 8
+    return length, high + data[end - 1] + 1, end

@@ -68,24 +68,29 @@ def _read_header(path: Path, content: bytes) -> _Header:
 
     lines = content[: data.start()].decode('latin-1').splitlines()
     words = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
-    names = words.get('FIELDS', [])
-    kinds = words.get('TYPE', [])
-    sizes = _whole_numbers(path, words, 'SIZE')
-    counts = _whole_numbers(path, words, 'COUNT') or [1] * len(names)
-    if not names or not len(names) == len(kinds) == len(sizes) == len(counts):
-        raise PointFileError(
-            f'{path}: its header has {len(names)} FIELDS, {len(sizes)} SIZE, {len(kinds)} TYPE and '
-            f'{len(counts)} COUNT, not as many of each; write it again'
-        )
-    unknown = [pair for pair in zip(kinds, sizes) if pair not in _TYPES]
-    if unknown:
-        raise PointFileError(f'{path}: TYPE and SIZE {unknown[0]} of its header are no number')
-
-    types = [np.dtype(_TYPES[pair]) for pair in zip(kinds, sizes)]
     points = _whole_numbers(path, words, 'POINTS')
     if len(points) != 1:
         raise PointFileError(f'{path}: its header has no number of POINTS; write it again')
-    return _Header(Layout(names, types, counts), points[0], encoding, data.end())
+    return _Header(_read_layout(path, words), points[0], encoding, data.end())
+
+
+def _read_layout(path: Path, words: dict[str, list[str]]) -> Layout:
+    names = words.get('FIELDS', [])
+    letters = words.get('TYPE', [])
+    sizes = _whole_numbers(path, words, 'SIZE')
+    counts = _whole_numbers(path, words, 'COUNT') or [1] * len(names)
+    lengths = [len(names), len(sizes), len(letters), len(counts)]
+    if not names or len(set(lengths)) > 1:
+        raise PointFileError(
+            f'{path}: its header has {lengths} words in FIELDS, SIZE, TYPE and COUNT, not as many '
+            'in each; write it again'
+        )
+
+    kinds = list(zip(letters, sizes))
+    unknown = [kind for kind in kinds if kind not in _TYPES]
+    if unknown:
+        raise PointFileError(f'{path}: TYPE and SIZE {unknown[0]} of its header are no number')
+    return Layout(names, [np.dtype(_TYPES[kind]) for kind in kinds], counts)
 
 
 def _whole_numbers(path: Path, words: dict[str, list[str]], key: str) -> list[int]:

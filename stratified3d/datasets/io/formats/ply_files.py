@@ -76,29 +76,33 @@ def _read_header(path: Path, lines: list[str]) -> tuple[str, list[_Element]]:
     elements: list[_Element] = []
     for line in lines:
         found = _LINE.fullmatch(' '.join(line.split()))
-        is_property = found is not None and (found['property'] or found['list'])
-        if (
-            found is None
-            or is_property
-            and not elements
-            or found['kind']
-            and found['kind'] not in _TYPES
-        ):
+        if found is None or not _fits(found, elements):
             raise PointFileError(
                 f'{path}: its header has a line {line[:60]!r}, which is damaged; write it again'
             )
+
         if found['format']:
             order = _ORDERS[found['order']]
         elif found['element']:
             elements.append(_Element(found['title'], int(found['count']), [], []))
-        elif is_property:
-            elements[-1].names.append(found['name'] or '')
-            kind = None if found['list'] else np.dtype((order or '') + _TYPES[found['kind']])
-            elements[-1].types.append(kind)
+        elif found['list']:
+            elements[-1].names.append('')
+            elements[-1].types.append(None)
+        elif found['property']:
+            elements[-1].names.append(found['name'])
+            elements[-1].types.append(np.dtype((order or '') + _TYPES[found['kind']]))
 
     if order is None:
         raise PointFileError(f'{path}: its header has no line of its format; write it again')
     return order, elements
+
+
+def _fits(found: re.Match[str], elements: list[_Element]) -> bool:
+    """Whether a property has an element before it and a type that is known."""
+    is_property = found['property'] or found['list']
+    if is_property and not elements:
+        return False
+    return not found['kind'] or found['kind'] in _TYPES
 
 
 def _read_vertices(path: Path, file: BinaryIO, order: str, elements: list[_Element]) -> Columns:

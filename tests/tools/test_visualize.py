@@ -116,6 +116,7 @@ def check_tensorboard(folder):
         ([], 'give either --dataset or point files'),
         (['a.bin', '--dataset'], 'give either --dataset or point files'),
         (['a.bin'], 'visualize.py: there is no point file a.bin'),
+        (['sweep.pcd.bin', '--load-dim', '2'], 'load_dim is 2'),
         (['--dataset', '--index', '7'], 'the dataset has frames 0 to 2, not [7]'),
         (['a.bin', '--index', 'first'], 'argument --index'),
         (['a.bin', '--camera', '1', '2', '3', '4', '5'], '--camera is at most four'),

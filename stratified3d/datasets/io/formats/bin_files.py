@@ -12,7 +12,7 @@ from stratified3d.datasets.io.plausibility import find_fault, sample_rows
 _WIDTHS = range(3, 13)
 _SAMPLE = 5_000  # rows by which widths are compared
 _MANY = 400  # numbers, from which the file's name is overruled
-_ASK = 'give load_dim, the number of columns (--load-dim of a command)'
+_ASK = 'give load_dim, the number of columns (--load-dim of commands)'
 
 
 def read_bin(path: Path, load_dim: int | None = None) -> Columns:

@@ -116,7 +116,6 @@ def check_tensorboard(folder):
         ([], 'give either --dataset or point files'),
         (['a.bin', '--dataset'], 'give either --dataset or point files'),
         (['a.bin'], 'visualize.py: there is no point file a.bin'),
-        (['sweep.pcd.bin', '--load-dim', '2'], 'load_dim is 2'),
         (['--dataset', '--index', '7'], 'the dataset has frames 0 to 2, not [7]'),
         (['a.bin', '--index', 'first'], 'argument --index'),
         (['a.bin', '--camera', '1', '2', '3', '4', '5'], '--camera is at most four'),
@@ -130,6 +129,12 @@ def check_tensorboard(folder):
 def test_bad_arguments_are_named(visualize, arguments, message):
     code, _, err = visualize('--no-perspective', *arguments)
     assert code != 0 and message in err and 'Traceback' not in err
+
+
+def test_columns_of_a_bin_can_be_given(visualize, tmp_path):
+    (tmp_path / 'a.bin').write_bytes(bytes(80))
+    code, _, err = visualize(tmp_path / 'a.bin', '--load-dim', '6')
+    assert code != 0 and 'points of 6' in err and 'Traceback' not in err
 
 
 def test_a_window_without_a_display_is_refused(visualize, monkeypatch):

@@ -47,6 +47,7 @@ setup(
         'detection': DETECTION,
         'cpu': ['spconv==2.3.8', 'triton==3.6.0'],
         'gpu': ['spconv-cu126==2.3.8', 'nvidia-cuda-runtime-cu12', 'nvidia-cuda-nvrtc-cu12'],
+        'survey': ['laspy[lazrs]>=2.5'],  # .las and .laz files
         'dev': [
             'pytest',
             'pytest-xdist',

@@ -106,7 +106,7 @@ def detect(model: Base3DDetector, points: np.ndarray | Tensor | str | Path) -> D
     Args:
         model: from `init_detector`.
         points: [P, 4] x, y, z (m, LiDAR frame), intensity (0 to 255); or [P, 5] with dt, the age
-            of each point in seconds; or the path of a .bin, .npy, .pcd or .ply file of one sweep.
+            of each point in seconds; or the path of a point file of one sweep, see `read_points`.
             NaN, infinite and out-of-range points are left out; without points there are no
             detections.
     Raises:

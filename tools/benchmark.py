@@ -142,7 +142,7 @@ def parse_args() -> argparse.Namespace:
 def add_encoder_command(commands: argparse._SubParsersAction) -> None:
     description = 'voxel encoder and stratified encoder of a config, by part'
     command = commands.add_parser('encoder', help=description, description=description)
-    command.add_argument('points', help='.bin, .npy, .pcd or .ply file of one sweep')
+    command.add_argument('points', help='point file of one sweep: .bin, .npy, .pcd, .ply, ...')
     command.add_argument('--config', default=CONFIG, help='default: the nuScenes config')
     command.add_argument(
         '--runs', type=int, default=10, help='timed runs after two to warm up (default: 10)'

@@ -30,7 +30,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('points', help='folder of .bin, .npy, .pcd or .ply files, one per frame')
+    parser.add_argument(
+        'points', help='folder of point files (.bin, .npy, .pcd, .ply, ...), one per frame'
+    )
     parser.add_argument('--boxes', type=Path, help='.csv or .json file of the boxes of all frames')
     parser.add_argument('--out', type=Path, required=True, help="the new dataset's folder")
     parser.add_argument('--split', required=True, help='name of the info file: train, val, test')
@@ -50,7 +52,9 @@ def parse_args() -> argparse.Namespace:
         help='full scale of the intensity (default: 255; KITTI has 1)',
     )
     parser.add_argument(
-        '--load-dim', type=int, help='columns of .bin files (default: 4; 5 for .pcd.bin)'
+        '--load-dim',
+        type=int,
+        help='columns of .bin files (default: 4, 5 for .pcd.bin, or what the numbers show)',
     )
     args = parser.parse_args()
     if args.intensity_max <= 0:

@@ -1,8 +1,9 @@
 #!/usr/bin/env python
-"""Compare a fast attention backend with the reference in encoders on random small point clouds.
+"""Compare a fast attention backend with the reference in encoders on random small point clouds;
+with `points` or `infos`, damage point files or info files at random and read them.
 
-Outputs and all gradients are compared. `infos` instead reads damaged info files: each must end in
-an error, or in content, within a second and ten times the memory of the file.
+Outputs and all gradients are compared. A damaged file has to give what it contains or a ValueError:
+no crash, no hang, no more memory than ten times the file.
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ import pickle
 import random
 import sys
 import time
+import tempfile
 import traceback
 import tracemalloc
 from collections.abc import Iterable
 from math import isnan
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for benchmarks
 
 from stratified3d.commands import begin_command
 
@@ -30,6 +35,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from stratified3d.datasets.io.safe_pickle import read_plain_pickle
+from benchmarks.mutations import read_mutations
+from benchmarks.point_samples import WRITERS, available_samples
 from stratified3d.layers.attention import StratifiedAttention
 from stratified3d.models.stratified_encoder import StratifiedEncoder
 from stratified3d.testing import mutate, poisoned_memory, random_coords, relative_error
@@ -40,6 +47,7 @@ EXAMPLES = """examples:
   python tools/fuzz.py --seed 7 --start 20000    resume a run that was interrupted
   python tools/fuzz.py --seed 7 --replay 21234   repeat one batch and print its settings
   python tools/fuzz.py infos --count 10000       damaged info files, about a minute
+  python tools/fuzz.py points --mutations 10000  damaged point files, as many of every format
 
 A batch has one to four samples, 2.5 on average. Samples and model depend on (seed, index) only. The
 first failure ends the run with status 1 and prints the command that repeats it.
@@ -53,7 +61,6 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('what', nargs='?', choices=['attention', 'infos'], default='attention')
     parser.add_argument('--count', type=int, default=40_000, help='batches (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='of the run (default: %(default)s)')
     parser.add_argument(
@@ -63,14 +70,65 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--backend', default='sdpa', help='compared with the reference (default: %(default)s)'
     )
+    commands = parser.add_subparsers(dest='what', metavar='points | infos')
+    _add_points(commands.add_parser('points', help='read damaged point files'))
+    _add_infos(commands.add_parser('infos', help='read damaged info files'))
     args = parser.parse_args()
-    if args.count < 1:
-        parser.error(f'--count must be at least 1, not {args.count}')
+    for name in ('count', 'mutations'):
+        value = getattr(args, name, 1)
+        if value < 1:
+            parser.error(f'--{name} must be at least 1, not {value}')
     for name in ('start', 'seed', 'replay'):
         value = getattr(args, name)
         if value is not None and value < 0:
             parser.error(f'--{name} must not be negative, but is {value}')
     return args
+
+
+def _add_points(parser: argparse.ArgumentParser) -> None:
+    """Options of `fuzz.py points`."""
+    parser.add_argument(
+        '--mutations', type=int, default=1000, help='of every format (default: %(default)s)'
+    )
+    parser.add_argument('--only', nargs='+', choices=WRITERS, help='samples (default: all)')
+    parser.add_argument('--seed', type=int, default=0, help='of the run (default: %(default)s)')
+    parser.add_argument(
+        '--start', type=int, default=0, help='index of the first mutation (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--folder', type=Path, help='for the damaged files, the last of which stay (default: none)'
+    )
+
+
+def _add_infos(parser: argparse.ArgumentParser) -> None:
+    """Options of `fuzz.py infos`."""
+    parser.add_argument('--count', type=int, default=10_000, help='files (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='of the run (default: %(default)s)')
+    parser.add_argument(
+        '--start', type=int, default=0, help='index of the first file (default: %(default)s)'
+    )
+    parser.add_argument('--replay', type=int, metavar='INDEX', help='run only this file')
+
+
+def fuzz_points(args: argparse.Namespace, folder: Path) -> int:
+    """Read damaged files of every format; status 1 after the first failure."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mutations = range(args.start, args.start + args.mutations)
+    for name in args.only or available_samples():
+        outcome = read_mutations(folder, name, mutations, args.seed)
+        if outcome.failure:
+            print(
+                f'{name} {outcome.last}: {outcome.failure}\nFAILED; repeat it by: python '
+                f'tools/fuzz.py points --only {name} --seed {args.seed} --start {outcome.last} '
+                '--mutations 1 --folder work_dirs/fuzz'
+            )
+            return 1
+        print(
+            f'{name:20} {outcome.refused:7} refused {outcome.read:7} read, memory up to '
+            f'{outcome.peak:.1f} times the file',
+            flush=True,
+        )
+    return 0
 
 
 def random_case(seed: int, index: int) -> dict[str, Any]:
@@ -222,6 +280,9 @@ def fuzz_infos(seed: int, indices: Iterable[int]) -> int:
 
 def main() -> int:
     args = parse_args()
+    if args.what == 'points':
+        with tempfile.TemporaryDirectory() as folder:
+            return fuzz_points(args, args.folder or Path(folder))
     os.environ.pop('STRATIFIED3D_BACKEND', None)  # it would choose one backend for both
     torch.set_num_threads(1)
     indices = range(args.start, args.start + args.count) if args.replay is None else [args.replay]

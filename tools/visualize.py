@@ -51,7 +51,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config')
     parser.add_argument('checkpoint')
     parser.add_argument(
-        'files', nargs='*', type=Path, metavar='FILE', help='.bin, .npy, .pcd or .ply point files'
+        'files',
+        nargs='*',
+        type=Path,
+        metavar='FILE',
+        help='point files: .bin, .npy, .npz, .pcd, .ply, .txt, .csv, .feather, .las, .laz',
+    )
+    parser.add_argument(
+        '--load-dim',
+        type=int,
+        help='columns of .bin files (default: 4, 5 for .pcd.bin, or what the numbers show)',
     )
     parser.add_argument(
         '--dataset', action='store_true', help="frames of the config's test set, with ground truth"
@@ -134,7 +143,7 @@ def list_frames(args: argparse.Namespace, config: Config) -> tuple[list[str], Lo
     """Names of the frames to draw, and a function that loads the one of an index."""
     if args.files:
         names = [path.name.split('.')[0] for path in args.files]
-        return names, lambda i: (read_points(args.files[i]), None)
+        return names, lambda i: (read_points(args.files[i], args.load_dim), None)
 
     with DefaultScope.overwrite_default_scope('mmdet3d'):
         dataset = DATASETS.build(config.test_dataloader.dataset)

@@ -131,6 +131,12 @@ def test_bad_arguments_are_named(visualize, arguments, message):
     assert code != 0 and message in err and 'Traceback' not in err
 
 
+def test_columns_of_a_bin_can_be_given(visualize, tmp_path):
+    (tmp_path / 'a.bin').write_bytes(bytes(80))
+    code, _, err = visualize(tmp_path / 'a.bin', '--load-dim', '6')
+    assert code != 0 and 'points of 6' in err and 'Traceback' not in err
+
+
 def test_a_window_without_a_display_is_refused(visualize, monkeypatch):
     for name in ('DISPLAY', 'WAYLAND_DISPLAY'):
         monkeypatch.delenv(name, raising=False)

@@ -40,6 +40,8 @@ class Conversion(NamedTuple):
 def list_frames(folder: str | Path) -> dict[str, Path]:
     """Point files of a folder by frame, the file's name up to its first dot.
 
+    Texts (.txt, .csv) beside point files of other kinds are left out: they are labels or notes.
+
     Raises:
         FileNotFoundError: no such folder, or no point file in it.
         ValueError: two files of one frame.
@@ -47,13 +49,14 @@ def list_frames(folder: str | Path) -> dict[str, Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f'there is no folder {folder}')
+    paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+    others = [path for path in paths if path.suffix.lower() not in ('.txt', '.csv')]
     frames: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix in SUFFIXES:
-            name = path.name.split('.')[0]
-            if name in frames:
-                raise ValueError(f'{frames[name]} and {path.name} are both of frame {name}')
-            frames[name] = path
+    for path in others or paths:
+        name = path.name.split('.')[0]
+        if name in frames:
+            raise ValueError(f'{frames[name]} and {path.name} are both of frame {name}')
+        frames[name] = path
     if not frames:
         raise FileNotFoundError(f'{folder} contains no {", ".join(SUFFIXES)} file')
     return frames

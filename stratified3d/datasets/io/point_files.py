@@ -1,147 +1,73 @@
-"""One sweep of points from a .bin, .npy, .pcd or .ply file; damaged files are refused."""
+"""One sweep of points from a file of any common format; what is no sweep is refused."""
 
 from __future__ import annotations
 
-import re
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-SUFFIXES = ('.bin', '.npy', '.pcd', '.ply')
-_PLY_BYTES = {
-    b'char': 1,
-    b'uchar': 1,
-    b'int8': 1,
-    b'uint8': 1,
-    b'short': 2,
-    b'ushort': 2,
-    b'int16': 2,
-    b'uint16': 2,
-    b'int': 4,
-    b'uint': 4,
-    b'int32': 4,
-    b'uint32': 4,
-    b'float': 4,
-    b'float32': 4,
-    b'double': 8,
-    b'float64': 8,
+from stratified3d.datasets.io.formats.array_files import read_npy, read_npz
+from stratified3d.datasets.io.formats.bin_files import read_bin
+from stratified3d.datasets.io.formats.columns import Columns, PointFileError, stack_points
+from stratified3d.datasets.io.formats.feather_files import read_feather
+from stratified3d.datasets.io.formats.las_files import read_las
+from stratified3d.datasets.io.formats.pcd_files import read_pcd
+from stratified3d.datasets.io.formats.ply_files import read_ply
+from stratified3d.datasets.io.formats.text_files import read_text
+from stratified3d.datasets.io.plausibility import find_fault, find_integer_fault
+
+_READERS: dict[str, Callable[[Path], Columns]] = {
+    '.bin': read_bin,
+    '.npy': read_npy,
+    '.npz': read_npz,
+    '.pcd': read_pcd,
+    '.ply': read_ply,
+    '.txt': read_text,
+    '.csv': read_text,
+    '.feather': read_feather,
+    '.las': read_las,
+    '.laz': read_las,
 }
+SUFFIXES = tuple(_READERS)
+_BAGS = ('.bag', '.db3', '.mcap')
 
 
 def read_points(path: str | Path, load_dim: int | None = None) -> np.ndarray:
     """Read one sweep.
 
     Args:
-        path: .bin (float32 rows), .npy ([P, >= 3]), .pcd or .ply (with or without an `intensity`
-            attribute).
-        load_dim: columns of a .bin file; default 5 for nuScenes' `.pcd.bin`, else 4 (KITTI).
+        path: .bin (rows of float32), .npy, .npz, .pcd, .ply, .txt, .csv, .feather (Argoverse 2),
+            .las or .laz.
+        load_dim: columns of a .bin file; None: 5 for nuScenes' `.pcd.bin`, else 4 (KITTI), unless
+            the numbers show another number of columns.
     Returns:
-        [P, 4] float32 x, y, z (m), intensity; further columns, such as a ring index, are left out.
-        An empty .bin has no points.
+        [P, 4] float32 x, y, z, intensity, in the units of the file; further columns, such as a ring
+        index, are left out. A file without intensity gives 0 and a warning. An empty .bin has no
+        points.
     Raises:
-        FileNotFoundError, ValueError: a missing, truncated or unknown file.
+        FileNotFoundError: there is no such file.
+        ValueError: a damaged or unknown file, or numbers that are no points; says what is wrong and
+            the remedy.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'there is no point file {path}')
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f'{path}: points are read from {", ".join(SUFFIXES)} files')
-
-    if path.suffix == '.bin':
-        points = _read_bin(path, load_dim)
-    elif path.suffix == '.npy':
-        points = _read_npy(path)
-    else:
-        points = _read_open3d(path)
-
-    intensity = points[:, 3:4] if points.shape[1] > 3 else np.zeros((len(points), 1))
-    return np.hstack([points[:, :3], intensity]).astype(np.float32)
-
-
-def _read_bin(path: Path, load_dim: int | None) -> np.ndarray:
-    if not load_dim:
-        load_dim = 5 if path.name.endswith('.pcd.bin') else 4
-    size = path.stat().st_size
-    if size % (4 * load_dim):
-        raise ValueError(
-            f'{path}: {size} bytes are not a whole number of points of {load_dim} float32; the '
-            'file is truncated, or has another number of columns (load_dim)'
+    suffix = path.suffix.lower()
+    if suffix in _BAGS:
+        raise PointFileError(
+            f'{path}: recordings of ROS are not read; export the messages of the point topic as '
+            '.pcd files, with ROS 1 by `rosrun pcl_ros bag_to_pcd FILE TOPIC FOLDER`, else by '
+            '`ros2 run pcl_ros pointcloud_to_pcd` while `ros2 bag play FILE` runs'
         )
-    return np.fromfile(path, np.float32).reshape(-1, load_dim)
+    if suffix not in SUFFIXES:
+        raise PointFileError(f'{path}: points are read from {", ".join(SUFFIXES)} files')
 
-
-def _read_npy(path: Path) -> np.ndarray:
-    try:
-        points = np.load(path)
-    except (EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f'{path}: empty, truncated or not an .npy file ({error})') from error
-    if not isinstance(points, np.ndarray) or points.ndim != 2 or points.shape[1] < 3:
-        found = getattr(points, 'shape', type(points).__name__)
-        raise ValueError(f'{path}: contains {found}, points are an array [P, >= 3]')
+    columns = read_bin(path, load_dim) if suffix == '.bin' else _READERS[suffix](path)
+    points = stack_points(path, columns)
+    named = {name.strip().lower(): column for name, column in columns.items()}
+    fault = find_integer_fault([named[name] for name in 'xyz'])
+    fault = fault or find_fault(points[:, :3], may_be_missing=suffix == '.pcd')
+    if fault:
+        raise PointFileError(f'{path}: {fault}')
     return points
-
-
-def _read_open3d(path: Path) -> np.ndarray:
-    import open3d  # takes seconds, and only these files need it
-
-    _check_length(path)
-    attributes = open3d.t.io.read_point_cloud(path).point
-    if 'positions' not in attributes:
-        raise ValueError(f'{path}: no points could be read; the file is empty or damaged')
-    columns = [attributes['positions'].numpy()]
-    if 'intensity' in attributes:
-        columns.append(attributes['intensity'].numpy().reshape(-1, 1))
-    return np.hstack(columns)
-
-
-def _check_length(path: Path) -> None:
-    """Refuse a .pcd or .ply file that is shorter than its header says.
-
-    Open3D fills what is missing with arbitrary numbers.
-    """
-    content = path.read_bytes()
-    is_ply = path.suffix == '.ply'
-    end = re.search(rb'end_header\r?\n' if is_ply else rb'DATA \w+\r?\n', content)
-    count = re.search(rb'element vertex (\d+)' if is_ply else rb'POINTS (\d+)', content)
-    if end is None or count is None:
-        raise ValueError(
-            f'{path}: no points could be read; the file has no complete {path.suffix} header'
-        )
-
-    start = end.end()
-    header = content[:start]
-    body = content[start:]
-    rows = int(count[1])
-    columns = _column_bytes(header.split(b'\n'), is_ply)
-
-    unit = 'bytes'
-    found = len(body)
-    expected = rows * sum(columns)
-    if b'ascii' in header:
-        unit = 'numbers'
-        lines = body.split(b'\n')[:rows]
-        found = sum(len(line.split()) for line in lines)
-        expected = rows * len(columns)
-    elif b'binary_compressed' in header:
-        compressed = int.from_bytes(body[:4], 'little')
-        expected = 8 + compressed  # two sizes, then the data
-
-    if found < expected:
-        raise ValueError(
-            f'{path}: truncated: its header announces {expected} {unit}, {found} are there'
-        )
-
-
-def _column_bytes(header: list[bytes], is_ply: bool) -> list[int]:
-    """Size of every column of a point row, from the header's lines."""
-    if is_ply:
-        kinds = [line.split()[1] for line in header if line.startswith(b'property')]
-        return [_PLY_BYTES.get(kind, 0) for kind in kinds]
-    sizes = _header_numbers(header, b'SIZE')
-    counts = _header_numbers(header, b'COUNT') or [1] * len(sizes)
-    return [size for size, count in zip(sizes, counts) for _ in range(count)]
-
-
-def _header_numbers(header: list[bytes], name: bytes) -> list[int]:
-    return [int(n) for line in header if line.startswith(name) for n in line.split()[1:]]

@@ -13,6 +13,18 @@ BOX = NamedBox('car', (10.0, 0.0, 0.0, 4.0, 2.0, 2.0, 0.0, 1.0, float('nan')))
 FAR = NamedBox('bus', (50.0, 0.0, 0.0, 4.0, 2.0, 2.0, 0.0, 0.0, 0.0))
 
 
+def test_texts_beside_point_files_are_no_frames(tmp_path):
+    for name in ('a.BIN', 'b.pcd.bin', 'a.txt', 'notes.csv', 'a.png'):
+        (tmp_path / name).touch()
+    assert {name: path.name for name, path in list_frames(tmp_path).items()} == {
+        'a': 'a.BIN',
+        'b': 'b.pcd.bin',
+    }
+    for name in ('a.BIN', 'b.pcd.bin'):
+        (tmp_path / name).unlink()
+    assert [path.name for path in list_frames(tmp_path).values()] == ['a.txt', 'notes.csv']
+
+
 @pytest.fixture
 def frames(tmp_path):
     """Three frames in three formats; each has seven points within BOX."""

@@ -1,68 +1,144 @@
+"""Every format gives its points; what is damaged, unknown or no sweep is refused with a remedy."""
+
+import warnings
+
 import numpy as np
 import pytest
 
-from stratified3d.datasets.io.point_files import read_points
+from benchmarks.point_samples import WRITERS, available_samples, random_sweep
+from stratified3d.datasets.io.point_files import SUFFIXES, read_points
 
 
 @pytest.fixture
 def points():
-    return np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32)
+    return random_sweep(1500)
 
 
-def write_cloud(path, points, is_ascii):
-    import open3d
-
-    cloud = open3d.t.geometry.PointCloud(points[:, :3].copy())
-    cloud.point['intensity'] = points[:, 3:4].copy()
-    open3d.t.io.write_point_cloud(str(path), cloud, write_ascii=is_ascii)
-
-
-@pytest.mark.parametrize('suffix', ['.bin', '.pcd.bin', '.npy', '.pcd', '.ply'])
-def test_every_format_gives_the_same_points(tmp_path, points, suffix):
-    path = tmp_path / f'cloud{suffix}'
-    if suffix == '.npy':
-        np.save(path, points)
-    elif suffix.endswith('.bin'):
-        points[:, : 5 if suffix == '.pcd.bin' else 4].tofile(path)
-    else:
-        write_cloud(path, points, is_ascii=False)
-    np.testing.assert_allclose(read_points(path), points[:, :4], atol=1e-6)
+@pytest.mark.parametrize('name', WRITERS)
+@pytest.mark.parametrize('count', [1, 1500])
+def test_every_format_gives_the_same_points(tmp_path, name, count):
+    if name not in available_samples():
+        pytest.skip('needs laspy and lazrs')
+    points = random_sweep(count)
+    WRITERS[name](tmp_path / name, points)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        found = read_points(tmp_path / name)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, points, atol=1e-3 if 'survey' in name else 0)
 
 
-def test_damaged_point_files_are_named(tmp_path, points):
-    with pytest.raises(FileNotFoundError, match='there is no point file .*none.bin'):
+def test_every_suffix_has_a_sample():
+    assert {'.' + name.rsplit('.')[-1] for name in WRITERS} == set(SUFFIXES)
+
+
+def test_suffixes_may_be_in_capitals(tmp_path, points):
+    WRITERS['binary.pcd'](tmp_path / 'CLOUD.PCD', points)
+    np.testing.assert_array_equal(read_points(tmp_path / 'CLOUD.PCD'), points)
+
+
+def test_missing_and_unknown_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match='none.bin'):
         read_points(tmp_path / 'none.bin')
-    short = tmp_path / 'short.bin'
-    short.write_bytes(points.tobytes()[:-3])
-    with pytest.raises(ValueError, match='short.bin: 397 bytes .*points of 4'):
-        read_points(short)
-    (tmp_path / 'notes.txt').write_text('hello')
-    with pytest.raises(ValueError, match='.bin, .npy, .pcd, .ply'):
-        read_points(tmp_path / 'notes.txt')
-    np.save(tmp_path / 'flat.npy', points[:, 0])
-    with pytest.raises(ValueError, match=r'flat.npy: .*\(20,\)'):
-        read_points(tmp_path / 'flat.npy')
-    (tmp_path / 'broken.ply').write_bytes(b'ply\n')
-    with pytest.raises(ValueError, match='broken.ply: .*no complete .ply header'):
-        read_points(tmp_path / 'broken.ply')
+    for name, remedy in [('a.png', r'\.bin, \.npy'), ('a.bag', 'pcl_ros'), ('a.mcap', 'bag')]:
+        (tmp_path / name).write_text('hello')
+        with pytest.raises(ValueError, match=f'{name}.*{remedy}'):
+            read_points(tmp_path / name)
 
 
-@pytest.mark.parametrize('suffix', ['.pcd', '.ply'])
-@pytest.mark.parametrize('is_ascii', [True, False])
-@pytest.mark.parametrize('share', [0.0, 0.1, 0.6, 0.9])
-def test_truncated_clouds_are_named(tmp_path, points, suffix, is_ascii, share):
-    path = tmp_path / f'cloud{suffix}'
-    write_cloud(path, points, is_ascii)
-    np.testing.assert_allclose(read_points(path), points[:, :4], atol=1e-5)
+@pytest.mark.parametrize(
+    'name', [name for name in WRITERS if not name.endswith(('.bin', '.txt', '.csv'))]
+)
+@pytest.mark.parametrize('share', [0.0, 0.01, 0.1, 0.6, 0.9])
+def test_truncated_files_are_named(tmp_path, points, name, share):
+    if name not in available_samples():
+        pytest.skip('needs laspy and lazrs')
+    path = tmp_path / name
+    WRITERS[name](path, points)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(ValueError, match='truncated|no points could be read'):
+    with pytest.raises(ValueError, match=f'{name}.*(truncated|no points could be read)'):
         read_points(path)
 
 
-@pytest.mark.parametrize('content', [b'', b'garbage', b'PK\x03\x04'])
-def test_files_that_are_no_arrays_are_named(tmp_path, content):
-    path = tmp_path / 'cloud.npy'
+@pytest.mark.parametrize('content', [b'', b'garbage', b'PK\x03\x04', b'\x93NUMPY\x01\x00'])
+@pytest.mark.parametrize('suffix', sorted(set(SUFFIXES) - {'.bin', '.las', '.laz'}))
+def test_files_of_another_kind_are_named(tmp_path, content, suffix):
+    path = tmp_path / f'cloud{suffix}'
     path.write_bytes(content)
-    with pytest.raises(ValueError, match='cloud.npy: empty, truncated'):
+    if not content and suffix in ('.txt', '.csv'):
+        with pytest.warns(UserWarning, match='no intensity'):
+            assert read_points(path).shape == (0, 4)
+        return
+    with pytest.raises(ValueError, match='cloud'):
         read_points(path)
+
+
+@pytest.mark.parametrize('name', ['crash.pcd', 'hang.pcd', 'header.npy', 'header.ply'])
+def test_files_that_ended_other_readers(real_data, name):
+    with pytest.raises(ValueError, match=name):
+        read_points(real_data / 'point_files' / name)
+
+
+@pytest.mark.parametrize('suffix', ['.csv', '.npz', '.feather'])
+@pytest.mark.parametrize(
+    'name', ['Intensity', 'i', 'reflectivity', 'REFLECTANCE', 'scalar_Intensity', 'remission']
+)
+def test_intensity_has_many_names(tmp_path, points, suffix, name):
+    path = tmp_path / f'cloud{suffix}'
+    columns = dict(zip(('x', 'Y', 'z', name), points.T))
+    if suffix == '.npz':
+        np.savez(path, **columns)
+    elif suffix == '.feather':
+        import pyarrow.feather
+
+        pyarrow.feather.write_feather(pyarrow.table(columns), path)
+    else:
+        np.savetxt(path, points, delimiter=',', header=','.join(columns), comments='')
+    np.testing.assert_allclose(read_points(path), points, rtol=1e-6)
+
+
+def test_missing_intensity_is_a_warning(tmp_path, points):
+    np.savetxt(tmp_path / 'a.csv', points, delimiter=',', header='x,y,z,range', comments='')
+    with pytest.warns(UserWarning, match='a.csv: .*no intensity.*remission.*range') as caught:
+        found = read_points(tmp_path / 'a.csv')
+    assert len(caught) == 1
+    np.testing.assert_allclose(found[:, :3], points[:, :3], rtol=1e-6)
+    assert not found[:, 3].any()
+
+
+def test_missing_coordinates_are_named(tmp_path, points):
+    np.savetxt(tmp_path / 'a.csv', points, delimiter=',', header='x,y,height,i', comments='')
+    with pytest.raises(ValueError, match='a.csv: .*no column z.*height'):
+        read_points(tmp_path / 'a.csv')
+
+
+def test_numbers_that_are_no_sweep_are_refused(tmp_path, points):
+    points[:, 2] = np.hypot(points[:, 0], points[:, 1])
+    for name in ('array.npy', 'binary.pcd', 'plain.txt'):
+        WRITERS[name](tmp_path / name, points)
+        with pytest.raises(ValueError, match=f'{name}: z is the distance'):
+            read_points(tmp_path / name)
+
+
+def test_organized_clouds_may_be_mostly_empty(tmp_path, points):
+    points[: len(points) * 3 // 4] = np.nan
+    for name in ('binary.pcd', 'ascii.pcd'):
+        WRITERS[name](tmp_path / name, points)
+        np.testing.assert_array_equal(read_points(tmp_path / name), points)
+    WRITERS['array.npy'](tmp_path / 'array.npy', points)
+    with pytest.raises(ValueError, match='array.npy: 75% .*NaN'):
+        read_points(tmp_path / 'array.npy')
+
+
+@pytest.mark.parametrize(
+    'scale, kind, seen', [(1000, np.int32, 'int32.* from -'), (2, np.uint8, 'uint8.* from 0')]
+)
+def test_integers_are_refused_unless_they_are_meters(tmp_path, points, scale, kind, seen):
+    np.save(tmp_path / 'a.npy', np.abs(points * scale) if kind == np.uint8 else points * scale)
+    array = np.load(tmp_path / 'a.npy').astype(kind)
+    np.save(tmp_path / 'a.npy', array)
+    with pytest.raises(ValueError, match=f'a.npy: .*integers.*{seen}'):
+        read_points(tmp_path / 'a.npy')
+    np.save(tmp_path / 'a.npy', points.astype(np.int16))
+    np.testing.assert_array_equal(read_points(tmp_path / 'a.npy'), points.astype(np.int16))

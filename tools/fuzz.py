@@ -14,8 +14,8 @@ import os
 import pickle
 import random
 import sys
-import time
 import tempfile
+import time
 import traceback
 import tracemalloc
 from collections.abc import Iterable
@@ -34,9 +34,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from stratified3d.datasets.io.safe_pickle import read_plain_pickle
 from benchmarks.mutations import read_mutations
 from benchmarks.point_samples import WRITERS, available_samples
+from stratified3d.datasets.io.safe_pickle import read_plain_pickle
 from stratified3d.layers.attention import StratifiedAttention
 from stratified3d.models.stratified_encoder import StratifiedEncoder
 from stratified3d.testing import mutate, poisoned_memory, random_coords, relative_error

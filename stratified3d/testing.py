@@ -1,10 +1,8 @@
-"""Shared by tests and benchmarks: random voxels, shape cases, tolerances, poisoned memory, damaged
-files."""
+"""Shared by tests and benchmarks: random voxels, shape cases, tolerances, poisoned memory."""
 
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -102,23 +100,3 @@ def poisoned_memory() -> Iterator[None]:
     finally:
         settings.fill_uninitialized_memory = before
         torch.set_deterministic_debug_mode(mode)
-
-
-def mutate(data: bytes, draw: random.Random) -> bytes:
-    """The same bytes with one to five random changes: other bytes, parts absent, doubled or cut."""
-    changed = bytearray(data)
-    for _ in range(draw.randint(1, 5)):
-        start = draw.randrange(len(changed) + 1)
-        end = start + draw.choice([1, 1, 2, 8, 50])
-        part = changed[start:end]
-        changed[start:end] = draw.choice(
-            [
-                draw.randbytes(len(part)),
-                bytes(len(part)),
-                b'\xff' * len(part),
-                b'',
-                part + part,
-                draw.randbytes(3) + part,
-            ]
-        )
-    return bytes(changed)

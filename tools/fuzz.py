@@ -34,12 +34,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from benchmarks.mutations import read_mutations
+from benchmarks.mutations import mutate, read_mutations
 from benchmarks.point_samples import WRITERS, available_samples
 from stratified3d.datasets.io.safe_pickle import read_plain_pickle
 from stratified3d.layers.attention import StratifiedAttention
 from stratified3d.models.stratified_encoder import StratifiedEncoder
-from stratified3d.testing import mutate, poisoned_memory, random_coords, relative_error
+from stratified3d.testing import poisoned_memory, random_coords, relative_error
 
 EXAMPLES = """examples:
   python tools/fuzz.py                           100,000 samples, most of an hour on one core

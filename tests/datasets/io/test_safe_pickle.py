@@ -18,8 +18,8 @@ import pytest
 import torch
 
 import stratified3d.plugin  # noqa: F401  (registers the reader of pickles)
+from benchmarks.mutations import mutate
 from stratified3d.datasets.io.safe_pickle import DamagedPickle, read_plain_pickle
-from stratified3d.testing import mutate
 
 PLAIN = dict(
     texts=['', 'a', 'ü', '\U0001f600' * 70, 'x' * 70_000],

@@ -85,9 +85,10 @@ def _headings() -> list[Row]:
     ]
     raw: dict[str, Any] = {'voxel_encoder.dt_unit': 1.0, 'voxel_encoder.relative_offsets': False}
     variants: dict[str, dict[str, Any]] = {
-        'no axis branch': {'head.axis_weight': 0.0, 'head.direction_weight': 0.0},
-        'no heading branch': {'head.direction_weight': 0.0},
-        'direction 5': {'head.direction_weight': 5.0},
+        'no axis branch': {'head.axis_weight': 0.0, 'head.heading': None},
+        'no heading branch': {'head.heading': None},
+        'heading of all classes': {'head.heading.classes': None},
+        'heading 2': {'head.heading.weight': 2.0},
         'velocity 1': {'head.code_weights': [2, 2, 1, 1, 1, 1, 1, 1, 1, 1]},
         'inputs in meters and seconds': raw,
     }

@@ -133,7 +133,8 @@ class DynamicVoxelEncoder(nn.Module):
         lowest, highest = points.new_tensor(self.point_cloud_range).chunk(2)
         columns = [(xyz - (lowest + highest) / 2) / ((highest - lowest) / 2)]
         if self.in_channels > 3:
-            columns += [points[:, 3:4] * self.intensity_scale, points[:, 4:] / self.dt_unit]
+            columns.append(points[:, 3:4] * self.intensity_scale)
+            columns += [points[:, 4:5] / self.dt_unit, points[:, 5:]]
 
         center = voxel_centers(voxels.coords, self.voxel_size, self.point_cloud_range)  # [N, 3]
         mean = segment_reduce(xyz.contiguous(), voxels.offsets, 'mean')  # [N, 3]

@@ -8,7 +8,7 @@ model = dict(
     head=dict(
         code_weights=[2, 2, 1, 1, 1, 1, 0.5, 0.5, 0.1, 0.1],
         axis_weight=0.0,
-        direction_weight=0.0,
+        heading=None,
         joint_branches=False,
     ),
 )

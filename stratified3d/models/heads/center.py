@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from mmdet.utils import reduce_mean
@@ -25,6 +24,7 @@ from stratified3d.models.heads.box_coding import (
 )
 from stratified3d.models.heads.box_iou import iou_power_per_class, rectify_score
 from stratified3d.models.heads.center_layers import (
+    HeadingBranch,
     box_branches,
     layer_settings,
     unused_bbox_coder,
@@ -36,7 +36,6 @@ from stratified3d.models.heads.feature_map import (
     feature_map_geometry,
     resolve_post_center_range,
 )
-from stratified3d.models.heads.heading import HeadingBranch
 from stratified3d.models.heads.losses import (
     heatmap_scores,
     iou_losses,
@@ -78,9 +77,9 @@ class StratifiedCenterHead(CenterHead):
         code_weights: weight of each regressed number, 8 or 10; default 1, velocity 0.2.
         axis_weight: of the loss of an axis branch, see `encode_axis`, which takes the place of the
             yaw's but for its direction; 0 leaves the branch out.
-        direction_weight: of the loss of the heading branch, see `HeadingBranch`, which decides
-            which end of the axis is the front, in place of the regression of the yaw; needs the
-            axis branch; 0 leaves the branch out.
+        heading: settings of the heading branch, see `HeadingBranch`, which decides which end of the
+            axis is the front, in place of the regression of the yaw; needs the axis branch; None
+            leaves the branch out.
         joint_branches: whether one branch predicts all numbers of a box, instead of one branch for
             each kind of number.
         bbox_weight: of the regression loss.
@@ -114,7 +113,7 @@ class StratifiedCenterHead(CenterHead):
         iou_loss_weight: float = 0.0,
         code_weights: Sequence[float] | None = None,
         axis_weight: float = 0.0,
-        direction_weight: float = 0.0,
+        heading: dict | None = None,
         joint_branches: bool = False,
         bbox_weight: float = 0.25,
         score_threshold: float = 0.1,
@@ -135,22 +134,15 @@ class StratifiedCenterHead(CenterHead):
         self.branches = tuple(branches)
         self.num_outputs = sum(width for width, _ in branches.values())
         self.feature_map_size, self.cell_size, self.origin = feature_map_geometry(**grid)
-        self.heading = None
-        if direction_weight:
-            self.heading = HeadingBranch(shared_channels, self.cell_size, self.origin)
-        self.target_settings: dict[str, Any] = dict(
-            grid,
-            feature_map_size=self.feature_map_size,
-            max_objs=max_objs,
-            min_overlap=min_overlap,
-            min_radius=min_radius,
-        )
+        places = (shared_channels, self.cell_size, self.origin, tasks)
+        self.heading = HeadingBranch(*places, **heading) if heading is not None else None
+        drawing = dict(max_objs=max_objs, min_overlap=min_overlap, min_radius=min_radius)
+        self.target_settings = dict(grid, feature_map_size=self.feature_map_size, **drawing)
         self.box_radius = box_radius
         weights = resolve_code_weights(code_weights, use_velocity)
-        self.code_weights = without_yaw(weights, axis_weight) if direction_weight else weights
+        self.code_weights = weights if heading is None else without_yaw(weights, axis_weight)
         powers = iou_power_per_class(iou_power, sum(self.num_classes))
         self.axis_weight = axis_weight
-        self.direction_weight = direction_weight
         self.iou_weight = iou_weight
         self.iou_power = powers if iou_weight else [0.0] * len(powers)
         self.iou_loss_weight = iou_loss_weight
@@ -210,9 +202,11 @@ class StratifiedCenterHead(CenterHead):
             task_losses = self._task_losses(pred, target, num_peaks[t], num_boxes[t])
             losses.update({f'task{t}.{name}': value for name, value in task_losses.items()})
         if self.heading is not None:
-            boxes, _ = unpack_ground_truth(batch_gt_instances_3d, 7)
-            loss = self.heading.loss(preds_dicts[0][0]['features'], boxes)
-            losses['loss_heading'] = self.direction_weight * loss
+            boxes, labels = unpack_ground_truth(batch_gt_instances_3d, 7)
+            features = preds_dicts[0][0]['features']
+            total, count = self.heading.loss(features, boxes, labels)
+            count = reduce_mean(count.float()) if self.sync_avg_factor else count
+            losses['loss_heading'] = total / count.clamp(min=1)
         return losses
 
     def _avg_factors(self, targets: list[CenterTargets]) -> tuple[Tensor, Tensor]:
@@ -370,7 +364,8 @@ class StratifiedCenterHead(CenterHead):
         """Boxes [K, 7 or 9] and scores [K] at the peaks of one task."""
         boxes = self._decode_boxes(peaks, outputs)
         if self.heading is not None:
-            boxes[:, 6] += torch.where(outputs[:, -1] < 0, torch.pi, 0.0)
+            half_turn = torch.where(boxes[:, 6] > 0, -torch.pi, torch.pi)
+            boxes[:, 6] += half_turn * (outputs[:, -1] < 0)
         scores = peaks.score
         _, _, predicted_iou = self._split_outputs(outputs.float())
         if predicted_iou is not None:

@@ -115,7 +115,7 @@ def test_yaw_is_taken_from_the_axis_and_its_direction_from_the_yaw(
 
 
 @pytest.mark.parametrize(
-    'settings', [dict(joint_branches=True), dict(iou_loss_weight=0.2), dict(direction_weight=1.0)]
+    'settings', [dict(joint_branches=True), dict(iou_loss_weight=0.2), dict(heading={})]
 )
 def test_axis_branch_learns(settings, make_head, ground_truth):
     """One frame is overfitted, with a heading that is right."""
@@ -203,7 +203,7 @@ def test_settings_that_do_not_fit_are_refused(make_head, ground_truth):
     with pytest.raises(ValueError, match='code_weights has 3'):
         make_head(code_weights=[1, 1, 1])
     with pytest.raises(ValueError, match='set axis_weight'):
-        make_head(direction_weight=1.0)
+        make_head(heading={})
     with pytest.raises(ValueError, match='boxes have 7 numbers'):
         make_head().get_targets([ground_truth(use_velocity=False)])
     head = make_head(stride=4)

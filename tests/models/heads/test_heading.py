@@ -3,16 +3,20 @@ import math
 import pytest
 import torch
 
-from stratified3d.models.heads import heading
-from stratified3d.models.heads.heading import HeadingBranch
+from stratified3d.models.heads.center_layers import HeadingBranch
 
 SIZE = 40  # cells of the map
+TASKS = [['car', 'cone'], ['bus']]
 
 
 @pytest.fixture
 def branch():
     torch.manual_seed(0)
-    return HeadingBranch(channels=4, cell_size=(0.5, 0.5), origin=(-10.0, -10.0))
+    return HeadingBranch(4, (0.5, 0.5), (-10.0, -10.0), TASKS, classes=['car', 'bus'])
+
+
+def zeros(count):
+    return torch.zeros(count, dtype=torch.int64)
 
 
 def random_boxes(count, seed=0):
@@ -73,31 +77,37 @@ def test_heading_branch_learns_which_end_is_marked(branch):
     for seed in range(80):
         feature_map, boxes = make(seed)
         optimizer.zero_grad()
-        branch.loss(feature_map, list(boxes)).backward()
+        branch.loss(feature_map, list(boxes), [zeros(3), zeros(3)])[0].backward()
         optimizer.step()
     hits = [branch(*make(seed)) > 0 for seed in range(1000, 1010)]
     assert torch.stack(hits).float().mean() > 0.8  # marks of other boxes confuse
 
 
-def test_loss_counts_every_box_once(branch, monkeypatch):
-    monkeypatch.setattr(heading, '_CENTER_NOISE', 0.0)
-    monkeypatch.setattr(heading, '_YAW_NOISE', 0.0)
-    feature_map, boxes = torch.randn(2, 4, SIZE, SIZE), random_boxes(5)
-    loss = branch.loss(feature_map, [boxes[0], boxes[1, :2]])
+def test_loss_counts_every_valid_box_once(branch):
+    branch.jitter = False
+    feature_map, boxes = torch.randn(2, 4, SIZE, SIZE), random_boxes(6)
     logits = branch(feature_map, boxes)
-    single = torch.nn.functional.softplus(-torch.cat([logits[0], logits[1, :2]]))
-    torch.testing.assert_close(loss, single.mean())
+    boxes[1, 2, 6] = torch.nan
+    boxes[1, 3, 3] = torch.inf
+    boxes[1, 4, 0] = 10.1  # off the map
+    boxes[1, 5, 4] = 0
+    labels = [torch.tensor([0, 1, 2, -1, 0, -1]), zeros(6)]  # a cone and no class are left out
+    total, count = branch.loss(feature_map, list(boxes), labels)
+    valid = torch.cat([logits[0, [0, 2, 4]], logits[1, :2]])
+    torch.testing.assert_close(total, torch.nn.functional.softplus(-valid).sum())
+    assert int(count) == 5
+    total.backward()
+    assert all(p.grad.isfinite().all() for p in branch.parameters())
 
 
 def test_loss_without_boxes_is_zero_and_reaches_every_parameter(branch):
     feature_map = torch.randn(2, 4, SIZE, SIZE)
-    loss = branch.loss(feature_map, [torch.zeros(0, 9), torch.zeros(0, 9)])
-    assert float(loss) == 0
+    loss, count = branch.loss(feature_map, [torch.zeros(0, 9)] * 2, [zeros(0)] * 2)
+    assert float(loss) == 0 == int(count)
     loss.backward()
     assert all(p.grad is not None and not p.grad.any() for p in branch.parameters())
 
 
-def test_boxes_off_the_map_have_finite_logits(branch):
-    boxes = random_boxes(4)
-    boxes[..., 0] += 1000
-    assert branch(torch.randn(2, 4, SIZE, SIZE), boxes).isfinite().all()
+def test_classes_that_do_not_exist_are_named():
+    with pytest.raises(ValueError, match="'Car'; there are car, cone, bus"):
+        HeadingBranch(4, (0.5, 0.5), (0.0, 0.0), TASKS, classes=['Car'])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.point_samples import WRITERS, random_sweep
+from stratified3d.datasets.io.formats.columns import errors_named
 from stratified3d.datasets.io.point_files import read_points
 
 
@@ -132,6 +133,17 @@ def test_a_table_of_too_many_chunks_is_refused(tmp_path, points):
     overwrite(path, table + 4, 2**31)
     with pytest.raises(ValueError, match='survey.laz: truncated'):
         read_points(path)
+
+
+class PanicException(BaseException):
+    """Of the name that libraries in Rust raise."""
+
+
+def test_panics_are_errors_and_interrupts_are_not(tmp_path):
+    with pytest.raises(ValueError, match='a.laz: .*no item'), errors_named(tmp_path / 'a.laz', ''):
+        raise PanicException('no item')
+    with pytest.raises(KeyboardInterrupt), errors_named(tmp_path / 'a.laz', ''):
+        raise KeyboardInterrupt
 
 
 def test_map_coordinates_are_refused(tmp_path, points):

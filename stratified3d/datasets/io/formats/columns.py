@@ -45,7 +45,10 @@ def errors_named(path: Path, kind: str) -> Iterator[None]:
         yield
     except PointFileError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        # lazrs panics, which is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != 'PanicException':
+            raise
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
         raise PointFileError(
             f'{path}: empty, truncated or damaged, or not {kind} ({reason}); write it again'

@@ -34,19 +34,22 @@ def check_frame(points: np.ndarray, sensor: Sensor, limits: np.ndarray) -> list[
     points = points[np.isfinite(points[:, :4]).all(1)].astype(np.float64)
     if not len(points):
         return []
-    brightness = _check_intensity(points[:, 3], sensor.intensity_max)
+    messages = [_check_intensity(points[:, 3], sensor.intensity_max)]
     place = _check_place(points[:, :3], limits)
-    if place:
-        return [message for message in (brightness, place) if message]
+    messages += [place] if place else _check_scene(points, sensor)
+    return [message for message in messages if message]
 
+
+def _check_scene(points: np.ndarray, sensor: Sensor) -> list[str]:
+    """What the ground and the way of the street say; empty where they are right."""
     ground, reason = find_ground(points)
     if ground is None:
-        height = f'no ground was found: {reason}{_explain_axes(points)}'
-        direction = ''
-    else:
-        height = _check_height(round(-ground.height, 2) + 0.0, sensor.height)
-        direction = _check_forward(points, ground, sensor.forward)
-    return [message for message in (brightness, height, direction) if message]
+        return [f'no ground was found: {reason}{_explain_axes(points)}']
+    height = round(-ground.height, 2) + 0.0  # no -0.0
+    return [
+        _check_height(height, sensor.height),
+        _check_forward(points, ground, sensor.forward),
+    ]
 
 
 def _check_intensity(intensity: np.ndarray, expected: float | None) -> str:
@@ -115,27 +118,31 @@ def _explain_axes(points: np.ndarray) -> str:
 
 def _check_forward(points: np.ndarray, ground: Ground, forward: str) -> str:
     """Whether the points lie towards another axis, or the street runs across the forward axis."""
-    offset = points[:, :2]
-    distance = np.hypot(*offset.T)
-    is_away = distance > 1
-    if is_away.sum() < _FEWEST:
-        return ''
-
-    x, y = (offset[is_away] / distance[is_away, None]).mean(0)
-    concentration = np.hypot(x, y)
+    direction = _mean_direction(points[:, :2])
+    concentration = np.hypot(*direction)
     if concentration > _NARROW:
-        axis = AXES[int(np.argmax([x, y, -x, -y]))]
-        seen = f'the points lie towards {axis}'
-        return '' if axis == forward else seen + _expect(forward, axis)
-    if concentration > _ROUND:
-        return ''
+        seen = np.concatenate([direction, -direction])
+        axis = AXES[int(seen.argmax())]
+        return '' if axis == forward else f'the points lie towards {axis}{_expect(forward, axis)}'
+    return _check_street(points, ground, forward) if concentration < _ROUND else ''
 
+
+def _mean_direction(offsets: np.ndarray) -> np.ndarray:
+    """The mean [2] of the directions of offsets [P, 2], without those of the car's own roof."""
+    distance = np.linalg.norm(offsets, axis=1)
+    is_away = distance > 1.0
+    directions = offsets[is_away] / distance[is_away, None]
+    return directions.mean(0) if len(directions) else np.zeros(2)
+
+
+def _check_street(points: np.ndarray, ground: Ground, forward: str) -> str:
+    """Whether the way is much longer to the sides than ahead and behind."""
     along, across = ('x', 'y') if forward in ('x', '-x') else ('y', 'x')
     free = _free_ways(points, ground)
     if free[across] < _CORRIDOR * free[along]:
         return ''
     ways = f'{free[across]:.0f} m along {across}, {free[along]:.0f} m along {along}'
-    return f'the way is free for {ways}' + _expect(forward, across)
+    return f'the way is free for {ways}{_expect(forward, across)}'
 
 
 def _expect(forward: str, axis: str) -> str:
@@ -147,8 +154,9 @@ def _expect(forward: str, axis: str) -> str:
 
 def _free_ways(points: np.ndarray, ground: Ground) -> dict[str, float]:
     """How far a lane along each axis is free in both directions together, m."""
+    lowest, highest = _OBSTACLE
     above = ground.above(points)
-    obstacles = points[(above > _OBSTACLE[0]) & (above < _OBSTACLE[1]), :2]
+    obstacles = points[(above > lowest) & (above < highest), :2]
     obstacles = obstacles[np.hypot(*obstacles.T) > _OWN_CAR]
 
     free = {}

@@ -23,6 +23,7 @@ _STEEPEST = 0.15  # rise over run: 8.5 degrees
 _TRIALS = 400
 _FEWEST = 50  # points near the sensor
 _BASE = 8.0  # m^2, the least area of the triangle that a trial plane goes through
+_SHARE = 0.1  # of the points that are in the plane, at least
 _SPREAD = 1.0  # m, standard deviation of the plane's points across their longest direction
 _GAP = 0.45  # m; what is farther from the plane is clearly above or below it
 _MOST_BELOW = (0.03, 0.3)  # share of all points, and of those above
@@ -133,17 +134,19 @@ def _doubt(ground: Ground, points: np.ndarray) -> str:
     """Why a plane is not the ground of points [N, 3]; empty if it is."""
     above = ground.above(points)
     below = (above < -_GAP).mean()
-    most, most_of_above = _MOST_BELOW
-    if below > most + most_of_above * (above > _GAP).mean():
+    higher = (above > _GAP).mean()
+    most, most_of_higher = _MOST_BELOW
+    if below > most + most_of_higher * higher:
         return f'{below:.0%} of the points lie below the flattest surface'
 
     is_inside = np.abs(above) < _LAYER
-    inside = is_inside.sum()
-    over = ((above > _LAYER) & (above < _GAP)).sum()
-    if inside < max(_DENSITY * over, 0.1 * len(points), 3):
+    is_over = (above > _LAYER) & (above < _GAP)
+    least = max(_DENSITY * is_over.sum(), _SHARE * len(points))
+    if is_inside.sum() < least:
         return 'no flat surface is denser than what is just above it'
 
-    spread = np.linalg.eigvalsh(np.cov(points[is_inside, :2].T))[0] ** 0.5
+    covariance = np.cov(points[is_inside, :2].T)
+    spread = np.linalg.eigvalsh(covariance)[0] ** 0.5
     if spread < _SPREAD:
         return f'the flattest surface is a strip, {2 * spread:.1f} m wide'
     return ''

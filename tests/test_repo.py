@@ -16,7 +16,7 @@ ALLOWED = {
     'layers': {'ops', 'layers'},
     'testing': {'ops'},
     'checkpoints': set(),
-    'datasets': {'datasets', 'memory', 'resumable', 'sensors'},
+    'datasets': {'datasets', 'ground', 'memory', 'resumable', 'sensors'},
     'models': {'ops', 'layers', 'models'},
     'engine': {'engine', 'checkpoints', 'commands', 'datasets', 'memory', 'resumable'},
     'plugin': {'models', 'engine', 'checkpoints', 'datasets', 'evaluation', 'visualization'},

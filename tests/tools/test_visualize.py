@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 
 from stratified3d.apis import init_detector, inspect_strata
+from stratified3d.sensors import SENSORS, FrameChange
+from stratified3d.simulation.frame import simulate_frame
 from stratified3d.visualization.drawing import GT_COLOR, rgb
 
 pytestmark = pytest.mark.slow
@@ -124,11 +126,27 @@ def check_tensorboard(folder):
             'there is no block -1 of stage 7; the stages have [2] blocks',
         ),
         (['--dataset', '--out', 'model.pth/a'], 'model.pth/a'),
+        (['--dataset', '--sensor', 'kitti'], '--sensor is for point files'),
+        (['a.bin', '--intensity-max', '0'], 'intensity_max is above 0'),
     ],
 )
 def test_bad_arguments_are_named(visualize, arguments, message):
     code, _, err = visualize('--no-perspective', *arguments)
     assert code != 0 and message in err and 'Traceback' not in err
+
+
+def test_pictures_of_another_sensor(visualize, tmp_path):
+    """A frame of KITTI's sensor, with strata: no sign of another frame."""
+    points = FrameChange(SENSORS['nuscenes'], SENSORS['kitti']).points_to_model(
+        simulate_frame(0)['points']
+    )
+    points[:, :4].tofile(tmp_path / 'turned.bin')
+    words = [tmp_path / 'turned.bin', '--no-perspective', '--strata', '--out', tmp_path / 'out']
+    code, _, err = visualize(*words, '--sensor', 'kitti')
+    assert code == 0 and 'Sensor(' not in err
+    assert (tmp_path / 'out/bev/turned.png').is_file()
+    code, _, err = visualize(*words)
+    assert code == 0 and 'Sensor(intensity_max=1)' in err and 'Sensor(forward=' in err
 
 
 def test_a_window_without_a_display_is_refused(visualize, monkeypatch):

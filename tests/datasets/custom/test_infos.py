@@ -7,7 +7,7 @@ import stratified3d.plugin  # noqa: F401  (registers the parts of configs)
 from stratified3d.datasets.custom.box_files import NamedBox
 from stratified3d.datasets.custom.infos import create_custom_infos, list_frames
 from stratified3d.datasets.io.info_files import read_info_file
-from stratified3d.sensors import Sensor
+from stratified3d.sensors import SENSORS, FrameChange, Sensor
 from stratified3d.simulation.frame import simulate_frame
 
 BRIGHT = Sensor('y', 1.84, 1.0)
@@ -122,6 +122,33 @@ def test_points_in_boxes_are_those_of_the_simulator(tmp_path):
     assert (
         np.median(np.abs(counts - frame['num_points'])) <= 1
     )  # points on a face fall to either side
+
+
+def test_frames_of_another_sensor_become_those_of_nuscenes(tmp_path):
+    frame = simulate_frame(3)
+    to_file = FrameChange(SENSORS['nuscenes'], SENSORS['kitti'])
+    (tmp_path / 'raw').mkdir()
+    to_file.points_to_model(frame['points'])[:, :4].tofile(tmp_path / 'raw/f.bin')
+    boxes = to_file.boxes_to_model(frame['boxes'])
+    named = [NamedBox(name, tuple(map(float, box))) for name, box in zip(frame['names'], boxes)]
+    frames = list_frames(tmp_path / 'raw')
+
+    done = create_custom_infos(
+        frames, {'f': named}, tmp_path / 'out', 'train', sensor=SENSORS['kitti']
+    )
+    points = np.fromfile(tmp_path / 'out/points/f.bin', np.float32).reshape(-1, 5)
+    np.testing.assert_allclose(points[:, :4], frame['points'][:, :4], atol=1e-4)
+    rows = read_info_file(done.path)['data_list'][0]['instances']
+    kept = np.array([[*row['bbox_3d'][:6], *row['velocity']] for row in rows])
+    np.testing.assert_allclose(kept, np.delete(frame['boxes'], 6, 1), atol=1e-5)
+    turn = np.array([row['bbox_3d'][6] for row in rows]) - frame['boxes'][:, 6]
+    np.testing.assert_allclose(np.sin(turn / 2), 0, atol=1e-5)
+    assert done.empty == 0
+
+    with pytest.raises(ValueError, match=r'forward .* another folder'):
+        create_custom_infos(frames, None, tmp_path / 'out', 'test', sensor=Sensor('y', 1.84, 1.0))
+    with pytest.raises(ValueError, match=r'give --sensor-height 1\.[67]\d --intensity-max 1$'):
+        create_custom_infos(frames, None, tmp_path / 'auto', 'test', sensor=SENSORS['auto'])
 
 
 def test_points_in_boxes_are_those_of_kitti(real_data, tmp_path):

@@ -10,14 +10,8 @@ REACH = 25.0  # m around the sensor
 _NEAREST = 2.5  # m; closer points are mostly of the car that carries the sensor
 _CELL = 2.0  # m
 _VOTE = 0.1  # m from a trial plane
-_LAYERS = (
-    0.15,
-    0.1,
-    0.08,
-    0.06,
-    0.06,
-    0.06,
-)  # m around the plane, of the points that it is fitted to
+# m around the plane, of the points that it is fitted to, one after the other
+_LAYERS = (0.15, 0.1, 0.08, 0.06, 0.06, 0.06)
 _LAYER = 0.15  # m above and below the plane: noise, and the curvature of a road
 _STEEPEST = 0.15  # rise over run: 8.5 degrees
 _TRIALS = 400

@@ -96,7 +96,8 @@ def create_custom_infos(
         Conversion.
     Raises:
         FileNotFoundError, ValueError: unreadable points, boxes of an unknown frame, classes without
-            a box, intensities beyond full scale, an `out` that was made with other settings.
+            a box, a sensor of unknown height or full scale, intensities beyond it, an `out` that
+            was made with other settings.
     """
     out = Path(out)
     chosen = _choose_frames(frames, boxes, split, chosen)

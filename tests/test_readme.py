@@ -97,7 +97,8 @@ def resolve(root, folder, line):
     assert words[0] == 'python' and (root / words[tool]).is_file(), line
     for word in words[tool + 1 :]:
         if word.startswith(('configs/', 'projects/')):
-            assert Config.fromfile(root / word).model
+            assert (root / word).is_file(), word
+            assert not word.endswith('.py') or Config.fromfile(root / word).model
     for program, arguments in ((words[:tool], words[1:tool]), ([words[tool]], words[tool + 1 :])):
         options = {word for word in arguments if word.startswith('--')}
         if options:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,9 @@ from torch import Tensor
 
 from stratified3d.checkpoints import check_fit, load_checkpoint_file, trained_classes
 from stratified3d.datasets.io.point_files import read_points
+from stratified3d.frame_checks import check_frame
 from stratified3d.layers.strata_record import StrataRecord, record_strata
+from stratified3d.sensors import FrameChange, Sensor, frame_change, model_sensor
 
 if TYPE_CHECKING:
     from mmdet3d.models.detectors import Base3DDetector
@@ -100,7 +103,11 @@ def _load_weights(model: Base3DDetector, checkpoint: str) -> None:
     model.load_state_dict(state)
 
 
-def detect(model: Base3DDetector, points: np.ndarray | Tensor | str | Path) -> Detections:
+def detect(
+    model: Base3DDetector,
+    points: np.ndarray | Tensor | str | Path,
+    sensor: Sensor | str | None = None,
+) -> Detections:
     """Detect objects in one point cloud.
 
     Args:
@@ -109,27 +116,26 @@ def detect(model: Base3DDetector, points: np.ndarray | Tensor | str | Path) -> D
             of each point in seconds; or the path of a point file of one sweep, see `read_points`.
             NaN, infinite and out-of-range points are left out; without points there are no
             detections.
+        sensor: the frame and the full scale of the points, a Sensor or a name in
+            `stratified3d.sensors.SENSORS`; None: those that the model learned, nuScenes' unless
+            its config names another `sensor`.
+    Returns:
+        Objects in the frame of the points.
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read, or its columns do not fit.
+        ValueError: the file cannot be read, or its columns do not fit; no such sensor.
+    Warns:
+        UserWarning: the points do not look like those of the sensor, see `check_frame`.
     """
-    if isinstance(points, (str, Path)):
-        points = read_points(points)
-    points = _with_dt(points)
-    sample = Det3DDataSample(metainfo=dict(box_type_3d=LiDARInstance3DBoxes))
-    batch = dict(inputs=dict(points=[points]), data_samples=[sample])
-
-    with torch.no_grad():
-        data = model.data_preprocessor(batch, training=False)
-        (result,) = model(**data, mode='predict')
-
-    found = result.pred_instances_3d
-    found = found[found.scores_3d.argsort(descending=True)].to('cpu')
-    return Detections(
-        found.bboxes_3d.tensor.numpy(),
-        found.scores_3d.numpy(),
-        [model.class_names[label] for label in found.labels_3d.tolist()],
-    )
+    points = _load(points)
+    change = _find_change(model, points, sensor)
+    taken_for = change.sensor if change else model_sensor(model.cfg)
+    limits = np.array(model.cfg.model.point_cloud_range)
+    if change:
+        limits = change.limits_to_file(limits)
+    for message in check_frame(points.cpu().numpy(), taken_for, limits):
+        warnings.warn(message, stacklevel=2)
+    return _predict(model, points, change)
 
 
 def inspect_strata(
@@ -137,13 +143,16 @@ def inspect_strata(
     points: np.ndarray | Tensor | str | Path,
     stage: int = 0,
     block: int = -1,
+    sensor: Sensor | str | None = None,
 ) -> StrataRecord:
     """Record where the strata tokens of one block are, what they collect and who reads them.
 
     Args:
         model: from `init_detector`.
-        points: as in `detect`.
+        points, sensor: as in `detect`.
         stage, block: of the encoder; negative ones count from the end.
+    Returns:
+        Positions are in the frame of the points.
     Raises:
         ValueError: there is no such block, or it has no strata.
     """
@@ -155,9 +164,52 @@ def inspect_strata(
             f'there is no block {block} of stage {stage}; the stages have {depths} blocks'
         ) from None
 
+    points = _load(points)
+    change = _find_change(model, points, sensor)
     with record_strata(mixer) as records:
-        detect(model, points)
-    return records[0]
+        _predict(model, points, change)
+    (record,) = records
+    if change is None:
+        return record
+    return record._replace(
+        voxels=change.positions_to_file(record.voxels),
+        tokens=change.positions_to_file(record.tokens),
+    )
+
+
+def _load(points: np.ndarray | Tensor | str | Path) -> Tensor:
+    """Points [P, 5] float32 of an array or a file."""
+    return _with_dt(read_points(points) if isinstance(points, (str, Path)) else points)
+
+
+def _find_change(
+    model: Base3DDetector, points: Tensor, sensor: Sensor | str | None
+) -> FrameChange | None:
+    """The way to the model's frame; None where the points are taken as they are."""
+    if sensor is None:
+        return None
+    return frame_change(points.cpu().numpy(), sensor, model_sensor(model.cfg))
+
+
+def _predict(model: Base3DDetector, points: Tensor, change: FrameChange | None) -> Detections:
+    """Detections in points [P, 5], in their frame."""
+    if change is not None:
+        points = torch.from_numpy(change.points_to_model(points.cpu().numpy()))
+    sample = Det3DDataSample(metainfo=dict(box_type_3d=LiDARInstance3DBoxes))
+    batch = dict(inputs=dict(points=[points]), data_samples=[sample])
+
+    with torch.no_grad():
+        data = model.data_preprocessor(batch, training=False)
+        (result,) = model(**data, mode='predict')
+
+    found = result.pred_instances_3d
+    found = found[found.scores_3d.argsort(descending=True)].to('cpu')
+    boxes = found.bboxes_3d.tensor.numpy()
+    return Detections(
+        boxes if change is None else change.boxes_to_file(boxes),
+        found.scores_3d.numpy(),
+        [model.class_names[label] for label in found.labels_3d.tolist()],
+    )
 
 
 def _with_dt(points: np.ndarray | Tensor) -> Tensor:

@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,8 @@ from mmengine.config import Config
 from safetensors.torch import save_file
 
 from stratified3d.apis import detect, init_detector
+from stratified3d.sensors import SENSORS, FrameChange, Sensor
+from stratified3d.simulation.frame import simulate_frame
 
 TINY = 'configs/stratified/stratified-centerpoint_tiny_1xb2-cyclic-20e_nus-3d.py'
 
@@ -52,6 +56,44 @@ def test_detections_of_arrays_tensors_and_files_are_the_same(model, points, tmp_
     for other in results[1:]:
         np.testing.assert_array_equal(other.boxes, first.boxes)
         assert other.names == first.names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('forward', ['x', '-y'])
+def test_detections_come_back_in_the_frame_of_the_file(model, points, forward):
+    """Numbers are such that the way there and back is exact."""
+    points = np.round(points * 64) / 64
+    sensor = Sensor(forward, 1.84 + 0.5, 255 / 256)
+    to_file = FrameChange(SENSORS['nuscenes'], sensor)
+    found = detect(model, to_file.points_to_model(points), sensor)
+    expected = detect(model, points)
+    assert found.names == expected.names
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6)
+    difference = found.boxes - to_file.boxes_to_model(expected.boxes)
+    difference[:, 6] = np.sin(difference[:, 6] / 2)
+    np.testing.assert_allclose(difference, 0, atol=1e-4)
+
+
+def test_frames_of_other_sensors_warn_once_for_each_sign(model):
+    points = simulate_frame(0)['points']
+    turned = FrameChange(SENSORS['nuscenes'], SENSORS['waymo']).points_to_model(points)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter('always')
+        detect(model, points)
+        detect(model, turned, 'waymo')
+        detect(model, turned, sensor='auto')
+        assert not found
+        detect(model, turned)
+    assert {warning.category for warning in found} == {UserWarning}
+    said = sorted(str(warning.message) for warning in found)
+    for message, key in zip(said, ('intensity_max=1', 'above the ground', 'is free')):
+        assert key in message
+    assert len(said) == 3
+
+
+def test_an_unknown_sensor_is_named(model, points):
+    with pytest.raises(ValueError, match="no sensor 'velodyne'"):
+        detect(model, points, 'velodyne')
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,9 @@ import tarfile
 import pytest
 from mmengine.config import Config
 
+from stratified3d.datasets.io.point_files import read_points
+from stratified3d.sensors import SENSORS, FrameChange
+
 pytestmark = pytest.mark.slow
 
 # run elsewhere: set-up and suite by continuous integration, the quickstart's steps by
@@ -59,6 +62,9 @@ def folder(root, tmp_path_factory, prepared_set):
     for name in ('nuscenes', 'simulated'):
         (folder / 'data' / name).symlink_to(prepared_set)
     (folder / 'sweep.pcd.bin').symlink_to(next((prepared_set / 'samples/LIDAR_TOP').glob('*.bin')))
+    points = read_points(folder / 'sweep.pcd.bin')
+    turned = FrameChange(SENSORS['nuscenes'], SENSORS['kitti']).points_to_model(points)
+    turned.tofile(folder / '000008.bin')
     (folder / 'configs').symlink_to(root / 'configs')
     return folder
 
@@ -91,7 +97,8 @@ def resolve(root, folder, line):
     assert words[0] == 'python' and (root / words[tool]).is_file(), line
     for word in words[tool + 1 :]:
         if word.startswith(('configs/', 'projects/')):
-            assert Config.fromfile(root / word).model
+            assert (root / word).is_file(), word
+            assert not word.endswith('.py') or Config.fromfile(root / word).model
     for program, arguments in ((words[:tool], words[1:tool]), ([words[tool]], words[tool + 1 :])):
         options = {word for word in arguments if word.startswith('--')}
         if options:
@@ -191,12 +198,13 @@ def test_nuscenes_page(root, downloads, monkeypatch):
     ).exists()
 
 
-def test_python_block(root, folder, monkeypatch):
-    (block,) = blocks(root, 'python')
+def test_python_blocks(root, folder):
+    code = '\n'.join(blocks(root, 'python'))
+    assert "sensor='kitti'" in code
     if not (folder / 'work_dirs/overfit_frame/checkpoint.pth').is_file():
         (line,) = (line for line in commands(root) if 'overfit_frame.py' in line)
         run(root, folder, line, '--iterations', '1')
-    result = run(root, folder, 'python', '-c', block + '\nprint("detected", len(names))')
+    result = run(root, folder, 'python', '-c', code + '\nprint("detected", len(names))')
     assert 'detected' in result.stdout
 
 

@@ -14,6 +14,8 @@ begin_command('convert_custom.py', 'rerun the same command to resume')
 from stratified3d.datasets.custom.box_files import read_box_table
 from stratified3d.datasets.custom.infos import Conversion, create_custom_infos, list_frames
 from stratified3d.resumable import describe_error
+from stratified3d.sensor_options import add_sensor_options, read_sensor_options
+from stratified3d.sensors import MODEL_SENSOR, SENSORS
 
 EXAMPLES = """examples:
   python tools/convert_custom.py raw/points --boxes raw/boxes.csv --out data/custom \\
@@ -21,6 +23,7 @@ EXAMPLES = """examples:
   python tools/convert_custom.py raw/points --boxes raw/boxes.csv --out data/custom \\
       --split val --frames val.txt
   python tools/convert_custom.py new/points --out data/custom --split test    without annotations
+  python tools/convert_custom.py training/velodyne --sensor kitti --out data/custom --split test
 
 docs/own_data.md describes the files. Interrupted, it resumes when the same command is rerun.
 """
@@ -45,21 +48,13 @@ def parse_args() -> argparse.Namespace:
         help='what z refers to (default: center of the box)',
     )
     parser.add_argument('--degrees', action='store_true', help='yaw is in degrees, not radians')
-    parser.add_argument(
-        '--intensity-max',
-        type=float,
-        default=255.0,
-        help='full scale of the intensity (default: 255; KITTI has 1)',
-    )
+    add_sensor_options(parser)
     parser.add_argument(
         '--load-dim',
         type=int,
         help='columns of .bin files (default: 4, 5 for .pcd.bin, or what the numbers show)',
     )
-    args = parser.parse_args()
-    if args.intensity_max <= 0:
-        parser.error(f'--intensity-max must be above 0, not {args.intensity_max:g}')
-    return args
+    return parser.parse_args()
 
 
 def report(done: Conversion) -> None:
@@ -97,7 +92,7 @@ def main() -> int:
             args.split,
             chosen=chosen,
             classes=args.classes,
-            intensity_max=args.intensity_max,
+            sensor=read_sensor_options(args) or SENSORS[MODEL_SENSOR],
             load_dim=args.load_dim,
         )
     except (OSError, ValueError) as error:

@@ -25,6 +25,8 @@ from tqdm import tqdm
 
 from stratified3d.apis import detect, init_detector, inspect_strata
 from stratified3d.datasets.io.point_files import read_points
+from stratified3d.sensor_options import add_sensor_options, read_sensor_options
+from stratified3d.sensors import FrameChange, Sensor, model_sensor
 from stratified3d.visualization.drawing import COLORINGS, Drawing
 from stratified3d.visualization.perspective import Camera
 from stratified3d.visualization.pictures import PictureFolder
@@ -40,6 +42,7 @@ EXAMPLES = """examples:
   python tools/visualize.py CONFIG CHECKPOINT --dataset --out pictures            four frames
   python tools/visualize.py CONFIG CHECKPOINT --dataset --index 0-19 --video mp4  a scene as a video
   python tools/visualize.py CONFIG CHECKPOINT sweep.pcd.bin --color intensity     a file of points
+  python tools/visualize.py CONFIG CHECKPOINT 000008.bin --sensor kitti           another sensor's
   python tools/visualize.py CONFIG CHECKPOINT --dataset --strata 1 --show         strata tokens
 """
 
@@ -71,6 +74,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--count', type=int, default=4, help='without --index: so many, evenly spread (default: 4)'
     )
+    add_sensor_options(parser)
     add_drawing_options(parser)
     parser.add_argument('--device', help='default: the GPU where there is one')
     parser.add_argument(
@@ -188,11 +192,14 @@ def make_drawing(
     name: str,
     points: np.ndarray,
     gt_boxes: np.ndarray | None,
+    sensor: Sensor | None,
 ) -> Drawing:
-    """Detect the objects of a frame."""
-    found = detect(model, points)
+    """Detect the objects of a frame, in the frame of its points."""
+    found = detect(model, points, sensor)
     is_shown = found.scores >= args.score
-    strata = None if args.strata is None else inspect_strata(model, points, args.strata)
+    strata = None
+    if args.strata is not None:
+        strata = inspect_strata(model, points, args.strata, sensor=sensor)
     return Drawing(
         points,
         found.boxes[is_shown],
@@ -202,6 +209,14 @@ def make_drawing(
         f'{name}: {is_shown.sum()} predictions with score \u2265 {args.score}',
         strata,
     )
+
+
+def visible_area(config: Config, sensor: Sensor | None) -> list[float]:
+    """x_min, y_min, x_max, y_max of the model's range, in the frame of the points."""
+    limits = np.array(config.model.point_cloud_range)
+    model = model_sensor(config)
+    limits = FrameChange(sensor or model, model).limits_to_file(limits)
+    return [float(limits[i]) for i in (0, 1, 3, 4)]
 
 
 def write_pictures(
@@ -229,18 +244,19 @@ def main() -> int:
         config.merge_from_dict(args.cfg_options or {})
         model = init_detector(config, args.checkpoint, args.device)
         names, load = list_frames(args, config)
+        sensor = read_sensor_options(args, model_sensor(config))
+        if sensor and args.dataset:
+            raise ValueError("--sensor is for point files; a dataset is in the model's own frame")
 
         def draw(i: int) -> Drawing:
-            return make_drawing(args, model, names[i], *load(i))
+            return make_drawing(args, model, names[i], *load(i), sensor)
 
         if args.show:
             for key, meaning in KEYS.items():
                 print(f'  {key}  {meaning}')
             Viewer(draw, len(names), Camera(*args.camera)).run()
         else:
-            limits = config.model.point_cloud_range
-            area = [limits[i] for i in (0, 1, 3, 4)]
-            write_pictures(args, area, names, draw)
+            write_pictures(args, visible_area(config, sensor), names, draw)
     except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f'visualize.py: {error}')
     return 0

@@ -6,6 +6,7 @@ import re
 import runpy
 import shlex
 import sys
+import warnings
 from ctypes.util import find_library
 
 import numpy as np
@@ -14,6 +15,8 @@ import torch
 from PIL import Image
 
 from stratified3d.apis import init_detector, inspect_strata
+from stratified3d.sensors import SENSORS, FrameChange
+from stratified3d.simulation.frame import simulate_frame
 from stratified3d.visualization.drawing import GT_COLOR, rgb
 
 pytestmark = pytest.mark.slow
@@ -124,6 +127,8 @@ def check_tensorboard(folder):
             'there is no block -1 of stage 7; the stages have [2] blocks',
         ),
         (['--dataset', '--out', 'model.pth/a'], 'model.pth/a'),
+        (['--dataset', '--sensor', 'kitti'], '--sensor is for point files'),
+        (['a.bin', '--intensity-max', '0'], 'intensity_max is above 0'),
     ],
 )
 def test_bad_arguments_are_named(visualize, arguments, message):
@@ -135,6 +140,23 @@ def test_columns_of_a_bin_can_be_given(visualize, tmp_path):
     (tmp_path / 'a.bin').write_bytes(bytes(80))
     code, _, err = visualize(tmp_path / 'a.bin', '--load-dim', '6')
     assert code != 0 and 'points of 6' in err and 'Traceback' not in err
+
+
+def test_pictures_of_another_sensor(visualize, tmp_path):
+    """A frame of KITTI's sensor, with strata: no sign of another frame."""
+    points = FrameChange(SENSORS['nuscenes'], SENSORS['kitti']).points_to_model(
+        simulate_frame(0)['points']
+    )
+    points[:, :4].tofile(tmp_path / 'turned.bin')
+    words = [tmp_path / 'turned.bin', '--no-perspective', '--strata', '--out', tmp_path / 'out']
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter('always')
+        code, _, _ = visualize(*words, '--sensor', 'kitti')
+        assert code == 0 and not [each for each in found if 'Sensor(' in str(each.message)]
+        assert (tmp_path / 'out/bev/turned.png').is_file()
+        code, _, _ = visualize(*words)
+    said = ' '.join(str(each.message) for each in found)
+    assert code == 0 and 'Sensor(intensity_max=1)' in said and 'Sensor(forward=' in said
 
 
 def test_a_window_without_a_display_is_refused(visualize, monkeypatch):

@@ -1,5 +1,6 @@
 # Waymo as tools/waymo_convert.py writes it: single frames of all five LiDARs, three classes, no
 # velocity.
+sensor = 'waymo'  # the frame of its points, see stratified3d/sensors.py
 point_cloud_range = [-74.88, -74.88, -2.0, 74.88, 74.88, 4.0]
 tasks = [['Car', 'Pedestrian', 'Cyclist']]
 class_names = [name for names in tasks for name in names]

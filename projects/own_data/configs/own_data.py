@@ -4,6 +4,9 @@ _base_ = ['../../../configs/stratified/stratified-centerpoint_tiny_1xb2-cyclic-2
 data_root = '{{$CUSTOM_ROOT:data/custom}}'
 class_names = ['car', 'pedestrian']
 point_cloud_range = [-54.0, -54.0, -5.0, 54.0, 54.0, 3.0]
+# whose frame the converted points are in; without --sensor, the files' own, such as
+# dict(forward='x', height=1.73, intensity_max=255.0)
+sensor = 'nuscenes'
 
 metainfo = dict(classes=class_names)
 load_points = [dict(type='LoadKeyframe', coord_type='LIDAR', load_dim=5, use_dim=5)]

@@ -13,7 +13,13 @@ from tqdm import tqdm
 
 from stratified3d.datasets.custom.box_files import NamedBox
 from stratified3d.datasets.io.point_files import SUFFIXES, read_points
+from stratified3d.ground import find_ground
 from stratified3d.resumable import acquire_folder, atomic_write
+from stratified3d.sensors import MODEL_SENSOR, SENSORS, FrameChange, Sensor, full_scale
+
+_MODEL = SENSORS[MODEL_SENSOR]
+_MOST_BRIGHT = 0.1  # share of points beyond full scale, which end at it
+_TRIED = 10  # frames in which an unknown sensor is looked at
 
 
 class Conversion(NamedTuple):
@@ -70,14 +76,14 @@ def create_custom_infos(
     *,
     chosen: Sequence[str] | None = None,
     classes: Sequence[str] | None = None,
-    intensity_max: float = 255.0,
+    sensor: Sensor = _MODEL,
     load_dim: int | None = None,
 ) -> Conversion:
     """Write points and the info file of one split.
 
     points/<frame>.bin contain x, y, z, intensity (0 to 255) and dt (0), float32; existing ones are
     kept. infos_<split>.pkl is an mmdet3d info file of version 2 for the dataset class
-    `LidarFrames`.
+    `LidarFrames`. Points and boxes are in the frame of nuScenes' sensor.
 
     Args:
         frames: {frame: point file} of the whole dataset.
@@ -87,18 +93,23 @@ def create_custom_infos(
         split: name of the info file: train, val, ...
         chosen: frames of the split; None takes all.
         classes: boxes of other classes are left out; None keeps all.
-        intensity_max: full scale of the intensity.
+        sensor: of the files and the boxes; with nuScenes', they stay in their own frame.
         load_dim: columns of .bin files, see `read_points`.
     Returns:
         Conversion.
     Raises:
         FileNotFoundError, ValueError: unreadable points, boxes of an unknown frame, classes without
-            a box, intensities beyond full scale, an `out` that was made with other settings.
+            a box, a sensor of unknown height or full scale, intensities beyond it, an `out` that
+            was made with other settings.
     """
     out = Path(out)
     chosen = _choose_frames(frames, boxes, split, chosen)
     classes = _choose_classes(boxes, classes)
-    settings = dict(intensity_max=intensity_max, load_dim=load_dim)
+    _check_known_sensor(frames, sensor, load_dim)
+    change = FrameChange(sensor, _MODEL)
+    settings: dict[str, Any] = dict(intensity_max=sensor.intensity_max, load_dim=load_dim)
+    if change.quarter_turns or change.lift:
+        settings.update(forward=sensor.forward, height=sensor.height)
     acquire_folder(out, settings, 'conversion.json')
     (out / 'points').mkdir(exist_ok=True)
 
@@ -106,9 +117,9 @@ def create_custom_infos(
     extents = []
     for frame in tqdm(chosen, f'infos_{split}.pkl', unit='frame'):
         target = out / 'points' / f'{frame}.bin'
-        points = _convert_points(frames[frame], target, intensity_max, load_dim)
+        points = _convert_points(frames[frame], target, change, load_dim)
         annotated = boxes.get(frame, []) if boxes is not None else []
-        kept = [box for box in annotated if box.name in classes]
+        kept = [_convert_box(box, change) for box in annotated if box.name in classes]
         infos.append(_describe_frame(len(infos), frame, points, kept, classes))
         if len(points):
             extents.append(np.percentile(points[:, :3], (0.5, 99.5), 0).flatten())
@@ -162,30 +173,67 @@ def _choose_classes(
     return list(classes)
 
 
+def _check_known_sensor(frames: dict[str, Path], sensor: Sensor, load_dim: int | None) -> None:
+    """Raise ValueError for a sensor that leaves something open, with what some frames say.
+
+    All frames of a dataset need the same, whichever frames a split chooses.
+    """
+    if sensor.height is not None and sensor.intensity_max is not None:
+        return
+    step = max(len(frames) // _TRIED, 1)
+    names = sorted(frames)[::step]
+    clouds = [read_points(frames[name], load_dim) for name in names]
+    raise ValueError(
+        'a dataset needs one height and one full scale for all of its frames; by '
+        f'{len(names)} of them, give {_suggest_options(clouds, sensor)}'
+    )
+
+
+def _suggest_options(clouds: list[np.ndarray], sensor: Sensor) -> str:
+    """Options for what a sensor leaves open, with values that fit the clouds [P, 4]."""
+    options = []
+    if sensor.height is None:
+        grounds = [ground for ground, _ in map(find_ground, clouds) if ground]
+        heights = [-ground.height for ground in grounds]
+        value = f'{np.median(heights):.2f}' if heights else 'M'
+        options.append(f'--sensor-height {value}')
+    if sensor.intensity_max is None:
+        scales = [full_scale(cloud[:, 3]) for cloud in clouds]
+        options.append(f'--intensity-max {max(scales):g}')
+    return ' '.join(options)
+
+
 def _convert_points(
-    source: Path, target: Path, intensity_max: float, load_dim: int | None
+    source: Path, target: Path, change: FrameChange, load_dim: int | None
 ) -> np.ndarray:
     """Points [P, 5] of a frame; written to the target unless that is newer than the source."""
     if target.is_file() and target.stat().st_mtime_ns >= source.stat().st_mtime_ns:
         return np.fromfile(target, np.float32).reshape(-1, 5)
     points = read_points(source, load_dim)
     points = points[np.isfinite(points).all(1)]
-    _check_intensity(source, points[:, 3], intensity_max)
+    _check_intensity(source, points[:, 3], change.sensor.intensity_max)
 
-    scaled = points[:, 3:] * (255 / intensity_max)
+    points = change.points_to_model(points)
     age = np.zeros((len(points), 1))
-    points = np.hstack([points[:, :3], scaled, age]).astype(np.float32)
+    points = np.hstack([points, age]).astype(np.float32)
     atomic_write(target, points.tobytes())
     return points
 
 
-def _check_intensity(source: Path, intensity: np.ndarray, intensity_max: float) -> None:
-    """Raise ValueError for intensities beyond the full scale."""
-    if not len(intensity):
+def _convert_box(box: NamedBox, change: FrameChange) -> NamedBox:
+    (numbers,) = change.boxes_to_model(np.array([box.numbers])).tolist()
+    return NamedBox(box.name, tuple(numbers))
+
+
+def _check_intensity(source: Path, intensity: np.ndarray, intensity_max: float | None) -> None:
+    """Raise ValueError for intensities beyond the full scale, unless they are as few as
+    retroreflectors."""
+    if not len(intensity) or intensity_max is None:
         return
     largest = float(intensity.max())
     smallest = float(intensity.min())
-    if largest > intensity_max * 1.001 or smallest < 0:
+    is_bright = (intensity > intensity_max * 1.001).mean() > _MOST_BRIGHT
+    if is_bright or smallest < 0:
         raise ValueError(
             f'{source}: intensities run from {smallest:g} to {largest:g}, not 0 to '
             f'{intensity_max:g}: give their full scale as --intensity-max, and the columns of .bin '

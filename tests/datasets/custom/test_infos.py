@@ -7,8 +7,10 @@ import stratified3d.plugin  # noqa: F401  (registers the parts of configs)
 from stratified3d.datasets.custom.box_files import NamedBox
 from stratified3d.datasets.custom.infos import create_custom_infos, list_frames
 from stratified3d.datasets.io.info_files import read_info_file
+from stratified3d.sensors import SENSORS, FrameChange, Sensor
 from stratified3d.simulation.frame import simulate_frame
 
+BRIGHT = Sensor('y', 1.84, 1.0)
 BOX = NamedBox('car', (10.0, 0.0, 0.0, 4.0, 2.0, 2.0, 0.0, 1.0, float('nan')))
 FAR = NamedBox('bus', (50.0, 0.0, 0.0, 4.0, 2.0, 2.0, 0.0, 0.0, 0.0))
 
@@ -72,7 +74,7 @@ def build(out, split='train', classes=('car',), **settings):
 
 def test_every_format_becomes_the_same(frames, tmp_path):
     done = create_custom_infos(
-        frames, {'a': [BOX, FAR], 'b': [BOX], 'c': []}, tmp_path / 'out', 'train', intensity_max=1
+        frames, {'a': [BOX, FAR], 'b': [BOX], 'c': []}, tmp_path / 'out', 'train', sensor=BRIGHT
     )
     assert (done.frames, done.boxes, done.empty) == (3, dict(bus=1, car=2), 1)
     np.testing.assert_allclose(done.sizes['car'], [4, 2, 2])
@@ -86,7 +88,7 @@ def test_every_format_becomes_the_same(frames, tmp_path):
 
 def test_labels_follow_the_config(frames, tmp_path):
     create_custom_infos(
-        frames, {'a': [BOX, FAR], 'b': [FAR]}, tmp_path / 'out', 'train', intensity_max=1
+        frames, {'a': [BOX, FAR], 'b': [FAR]}, tmp_path / 'out', 'train', sensor=BRIGHT
     )
     dataset = build(tmp_path / 'out', classes=('car', 'bus'), min_points=0, with_velocity=True)
     truth = dataset.get_ann_info(0)
@@ -107,9 +109,9 @@ def test_labels_follow_the_config(frames, tmp_path):
 
 def test_splits_share_points_and_test_splits_have_no_truth(frames, tmp_path):
     out = tmp_path / 'out'
-    create_custom_infos(frames, {'a': [BOX]}, out, 'train', chosen=['a'], intensity_max=1)
+    create_custom_infos(frames, {'a': [BOX]}, out, 'train', chosen=['a'], sensor=BRIGHT)
     before = (out / 'points/a.bin').stat().st_mtime_ns
-    create_custom_infos(frames, None, out, 'test', intensity_max=1)
+    create_custom_infos(frames, None, out, 'test', sensor=BRIGHT)
     assert (out / 'points/a.bin').stat().st_mtime_ns == before
     dataset = build(out, 'test', test_mode=True)
     assert len(dataset) == 3 and 'eval_ann_info' not in dataset.get_data_info(0)
@@ -134,6 +136,33 @@ def test_points_in_boxes_are_those_of_the_simulator(tmp_path):
     )  # points on a face fall to either side
 
 
+def test_frames_of_another_sensor_become_those_of_nuscenes(tmp_path):
+    frame = simulate_frame(3)
+    to_file = FrameChange(SENSORS['nuscenes'], SENSORS['kitti'])
+    (tmp_path / 'raw').mkdir()
+    to_file.points_to_model(frame['points'])[:, :4].tofile(tmp_path / 'raw/f.bin')
+    boxes = to_file.boxes_to_model(frame['boxes'])
+    named = [NamedBox(name, tuple(map(float, box))) for name, box in zip(frame['names'], boxes)]
+    frames = list_frames(tmp_path / 'raw')
+
+    done = create_custom_infos(
+        frames, {'f': named}, tmp_path / 'out', 'train', sensor=SENSORS['kitti']
+    )
+    points = np.fromfile(tmp_path / 'out/points/f.bin', np.float32).reshape(-1, 5)
+    np.testing.assert_allclose(points[:, :4], frame['points'][:, :4], atol=1e-4)
+    rows = read_info_file(done.path)['data_list'][0]['instances']
+    kept = np.array([[*row['bbox_3d'][:6], *row['velocity']] for row in rows])
+    np.testing.assert_allclose(kept, np.delete(frame['boxes'], 6, 1), atol=1e-5)
+    turn = np.array([row['bbox_3d'][6] for row in rows]) - frame['boxes'][:, 6]
+    np.testing.assert_allclose(np.sin(turn / 2), 0, atol=1e-5)
+    assert done.empty == 0
+
+    with pytest.raises(ValueError, match=r'forward .* another folder'):
+        create_custom_infos(frames, None, tmp_path / 'out', 'test', sensor=Sensor('y', 1.84, 1.0))
+    with pytest.raises(ValueError, match=r'give --sensor-height 1\.[67]\d --intensity-max 1$'):
+        create_custom_infos(frames, None, tmp_path / 'auto', 'test', sensor=SENSORS['auto'])
+
+
 def test_points_in_boxes_are_those_of_kitti(real_data, tmp_path):
     """The real frame: boxes from camera coordinates to the LiDAR's, holding the points that KITTI's
     info counts."""
@@ -154,7 +183,7 @@ def test_points_in_boxes_are_those_of_kitti(real_data, tmp_path):
         {'000008': [NamedBox('car', (*b, *nan)) for b in boxes]},
         tmp_path / 'out',
         'train',
-        intensity_max=1,
+        sensor=BRIGHT,
     )
     counts = [
         row['num_lidar_pts'] for row in read_info_file(done.path)['data_list'][0]['instances']
@@ -171,7 +200,7 @@ def test_points_in_boxes_are_those_of_kitti(real_data, tmp_path):
         ({'a': [BOX]}, dict(classes=['tram']), 'no box is named tram; there are car'),
         (
             {},
-            dict(intensity_max=0.5),
+            dict(sensor=Sensor('y', 1.84, 0.5)),
             r'a.bin: intensities run from 0.0\d* to 0.9\d*, not 0 to 0.5: .*--intensity-max',
         ),
     ],
@@ -184,9 +213,9 @@ def test_frames_that_do_not_fit_the_config_are_named(frames, tmp_path, boxes, se
 def test_folders_of_others_are_left_alone(frames, tmp_path):
     with pytest.raises(ValueError, match='is not empty'):
         create_custom_infos(frames, {}, frames['a'].parent, 'train')
-    create_custom_infos(frames, {}, tmp_path / 'out', 'train', intensity_max=1)
-    with pytest.raises(ValueError, match='intensity_max 1 instead of 2.*take another folder'):
-        create_custom_infos(frames, {}, tmp_path / 'out', 'train', intensity_max=2)
+    create_custom_infos(frames, {}, tmp_path / 'out', 'train', sensor=BRIGHT)
+    with pytest.raises(ValueError, match='intensity_max 1.0 instead of 2.0.*take another folder'):
+        create_custom_infos(frames, {}, tmp_path / 'out', 'train', sensor=Sensor('y', 1.84, 2.0))
     with pytest.raises(FileNotFoundError, match='no .bin'):
         list_frames(tmp_path)
     np.save(frames['a'].with_suffix('.npy'), np.zeros((1, 4)))
@@ -195,9 +224,7 @@ def test_folders_of_others_are_left_alone(frames, tmp_path):
 
 
 def test_what_cannot_be_trained_on_is_named(frames, tmp_path, prepared_set):
-    create_custom_infos(
-        frames, {'a': [FAR], 'b': [BOX]}, tmp_path / 'out', 'train', intensity_max=1
-    )
+    create_custom_infos(frames, {'a': [FAR], 'b': [BOX]}, tmp_path / 'out', 'train', sensor=BRIGHT)
     with pytest.raises(ValueError, match='3 frames .* bus with 1 points'):
         build(tmp_path / 'out', classes=('bus',))
     with pytest.raises(ValueError, match='has no class tram; it has bus, car'):

@@ -12,7 +12,7 @@ DATA = WORK / 'simulated'
 CONFIG = 'configs/stratified/stratified-centerpoint_voxel03_8xb4-cyclic-20e_nus-3d.py'
 # seconds; in order of worth, and every step after 'simulate' needs its frames
 DETECTOR_LIMITS = {
-    'doctor': 150,
+    'doctor': 240,
     'simulate': 150,
     'train': 90,
     'train-amp': 90,

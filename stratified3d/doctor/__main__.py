@@ -107,9 +107,13 @@ def check_gpu(args: argparse.Namespace) -> int:
 
 def run_worker(args: argparse.Namespace) -> int:
     """Run the checks of these names in this process, see `run_in_process`."""
+    import torch
+
     from stratified3d.doctor import gpu
     from stratified3d.doctor.checks import run_in_process
 
+    if args.device.startswith('cuda'):
+        torch.cuda.set_device(args.device)  # of streams and graphs
     path, *names = args.worker
     checks = {check.name: check for check in gpu.list_checks(ops_only=False)}
     return run_in_process([checks[name] for name in names], args.device, Path(path))

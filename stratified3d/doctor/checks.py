@@ -7,11 +7,14 @@ import os
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+import torch
 
 PASSED, FAILED, SKIPPED = 'passed', 'failed', 'skipped'
 CRASHED, TIMED_OUT = 'crashed', 'timed out'
@@ -56,6 +59,7 @@ def run_in_process(checks: Sequence[Check], device: str, path: Path) -> int:
         0, or 3 after an error that makes the device useless to this process: what is left of the
         checks needs another one.
     """
+    threading.Thread(target=_end_with_parent, args=[os.getppid()], daemon=True).start()
     with path.open('a') as file:
         for check in checks:
             begin = time.perf_counter()
@@ -76,8 +80,27 @@ def _run(check: Check, device: str) -> tuple[str, str, bool]:
     except SkippedCheck as reason:
         return SKIPPED, str(reason), False
     except Exception as error:  # whatever is wrong is to be found and reported
-        message = str(error) if isinstance(error, AssertionError) else _describe(error)
-        return FAILED, message, 'CUDA error' in message
+        is_found = isinstance(error, AssertionError) and str(error)
+        message = str(error) if is_found else _describe(error)
+        return FAILED, message, 'CUDA error' in message or not _responds(device)
+
+
+def _responds(device: str) -> bool:
+    """Whether a GPU can still be used by this process."""
+    if not device.startswith('cuda'):
+        return True
+    try:
+        torch.cuda.synchronize(device)
+    except Exception:  # of torch's, or of Triton's
+        return False
+    return True
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this process once the one that waits for its results is gone."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def _describe(error: Exception) -> str:
@@ -93,16 +116,24 @@ class _Worker:
     """The process of a group, and the checks of the group that have no result yet."""
 
     checks: list[Check]
-    path: Path
+    stem: Path
     command: list[str]
     limit: float
     process: subprocess.Popen | None = None
+    num_starts: int = 0
+    num_read: int = 0  # results of this process
     since: float = 0.0  # the start of the process, or its last result
-    num_read: int = 0
+
+    @property
+    def path(self) -> Path:
+        """The results of this process alone: another one may have been killed within a line."""
+        return self.stem.with_name(f'{self.stem.name}-{self.num_starts}.jsonl')
 
     def start(self) -> None:
+        self.num_starts += 1
+        self.num_read = 0
         names = [check.name for check in self.checks]
-        with self.path.with_suffix('.log').open('a') as log:
+        with self.path.with_suffix('.log').open('w') as log:
             self.process = subprocess.Popen(
                 [*self.command, '--worker', str(self.path), *names],
                 stdout=log,
@@ -117,15 +148,16 @@ class _Worker:
         status = self.process.poll()  # before the results are read, so that none is missed
         yield from self._read()
         spent = time.perf_counter() - self.since
-        if not self.checks:
-            return
-        if status is None:
-            if spent > self.limit:
-                self.kill()
-                yield self._give_up(TIMED_OUT, f'no result after {self.limit:g} s', spent)
-        elif status != _BROKEN_DEVICE:
+        if status is None and self.checks and spent > self.limit:
+            self.kill()
+            results = list(self._read())  # that came in the last moment
+            yield from results or [
+                self._give_up(TIMED_OUT, f'no result after {self.limit:g} s', spent)
+            ]
+        is_expected = status == _BROKEN_DEVICE and self.num_read > 0
+        if status is not None and self.checks and not is_expected:
             yield self._give_up(CRASHED, f'{_meaning(status)}: {self._end_of_log()}', spent)
-        if self.process.poll() is not None and self.checks:
+        if self.checks and self.process.poll() is not None:
             self.start()
 
     def _read(self) -> Iterator[Result]:
@@ -133,10 +165,11 @@ class _Worker:
             return
         lines = self.path.read_text().split('\n')[:-1]  # the last one may be half written
         for line in lines[self.num_read :]:
+            result = Result(**json.loads(line))
             self.num_read += 1
             self.since = time.perf_counter()
-            del self.checks[0]
-            yield Result(**json.loads(line))
+            self.checks = [check for check in self.checks if check.name != result.check]
+            yield result
 
     def _give_up(self, outcome: str, detail: str, seconds: float) -> Result:
         return Result(self.checks.pop(0).name, outcome, detail, round(seconds, 2))
@@ -170,7 +203,7 @@ def run_apart(checks: Sequence[Check], command: Sequence[str], limit: float) -> 
         groups.setdefault(check.group, []).append(check)
     with tempfile.TemporaryDirectory(prefix='stratified3d-doctor-') as folder:
         workers = [
-            _Worker(group, Path(folder) / f'{i}.jsonl', list(command), limit)
+            _Worker(group, Path(folder) / str(i), list(command), limit)
             for i, group in enumerate(groups.values())
         ]
         try:

@@ -58,6 +58,7 @@ def check_graph(device: str) -> str:
 
 def check_compile(device: str) -> str:
     """torch.compile of each function in one graph gives the same outputs and gradients."""
+    _require_triton(device, torch.float32)
     coords = random_coords(SIZES, SPATIAL_SHAPE).to(device)
     plan = _plan(coords)
     x = make_inputs(plan, HEADS, WIDTH, STRATA, torch.float32)
@@ -104,6 +105,13 @@ def no_waiting() -> Iterator[None]:
 def _require_cuda(device: str) -> None:
     if not device.startswith('cuda'):
         raise SkippedCheck('needs a CUDA device')
+    _require_triton(device, torch.bfloat16)
+
+
+def _require_triton(device: str, dtype: torch.dtype) -> None:
+    reason = ops.unsupported_reason('triton', torch.empty(1, 1, WIDTH, dtype=dtype, device=device))
+    if reason:
+        raise SkippedCheck(reason)
 
 
 def _plan(coords: Tensor) -> ops.WindowPlan:

@@ -16,7 +16,7 @@ from stratified3d.doctor import convolutions, detector, execution, functions, ke
 from stratified3d.doctor.checks import FAILED, SKIPPED, Check, Result, SkippedCheck
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-LIMIT = 150.0  # seconds without a result after which a process is killed
+LIMIT = 100.0  # seconds without a result after which a process is killed
 
 
 def list_checks(ops_only: bool) -> list[Check]:

@@ -59,18 +59,23 @@ class StratifiedRunner(Runner):
         self._is_training = True
         return super().train()
 
-    def build_optim_wrapper(self, optim_wrapper: dict) -> OptimWrapper | OptimWrapperDict:
+    def build_optim_wrapper(
+        self, optim_wrapper: dict | OptimWrapper
+    ) -> OptimWrapper | OptimWrapperDict:
         """Build the optimizer.
 
         Raises:
             ValueError: mixed precision (`--amp`) without a GPU.
         """
-        if optim_wrapper.get('type') == 'AmpOptimWrapper' and not torch.cuda.is_available():
+        try:
+            return super().build_optim_wrapper(optim_wrapper)
+        except AssertionError as error:
+            if 'only available training on gpu' not in str(error):
+                raise
             raise ValueError(
                 'mixed precision needs a GPU and there is none here: leave out --amp; on a CPU '
                 "`bev_dtype='auto'` takes bfloat16 where that is faster"
-            )
-        return super().build_optim_wrapper(optim_wrapper)
+            ) from error
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
         """Build the logger; what is long goes to its file only, see `quiet_console`."""

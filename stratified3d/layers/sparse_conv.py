@@ -173,7 +173,7 @@ class SparseConv(nn.Module):
         autocast = torch.autocast('cuda', dtype=torch.float16, enabled=use_fp16)
         with torch.cuda.device(feats.device), autocast:
             out = self.conv(x.replace_feature(feats))
-        if self.key is not None:
+        if self.key in out.indice_dict:
             # spconv puts a new rulebook into a copy of the dict, where no later convolution sees it
             x.indice_dict.setdefault(self.key, out.indice_dict[self.key])
         return out.replace_feature(out.features.to(x.features.dtype))

@@ -2,6 +2,8 @@ import json
 import subprocess
 import sys
 import textwrap
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,11 +91,41 @@ def test_checks_that_fail_do_not_stop_the_next(tmp_path):
     assert [result.is_good for result in results.values()] == [True] * 2 + [False] * 4 + [True]
 
 
+@pytest.mark.slow
 def test_check_that_hangs_is_stopped_and_the_next_runs(tmp_path):
-    results = run_checks([('hang', 'a'), ('after', 'a'), ('beside', 'b')], tmp_path, limit=8.0)
+    results = run_checks([('hang', 'a'), ('after', 'a'), ('beside', 'b')], tmp_path, limit=20.0)
     outcomes = {name: result.outcome for name, result in results.items()}
     assert outcomes == dict(hang='timed out', after='passed', beside='passed')
     assert list(results)[0] == 'beside'  # another group does not wait
+
+
+def test_detector_check_does_not_depend_on_the_random_numbers_of_a_device(monkeypatch):
+    seeds = iter([1, 2])
+
+    def with_other_numbers(*args):
+        torch.manual_seed(next(seeds))
+        return right(*args)
+
+    right = detector._make_batch
+    monkeypatch.setattr(detector, '_make_batch', with_other_numbers)
+    assert 'tensors' in detector.check_losses('cpu')
+
+
+def test_worker_ends_with_its_parent(tmp_path):
+    (tmp_path / 'worker.py').write_text(WORKER)
+    code = (
+        'import os, subprocess, sys, time\n'
+        f'child = subprocess.Popen([sys.executable, {str(tmp_path / "worker.py")!r}, "--worker", '
+        f'{str(tmp_path / "out")!r}, "hang"])\n'
+        f'while not os.path.exists({str(tmp_path / "out")!r}): time.sleep(0.1)\n'
+        'print(child.pid)\n'
+    )
+    parent = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    child = Path(f'/proc/{int(parent.stdout)}')
+    deadline = time.monotonic() + 60
+    while child.exists() and 'Z' not in (child / 'stat').read_text().split()[2]:
+        assert time.monotonic() < deadline, 'the worker runs on'
+        time.sleep(0.2)
 
 
 def test_summary_names_all_that_is_wrong():
@@ -154,10 +186,10 @@ def test_gpu_checks_of_operators_need_torch_triton_and_numpy_alone(run_without, 
 
 @pytest.mark.slow
 def test_detector_checks_pass_where_both_sides_are_the_same():
-    assert 'numbers' in detector.check_losses('cpu')
+    assert 'tensors' in detector.check_losses('cpu')
     assert 'boxes' in detector.check_predictions('cpu')
     for dtype in (torch.float16, torch.bfloat16):
-        assert 'numbers' in detector.check_half_losses('cpu', dtype)
+        assert 'tensors' in detector.check_half_losses('cpu', dtype)
 
 
 def test_function_checks_pass_where_both_sides_are_the_same():
@@ -194,10 +226,16 @@ def test_function_checks_notice_another_result(monkeypatch, name, check, message
 
 
 def test_detector_check_notices_a_wrong_gradient(monkeypatch):
-    answers = iter([dict(task0=1.0, weight=2.0), dict(task0=1.0, weight=2.1)])
-    monkeypatch.setattr(detector, '_losses_and_norms', lambda *args: next(answers))
-    with pytest.raises(AssertionError, match='weight 2.1 instead of 2'):
-        detector.check_losses('cpu')
+    right = dict(loss=torch.tensor(1.0), weight=torch.tensor([2.0, 1.0]))
+    swapped = dict(right, weight=right['weight'].flip(0))  # of the same norm
+    for found in (right, swapped):
+        answers = iter([found, right])
+        monkeypatch.setattr(detector, '_losses_and_gradients', lambda *args, it=answers: next(it))
+        if found is right:
+            assert '2 tensors' in detector.check_losses('cpu')
+            continue
+        with pytest.raises(AssertionError, match='1 of 2 differ: weight'):
+            detector.check_losses('cpu')
 
 
 @pytest.mark.slow

@@ -22,8 +22,8 @@ from stratified3d.datasets.io.pickle_scan import find_problem
 from stratified3d.plain_arrays import MULTIARRAY, NUMERIC, Array, Kind, from_buffer, scalar, unwrap
 
 _REMEDY = (
-    'delete it and create the infos anew with tools/create_data.py (tools/waymo_convert.py, '
-    'tools/convert_custom.py)'
+    'create info files anew with tools/create_data.py (tools/waymo_convert.py, '
+    'tools/convert_custom.py); what you wrote yourself and trust, pickle.load reads'
 )
 
 

@@ -89,6 +89,7 @@ def make_placeholder() -> dict[str, ModuleType]:
     spconv = ModuleType('spconv')
     core = ModuleType('spconv.core')
     core.__dict__.update(ConvAlgo=None)
+    constants = ModuleType('spconv.constants')
     pytorch = ModuleType('spconv.pytorch')
     pytorch.__dict__.update(
         ops=None,
@@ -97,5 +98,6 @@ def make_placeholder() -> dict[str, ModuleType]:
         SparseConv3d=MissingConvolution,
         SparseInverseConv3d=MissingConvolution,
     )
-    spconv.__dict__.update(core=core, pytorch=pytorch)
-    return {'spconv': spconv, 'spconv.core': core, 'spconv.pytorch': pytorch}
+    parts = dict(core=core, constants=constants, pytorch=pytorch)
+    spconv.__dict__.update(parts)
+    return {'spconv': spconv, **{f'spconv.{name}': part for name, part in parts.items()}}

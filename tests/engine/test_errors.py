@@ -84,7 +84,7 @@ def test_corrupt_info_files_are_named(fails, own_set, tmp_path, damage):
     path = own_set / 'nuscenes_infos_train.pkl'
     path.write_bytes(damage(pickle.loads(path.read_bytes())))
     message = fails('train.py', tmp_path / 'out', data=own_set)
-    assert f'{path}: damaged' in message and 'delete it' in message
+    assert f'{path}: damaged' in message and 'create_data.py' in message
 
 
 def test_an_info_file_that_would_run_code_is_named(fails, own_set, tmp_path):

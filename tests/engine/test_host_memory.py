@@ -19,7 +19,7 @@ from stratified3d.engine import HostMemoryHook, host_memory
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def resident(): return 1024 * int(open('/proc/self/status').read().split('RssAnon:')[1].split()[0])
 host_memory.is_memory_short = lambda: False  # of the machine that runs this test
-hook, runner = HostMemoryHook(interval=4), SimpleNamespace(iter=0)
+hook, runner = HostMemoryHook(interval=4), SimpleNamespace(iter=0, model=torch.nn.Linear(1, 1))
 hook.before_train(runner)
 torch.ones(1 << 24)  # 64 MiB
 before, most, last = faults(), resident(), 0

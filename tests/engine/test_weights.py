@@ -34,7 +34,7 @@ def test_fine_tuning_takes_what_fits_and_lists_what_does_not(start, released, lo
         options=[f'load_from={released}', 'model.head.shared_channels=8', 'train_cfg.max_epochs=1'],
     ).wait()
     assert status == 0, output[-3000:]
-    assert 'head.shared_conv.conv.weight (16, 32, 3, 3), not (8, 32, 3, 3)' in output
+    assert 'head.heading.layers.2.weight (1, 16), not (1, 8)' in output
     assert 'these parts of the head start from random weights' in output
     assert len(losses(tmp_path)) == 3
     before = load_checkpoint_file(str(released))['state_dict']

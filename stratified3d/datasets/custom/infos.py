@@ -55,10 +55,8 @@ def list_frames(folder: str | Path) -> dict[str, Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f'there is no folder {folder}')
-    paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
-    others = [path for path in paths if path.suffix.lower() not in ('.txt', '.csv')]
     frames: dict[str, Path] = {}
-    for path in others or paths:
+    for path in _point_files(folder):
         name = path.name.split('.')[0]
         if name in frames:
             raise ValueError(f'{frames[name]} and {path.name} are both of frame {name}')
@@ -66,6 +64,13 @@ def list_frames(folder: str | Path) -> dict[str, Path]:
     if not frames:
         raise FileNotFoundError(f'{folder} contains no {", ".join(SUFFIXES)} file')
     return frames
+
+
+def _point_files(folder: Path) -> list[Path]:
+    """Point files of a folder; texts only where there is nothing else."""
+    paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+    others = [path for path in paths if path.suffix.lower() not in ('.txt', '.csv')]
+    return others or paths
 
 
 def create_custom_infos(

@@ -310,7 +310,7 @@ def test_settings_without_a_database_are_named(bare_set):
     info = bare_set / 'nuscenes_infos_train.pkl'
     whole = info.read_bytes()
     info.write_bytes(whole[:2000])
-    with pytest.raises(ValueError, match='nuscenes_infos_train.pkl: damaged.*delete it'):
+    with pytest.raises(ValueError, match='nuscenes_infos_train.pkl: damaged.*create_data'):
         create_database(bare_set)
     info.write_bytes(pickle.dumps(pickle.loads(whole) | dict(data_list=[])))
     with pytest.raises(ValueError, match='no frames'):

@@ -166,7 +166,7 @@ def test_missing_and_damaged_tables_are_named(own_set):
 def test_a_damaged_info_file_is_named(own_set):
     train, _ = create_infos(own_set, 'v1.0-mini')
     train.write_bytes(train.read_bytes()[:1000])
-    with pytest.raises(ValueError, match='nuscenes_infos_train.pkl: damaged.*delete it'):
+    with pytest.raises(ValueError, match='nuscenes_infos_train.pkl: damaged.*create_data'):
         create_infos(own_set, 'v1.0-mini')
 
 

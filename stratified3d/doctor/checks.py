@@ -149,16 +149,18 @@ class _Worker:
         yield from self._read()
         spent = time.perf_counter() - self.since
         if status is None and self.checks and spent > self.limit:
-            self.kill()
-            results = list(self._read())  # that came in the last moment
-            yield from results or [
-                self._give_up(TIMED_OUT, f'no result after {self.limit:g} s', spent)
-            ]
+            yield from self._stop(spent)
         is_expected = status == _BROKEN_DEVICE and self.num_read > 0
         if status is not None and self.checks and not is_expected:
             yield self._give_up(CRASHED, f'{_meaning(status)}: {self._end_of_log()}', spent)
         if self.checks and self.process.poll() is not None:
             self.start()
+
+    def _stop(self, spent: float) -> list[Result]:
+        """Kill a process that takes too long; its last results, or that it was stopped."""
+        self.kill()
+        results = list(self._read())  # that came in the last moment
+        return results or [self._give_up(TIMED_OUT, f'no result after {self.limit:g} s', spent)]
 
     def _read(self) -> Iterator[Result]:
         if not self.path.exists():

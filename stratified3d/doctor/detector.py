@@ -152,26 +152,31 @@ def _build() -> Any:
 
 def _make_batch(device: str) -> tuple[dict, list]:
     """Random points and boxes, the same at every call."""
-    from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
-    from mmengine.structures import InstanceData
-
     generator = torch.Generator().manual_seed(0)
-    points, samples = [], []
     span = torch.tensor([24.0, 24.0, 3.6, 255.0, 0.5])
+    points, samples = [], []
     for size in SIZES:
         cloud = (torch.rand(size, 5, generator=generator) - 0.5) * span
         points.append(cloud.to(device))
-        boxes = torch.rand(NUM_BOXES, 9, generator=generator)
-        boxes = boxes * torch.tensor([20.0, 20, 1, 4, 2, 2, 6, 4, 4]) - torch.tensor(
-            [10.0, 10, 1, -0.5, -0.5, -0.5, 3, 2, 2]
-        )
-        labels = torch.randint(0, 3, (NUM_BOXES,), generator=generator)
-        sample = Det3DDataSample(metainfo=dict(box_type_3d=LiDARInstance3DBoxes))
-        sample.gt_instances_3d = InstanceData(
-            bboxes_3d=LiDARInstance3DBoxes(boxes.to(device), box_dim=9), labels_3d=labels.to(device)
-        )
-        samples.append(sample)
+        samples.append(_make_sample(device, generator))
     return dict(points=points), samples
+
+
+def _make_sample(device: str, generator: torch.Generator) -> Any:
+    """A sample with random boxes."""
+    from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
+    from mmengine.structures import InstanceData
+
+    boxes = torch.rand(NUM_BOXES, 9, generator=generator)
+    boxes = boxes * torch.tensor([20.0, 20, 1, 4, 2, 2, 6, 4, 4]) - torch.tensor(
+        [10.0, 10, 1, -0.5, -0.5, -0.5, 3, 2, 2]
+    )
+    labels = torch.randint(0, 3, (NUM_BOXES,), generator=generator)
+    sample = Det3DDataSample(metainfo=dict(box_type_3d=LiDARInstance3DBoxes))
+    sample.gt_instances_3d = InstanceData(
+        bboxes_3d=LiDARInstance3DBoxes(boxes.to(device), box_dim=9), labels_3d=labels.to(device)
+    )
+    return sample
 
 
 # every part of the nuScenes detectors

@@ -157,7 +157,7 @@ def test_compressed_parts_are_refused_before_they_are_inflated(checkpoint):
     begin = time.perf_counter()
     with pytest.raises(ValueError, match='bomb.pth: .*compressed'):
         load_checkpoint_file(str(path))
-    assert time.perf_counter() - begin < 0.1
+    assert time.perf_counter() - begin < 3  # inflated it would take longer
 
 
 def test_parts_larger_than_the_file_are_refused(checkpoint):

@@ -1,26 +1,15 @@
 """What only a GPU can show: no waiting, few kernels, CUDA graphs, addresses beyond 32 bits."""
 
-import contextlib
-
 import pytest
 import torch
 
 from stratified3d import ops
+from stratified3d.doctor.execution import check_long_addresses, no_waiting
 from stratified3d.layers.attention import MixerContext, StratifiedAttention, build_window_grid
 from stratified3d.testing import random_coords, relative_error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 SHAPE = (8, 40, 40)
-
-
-@contextlib.contextmanager
-def no_waiting():
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode('error')
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode('default')
 
 
 def make_inputs(sizes=(3000, 0, 2000), heads=4, width=32, strata=64, seed=0):
@@ -162,10 +151,4 @@ def test_plan_and_block_are_captured_in_a_cuda_graph():
 
 
 def test_attention_addresses_rows_beyond_32_bits():
-    heads, width, rows = 16, 128, 1_100_000  # N H D exceeds 2^31
-    q = torch.randn(rows, heads, width, device='cuda', dtype=torch.bfloat16)
-    row = torch.arange(rows, device='cuda', dtype=torch.int32)
-    offsets = torch.tensor([0, rows], device='cuda', dtype=torch.int32)
-    plan = ops.WindowPlan(row.long(), row.long(), row, row + 1, torch.zeros_like(row), offsets)
-    # windows of one row: every row finds its own value
-    assert torch.equal(ops.stratified_attention(q, q, q, plan), q)
+    assert check_long_addresses('cuda')

@@ -40,15 +40,8 @@ def quickstart(root, folder, *arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=400)
 
 
-def interrupt_in(step, command, seconds):
+def interrupt_in(step, process, seconds):
     """Press Ctrl-C some seconds after a step began; the status and all that was printed."""
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,  # a process group of its own, as a shell gives to a command
-    )
     lines = []
     for line in process.stdout:
         lines.append(line)
@@ -57,7 +50,7 @@ def interrupt_in(step, command, seconds):
     time.sleep(seconds)
     os.killpg(process.pid, signal.SIGINT)
     rest, _ = process.communicate(timeout=60)
-    return process.pid, process.returncode, ''.join(lines) + rest
+    return process.returncode, ''.join(lines) + rest
 
 
 OPTIONS = [
@@ -70,31 +63,27 @@ OPTIONS = [
 
 
 @pytest.fixture(scope='module')
-def done(root, tmp_path_factory):
+def done(root, tmp_path_factory, start_group, check_group_is_gone):
     """A quickstart that was interrupted once in every step, and then finished."""
     folder = tmp_path_factory.mktemp('quickstart')
     for step in STEPS:
         seconds = 1.0 if step in ('simulate', 'draw') else 4.0
-        command = quickstart_command(root, folder, *OPTIONS)
-        group, status, output = interrupt_in(step, command, seconds)
-        _check_interruption(step, group, status, output)
+        process = start_group(quickstart_command(root, folder, *OPTIONS))
+        status, output = interrupt_in(step, process, seconds)
+        _check_interruption(step, status, output)
+        check_group_is_gone(process.pid)
     result = quickstart(root, folder, *OPTIONS)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return folder, result
 
 
-def _check_interruption(step, group, status, output):
-    """One line, status 130, and no process is left."""
+def _check_interruption(step, status, output):
+    """One line and status 130."""
     assert f'== {step}: done' not in output, 'the step ended before it was interrupted'
     assert status == 130, f'{step}: {output[-3000:]}'
     assert 'Traceback' not in output, f'{step}: {output[-3000:]}'
     assert output.count('interrupted') == 1
     assert output.endswith('\nquickstart: interrupted; rerun the same command to resume\n')
-    deadline = time.monotonic() + 10
-    with pytest.raises(ProcessLookupError):  # nothing is left of the group
-        while time.monotonic() < deadline:
-            os.killpg(group, 0)
-            time.sleep(0.1)
 
 
 def test_summary_and_table(done):

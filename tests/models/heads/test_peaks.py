@@ -123,18 +123,20 @@ def test_decoding_equals_mmdet3d(use_velocity, max_num, monkeypatch, make_head):
 
 
 @pytest.mark.parametrize('joint_branches', [False, True])
-@pytest.mark.parametrize('axis_weight', [0.0, 1.0])
+@pytest.mark.parametrize(
+    'heading', [dict(), dict(axis_weight=1.0), dict(axis_weight=1.0, heading={})]
+)
 @pytest.mark.parametrize('iou_weight', [0.0, 1.0])
 @pytest.mark.parametrize('batch', [1, 3])
 def test_predictions_at_peaks_equal_those_of_all_cells(
-    iou_weight, axis_weight, joint_branches, batch, make_head
+    iou_weight, heading, joint_branches, batch, make_head
 ):
     head = make_head(
         iou_weight=iou_weight,
         iou_power=[0.5, 0.3, 0.0, 1.0],
-        axis_weight=axis_weight,
         joint_branches=joint_branches,
         max_num=40,
+        **heading,
     ).eval()
     feature_maps, samples = [torch.randn(batch, 4, 32, 32)], [Det3DDataSample(metainfo={})] * batch
     with torch.no_grad():
@@ -147,6 +149,19 @@ def test_predictions_at_peaks_equal_those_of_all_cells(
         torch.testing.assert_close(got.bboxes_3d.tensor, true.bboxes_3d.tensor)
         torch.testing.assert_close(got.scores_3d, true.scores_3d)
         assert torch.equal(got.labels_3d, true.labels_3d)
+        assert got.bboxes_3d.yaw.abs().max() <= torch.pi
+
+
+def test_heading_branch_turns_the_boxes_that_it_calls_backwards(make_head):
+    head = make_head(axis_weight=1.0, heading={}, nms=dict(type='circle', radius=[0.0] * 3)).eval()
+    feature_maps, samples = [torch.randn(1, 4, 32, 32)], [Det3DDataSample(metainfo={})]
+    yaws = []
+    for sign in (1.0, -1.0):
+        head.heading.layers[2].weight.data *= sign
+        with torch.no_grad():
+            yaws.append(head.predict(feature_maps, samples)[0].bboxes_3d.yaw)
+    assert len(yaws[0]) == len(yaws[1]) > 10
+    torch.testing.assert_close((yaws[0] - yaws[1]).cos(), -torch.ones_like(yaws[0]))
 
 
 @pytest.mark.parametrize('training', ['everything', 'norms'])

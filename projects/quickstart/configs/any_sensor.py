@@ -44,7 +44,7 @@ train_dataloader = dict(
     )
 )
 model = dict(head=dict(code_weights=[2, 2, 1, 1, 1, 1, 1, 1, 0.2, 0.2]))
-epochs = 8
+epochs = 7
 param_scheduler = [dict(_base_.param_scheduler[0], total_steps=epochs)]
 train_cfg = dict(max_epochs=epochs, val_interval=epochs)
 # the last epochs without pasted objects: as often as there are, and where they stand

@@ -22,7 +22,7 @@ from benchmarks.ablation.recipes import (
     without_sampling,
 )
 from projects.attention_zoo import OTHER_FUNCTION
-from projects.attention_zoo.planes import PlaneAttention
+from projects.attention_zoo.windows.planes import PlaneAttention
 
 LEARNING_RATES = (5e-4, 1e-3, 3e-3)
 

@@ -13,6 +13,7 @@ from stratified3d.layers.attention import (
     project_rows,
 )
 from stratified3d.layers.strata import Strata
+from stratified3d.ops import apply_rotary
 
 
 class Configurable(nn.Module):
@@ -25,12 +26,15 @@ class Configurable(nn.Module):
         variants: further settings that the benchmarks run as well.
         phase: which of its forms a block takes where a mixer alternates from block to block. Blocks
             with the same settings and the same phase share what they prepare.
+        own_block: the first block that takes the form that the mixer does not share with others;
+            benchmarks measure it.
         settings: `defaults` with the settings that were given.
     """
 
     defaults: ClassVar[dict[str, Any]] = {}
     variants: ClassVar[tuple[dict[str, Any], ...]] = ()
     phase: int = 0
+    own_block: ClassVar[int] = 0
 
     def take_settings(self, settings: dict[str, Any]) -> None:
         """Set the attributes; raise ValueError for a setting that the class does not have."""
@@ -102,6 +106,13 @@ class Baseline(Configurable):
         q, k, v = project_rows(self.qkv, grid.into_windows(x), self.num_heads, rotary)  # [N, H, D]
         mixed = self.attend(q, k, v, grid)
         return self.out(grid.into_voxels(mixed.flatten(1))), None
+
+    def rotate(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Rotate x [..., H, D] with the tables of its rows if the model has rotary embedding."""
+        if not self.use_rotary:
+            return x
+        assert rotary is not None  # the stage tabulates it where use_rotary is set
+        return apply_rotary(x, *rotary)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
         """Attend with q, k, v [N, H, D] in the grid's window order; returns [N, H, D]."""

@@ -7,11 +7,12 @@ import sys
 import pytest
 import torch
 
-from projects.attention_zoo import OTHER_FUNCTION, SAME_FUNCTION, varlen
-from projects.attention_zoo import sampled as sampled_module
+from projects.attention_zoo import OTHER_FUNCTION, SAME_FUNCTION
 from projects.attention_zoo.equations import equation, same, windows
-from projects.attention_zoo.flex import FlexAttention
-from projects.attention_zoo.varlen import VarlenAttention
+from projects.attention_zoo.keys import sampled as sampled_module
+from projects.attention_zoo.layouts import varlen
+from projects.attention_zoo.layouts.flex import FlexAttention
+from projects.attention_zoo.layouts.varlen import VarlenAttention
 from stratified3d.layers.attention import MixerContext, StratifiedAttention, build_window_grid
 from stratified3d.testing import TOLERANCES, random_coords, relative_error
 
@@ -75,6 +76,20 @@ SMALL = dict(
     PerformerAttention=[dict(num_features=30)],
     SpatialReductionAttention=[dict(reduction=1), dict(reduction=3)],
     LinformerAttention=[dict(rank=5, length=length) for length in (7, 60, 400)],
+    CrossShapedAttention=[dict(width=3)],
+    LongShortAttention=[dict(interval=2)],
+    DilatedAttention=[dict(kernel=3, dilation=(2, 2, 3))],
+    SlidingAttention=[dict(reach=5, num_global=3), dict(reach=1, num_global=0)],
+    ScanAttention=[dict(chunk=1), dict(chunk=7)],
+)
+
+
+# their keys are rotated to mean positions, whose angles are computed in fp32
+ROTATED_MEANS = (
+    'SpatialReductionAttention',
+    'FocalAttention',
+    'ProxyAttention',
+    'LatentAttention',
 )
 
 
@@ -168,7 +183,7 @@ def test_mixers_of_other_functions_equal_their_equation(kind, settings, case):
         for name, parameter in baseline.named_parameters():
             if name.split('.')[0] not in ('qkv', 'out'):
                 inputs.append(parameter)
-        tolerance = 1e-11 if baseline.takes_rotated else 1e-6  # angles are computed in fp32
+        tolerance = 1e-6 if kind.__name__ in ROTATED_MEANS else 1e-11
         out = baseline.attend(q, k, v, grid)
         compare(out, equation(baseline, q, k, v, grid), inputs, tolerance)
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from projects.attention_zoo.groups import fold_bias, window_rows
+from projects.attention_zoo.layouts.nested import append_strata
 from projects.attention_zoo.mixer import JointBaseline
-from projects.attention_zoo.nested import append_strata
 from stratified3d.layers.attention import WindowGrid
 
 

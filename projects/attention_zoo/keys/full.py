@@ -10,8 +10,8 @@ from projects.attention_zoo.groups import (
     Ragged,
     attend_groups,
     number_members,
-    offsets_of,
     pad_groups,
+    take,
 )
 from projects.attention_zoo.mixer import Baseline
 from stratified3d.layers.attention import WindowGrid
@@ -34,7 +34,7 @@ class FullAttention(Baseline):
         offsets = grid.plan.batch_offsets.long()
         rows = torch.arange(len(grid.coords), device=offsets.device)
         pieces, sample = self._split_queries(offsets)
-        keys = _repeat_lists(Ragged(rows, offsets), sample)
+        keys = take(Ragged(rows, offsets), sample)
 
         # one bucket per length that occurs, so that nothing is padded
         sizes = (*pieces.diff(), *offsets.diff())
@@ -53,11 +53,3 @@ class FullAttention(Baseline):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
         return attend_groups(q, k, v, self.prepared(grid))
-
-
-def _repeat_lists(lists: Ragged, chosen: Tensor) -> Ragged:
-    """Return the lists chosen[0], chosen[1], ..., one after the other."""
-    sizes = lists.offsets.diff()[chosen]
-    owner, number = number_members(sizes)
-    start = lists.offsets[chosen][owner]
-    return Ragged(lists.rows[start + number], offsets_of(sizes))

@@ -1,0 +1,136 @@
+"""Equations of the mixers whose keys are chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from projects.attention_zoo.equations.dense import (
+    attend,
+    means,
+    rotate_means,
+    same,
+    sample_rows,
+    windows,
+)
+from projects.attention_zoo.keys.dilated import DilatedAttention
+from projects.attention_zoo.keys.focal import FocalAttention
+from projects.attention_zoo.keys.full import FullAttention
+from projects.attention_zoo.keys.routed import RoutedAttention
+from projects.attention_zoo.keys.sampled import SampledWindowAttention
+from projects.attention_zoo.keys.sliding import SlidingAttention
+from stratified3d.layers.attention import WindowGrid
+
+
+def _full(baseline: FullAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
+    return attend(q, k, v, same(grid.coords[:, 0]))
+
+
+def _sampled(
+    baseline: SampledWindowAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
+) -> Tensor:
+    sampled = _sampled_rows(baseline, grid)  # [N] bool
+    seen = same(windows(grid)) | (same(windows(grid, times=2)) & sampled)
+    if not baseline.contextual:
+        return attend(q, k, v, seen)
+
+    query = q * q.shape[-1] ** -0.5
+    logits = torch.einsum('ihd,jhd->hij', query, k)
+    value = v[None]  # [1, N, H, D], with the tables [N, N, H, D]
+    for axis, table in enumerate(baseline.tables):
+        place = grid.coords[:, 1 + axis]
+        to_query, to_key, to_value = _look_up(table, place, grid.window_shape[axis])
+        logits = logits + torch.einsum('ihd,ijhd->hij', query, to_query)
+        logits = logits + torch.einsum('jhd,ijhd->hij', k, to_key)
+        value = value + to_value
+
+    weights = logits.masked_fill(~seen, -torch.inf).softmax(-1)
+    return torch.einsum('hij,ijhd->ihd', weights, value)
+
+
+def _look_up(table: Tensor, place: Tensor, length: int) -> Tensor:
+    """Look up the offsets of all pairs of places [N] along an axis: [3, N, N, H, D].
+
+    table: [3, 4 length - 1, H, D], from offset -(2 length - 1) to 2 length - 1; pairs further apart
+        are not seen.
+    """
+    offset = place[:, None] - place[None]
+    index = offset + 2 * length - 1
+    return table[:, index.long().clamp(0, 4 * length - 2)]
+
+
+def _sampled_rows(baseline: SampledWindowAttention, grid: WindowGrid) -> Tensor:
+    """Return which rows are sampled, bool [N]."""
+    sampled = torch.zeros(len(grid.coords), dtype=torch.bool, device=grid.coords.device)
+    for rows in sample_rows(grid):
+        count = -(-len(rows) // round(1 / baseline.part))
+        chosen = [i * len(rows) // count for i in range(count)]
+        if baseline.sampling == 'fps':
+            chosen = chosen[:1]
+            positions = grid.positions[rows]
+            while len(chosen) < count:
+                offset = positions[:, None] - positions[chosen]
+                nearest = offset.square().sum(-1).amin(1)
+                chosen.append(int(nearest.argmax()))
+        sampled[rows[chosen]] = True
+    return sampled
+
+
+def _dilated(
+    baseline: DilatedAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
+) -> Tensor:
+    step = torch.tensor(baseline.dilation if baseline.block % 2 else (1, 1, 1), device=q.device)
+    offset = grid.coords[:, None, 1:] - grid.coords[None, :, 1:]
+    is_place = (offset % step == 0) & (offset.abs() <= step * (baseline.kernel // 2))
+    return attend(q, k, v, is_place.all(-1) & same(grid.coords[:, 0]))
+
+
+def _sliding(
+    baseline: SlidingAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
+) -> Tensor:
+    is_global = torch.zeros(len(q), dtype=torch.bool, device=q.device)
+    for rows in sample_rows(grid):
+        count = min(len(rows), baseline.num_global)
+        is_global[rows[[i * len(rows) // count for i in range(count)]]] = True
+
+    row = torch.arange(len(q), device=q.device)
+    seen = (row[:, None] - row).abs() <= baseline.reach
+    seen = seen | is_global | is_global[:, None]
+    return attend(q, k, v, seen & same(grid.coords[:, 0]))
+
+
+def _focal(baseline: FocalAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
+    window = windows(grid)
+    distinct, _, mean = means(grid, window, q.dtype)
+    offset = window[:, None] - distinct  # [N, K, 4]
+    near = (offset[..., 1:].abs() <= baseline.reach).all(-1) & (offset[..., 0] == 0)
+    seen = torch.cat([same(window), near], 1)
+
+    far = rotate_means(baseline, torch.einsum('kn,nhd->khd', mean, k), mean, grid)
+    keys = torch.cat([baseline.rotate(k, grid.rotary), far])
+    values = torch.cat([v, torch.einsum('kn,nhd->khd', mean, v)])
+    return attend(baseline.rotate(q, grid.rotary), keys, values, seen)
+
+
+def _routed(baseline: RoutedAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
+    distinct, member, mean = means(grid, windows(grid), q.dtype)
+    fit = mean @ q.flatten(1) @ (mean @ k.flatten(1)).T  # [W, W]
+    fit = fit.masked_fill(distinct[:, :1] != distinct[:, 0], -torch.inf)
+    rank = fit.argsort(1, descending=True).argsort(1)
+    chosen = (rank < baseline.topk) & (fit > -torch.inf)
+
+    seen = chosen[member][:, member]
+    q, k = (baseline.rotate(x, grid.rotary) for x in (q, k))
+    return attend(q, k, v, seen)
+
+
+EQUATIONS: dict[type, Callable[..., Tensor]] = {
+    FullAttention: _full,
+    SampledWindowAttention: _sampled,
+    DilatedAttention: _dilated,
+    SlidingAttention: _sliding,
+    FocalAttention: _focal,
+    RoutedAttention: _routed,
+}

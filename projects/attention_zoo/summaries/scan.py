@@ -1,0 +1,97 @@
+"""A state-space scan along the windows, there and back: LION, Vision Mamba."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from projects.attention_zoo.groups import number_members
+from projects.attention_zoo.mixer import Baseline
+from projects.attention_zoo.orders import AXIS_OF_BLOCK, sort_along_snake
+from projects.attention_zoo.summaries.recurrence import scan_chunks
+from stratified3d.layers.attention import WindowGrid
+
+
+class Chunks(NamedTuple):
+    """S chunks of T successive rows of one sample; the last chunk of a sample is padded.
+
+    Attributes:
+        rows: [S, T]; padding repeats a row.
+        valid: [S, T] bool.
+        place: [N], the place of every row among the S T flattened places.
+        is_first: [S] bool, whether a chunk is the first of its sample; is_last: whether the last.
+    """
+
+    rows: Tensor
+    valid: Tensor
+    place: Tensor
+    is_first: Tensor
+    is_last: Tensor
+
+
+class ScanAttention(Baseline):
+    """h_i = a_i h_(i-1) + d_i k_i v_i^T and y_i = q_i h_i, along a snake through the windows.
+
+    d_i = softplus(a learned function of v_i) is the step and a_i = exp(-rate d_i) the decay, both
+    per head. A second scan runs backward, with steps and rates of its own; the two are added, and
+    the value itself times a learned weight. Blocks follow the windows along x and y in turn.
+
+    LION (Liu et al. 2024, section 3.2) scans windows along x and y in groups of rows, Vision Mamba
+    (Zhu et al. 2024) in both directions; the recurrence is that of Mamba-2 (Dao and Gu 2024), which
+    is computed in chunks of `chunk` rows. Their gates and convolutions are left out.
+    """
+
+    defaults = dict(chunk=64)
+    variants = (dict(chunk=32), dict(chunk=128))
+    takes_rotated = False
+    chunk: int
+
+    def build(self) -> None:
+        if self.chunk < 1:
+            raise ValueError(f'chunk is at least 1 row, not {self.chunk}')
+        self.phase = AXIS_OF_BLOCK[self.block % 4]
+        heads = self.num_heads
+        self.step = nn.Linear(heads * self.head_dim, 2 * heads)
+        # Mamba-2 starts with rates of 1 to 16 and steps of 0.001 to 0.1
+        self.rate = nn.Parameter(torch.linspace(1, 16, heads).log().repeat(2))
+        self.skip = nn.Parameter(torch.ones(heads, 1))
+        steps = torch.logspace(-3, -1, heads).repeat(2)
+        with torch.no_grad():
+            self.step.bias.copy_(steps.expm1().log())  # the inverse of softplus
+
+    def prepare(self, grid: WindowGrid) -> Chunks:
+        order = sort_along_snake(grid, axis=self.phase)
+        ends = grid.plan.batch_offsets.long()
+        count = -(-ends.diff() // self.chunk)  # [B]
+        sample, number = number_members(count)
+
+        start = ends[sample] + number * self.chunk
+        end = torch.minimum(start + self.chunk, ends[sample + 1])
+        place = torch.arange(self.chunk, device=order.device)
+        index = torch.minimum(start[:, None] + place, end[:, None] - 1)
+        valid = start[:, None] + place < end[:, None]
+
+        where = torch.empty_like(order)
+        where[order] = valid.flatten().nonzero().squeeze(1)
+        return Chunks(order[index], valid, where, number == 0, number == count[sample] - 1)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
+        chunks = self.prepared(grid)
+        if not len(q):
+            return q * 1
+
+        wide = torch.promote_types(q.dtype, torch.float32)
+        steps = F.softplus(self.step(v.flatten(1)).to(wide))[chunks.rows]  # [S, T, 2 H]
+        steps = steps * chunks.valid.unsqueeze(-1)
+        decays = -steps * self.rate.to(wide).exp()
+        inputs = [x[chunks.rows] for x in (q * self.head_dim**-0.5, k, v)]  # [S, T, H, D]
+
+        pairs = [torch.stack(x.chunk(2, -1)) for x in (steps, decays)]  # [2, S, T, H]
+        ahead = scan_chunks(*inputs, *(x[0] for x in pairs), chunks.is_first)
+        turned = [x.flip(0, 1) for x in (*inputs, *(x[1] for x in pairs))]
+        back = scan_chunks(*turned, chunks.is_last.flip(0)).flip(0, 1)
+        mixed = (ahead + back).flatten(0, 1).index_select(0, chunks.place)
+        return mixed + self.skip.to(v.dtype) * v

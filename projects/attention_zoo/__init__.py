@@ -9,6 +9,7 @@ from projects.attention_zoo.keys.full import FullAttention
 from projects.attention_zoo.keys.routed import RoutedAttention
 from projects.attention_zoo.keys.sampled import SampledWindowAttention
 from projects.attention_zoo.keys.sliding import SlidingAttention
+from projects.attention_zoo.keys.varying import VaryingWindowAttention
 from projects.attention_zoo.layouts.flex import FlexAttention
 from projects.attention_zoo.layouts.nested import NestedAttention
 from projects.attention_zoo.layouts.padded import SSTAttention, SwinAttention
@@ -51,6 +52,7 @@ OTHER_FUNCTION = (
     LatentAttention,
     ConcentratedLinearAttention,
     ScanAttention,
+    VaryingWindowAttention,
 )
 
 __all__ = [

@@ -63,6 +63,15 @@ def attend_partition(q: Tensor, k: Tensor, v: Tensor, plan: WindowPlan) -> Tenso
     return permute_rows(out, plan.inverse, plan.order)
 
 
+def check_heads(mixer: Baseline, shares: int, hint: str = '') -> None:
+    """Raise ValueError where a mixer has fewer heads than what shares them."""
+    if mixer.num_heads < shares:
+        raise ValueError(
+            f'{type(mixer).__name__} divides its heads into {shares} shares: num_heads is {shares} '
+            f'or more, not {mixer.num_heads}{hint}'
+        )
+
+
 class PartitionAttention(Baseline):
     """Attention inside the parts of one or more partitions; partitions share the heads evenly.
 
@@ -72,14 +81,6 @@ class PartitionAttention(Baseline):
     def partitions(self, grid: WindowGrid) -> Sequence[Sequence[Tensor]]:
         """Return the labels [N] of every partition."""
         raise NotImplementedError
-
-    def check_heads(self, partitions: int, hint: str = '') -> None:
-        """Raise ValueError where there are fewer heads than partitions."""
-        if self.num_heads < partitions:
-            raise ValueError(
-                f'{type(self).__name__} divides its heads among {partitions} partitions: num_heads '
-                f'is {partitions} or more, not {self.num_heads}{hint}'
-            )
 
     def prepare(self, grid: WindowGrid) -> list[WindowPlan]:
         return [plan_partition(grid, *labels) for labels in self.partitions(grid)]

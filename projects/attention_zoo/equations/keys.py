@@ -21,6 +21,7 @@ from projects.attention_zoo.keys.full import FullAttention
 from projects.attention_zoo.keys.routed import RoutedAttention
 from projects.attention_zoo.keys.sampled import SampledWindowAttention
 from projects.attention_zoo.keys.sliding import SlidingAttention
+from projects.attention_zoo.keys.varying import VaryingWindowAttention
 from stratified3d.layers.attention import WindowGrid
 
 
@@ -126,6 +127,29 @@ def _routed(baseline: RoutedAttention, q: Tensor, k: Tensor, v: Tensor, grid: Wi
     return attend(q, k, v, seen)
 
 
+def _varying(
+    baseline: VaryingWindowAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
+) -> Tensor:
+    window = windows(grid)
+    shape = torch.tensor(grid.window_shape[1:], device=q.device)
+    corner = window[:, 2:] * shape - torch.tensor(grid.shift[1:], device=q.device)
+    outs = []
+    shares = [x.tensor_split(len(baseline.ratios), 1) for x in (q, k, v)]
+    for query, key, value, ratio in zip(*shares, baseline.ratios):
+        place = grid.coords[:, 2:] // ratio
+        labels = torch.cat([window[:, :2], grid.coords[:, 1:2], place], 1)
+        cells, _, mean = means(grid, labels, q.dtype)
+        start = corner - (ratio - 1) * shape // 2  # of the region, [N, 2]
+        offset = cells[:, 3:] * ratio + ratio // 2 - start[:, None]  # [N, K, 2]
+        seen = ((offset >= 0) & (offset < ratio * shape)).all(-1)
+        seen = seen & (window[:, None, :2] == cells[:, :2]).all(-1)
+
+        keys = rotate_means(baseline, torch.einsum('kn,nhd->khd', mean, key), mean, grid)
+        values = torch.einsum('kn,nhd->khd', mean, value)
+        outs.append(attend(baseline.rotate(query, grid.rotary), keys, values, seen))
+    return torch.cat(outs, 1)
+
+
 EQUATIONS: dict[type, Callable[..., Tensor]] = {
     FullAttention: _full,
     SampledWindowAttention: _sampled,
@@ -133,4 +157,5 @@ EQUATIONS: dict[type, Callable[..., Tensor]] = {
     SlidingAttention: _sliding,
     FocalAttention: _focal,
     RoutedAttention: _routed,
+    VaryingWindowAttention: _varying,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from projects.attention_zoo.partitions import PartitionAttention
+from projects.attention_zoo.partitions import PartitionAttention, check_heads
 from stratified3d.layers.attention import WindowGrid
 
 
@@ -25,7 +25,7 @@ class AxialAttention(PartitionAttention):
         is_known = self.axes and set(self.axes) <= set('zyx')
         if not is_known or len(set(self.axes)) < len(self.axes):
             raise ValueError(f"axes are some of 'zyx', each once, not {self.axes!r}")
-        self.check_heads(len(self.axes), hint=f', or name fewer axes than {self.axes!r}')
+        check_heads(self, len(self.axes), hint=f', or name fewer axes than {self.axes!r}')
 
     def partitions(self, grid: WindowGrid) -> list[list[Tensor]]:
         place = dict(zip('zyx', grid.coords[:, 1:].unbind(1)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from projects.attention_zoo.partitions import PartitionAttention
+from projects.attention_zoo.partitions import PartitionAttention, check_heads
 from stratified3d.layers.attention import WindowGrid
 
 
@@ -22,7 +22,7 @@ class CrossShapedAttention(PartitionAttention):
     width: int
 
     def build(self) -> None:
-        self.check_heads(2)
+        check_heads(self, 2)
         if self.width < 1:
             raise ValueError(f'width is at least 1 voxel, not {self.width}')
 

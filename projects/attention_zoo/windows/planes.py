@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from projects.attention_zoo.partitions import PartitionAttention, window_index
+from projects.attention_zoo.partitions import PartitionAttention, check_heads, window_index
 from stratified3d.layers.attention import WindowGrid
 
 
@@ -22,7 +22,7 @@ class PlaneAttention(PartitionAttention):
     thickness: int
 
     def build(self) -> None:
-        self.check_heads(3)
+        check_heads(self, 3)
         if self.thickness < 1:
             raise ValueError(f'thickness is at least 1 voxel, not {self.thickness}')
 

@@ -74,10 +74,10 @@ def window_cells(grid: WindowGrid, head_dim: int | None = None) -> Cells:
     return group_cells(grid, (grid.coords[:, 1:] + shift) // shape, head_dim=head_dim)
 
 
-def average(x: Tensor, cells: Cells) -> Tensor:
-    """Return the means [K, H, D] of rows x [N, H, D]."""
-    rows = x.flatten(1).index_select(0, cells.order)
-    return segment_reduce(rows, cells.offsets, 'mean').view(-1, *x.shape[1:])
+def average(x: Tensor, lists: Ragged) -> Tensor:
+    """Return the means [K, H, D] of lists of rows of x [N, H, D]."""
+    rows = x.flatten(1).index_select(0, lists.rows)
+    return segment_reduce(rows, lists.offsets, 'mean').view(-1, *x.shape[1:])
 
 
 def cells_around(cells: Cells, index: Tensor, reach: Sequence[int]) -> Ragged:
@@ -107,9 +107,9 @@ def _find(cells: Cells, index: Tensor) -> Tensor:
     return place.masked_fill(own[place] != wanted, -1)
 
 
-def rows_of(cells: Cells, chosen: Ragged) -> Ragged:
-    """Return the rows of lists of cells, one cell after the other."""
-    lists = take(cells.rows, chosen.rows)  # one per cell
+def rows_of(cells: Ragged, chosen: Ragged) -> Ragged:
+    """Return the rows of lists of cells, one cell after the other; cells: the rows of each."""
+    lists = take(cells, chosen.rows)  # one per cell
     return Ragged(lists.rows, lists.offsets[chosen.offsets])
 
 

@@ -102,6 +102,18 @@ def list_ranges(start: Tensor, end: Tensor) -> Ragged:
     return Ragged(start[owner] + number, offsets_of(end - start))
 
 
+def split_samples(batch_offsets: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Split every sample into chunks of at most `size` rows.
+
+    Returns:
+        the first row of every chunk, the row after its last, and its sample, [G] int64 each.
+    """
+    ends = batch_offsets.long()
+    sample, number = number_members(-(-ends.diff() // size))
+    start = ends[sample] + number * size
+    return start, torch.minimum(start + size, ends[sample + 1]), sample
+
+
 def take(lists: Ragged, chosen: Tensor) -> Ragged:
     """Return the lists chosen[0], chosen[1], ..., one after the other."""
     places = list_ranges(lists.offsets[chosen], lists.offsets[chosen + 1])

@@ -47,6 +47,9 @@ class Configurable(nn.Module):
         for name, value in self.settings.items():
             setattr(self, name, value)
 
+    def build(self) -> None:
+        """Check the settings and add the parameters that only this mixer has."""
+
     def prepared(self, grid: WindowGrid, *details: Any) -> Any:
         """Return `prepare(grid, *details)`, computed once for all blocks that prepare the same."""
         settings = (f'{name}={value}' for name, value in self.settings.items())
@@ -56,6 +59,19 @@ class Configurable(nn.Module):
     def prepare(self, grid: WindowGrid, *details: Any) -> Any:
         """Compute index tensors that depend on the coordinates of the voxels only."""
         raise NotImplementedError
+
+    def check_at_least(self, least: int, *names: str) -> None:
+        """Raise ValueError where one of these settings is below `least`."""
+        for name in names:
+            value = getattr(self, name)
+            if value < least:
+                raise ValueError(f'{name} is {least} or more, not {value}')
+
+    def check_ascending(self, name: str) -> None:
+        """Raise ValueError where a setting is not a list of ascending numbers above 0."""
+        values = list(getattr(self, name))
+        if not values or values[0] < 1 or values != sorted(set(values)):
+            raise ValueError(f'{name} is one or more ascending numbers from 1 on, not {values}')
 
     def unsupported_reason(self, q: Tensor) -> str | None:
         """Return why queries like q [N, H, D] are not supported, or None."""
@@ -94,9 +110,6 @@ class Baseline(Configurable):
         self.out = nn.Linear(context.channels, context.channels)
         self.take_settings(settings)
         self.build()
-
-    def build(self) -> None:
-        """Check the settings and add the parameters that only this baseline has."""
 
     def forward(
         self, x: Tensor, grid: WindowGrid, strata: Strata | None = None
@@ -153,6 +166,7 @@ class JointBaseline(Configurable, StratifiedAttention):
             strata_offset=strata_offset,
         )
         self.take_settings(settings)
+        self.build()
 
     def extra_repr(self) -> str:
         return f'{StratifiedAttention.extra_repr(self)}, {Configurable.extra_repr(self)}'

@@ -81,6 +81,7 @@ SMALL = dict(
     DilatedAttention=[dict(kernel=3, dilation=(2, 2, 3))],
     SlidingAttention=[dict(reach=5, num_global=3), dict(reach=1, num_global=0)],
     ScanAttention=[dict(chunk=1), dict(chunk=7)],
+    RoutedAttention=[dict(region=7, topk=3)],
 )
 
 
@@ -338,3 +339,46 @@ def test_zoo_needs_torch_alone(root):
         [sys.executable, '-c', '\n'.join(lines)], cwd=root, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    'name, settings, message',
+    [
+        ('SwinAttention', dict(multiple=0), 'multiple .* not 0'),
+        ('SSTAttention', dict(lengths=(60, 30)), r'lengths .* not \[60, 30\]'),
+        ('VarlenAttention', dict(width=0), 'width .* not 0'),
+        ('FlexAttention', dict(block_size=0), 'block_size .* not 0'),
+        ('FullAttention', dict(queries_at_once=-1), 'queries_at_once .* not -1'),
+        ('EqualGroupAttention', dict(group_size=0), 'group_size .* not 0'),
+        ('PlaneAttention', dict(thickness=0), 'thickness .* not 0'),
+        ('LinearWindowAttention', dict(lengths=()), r'lengths .* not \[\]'),
+        ('SpatialReductionAttention', dict(reduction=0), 'reduction .* not 0'),
+        ('PerformerAttention', dict(num_features=0), 'num_features .* not 0'),
+        ('LinformerAttention', dict(length=0), 'length .* not 0'),
+        ('CrossShapedAttention', dict(width=0), 'width .* not 0'),
+        ('AxialAttention', dict(axes='xx'), "axes .* not 'xx'"),
+        ('LongShortAttention', dict(interval=1), 'interval .* not 1'),
+        ('DilatedAttention', dict(kernel=4), 'kernel .* not 4'),
+        ('DilatedAttention', dict(dilation=8), 'dilation .* not 8'),
+        ('SlidingAttention', dict(reach=0), 'reach .* not 0'),
+        ('SlidingAttention', dict(num_global=-1), 'num_global .* not -1'),
+        ('FocalAttention', dict(reach=0), 'reach .* not 0'),
+        ('RoutedAttention', dict(region=0), 'region .* not 0'),
+        ('RoutedAttention', dict(topk=0), 'topk .* not 0'),
+        ('LatentAttention', dict(num_latents=0), 'num_latents .* not 0'),
+        ('ConcentratedLinearAttention', dict(kernel=2), 'kernel .* not 2'),
+        ('ScanAttention', dict(chunk=0), 'chunk .* not 0'),
+        ('VaryingWindowAttention', dict(ratios=(1, 2, 3, 4)), '4 or more, not 3'),
+        ('VaryingWindowAttention', dict(ratios=(4, 2)), r'ratios .* not \[4, 2\]'),
+    ],
+)
+def test_settings_out_of_range_are_named(name, settings, message):
+    (kind,) = (kind for kind in SAME_FUNCTION + OTHER_FUNCTION if kind.__name__ == name)
+    with pytest.raises(ValueError, match=message):
+        make(kind, **settings)
+
+
+@pytest.mark.parametrize('kind', SAME_FUNCTION + OTHER_FUNCTION)
+def test_unknown_settings_are_errors(kind):
+    with pytest.raises(ValueError, match="no setting 'sise'"):
+        make(kind, sise=3)

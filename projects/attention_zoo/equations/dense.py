@@ -49,7 +49,7 @@ def sample_rows(grid: WindowGrid) -> list[Tensor]:
     return [(grid.coords[:, 0] == b).nonzero().squeeze(1) for b in range(batch)]
 
 
-def means(grid: WindowGrid, labels: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def means(labels: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Return the distinct labels [K, n] of rows [N, n], which one each row has [N], and the matrix
     [K, N] that averages the rows of each."""
     distinct, member = labels.unique(dim=0, return_inverse=True)

@@ -104,7 +104,7 @@ def _sliding(
 
 def _focal(baseline: FocalAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
     window = windows(grid)
-    distinct, _, mean = means(grid, window, q.dtype)
+    distinct, _, mean = means(window, q.dtype)
     offset = window[:, None] - distinct  # [N, K, 4]
     near = (offset[..., 1:].abs() <= baseline.reach).all(-1) & (offset[..., 0] == 0)
     seen = torch.cat([same(window), near], 1)
@@ -116,7 +116,10 @@ def _focal(baseline: FocalAttention, q: Tensor, k: Tensor, v: Tensor, grid: Wind
 
 
 def _routed(baseline: RoutedAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
-    distinct, member, mean = means(grid, windows(grid), q.dtype)
+    start = grid.plan.batch_offsets[grid.coords[:, 0].long()]
+    number = (torch.arange(len(q), device=q.device) - start) // baseline.region
+    labels = torch.stack([grid.coords[:, 0], number], 1)
+    distinct, member, mean = means(labels, q.dtype)
     fit = mean @ q.flatten(1) @ (mean @ k.flatten(1)).T  # [W, W]
     fit = fit.masked_fill(distinct[:, :1] != distinct[:, 0], -torch.inf)
     rank = fit.argsort(1, descending=True).argsort(1)
@@ -138,7 +141,7 @@ def _varying(
     for query, key, value, ratio in zip(*shares, baseline.ratios):
         place = grid.coords[:, 2:] // ratio
         labels = torch.cat([window[:, :2], grid.coords[:, 1:2], place], 1)
-        cells, _, mean = means(grid, labels, q.dtype)
+        cells, _, mean = means(labels, q.dtype)
         start = corner - (ratio - 1) * shape // 2  # of the region, [N, 2]
         offset = cells[:, 3:] * ratio + ratio // 2 - start[:, None]  # [N, K, 2]
         seen = ((offset >= 0) & (offset < ratio * shape)).all(-1)

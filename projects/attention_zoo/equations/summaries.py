@@ -31,7 +31,7 @@ def _reduced(
     baseline: SpatialReductionAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
 ) -> Tensor:
     index = grid.coords[:, 1:] // baseline.reduction
-    cells, _, mean = means(grid, torch.cat([grid.coords[:, :1], index], 1), q.dtype)
+    cells, _, mean = means(torch.cat([grid.coords[:, :1], index], 1), q.dtype)
     keys = baseline.reduce_k(mean @ k.flatten(1)).view(-1, *k.shape[1:])
     values = baseline.reduce_v(mean @ v.flatten(1)).view(-1, *v.shape[1:])
     keys = rotate_means(baseline, keys, mean, grid)
@@ -85,7 +85,7 @@ def _random_features(baseline: PerformerAttention, x: Tensor) -> Tensor:
 
 
 def _proxies(baseline: ProxyAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
-    window, _, mean = means(grid, windows(grid), q.dtype)
+    window, _, mean = means(windows(grid), q.dtype)
     queries, keys, values = (torch.einsum('kn,nhd->khd', mean, x) for x in (q, k, v))
     queries, keys = (rotate_means(baseline, x, mean, grid) for x in (queries, keys))
     values = attend(queries, keys, values, same(window[:, 0]))
@@ -98,7 +98,7 @@ def _proxies(baseline: ProxyAttention, q: Tensor, k: Tensor, v: Tensor, grid: Wi
 def _latents(
     baseline: LatentAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
 ) -> Tensor:
-    window, member, mean = means(grid, windows(grid), q.dtype)
+    window, member, mean = means(windows(grid), q.dtype)
     count = len(baseline.latents)
     owner = torch.arange(len(window), device=q.device).repeat_interleave(count)  # [W m]
     latents = baseline.latents.repeat(len(window), 1, 1)

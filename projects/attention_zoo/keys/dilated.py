@@ -35,7 +35,8 @@ class DilatedAttention(Baseline):
     def build(self) -> None:
         if self.kernel < 3 or self.kernel % 2 == 0:
             raise ValueError(f'kernel is an odd number of places, 3 or more, not {self.kernel}')
-        if len(self.dilation) != 3 or min(self.dilation) < 1:
+        steps = list(self.dilation) if isinstance(self.dilation, Sequence) else []
+        if len(steps) != 3 or min(steps) < 1:
             raise ValueError(f'dilation is (z, y, x), each at least 1 voxel, not {self.dilation}')
         self.phase = self.block % 2
 
@@ -48,7 +49,7 @@ class DilatedAttention(Baseline):
         place = grid.coords[:, 1:]
         label = fold_columns(grid.plan.sample, *(place % steps).unbind(1))
         cells = group_cells(grid, place // steps // radius, label)
-        keys = rows_of(cells, cells_around(cells, cells.index, (1, 1, 1)))
+        keys = rows_of(cells.rows, cells_around(cells, cells.index, (1, 1, 1)))
         return steps * radius, pad_groups(cells.rows, keys, cells.sample, _LENGTHS)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:

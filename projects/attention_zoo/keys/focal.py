@@ -29,8 +29,7 @@ class FocalAttention(Baseline):
     reach: int
 
     def build(self) -> None:
-        if self.reach < 1:
-            raise ValueError(f'reach is at least 1 window, not {self.reach}')
+        self.check_at_least(1, 'reach')
 
     def prepare(self, grid: WindowGrid) -> tuple[Cells, Groups]:
         cells = window_cells(grid, self.head_dim if self.use_rotary else None)
@@ -43,7 +42,7 @@ class FocalAttention(Baseline):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
         cells, groups = self.prepared(grid)
         near = self.rotate(k, grid.rotary)
-        far = self.rotate(average(k, cells), cells.rotary)
+        far = self.rotate(average(k, cells.rows), cells.rotary)
         keys = torch.cat([near, far])
-        values = torch.cat([v, average(v, cells)])
+        values = torch.cat([v, average(v, cells.rows)])
         return attend_groups(self.rotate(q, grid.rotary), keys, values, groups)

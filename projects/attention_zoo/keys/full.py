@@ -9,8 +9,8 @@ from projects.attention_zoo.groups import (
     Groups,
     Ragged,
     attend_groups,
-    number_members,
     pad_groups,
+    split_samples,
     take,
 )
 from projects.attention_zoo.mixer import Baseline
@@ -30,6 +30,9 @@ class FullAttention(Baseline):
     variants = (dict(queries_at_once=1024), dict(queries_at_once=8192))
     queries_at_once: int
 
+    def build(self) -> None:
+        self.check_at_least(0, 'queries_at_once')
+
     def prepare(self, grid: WindowGrid) -> Groups:
         offsets = grid.plan.batch_offsets.long()
         rows = torch.arange(len(grid.coords), device=offsets.device)
@@ -46,9 +49,7 @@ class FullAttention(Baseline):
         if not self.queries_at_once:
             return offsets, torch.arange(len(offsets) - 1, device=offsets.device)
 
-        count = -(-offsets.diff() // self.queries_at_once)  # [B]
-        sample, number = number_members(count)
-        start = offsets[sample] + number * self.queries_at_once
+        start, _, sample = split_samples(offsets, self.queries_at_once)
         return torch.cat([start, offsets[-1:]]), sample
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:

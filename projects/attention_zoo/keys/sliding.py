@@ -16,6 +16,7 @@ from projects.attention_zoo.groups import (
     number_members,
     offsets_of,
     pad_groups,
+    split_samples,
     take,
 )
 from projects.attention_zoo.mixer import Baseline
@@ -40,10 +41,8 @@ class SlidingAttention(Baseline):
     num_global: int
 
     def build(self) -> None:
-        if self.reach < 1:
-            raise ValueError(f'reach is at least 1 row, not {self.reach}')
-        if self.num_global < 0:
-            raise ValueError(f'num_global is 0 (none) or more, not {self.num_global}')
+        self.check_at_least(1, 'reach')
+        self.check_at_least(0, 'num_global')
 
     def prepare(self, grid: WindowGrid) -> tuple[Tensor, Groups]:
         """Return which rows are global, bool [N], and the groups: chunks, then global rows."""
@@ -53,14 +52,11 @@ class SlidingAttention(Baseline):
         is_hub = torch.zeros_like(rows, dtype=torch.bool).index_fill_(0, hubs.rows, True)
 
         # a chunk of `reach` rows sees as many before and after it
-        sample, number = number_members(-(-ends.diff() // self.reach))
-        first, last = ends[sample], ends[sample + 1]
-        start = first + number * self.reach
-        end = torch.minimum(start + self.reach, last)
+        start, end, sample = split_samples(ends, self.reach)
         chunks = list_ranges(start, end)
-        around = list_ranges(
-            torch.maximum(start - self.reach, first), torch.minimum(end + self.reach, last)
-        )
+        before = torch.maximum(start - self.reach, ends[sample])
+        after = torch.minimum(end + self.reach, ends[sample + 1])
+        around = list_ranges(before, after)
 
         queries = append(keep(chunks, ~is_hub), hubs)
         near = join(keep(around, ~is_hub), take(hubs, sample))

@@ -40,8 +40,7 @@ class VaryingWindowAttention(Baseline):
     ratios: Sequence[int]
 
     def build(self) -> None:
-        if not self.ratios or min(self.ratios) < 1:
-            raise ValueError(f'ratios are one or more numbers from 1 on, not {self.ratios}')
+        self.check_ascending('ratios')
         check_heads(self, len(self.ratios), hint=', or name fewer ratios')
 
     def prepare(self, grid: WindowGrid) -> list[Scale]:
@@ -87,8 +86,8 @@ class VaryingWindowAttention(Baseline):
         shares = [x.tensor_split(len(scales), 1) for x in (q, k, v)]
         outs = []
         for query, key, value, (cells, groups) in zip(*shares, scales):
-            keys = self.rotate(average(key, cells), cells.rotary)
-            outs.append(attend_groups(query, keys, average(value, cells), groups))
+            keys = self.rotate(average(key, cells.rows), cells.rotary)
+            outs.append(attend_groups(query, keys, average(value, cells.rows), groups))
         return torch.cat(outs, 1)
 
 

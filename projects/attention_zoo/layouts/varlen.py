@@ -44,6 +44,9 @@ class VarlenAttention(JointBaseline):
     as_one: bool
     width: int
 
+    def build(self) -> None:
+        self.check_at_least(1, 'width')
+
     def unsupported_reason(self, q: Tensor) -> str | None:
         if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
             return None

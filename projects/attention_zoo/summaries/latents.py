@@ -30,8 +30,7 @@ class LatentAttention(Baseline):
     num_latents: int
 
     def build(self) -> None:
-        if self.num_latents < 1:
-            raise ValueError(f'num_latents is at least 1, not {self.num_latents}')
+        self.check_at_least(1, 'num_latents')
         channels = self.num_heads * self.head_dim
         self.latents = nn.Parameter(torch.randn(self.num_latents, self.num_heads, self.head_dim))
         self.exchange = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, 3 * channels))

@@ -36,6 +36,9 @@ class LinearWindowAttention(Baseline):
     )
     lengths: Sequence[int]
 
+    def build(self) -> None:
+        self.check_ascending('lengths')
+
     def prepare(self, grid: WindowGrid) -> Groups:
         windows, sample = window_rows(grid.plan)
         return pad_groups(windows, windows, sample, self.lengths)
@@ -77,6 +80,7 @@ class PerformerAttention(Baseline):
     features: Tensor
 
     def build(self) -> None:
+        self.check_at_least(1, 'num_features')
         width = self.head_dim
         count = self.num_features
         blocks = [torch.linalg.qr(torch.randn(width, width))[0] for _ in range(-(-count // width))]

@@ -35,8 +35,8 @@ class ProxyAttention(Baseline):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
         read, exchange, cells = self.prepared(grid)
-        queries, keys = (self.rotate(average(x, cells), cells.rotary) for x in (q, k))
-        values = attend_groups(queries, keys, average(v, cells), exchange)
+        queries, keys = (self.rotate(average(x, cells.rows), cells.rotary) for x in (q, k))
+        values = attend_groups(queries, keys, average(v, cells.rows), exchange)
 
         q, k = (self.rotate(x, grid.rotary) for x in (q, k))
         far = attend_groups(q, keys, values, read)

@@ -28,8 +28,7 @@ class SpatialReductionAttention(Baseline):
     reduction: int
 
     def build(self) -> None:
-        if self.reduction < 1:
-            raise ValueError(f'reduction is at least 1 voxel, not {self.reduction}')
+        self.check_at_least(1, 'reduction')
         channels = self.num_heads * self.head_dim
         self.reduce_k, self.reduce_v = (
             nn.Sequential(nn.Linear(channels, channels), nn.LayerNorm(channels)) for _ in range(2)
@@ -50,7 +49,7 @@ class SpatialReductionAttention(Baseline):
     @staticmethod
     def _reduce(layer: nn.Module, x: Tensor, cells: Cells) -> Tensor:
         """Average x [N, H, D] over every cell and apply a layer: [K, H, D]."""
-        means = average(x, cells)
+        means = average(x, cells.rows)
         return layer(means.flatten(1)).view_as(means)
 
 
@@ -68,6 +67,7 @@ class LinformerAttention(Baseline):
     length: int
 
     def build(self) -> None:
+        self.check_at_least(1, 'rank', 'length')
         projection = torch.randn(self.rank, self.length) * self.length**-0.5
         self.projection = nn.Parameter(projection)
 

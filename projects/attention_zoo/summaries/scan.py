@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from projects.attention_zoo.groups import number_members
+from projects.attention_zoo.groups import split_samples
 from projects.attention_zoo.mixer import Baseline
 from projects.attention_zoo.orders import AXIS_OF_BLOCK, sort_along_snake
 from projects.attention_zoo.summaries.recurrence import scan_chunks
@@ -50,8 +50,7 @@ class ScanAttention(Baseline):
     chunk: int
 
     def build(self) -> None:
-        if self.chunk < 1:
-            raise ValueError(f'chunk is at least 1 row, not {self.chunk}')
+        self.check_at_least(1, 'chunk')
         self.phase = AXIS_OF_BLOCK[self.block % 4]
         heads = self.num_heads
         self.step = nn.Linear(heads * self.head_dim, 2 * heads)
@@ -64,19 +63,15 @@ class ScanAttention(Baseline):
 
     def prepare(self, grid: WindowGrid) -> Chunks:
         order = sort_along_snake(grid, axis=self.phase)
-        ends = grid.plan.batch_offsets.long()
-        count = -(-ends.diff() // self.chunk)  # [B]
-        sample, number = number_members(count)
-
-        start = ends[sample] + number * self.chunk
-        end = torch.minimum(start + self.chunk, ends[sample + 1])
+        start, end, sample = split_samples(grid.plan.batch_offsets, self.chunk)
         place = torch.arange(self.chunk, device=order.device)
         index = torch.minimum(start[:, None] + place, end[:, None] - 1)
         valid = start[:, None] + place < end[:, None]
 
         where = torch.empty_like(order)
         where[order] = valid.flatten().nonzero().squeeze(1)
-        return Chunks(order[index], valid, where, number == 0, number == count[sample] - 1)
+        ends = grid.plan.batch_offsets
+        return Chunks(order[index], valid, where, start == ends[sample], end == ends[sample + 1])
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
         chunks = self.prepared(grid)

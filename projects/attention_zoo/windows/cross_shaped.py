@@ -23,8 +23,7 @@ class CrossShapedAttention(PartitionAttention):
 
     def build(self) -> None:
         check_heads(self, 2)
-        if self.width < 1:
-            raise ValueError(f'width is at least 1 voxel, not {self.width}')
+        self.check_at_least(1, 'width')
 
     def partitions(self, grid: WindowGrid) -> list[tuple[Tensor]]:
         _, y, x = grid.coords[:, 1:].unbind(1)

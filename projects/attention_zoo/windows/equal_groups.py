@@ -52,8 +52,7 @@ class EqualGroupAttention(Baseline):
     group_size: int
 
     def build(self) -> None:
-        if self.group_size < 1:
-            raise ValueError(f'group_size is at least 1, not {self.group_size}')
+        self.check_at_least(1, 'group_size')
         self.phase = AXIS_OF_BLOCK[self.block % 4]
 
     def prepare(self, grid: WindowGrid) -> EqualGroups:

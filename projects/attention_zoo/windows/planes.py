@@ -23,8 +23,7 @@ class PlaneAttention(PartitionAttention):
 
     def build(self) -> None:
         check_heads(self, 3)
-        if self.thickness < 1:
-            raise ValueError(f'thickness is at least 1 voxel, not {self.thickness}')
+        self.check_at_least(1, 'thickness')
 
     def partitions(self, grid: WindowGrid) -> list[tuple[Tensor, ...]]:
         parts = []

@@ -51,8 +51,7 @@ class SetAttention(Baseline):
     set_size: int
 
     def build(self) -> None:
-        if self.set_size < 1:
-            raise ValueError(f'set_size is at least 1, not {self.set_size}')
+        self.check_at_least(1, 'set_size')
         self.phase = AXIS_OF_BLOCK[self.block % 4]
 
     def prepare(self, grid: WindowGrid) -> Sets:

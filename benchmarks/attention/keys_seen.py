@@ -39,8 +39,9 @@ def drawn_methods() -> Iterator[Method]:
 def weigh_keys(method: Method, grid: WindowGrid, query: int) -> Tensor:
     """Return how much every row [N] counts in the output of a row, by its value alone."""
     inputs = make_inputs(grid, CPU, torch.float32, gradients=False)
-    values = inputs[2].requires_grad_()
-    out = method.mixer.attend(*inputs[:3], grid)
+    q, k, v = inputs[:3]
+    values = v.requires_grad_()
+    out = method.mixer.attend(q, k, values, grid)
     (grad,) = torch.autograd.grad(out[query].sum(), values)
     return grad.abs().sum((1, 2))
 

@@ -28,14 +28,14 @@ class Cells(NamedTuple):
     Attributes:
         order: [N], rows sorted by cell.
         offsets: [K + 1], where the rows of every cell start and end in that order.
-        index: [K, 4] int64 (label, z, y, x).
+        places: [K, 4] int64 (label, z, y, x).
         sample: [K].
         rotary: (cos, sin) at the mean position of every cell; None without rotary embedding.
     """
 
     order: Tensor
     offsets: Tensor
-    index: Tensor
+    places: Tensor
     sample: Tensor
     rotary: tuple[Tensor, Tensor] | None
 
@@ -96,12 +96,12 @@ def cells_around(cells: Cells, index: Tensor, reach: Sequence[int]) -> Ragged:
 
 def _find(cells: Cells, index: Tensor) -> Tensor:
     """Return which cell [P] has this index [P, 4]; -1 where it is not occupied."""
-    if not len(cells.index) or not len(index):
+    if not len(cells.places) or not len(index):
         return torch.full_like(index[:, 0], -1)
 
     # both in one key, so that they compare
-    count = len(cells.index)
-    key = fold_columns(*torch.cat([cells.index, index]).unbind(1))
+    count = len(cells.places)
+    key = fold_columns(*torch.cat([cells.places, index]).unbind(1))
     own, wanted = key[:count], key[count:]
     place = torch.searchsorted(own, wanted).clamp(max=count - 1)
     return place.masked_fill(own[place] != wanted, -1)

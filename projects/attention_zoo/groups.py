@@ -163,8 +163,7 @@ def pad_groups(
     """
     # a bucket is numbered by the step of its queries and the step of its keys
     steps = [*lengths, None]
-    query_step = _length_step(queries, lengths)  # [G]
-    number = query_step * len(steps) + _length_step(keys, lengths)
+    number = _length_step(queries, lengths) * len(steps) + _length_step(keys, lengths)  # [G]
     number = number.masked_fill(queries.offsets.diff() == 0, -1)
 
     buckets = []
@@ -259,13 +258,7 @@ def attend_groups(
         queries = gather(q, bucket.queries)  # [G, H, L, D]
         keys = gather(k, bucket.keys)  # [G, H, K, D]
         values = gather(v, bucket.keys)
-        mask = None
-        if bucket.key_valid is not None:
-            mask = bucket.key_valid[:, None, None]  # [G, 1, 1, K]
-        if sees is not None:
-            pairs = sees(bucket.queries.unsqueeze(2), bucket.keys.unsqueeze(1)).unsqueeze(1)
-            mask = pairs if mask is None else mask & pairs
-
+        mask = _mask_keys(bucket, sees)
         if strata_k is not None and strata_v is not None:
             keys = torch.cat([keys, strata_k.transpose(1, 2)[bucket.sample]], 2)
             values = torch.cat([values, strata_v.transpose(1, 2)[bucket.sample]], 2)
@@ -276,6 +269,15 @@ def attend_groups(
             F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
         )
     return scatter(outs, groups, q)[..., :width]
+
+
+def _mask_keys(bucket: Bucket, sees: Callable[[Tensor, Tensor], Tensor] | None) -> Tensor | None:
+    """Return which keys count, [G, 1, 1 or L, K]; None where all do."""
+    mask = None if bucket.key_valid is None else bucket.key_valid[:, None, None]
+    if sees is None:
+        return mask
+    pairs = sees(bucket.queries.unsqueeze(2), bucket.keys.unsqueeze(1)).unsqueeze(1)
+    return pairs if mask is None else mask & pairs
 
 
 def fold_bias(

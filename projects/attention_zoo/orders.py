@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -40,18 +42,30 @@ def sort_along_snake(grid: WindowGrid, axis: int) -> Tensor:
 
     FlatFormer (Liu et al. 2023, section 3.1); its pillars have no layers.
     """
-    shift = torch.tensor(grid.shift, device=grid.coords.device)
-    shape = torch.tensor(grid.window_shape, device=grid.coords.device)
-    place = grid.coords[:, 1:] + shift
-    layer, *window = (place // shape).unbind(1)  # (z, y, x)
-    _, *inside = (place % shape).unbind(1)
-    if axis:
-        window.reverse()
-        inside.reverse()
+    layer, *window = window_index(grid)
+    line, along = reversed(window) if axis else window
+    across, ahead = _places_in_window(grid, (2, 1) if axis else (1, 2))
 
-    line, along = window
-    across, ahead = inside  # the snake moves ahead, and across inside each column
+    # the snake moves ahead, and across inside each column
     back = torch.where(line % 2 == 0, 1, -1)
     turned = torch.where(ahead % 2 == 0, back, -back)
-    sample = grid.coords[:, 0]
-    return sort_by(sample, layer, line, back * along, back * ahead, turned * across, place[:, 0])
+    sample, z = grid.coords[:, :2].unbind(1)
+    return sort_by(sample, layer, line, back * along, back * ahead, turned * across, z)
+
+
+def window_index(grid: WindowGrid) -> list[Tensor]:
+    """Return the index [N] of every row's window along z, y and x."""
+    index = []
+    for axis in range(3):
+        place = grid.coords[:, 1 + axis] + grid.shift[axis]
+        index.append(place // grid.window_shape[axis])
+    return index
+
+
+def _places_in_window(grid: WindowGrid, axes: Sequence[int]) -> list[Tensor]:
+    """Return the place [N] of every row in its window along axes, 0 for z to 2 for x."""
+    places = []
+    for axis in axes:
+        place = grid.coords[:, 1 + axis] + grid.shift[axis]
+        places.append(place % grid.window_shape[axis])
+    return places

@@ -48,14 +48,6 @@ def plan_partition(grid: WindowGrid, *labels: Tensor) -> WindowPlan:
     )
 
 
-def window_index(grid: WindowGrid) -> tuple[Tensor, ...]:
-    """Return the index [N] of every row's window along z, y and x."""
-    return tuple(
-        (grid.coords[:, 1 + axis] + grid.shift[axis]) // grid.window_shape[axis]
-        for axis in range(3)
-    )
-
-
 def attend_partition(q: Tensor, k: Tensor, v: Tensor, plan: WindowPlan) -> Tensor:
     """Attend inside the parts of a plan with q, k, v [N, H, D] in the grid's order."""
     queries, keys, values = (permute_rows(x, plan.order, plan.inverse) for x in (q, k, v))
@@ -88,5 +80,5 @@ class PartitionAttention(Baseline):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
         plans = self.prepared(grid)
         shares = [x.tensor_split(len(plans), 1) for x in (q, k, v)]
-        outs = [attend_partition(*share, plan) for *share, plan in zip(*shares, plans)]
+        outs = [attend_partition(*share) for share in zip(*shares, plans)]
         return torch.cat(outs, 1)

@@ -365,6 +365,7 @@ def test_zoo_needs_torch_alone(root):
         ('FocalAttention', dict(reach=0), 'reach .* not 0'),
         ('RoutedAttention', dict(region=0), 'region .* not 0'),
         ('RoutedAttention', dict(topk=0), 'topk .* not 0'),
+        ('ProxyAttention', dict(split=0), 'split .* not 0'),
         ('LatentAttention', dict(num_latents=0), 'num_latents .* not 0'),
         ('ConcentratedLinearAttention', dict(kernel=2), 'kernel .* not 2'),
         ('ScanAttention', dict(chunk=0), 'chunk .* not 0'),

@@ -45,18 +45,20 @@ def _attend_with_strata(
     strata_bias: Tensor,
 ) -> Tensor:
     """One softmax over the window and the strata tokens of the sample."""
-    batch, strata = strata_k.shape[:2]
-    sample = torch.arange(batch, device=q.device).repeat_interleave(strata)  # [B M]
-    near = same(windows(grid))
-    far = grid.coords[:, :1] == sample
-    seen = torch.cat([near, far], 1)  # [N, N + B M]
+    sample = grid.coords[:, 0]
+    owner = torch.arange(len(strata_k), device=q.device).repeat_interleave(strata_k.shape[1])
+    far = sample[:, None] == owner  # [N, B M]
+    seen = torch.cat([same(windows(grid)), far], 1)
 
     keys = torch.cat([k, strata_k.flatten(0, 1)])
     values = torch.cat([v, strata_v.flatten(0, 1)])
     no_bias = strata_bias.new_zeros(len(q), q.shape[1])
     bias = torch.cat([no_bias, strata_bias.flatten(0, 1)])  # [N + B M, H]
+    return _attend_with_bias(q, keys, values, bias, seen)
 
-    scale = q.shape[-1] ** -0.5
-    logits = torch.einsum('ihd,jhd->ijh', q, keys) * scale + bias
+
+def _attend_with_bias(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, seen: Tensor) -> Tensor:
+    """Softmax attention over the keys that are seen [N, K]; bias [K, H] of every key."""
+    logits = torch.einsum('ihd,jhd->ijh', q, k) * q.shape[-1] ** -0.5 + bias
     weights = logits.masked_fill(~seen[..., None], -torch.inf).softmax(1)
-    return torch.einsum('ijh,jhd->ihd', weights.to(values.dtype), values)
+    return torch.einsum('ijh,jhd->ihd', weights.to(v.dtype), v)

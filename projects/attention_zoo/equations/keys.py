@@ -37,18 +37,20 @@ def _sampled(
     if not baseline.contextual:
         return attend(q, k, v, seen)
 
+    to_query, to_key, to_value = _sum_tables(baseline, grid)
     query = q * q.shape[-1] ** -0.5
-    logits = torch.einsum('ihd,jhd->hij', query, k)
-    value = v[None]  # [1, N, H, D], with the tables [N, N, H, D]
-    for axis, table in enumerate(baseline.tables):
-        place = grid.coords[:, 1 + axis]
-        to_query, to_key, to_value = _look_up(table, place, grid.window_shape[axis])
-        logits = logits + torch.einsum('ihd,ijhd->hij', query, to_query)
-        logits = logits + torch.einsum('jhd,ijhd->hij', k, to_key)
-        value = value + to_value
-
+    logits = torch.einsum('ihd,ijhd->hij', query, k + to_query)
+    logits = logits + torch.einsum('jhd,ijhd->hij', k, to_key)
     weights = logits.masked_fill(~seen, -torch.inf).softmax(-1)
-    return torch.einsum('hij,ijhd->ihd', weights, value)
+    return torch.einsum('hij,ijhd->ihd', weights, v + to_value)
+
+
+def _sum_tables(baseline: SampledWindowAttention, grid: WindowGrid) -> Tensor:
+    """Return what the tables hold for every pair, summed over the axes, [3, N, N, H, D]."""
+    found = []
+    for axis, table in enumerate(baseline.tables):
+        found.append(_look_up(table, grid.coords[:, 1 + axis], grid.window_shape[axis]))
+    return torch.stack(found).sum(0)
 
 
 def _look_up(table: Tensor, place: Tensor, length: int) -> Tensor:
@@ -133,24 +135,29 @@ def _routed(baseline: RoutedAttention, q: Tensor, k: Tensor, v: Tensor, grid: Wi
 def _varying(
     baseline: VaryingWindowAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
 ) -> Tensor:
-    window = windows(grid)
-    shape = torch.tensor(grid.window_shape[1:], device=q.device)
-    corner = window[:, 2:] * shape - torch.tensor(grid.shift[1:], device=q.device)
     outs = []
     shares = [x.tensor_split(len(baseline.ratios), 1) for x in (q, k, v)]
     for query, key, value, ratio in zip(*shares, baseline.ratios):
-        place = grid.coords[:, 2:] // ratio
-        labels = torch.cat([window[:, :2], grid.coords[:, 1:2], place], 1)
+        places = [grid.coords[:, 1:2], grid.coords[:, 2:] // ratio]
+        labels = torch.cat([windows(grid)[:, :2], *places], 1)
         cells, _, mean = means(labels, q.dtype)
-        start = corner - (ratio - 1) * shape // 2  # of the region, [N, 2]
-        offset = cells[:, 3:] * ratio + ratio // 2 - start[:, None]  # [N, K, 2]
-        seen = ((offset >= 0) & (offset < ratio * shape)).all(-1)
-        seen = seen & (window[:, None, :2] == cells[:, :2]).all(-1)
-
         keys = rotate_means(baseline, torch.einsum('kn,nhd->khd', mean, key), mean, grid)
         values = torch.einsum('kn,nhd->khd', mean, value)
+        seen = _in_region(cells, ratio, grid)
         outs.append(attend(baseline.rotate(query, grid.rotary), keys, values, seen))
     return torch.cat(outs, 1)
+
+
+def _in_region(cells: Tensor, ratio: int, grid: WindowGrid) -> Tensor:
+    """Return whether the middle of cells (sample, window along z, z, y, x) lies in the region of
+    every row's window, [N, K]."""
+    window = windows(grid)
+    shape = torch.tensor(grid.window_shape[1:], device=cells.device)
+    corner = window[:, 2:] * shape - torch.tensor(grid.shift[1:], device=cells.device)
+    start = corner - (ratio - 1) * shape // 2  # [N, 2]
+    offset = cells[:, 3:] * ratio + ratio // 2 - start[:, None]  # [N, K, 2]
+    is_inside = ((offset >= 0) & (offset < ratio * shape)).all(-1)
+    return is_inside & (window[:, None, :2] == cells[:, :2]).all(-1)
 
 
 EQUATIONS: dict[type, Callable[..., Tensor]] = {

@@ -85,7 +85,13 @@ def _random_features(baseline: PerformerAttention, x: Tensor) -> Tensor:
 
 
 def _proxies(baseline: ProxyAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
-    window, _, mean = means(windows(grid), q.dtype)
+    place = windows(grid)
+    shape = torch.tensor(grid.window_shape[1:], device=q.device)
+    inside = (
+        grid.coords[:, 2:] + torch.tensor(grid.shift[1:], device=q.device) - place[:, 2:] * shape
+    )
+    part = inside * baseline.split // shape
+    window, _, mean = means(torch.cat([place, part], 1), q.dtype)
     queries, keys, values = (torch.einsum('kn,nhd->khd', mean, x) for x in (q, k, v))
     queries, keys = (rotate_means(baseline, x, mean, grid) for x in (queries, keys))
     values = attend(queries, keys, values, same(window[:, 0]))
@@ -104,16 +110,22 @@ def _latents(
     latents = baseline.latents.repeat(len(window), 1, 1)
     latents = attend(latents, k, v, owner[:, None] == member)
 
-    to_q, to_k, to_v = (
-        baseline.exchange(latents.flatten(1)).view(len(owner), 3, *q.shape[1:]).unbind(1)
-    )
-    to_q, to_k = (rotate_means(baseline, x, mean[owner], grid) for x in (to_q, to_k))
-    latents = latents + attend(to_q, to_k, to_v, same(window[owner, 0]))
+    latents = latents + _exchange(baseline, latents, mean[owner], window[owner, 0], grid)
 
     far_k, far_v = baseline.write(latents.flatten(1)).view(len(owner), 2, *q.shape[1:]).unbind(1)
     far = attend(q, far_k, far_v, member[:, None] == owner)
     q, k = (baseline.rotate(x, grid.rotary) for x in (q, k))
     return far + attend(q, k, v, same(windows(grid)))
+
+
+def _exchange(
+    baseline: LatentAttention, latents: Tensor, mean: Tensor, sample: Tensor, grid: WindowGrid
+) -> Tensor:
+    """Let the latents [W m, H, D] attend to those of their sample."""
+    parts = baseline.exchange(latents.flatten(1)).view(len(latents), 3, *latents.shape[1:])
+    q, k, v = parts.unbind(1)
+    q, k = (rotate_means(baseline, x, mean, grid) for x in (q, k))
+    return attend(q, k, v, same(sample))
 
 
 def _concentrated(
@@ -125,13 +137,17 @@ def _concentrated(
 
     weights = torch.einsum('ihd,jhd->hij', q.relu(), k.relu())
     out = average(weights.masked_fill(~same(grid.coords[:, 0]), 0), v)
+    return out + torch.einsum('ijhd,jhd->ihd', _kernel_weights(baseline, grid), out)
+
+
+def _kernel_weights(baseline: ConcentratedLinearAttention, grid: WindowGrid) -> Tensor:
+    """Return the weight of row j in the convolution at row i, [N, N, H, D]."""
     radius = baseline.kernel // 2
     offset = grid.coords[None, :, 1:] - grid.coords[:, None, 1:]  # [i, j, 3]
     near = (offset[..., 0] == 0) & (offset[..., 1:].abs() <= radius).all(-1)
     near = near & same(grid.coords[:, 0])
     place = (offset[..., 1] + radius) * baseline.kernel + offset[..., 2] + radius
-    weight = baseline.weights[place.masked_fill(~near, 0).long()] * near[..., None, None]
-    return out + torch.einsum('ijhd,jhd->ihd', weight, out)
+    return baseline.weights[place.masked_fill(~near, 0).long()] * near[..., None, None]
 
 
 def _scan(baseline: ScanAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
@@ -147,21 +163,25 @@ def _scan(baseline: ScanAttention, q: Tensor, k: Tensor, v: Tensor, grid: Window
 
 def _recur(baseline: ScanAttention, q: Tensor, k: Tensor, v: Tensor, steps: Tensor) -> Tensor:
     """Run the recurrence row by row, in both directions."""
-    heads, width = q.shape[1:]
+    if not len(q):
+        return q
+    heads = q.shape[1]
     rates = baseline.rate.exp()
-    total = torch.zeros_like(q)
-    for way, head in (('ahead', slice(0, heads)), ('back', slice(heads, None))):
-        state = q.new_zeros(heads, width, width)
-        rows = range(len(q)) if way == 'ahead' else reversed(range(len(q)))
-        outs = {}
-        for i in rows:
-            step = steps[i, head, None, None]
-            update = torch.einsum('hd,he->hde', k[i], v[i])
-            state = (-rates[head, None, None] * step).exp() * state + step * update
-            outs[i] = torch.einsum('hd,hde->he', q[i], state) * width**-0.5
-        if outs:
-            total = total + torch.stack([outs[i] for i in range(len(q))])
-    return total
+    ahead = _recur_ahead(q, k, v, steps[:, :heads], rates[:heads])
+    q, k, v = (x.flip(0) for x in (q, k, v))
+    return ahead + _recur_ahead(q, k, v, steps[:, heads:].flip(0), rates[heads:]).flip(0)
+
+
+def _recur_ahead(q: Tensor, k: Tensor, v: Tensor, steps: Tensor, rates: Tensor) -> Tensor:
+    num_rows, heads, width = q.shape
+    state = q.new_zeros(heads, width, width)
+    outs = []
+    for i in range(num_rows):
+        step = steps[i, :, None, None]
+        update = torch.einsum('hd,he->hde', k[i], v[i])
+        state = (-rates[:, None, None] * step).exp() * state + step * update
+        outs.append(torch.einsum('hd,hde->he', q[i], state) * width**-0.5)
+    return torch.stack(outs)
 
 
 EQUATIONS: dict[type, Callable[..., Tensor]] = {

@@ -49,7 +49,7 @@ class DilatedAttention(Baseline):
         place = grid.coords[:, 1:]
         label = fold_columns(grid.plan.sample, *(place % steps).unbind(1))
         cells = group_cells(grid, place // steps // radius, label)
-        keys = rows_of(cells.rows, cells_around(cells, cells.index, (1, 1, 1)))
+        keys = rows_of(cells.rows, cells_around(cells, cells.places, (1, 1, 1)))
         return steps * radius, pad_groups(cells.rows, keys, cells.sample, _LENGTHS)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:

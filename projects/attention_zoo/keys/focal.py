@@ -33,7 +33,7 @@ class FocalAttention(Baseline):
 
     def prepare(self, grid: WindowGrid) -> tuple[Cells, Groups]:
         cells = window_cells(grid, self.head_dim if self.use_rotary else None)
-        around = cells_around(cells, cells.index, [self.reach] * 3)
+        around = cells_around(cells, cells.places, [self.reach] * 3)
         # means stand behind the rows in the table of keys
         means = Ragged(len(grid.coords) + around.rows, around.offsets)
         keys = join(cells.rows, means)

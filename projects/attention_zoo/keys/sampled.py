@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -142,28 +142,34 @@ class SampledWindowAttention(Baseline):
         """Return [G, H, L, D]; q is already scaled."""
         queries = gather(q, bucket.queries)  # [G, H, L, D]
         keys = gather(k, bucket.keys)  # [G, H, K, D]
-        values = gather(v, bucket.keys)
-        logits = queries @ keys.transpose(-1, -2)  # [G, H, L, K]
+        indices = self._indices(bucket, coords)
+        weights = self._logits(queries, keys, bucket, indices).softmax(-1)
 
-        indices = []
-        for axis, table in enumerate(self.tables):
-            place = coords[:, 1 + axis]
-            index = _table_index(place[bucket.queries], place[bucket.keys], len(table[0]))
-            index = index.unsqueeze(1).expand_as(logits)
-            indices.append(index)
-
-            of_query, of_key = _position_logits(queries, keys, table.to(q.dtype), index)
-            logits = logits + of_query
-            logits = logits + of_key
-
-        if bucket.key_valid is not None:
-            logits = logits.masked_fill(~bucket.key_valid[:, None, None], -torch.inf)
-        weights = logits.softmax(-1)
-        out = weights @ values
+        out = weights @ gather(v, bucket.keys)
         for table, index in zip(self.tables, indices):
             to_value = table[2].to(q.dtype).transpose(0, 1)  # [H, T, D]
             out = out + _sum_equal_offsets(weights, index, len(table[0])) @ to_value
         return out
+
+    def _logits(
+        self, queries: Tensor, keys: Tensor, bucket: Bucket, indices: Sequence[Tensor]
+    ) -> Tensor:
+        """Return [G, H, L, K], -inf for padded keys."""
+        logits = queries @ keys.transpose(-1, -2)
+        for table, index in zip(self.tables, indices):
+            logits = logits + _position_logits(queries, keys, table.to(queries.dtype), index)
+        if bucket.key_valid is None:
+            return logits
+        return logits.masked_fill(~bucket.key_valid[:, None, None], -torch.inf)
+
+    def _indices(self, bucket: Bucket, coords: Tensor) -> list[Tensor]:
+        """Return where the offset of every pair stands in the tables, [G, H, L, K] per axis."""
+        indices = []
+        for axis, table in enumerate(self.tables):
+            place = coords[:, 1 + axis]
+            index = _table_index(place[bucket.queries], place[bucket.keys], len(table[0]))
+            indices.append(index.unsqueeze(1).expand(-1, self.num_heads, -1, -1))
+        return indices
 
 
 def _table_index(queries: Tensor, keys: Tensor, length: int) -> Tensor:
@@ -175,17 +181,15 @@ def _table_index(queries: Tensor, keys: Tensor, length: int) -> Tensor:
     return offset.long() + length // 2
 
 
-def _position_logits(
-    queries: Tensor, keys: Tensor, table: Tensor, index: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return what the table [3, T, H, D] adds to the logits by the queries and by the keys.
+def _position_logits(queries: Tensor, keys: Tensor, table: Tensor, index: Tensor) -> Tensor:
+    """Return what the table [3, T, H, D] adds to the logits, by the queries and by the keys.
 
-    index: [G, H, L, K], as both results.
+    index: [G, H, L, K], as the result.
     """
     to_query, to_key, _ = table.permute(0, 2, 3, 1)  # [H, D, T] each
     of_query = (queries @ to_query).gather(-1, index)
     of_key = (keys @ to_key).gather(-1, index.transpose(-1, -2))
-    return of_query, of_key.transpose(-1, -2)
+    return of_query + of_key.transpose(-1, -2)
 
 
 def _sum_equal_offsets(weights: Tensor, index: Tensor, length: int) -> Tensor:

@@ -51,13 +51,7 @@ class SlidingAttention(Baseline):
         hubs = self._hubs(ends)
         is_hub = torch.zeros_like(rows, dtype=torch.bool).index_fill_(0, hubs.rows, True)
 
-        # a chunk of `reach` rows sees as many before and after it
-        start, end, sample = split_samples(ends, self.reach)
-        chunks = list_ranges(start, end)
-        before = torch.maximum(start - self.reach, ends[sample])
-        after = torch.minimum(end + self.reach, ends[sample + 1])
-        around = list_ranges(before, after)
-
+        chunks, around, sample = self._chunks(ends)
         queries = append(keep(chunks, ~is_hub), hubs)
         near = join(keep(around, ~is_hub), take(hubs, sample))
         keys = append(near, Ragged(rows, ends))
@@ -65,6 +59,13 @@ class SlidingAttention(Baseline):
         lengths = {self.reach, max(1, self.num_global), 3 * self.reach + self.num_global}
         groups = pad_groups(queries, keys, torch.cat([sample, samples]), sorted(lengths))
         return is_hub, groups
+
+    def _chunks(self, ends: Tensor) -> tuple[Ragged, Ragged, Tensor]:
+        """Return chunks of `reach` rows, the rows that each may see, and the sample of each."""
+        start, end, sample = split_samples(ends, self.reach)
+        before = torch.maximum(start - self.reach, ends[sample])
+        after = torch.minimum(end + self.reach, ends[sample + 1])
+        return list_ranges(start, end), list_ranges(before, after), sample
 
     def _hubs(self, ends: Tensor) -> Ragged:
         """Return the global rows of every sample: row floor(i n / m) of n, for i below m."""

@@ -11,7 +11,8 @@ from torch import Tensor
 from projects.attention_zoo.cells import Cells, average, group_cells, window_cells
 from projects.attention_zoo.groups import Groups, Ragged, attend_groups, list_ranges, pad_groups
 from projects.attention_zoo.mixer import Baseline
-from projects.attention_zoo.partitions import check_heads, fold_columns, window_index
+from projects.attention_zoo.orders import window_index
+from projects.attention_zoo.partitions import check_heads, fold_columns
 from stratified3d.layers.attention import WindowGrid
 
 _LENGTHS = (16, 32, 64, 128, 256, 512, 1024)
@@ -51,29 +52,22 @@ class VaryingWindowAttention(Baseline):
         layer = fold_columns(grid.plan.sample, window_index(grid)[0])
         z, y, x = grid.coords[:, 1:].unbind(1)
         place = torch.stack([y // ratio, x // ratio, z], 1)
-        head_dim = self.head_dim if self.use_rotary else None
-        cells = group_cells(grid, place, layer, head_dim)
+        cells = group_cells(grid, place, layer, self.head_dim if self.use_rotary else None)
 
-        first = windows.order[windows.offsets[:-1]]  # a row of every window
-        start, end = self._region(grid, windows, ratio)  # [W, 2] each, in cells
-        rows = torch.arange(grid.window_shape[1] + 1, device=start.device)
-        line = start[:, :1] + rows  # [W, w + 1]
-        bounds = []
-        for column in (start[:, 1:], end[:, 1:]):
-            wanted = torch.stack(
-                torch.broadcast_tensors(layer[first].unsqueeze(1), line, column), -1
-            )
-            bounds.append(_search(cells, wanted.flatten(0, 1)).view_as(line))
-        # lines beyond the region are empty
-        stop = torch.where(line < end[:, :1], bounds[1], bounds[0])
-        runs = list_ranges(bounds[0].flatten(), stop.flatten())
-        keys = Ragged(runs.rows, runs.offsets[:: len(rows)])
+        # the cells of one line along x are a run; lines beyond the region are empty
+        label = layer[windows.order[windows.offsets[:-1]]].unsqueeze(1)  # [W, 1]
+        start, end = self._region(grid, windows, ratio)
+        lines = start[:, :1] + torch.arange(grid.window_shape[1] + 1, device=start.device)
+        first = _search(cells, label, lines, start[:, 1:])  # [W, w + 1]
+        last = _search(cells, label, lines, end[:, 1:])
+        runs = list_ranges(first.flatten(), torch.where(lines < end[:, :1], last, first).flatten())
+        keys = Ragged(runs.rows, runs.offsets[:: lines.shape[1]])
         return Scale(cells, pad_groups(windows.rows, keys, windows.sample, _LENGTHS))
 
     def _region(self, grid: WindowGrid, windows: Cells, ratio: int) -> tuple[Tensor, Tensor]:
         """Return the cells (y, x) where every window's region starts and ends, [W, 2] each."""
-        shape = windows.index.new_tensor(grid.window_shape[1:])
-        corner = windows.index[:, 2:] * shape - windows.index.new_tensor(grid.shift[1:])
+        shape = windows.places.new_tensor(grid.window_shape[1:])
+        corner = windows.places[:, 2:] * shape - windows.places.new_tensor(grid.shift[1:])
         corner = corner - (ratio - 1) * shape // 2
         # the middle of cell c is voxel c R + R // 2
         start = -((ratio // 2 - corner) // ratio)
@@ -91,8 +85,9 @@ class VaryingWindowAttention(Baseline):
         return torch.cat(outs, 1)
 
 
-def _search(cells: Cells, wanted: Tensor) -> Tensor:
-    """Return how many cells come before (label, y, x) [P, 3]."""
-    both = torch.cat([cells.index[:, :3], wanted])
-    own, key = fold_columns(*both.unbind(1)).split((len(cells.index), len(wanted)))
-    return torch.searchsorted(own.contiguous(), key.contiguous())
+def _search(cells: Cells, *wanted: Tensor) -> Tensor:
+    """Return how many cells come before the label, y and x of every place, which broadcast."""
+    places = torch.stack(torch.broadcast_tensors(*wanted), -1)  # [..., 3]
+    both = torch.cat([cells.places[:, :3], places.view(-1, 3)])
+    own, key = fold_columns(*both.unbind(1)).tensor_split([len(cells.places)])
+    return torch.searchsorted(own, key).view(places.shape[:-1])

@@ -25,7 +25,7 @@ class ConcentratedLinearAttention(Baseline):
     """
 
     defaults = dict(kernel=7)
-    variants = (dict(kernel=3),)
+    variants = (dict(kernel=3), dict(kernel=5))
     takes_rotated = False
     own_block = 1
     kernel: int
@@ -42,11 +42,11 @@ class ConcentratedLinearAttention(Baseline):
         """Return all pairs of near rows [2, P], and the place of each in the kernel."""
         cells = group_cells(grid, grid.coords[:, 1:])
         radius = self.kernel // 2
-        around = cells_around(cells, cells.index, (0, radius, radius))
+        around = cells_around(cells, cells.places, (0, radius, radius))
 
         # one voxel per cell
         owner, _ = number_members(around.offsets.diff())
-        step = cells.index[around.rows] - cells.index[owner] + radius
+        step = cells.places[around.rows] - cells.places[owner] + radius
         pairs = torch.stack([cells.order[owner], cells.order[around.rows]])
         return pairs, step[:, 2] * self.kernel + step[:, 3]
 

@@ -54,15 +54,17 @@ class LatentAttention(Baseline):
         queries = self.latents.repeat(len(cells.sample), 1, 1).to(q.dtype)  # [W m, H, D]
         latents = attend_groups(queries, k, v, collect)
 
-        parts = self.exchange(latents.flatten(1)).chunk(3, 1)
-        to_q, to_k, to_v = (x.reshape(latents.shape) for x in parts)
-        if cells.rotary is not None:
-            cos, sin = (x.repeat_interleave(self.num_latents, 0) for x in cells.rotary)
-            to_q, to_k = (self.rotate(x, (cos, sin)) for x in (to_q, to_k))
-        latents = latents + attend_groups(to_q, to_k, to_v, exchange)
-
-        parts = self.write(latents.flatten(1)).chunk(2, 1)
-        far_k, far_v = (x.reshape(latents.shape) for x in parts)
-        far = attend_groups(q, far_k, far_v, read)
+        latents = latents + self._exchange(latents, exchange, cells)
+        far_k, far_v = self.write(latents.flatten(1)).chunk(2, 1)
+        far = attend_groups(q, far_k.reshape(latents.shape), far_v.reshape(latents.shape), read)
         queries, keys = (self.rotate(x, grid.rotary) for x in (q, k))
         return far + stratified_attention(queries, keys, v, grid.plan)
+
+    def _exchange(self, latents: Tensor, groups: Groups, cells: Cells) -> Tensor:
+        """Let the latents [W m, H, D] attend to each other."""
+        parts = self.exchange(latents.flatten(1)).chunk(3, 1)
+        q, k, v = (x.reshape(latents.shape) for x in parts)
+        if cells.rotary is not None:
+            cos, sin = (x.repeat_interleave(self.num_latents, 0) for x in cells.rotary)
+            q, k = (self.rotate(x, (cos, sin)) for x in (q, k))
+        return attend_groups(q, k, v, groups)

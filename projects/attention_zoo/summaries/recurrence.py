@@ -1,49 +1,78 @@
-"""The recurrence of a state-space model, in chunks and without a loop over them."""
+"""The recurrence of a state-space model, in chunks and without a loop over them.
+
+y_i = q_i h_i with h_i = a_i h_(i-1) + d_i k_i v_i^T. Inside chunks it is products of matrices, and
+over their states a parallel prefix scan (Dao and Gu 2024, section 6).
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def scan_chunks(
-    q: Tensor, k: Tensor, v: Tensor, steps: Tensor, decays: Tensor, is_first: Tensor
-) -> Tensor:
-    """Return y_i = q_i h_i with h_i = a_i h_(i-1) + d_i k_i v_i^T, for all chunks at once.
+class Inputs(NamedTuple):
+    """What the recurrence runs on, in S chunks of T rows.
 
-    Inside chunks it is products of matrices, and over their states a parallel prefix scan (Dao and
-    Gu 2024, section 6).
-
-    Args:
+    Attributes:
         q, k, v: [S, T, H, D].
         steps, decays: [S, T, H], d_i and the logarithm of a_i.
-        is_first: [S], chunks that start from no state.
-    Returns:
-        [S, T, H, D].
     """
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v * steps.unsqueeze(-1).to(v.dtype)))
-    total = decays.transpose(1, 2).cumsum(-1)  # [S, H, T]
-    between = total.unsqueeze(-1) - total.unsqueeze(-2)  # [S, H, T, T]
-    is_later = torch.ones_like(between[0, 0], dtype=torch.bool).triu(1)
-    weights = between.masked_fill(is_later, -torch.inf).exp().to(q.dtype)
-    inside = (q @ k.transpose(-1, -2) * weights) @ v
 
-    left = (total[..., -1:] - total).exp().unsqueeze(-1).to(k.dtype)  # until the chunk ends
-    states = (k * left).transpose(-1, -2) @ v  # [S, H, D, D], that a chunk adds
-    kept = total[..., -1].exp().masked_fill(is_first.unsqueeze(-1), 0)[..., None, None]
-    states = _prefix(states, kept.to(states.dtype))
-    before = F.pad(states[:-1], (0, 0) * 3 + (1, 0))
-    before = before.masked_fill(is_first[:, None, None, None], 0)
-    return (inside + q * total.exp().unsqueeze(-1).to(q.dtype) @ before).transpose(1, 2)
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    steps: Tensor
+    decays: Tensor
+
+    def flip(self) -> Inputs:
+        """Return the rows in the opposite order."""
+        return Inputs(*(x.flip(0, 1) for x in self))
+
+
+def scan_chunks(inputs: Inputs, is_first: Tensor) -> Tensor:
+    """Return y [S, T, H, D]; is_first [S]: chunks that start from no state."""
+    q, k = inputs.q.transpose(1, 2), inputs.k.transpose(1, 2)
+    scaled = inputs.v * inputs.steps.unsqueeze(-1).to(inputs.v.dtype)
+    v = scaled.transpose(1, 2)
+    total = inputs.decays.transpose(1, 2).cumsum(-1)  # [S, H, T]
+
+    inside = (q @ k.transpose(-1, -2) * _weights(total).to(q.dtype)) @ v
+    before = _states_before(k, v, total, is_first)
+    carried = q * total.exp().unsqueeze(-1).to(q.dtype) @ before
+    return (inside + carried).transpose(1, 2)
+
+
+def _weights(total: Tensor) -> Tensor:
+    """Return what row i keeps of row j of its chunk, [S, H, T, T]."""
+    between = total.unsqueeze(-1) - total.unsqueeze(-2)
+    is_later = torch.ones_like(between[0, 0], dtype=torch.bool).triu(1)
+    return between.masked_fill(is_later, -torch.inf).exp()
+
+
+def _states_before(k: Tensor, v: Tensor, total: Tensor, is_first: Tensor) -> Tensor:
+    """Return the state [S, H, D, D] that every chunk starts from."""
+    starts_anew = is_first[:, None, None, None]
+    left = (total[..., -1:] - total).exp().unsqueeze(-1)  # until the chunk ends
+    added = (k * left.to(k.dtype)).transpose(-1, -2) @ v
+    kept = total[..., -1].exp()[..., None, None].masked_fill(starts_anew, 0)
+
+    after = _prefix(added, kept.to(added.dtype))
+    return _later(after, 1).masked_fill(starts_anew, 0)
 
 
 def _prefix(states: Tensor, kept: Tensor) -> Tensor:
     """Return s_i = kept_i s_(i-1) + states_i [S, ...], in log2(S) steps."""
     distance = 1
     while distance < len(states):
-        ahead = (0, 0) * 3 + (distance, 0)
-        states = states + kept * F.pad(states[:-distance], ahead)
-        kept = kept * F.pad(kept[:-distance], ahead)
+        states = states + kept * _later(states, distance)
+        kept = kept * _later(kept, distance)
         distance *= 2
     return states
+
+
+def _later(x: Tensor, distance: int) -> Tensor:
+    """Move x [S, H, D, D] along the chunks, zeros first."""
+    return F.pad(x[:-distance], (0, 0, 0, 0, 0, 0, distance, 0))

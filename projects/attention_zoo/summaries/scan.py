@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from projects.attention_zoo.groups import split_samples
 from projects.attention_zoo.mixer import Baseline
 from projects.attention_zoo.orders import AXIS_OF_BLOCK, sort_along_snake
-from projects.attention_zoo.summaries.recurrence import scan_chunks
+from projects.attention_zoo.summaries.recurrence import Inputs, scan_chunks
 from stratified3d.layers.attention import WindowGrid
 
 
@@ -78,15 +78,19 @@ class ScanAttention(Baseline):
         if not len(q):
             return q * 1
 
+        there, back = self._inputs(q, k, v, chunks)
+        ahead = scan_chunks(there, chunks.is_first)
+        turned = scan_chunks(back.flip(), chunks.is_last.flip(0)).flip(0, 1)
+        mixed = (ahead + turned).flatten(0, 1).index_select(0, chunks.place)
+        return mixed + self.skip.to(v.dtype) * v
+
+    def _inputs(self, q: Tensor, k: Tensor, v: Tensor, chunks: Chunks) -> list[Inputs]:
+        """Return the inputs of both directions."""
         wide = torch.promote_types(q.dtype, torch.float32)
         steps = F.softplus(self.step(v.flatten(1)).to(wide))[chunks.rows]  # [S, T, 2 H]
         steps = steps * chunks.valid.unsqueeze(-1)
         decays = -steps * self.rate.to(wide).exp()
-        inputs = [x[chunks.rows] for x in (q * self.head_dim**-0.5, k, v)]  # [S, T, H, D]
 
-        pairs = [torch.stack(x.chunk(2, -1)) for x in (steps, decays)]  # [2, S, T, H]
-        ahead = scan_chunks(*inputs, *(x[0] for x in pairs), chunks.is_first)
-        turned = [x.flip(0, 1) for x in (*inputs, *(x[1] for x in pairs))]
-        back = scan_chunks(*turned, chunks.is_last.flip(0)).flip(0, 1)
-        mixed = (ahead + back).flatten(0, 1).index_select(0, chunks.place)
-        return mixed + self.skip.to(v.dtype) * v
+        q, k, v = (x[chunks.rows] for x in (q * self.head_dim**-0.5, k, v))  # [S, T, H, D]
+        ways = zip(steps.chunk(2, -1), decays.chunk(2, -1))
+        return [Inputs(q, k, v, *way) for way in ways]

@@ -18,7 +18,7 @@ class AxialAttention(PartitionAttention):
     """
 
     defaults = dict(axes='zyx')
-    variants = (dict(axes='yx'),)
+    variants = (dict(axes='yx'), dict(axes='x'))
     axes: str
 
     def build(self) -> None:

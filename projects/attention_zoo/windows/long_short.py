@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from projects.attention_zoo.partitions import PartitionAttention, window_index
+from projects.attention_zoo.orders import window_index
+from projects.attention_zoo.partitions import PartitionAttention
 from stratified3d.layers.attention import WindowGrid
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from projects.attention_zoo.partitions import PartitionAttention, check_heads, window_index
+from projects.attention_zoo.orders import window_index
+from projects.attention_zoo.partitions import PartitionAttention, check_heads
 from stratified3d.layers.attention import WindowGrid
 
 

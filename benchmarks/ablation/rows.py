@@ -24,12 +24,13 @@ from benchmarks.ablation.recipes import (
 from projects.attention_zoo import (
     OTHER_FUNCTION,
     AxialAttention,
+    FactorizedAttention,
     PlaneAttention,
     VaryingWindowAttention,
 )
 
 # mixers whose three axes or ratios share the heads
-THREE_SHARES = (PlaneAttention, AxialAttention, VaryingWindowAttention)
+THREE_SHARES = (PlaneAttention, AxialAttention, VaryingWindowAttention, FactorizedAttention)
 LEARNING_RATES = (5e-4, 1e-3, 3e-3)
 
 

@@ -16,6 +16,7 @@ from projects.attention_zoo.layouts.padded import SSTAttention, SwinAttention
 from projects.attention_zoo.layouts.varlen import VarlenAttention
 from projects.attention_zoo.mixer import Baseline, JointBaseline
 from projects.attention_zoo.summaries.concentrated import ConcentratedLinearAttention
+from projects.attention_zoo.summaries.factorized import FactorizedAttention
 from projects.attention_zoo.summaries.latents import LatentAttention
 from projects.attention_zoo.summaries.linear import LinearWindowAttention, PerformerAttention
 from projects.attention_zoo.summaries.proxies import ProxyAttention
@@ -53,6 +54,7 @@ OTHER_FUNCTION = (
     ConcentratedLinearAttention,
     ScanAttention,
     VaryingWindowAttention,
+    FactorizedAttention,
 )
 
 __all__ = [

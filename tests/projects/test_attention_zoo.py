@@ -82,6 +82,7 @@ SMALL = dict(
     SlidingAttention=[dict(reach=5, num_global=3), dict(reach=1, num_global=0)],
     ScanAttention=[dict(chunk=1), dict(chunk=7)],
     RoutedAttention=[dict(region=7, topk=3)],
+    FactorizedAttention=[dict(window=2, dilation=3, reduction=2)],
 )
 
 
@@ -92,6 +93,7 @@ ROTATED_MEANS = (
     'ProxyAttention',
     'LatentAttention',
     'VaryingWindowAttention',
+    'FactorizedAttention',
 )
 
 
@@ -366,6 +368,7 @@ def test_zoo_needs_torch_alone(root):
         ('RoutedAttention', dict(region=0), 'region .* not 0'),
         ('RoutedAttention', dict(topk=0), 'topk .* not 0'),
         ('ProxyAttention', dict(split=0), 'split .* not 0'),
+        ('FactorizedAttention', dict(dilation=1), 'dilation .* not 1'),
         ('LatentAttention', dict(num_latents=0), 'num_latents .* not 0'),
         ('ConcentratedLinearAttention', dict(kernel=2), 'kernel .* not 2'),
         ('ScanAttention', dict(chunk=0), 'chunk .* not 0'),

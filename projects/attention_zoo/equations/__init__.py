@@ -46,7 +46,9 @@ def _attend_with_strata(
 ) -> Tensor:
     """One softmax over the window and the strata tokens of the sample."""
     sample = grid.coords[:, 0]
-    owner = torch.arange(len(strata_k), device=q.device).repeat_interleave(strata_k.shape[1])
+    batch, strata = strata_k.shape[:2]
+    samples = torch.arange(batch, device=q.device)
+    owner = samples.repeat_interleave(strata)
     far = sample[:, None] == owner  # [N, B M]
     seen = torch.cat([same(windows(grid)), far], 1)
 

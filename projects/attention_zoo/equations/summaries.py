@@ -19,6 +19,7 @@ from projects.attention_zoo.equations.dense import (
     windows,
 )
 from projects.attention_zoo.summaries.concentrated import ConcentratedLinearAttention
+from projects.attention_zoo.summaries.factorized import FactorizedAttention
 from projects.attention_zoo.summaries.latents import LatentAttention
 from projects.attention_zoo.summaries.linear import LinearWindowAttention, PerformerAttention
 from projects.attention_zoo.summaries.proxies import ProxyAttention
@@ -150,6 +151,27 @@ def _kernel_weights(baseline: ConcentratedLinearAttention, grid: WindowGrid) -> 
     return baseline.weights[place.masked_fill(~near, 0).long()] * near[..., None, None]
 
 
+def _factorized(
+    baseline: FactorizedAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
+) -> Tensor:
+    sample, z, y, x = grid.coords.unbind(1)
+    window, length = baseline.window, baseline.dilation
+    labels = [
+        torch.stack([sample, *(c // baseline.reduction for c in (z, y, x))], 1),
+        torch.stack([sample, z % window, y % window, x % window], 1),
+        torch.stack([sample, z % window, y // length % window, x // length % window], 1),
+    ]
+    outs = []
+    for i, (query, key, value) in enumerate(zip(*(x.tensor_split(3, 1) for x in (q, k, v)))):
+        distinct, _, mean = means(labels[i], q.dtype)
+        keys, values = (torch.einsum('kn,nhd->khd', mean, x) for x in (key, value))
+        if i == 0:
+            keys = rotate_means(baseline, keys, mean, grid)
+            query = baseline.rotate(query, grid.rotary)
+        outs.append(attend(query, keys, values, sample[:, None] == distinct[:, 0]))
+    return torch.cat(outs, 1)
+
+
 def _scan(baseline: ScanAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
     steps = torch.nn.functional.softplus(baseline.step(v.flatten(1)))
     outs = [q[:0]]
@@ -193,4 +215,5 @@ EQUATIONS: dict[type, Callable[..., Tensor]] = {
     LatentAttention: _latents,
     ConcentratedLinearAttention: _concentrated,
     ScanAttention: _scan,
+    FactorizedAttention: _factorized,
 }

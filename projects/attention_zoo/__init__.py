@@ -9,6 +9,7 @@ from projects.attention_zoo.keys.full import FullAttention
 from projects.attention_zoo.keys.routed import RoutedAttention
 from projects.attention_zoo.keys.sampled import SampledWindowAttention
 from projects.attention_zoo.keys.sliding import SlidingAttention
+from projects.attention_zoo.keys.varied import VariedWindowAttention
 from projects.attention_zoo.keys.varying import VaryingWindowAttention
 from projects.attention_zoo.layouts.flex import FlexAttention
 from projects.attention_zoo.layouts.nested import NestedAttention
@@ -55,6 +56,7 @@ OTHER_FUNCTION = (
     ScanAttention,
     VaryingWindowAttention,
     FactorizedAttention,
+    VariedWindowAttention,
 )
 
 __all__ = [

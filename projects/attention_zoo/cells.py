@@ -12,6 +12,7 @@ from torch import Tensor
 from projects.attention_zoo.groups import (
     Groups,
     Ragged,
+    number_members,
     offsets_of,
     pad_groups,
     run_offsets,
@@ -44,6 +45,12 @@ class Cells(NamedTuple):
         """The rows of every cell."""
         return Ragged(self.order, self.offsets)
 
+    @property
+    def members(self) -> Tensor:
+        """The cell [N] of every row."""
+        cell, _ = number_members(self.offsets.diff())
+        return torch.empty_like(cell).scatter_(0, self.order, cell)
+
 
 def group_cells(
     grid: WindowGrid, place: Tensor, label: Tensor | None = None, head_dim: int | None = None
@@ -61,7 +68,7 @@ def group_cells(
     offsets = run_offsets(key)
     rotary = None
     if head_dim is not None:
-        means = segment_reduce(grid.positions[order].float(), offsets, 'mean')
+        means = segment_reduce(grid.positions[order], offsets, 'mean')
         rotary = rotary_angles(means, head_dim)
     members = order[offsets[:-1]]
     return Cells(order, offsets, index[members], grid.plan.sample[members].long(), rotary)
@@ -89,12 +96,14 @@ def cells_around(cells: Cells, index: Tensor, reach: Sequence[int]) -> Ragged:
     """
     steps = itertools.product(*(range(-r, r + 1) for r in reach))
     offsets = index.new_tensor([(0, *step) for step in steps])  # [O, 4]
-    found = _find(cells, (index[:, None] + offsets).flatten(0, 1)).view(len(index), len(offsets))
+    found = find_cells(cells, (index[:, None] + offsets).flatten(0, 1)).view(
+        len(index), len(offsets)
+    )
     is_occupied = found >= 0
     return Ragged(found[is_occupied], offsets_of(is_occupied.sum(1)))
 
 
-def _find(cells: Cells, index: Tensor) -> Tensor:
+def find_cells(cells: Cells, index: Tensor) -> Tensor:
     """Return which cell [P] has this index [P, 4]; -1 where it is not occupied."""
     if not len(cells.places) or not len(index):
         return torch.full_like(index[:, 0], -1)

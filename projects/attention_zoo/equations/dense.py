@@ -63,7 +63,7 @@ def rotate_means(baseline: Baseline, x: Tensor, mean: Tensor, grid: WindowGrid) 
     if not baseline.use_rotary:
         return x
     places = mean.double() @ grid.positions.double()
-    return apply_rotary(x, *rotary_angles(places.float(), x.shape[-1]))
+    return apply_rotary(x, *rotary_angles(places.to(grid.positions.dtype), x.shape[-1]))
 
 
 def sorts_along_y(block: int) -> bool:

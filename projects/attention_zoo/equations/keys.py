@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -21,6 +22,7 @@ from projects.attention_zoo.keys.full import FullAttention
 from projects.attention_zoo.keys.routed import RoutedAttention
 from projects.attention_zoo.keys.sampled import SampledWindowAttention
 from projects.attention_zoo.keys.sliding import SlidingAttention
+from projects.attention_zoo.keys.varied import VariedWindowAttention
 from projects.attention_zoo.keys.varying import VaryingWindowAttention
 from stratified3d.layers.attention import WindowGrid
 
@@ -160,6 +162,72 @@ def _in_region(cells: Tensor, ratio: int, grid: WindowGrid) -> Tensor:
     return is_inside & (window[:, None, :2] == cells[:, :2]).all(-1)
 
 
+def _varied(
+    baseline: VariedWindowAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
+) -> Tensor:
+    window, member, mean = means(windows(grid), q.dtype)
+    labels = torch.cat([windows(grid)[:, :2], grid.coords[:, 2:]], 1)
+    columns, _, column_mean = means(labels, q.dtype)
+    weights = _hats(_points(baseline, mean @ q.flatten(1), window, grid), window, columns)
+
+    rotate = functools.partial(rotate_means, baseline, grid=grid)
+    keys = _at_points(k, weights, (column_mean, mean), rotate)[member]
+    values = _at_points(v, weights, (column_mean, mean))[member]
+    exists = torch.nn.functional.pad(weights.sum(-1) > 0, (0, 1), value=True)[member]
+    return _attend_own(baseline.rotate(q, grid.rotary), keys, values, exists)
+
+
+def _at_points(
+    x: Tensor,
+    weights: Tensor,
+    matrices: tuple[Tensor, Tensor],
+    rotate: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Mix the means of columns at the points, and append those of windows: [W, H, P + 1, D].
+
+    matrices: that average the rows x [N, H, D] of columns and of windows.
+    """
+    found = [torch.einsum('kn,nhd->khd', matrix, x) for matrix in matrices]
+    if rotate is not None:
+        found = [rotate(mean, matrix) for mean, matrix in zip(found, matrices)]
+    points = torch.einsum('whpk,khd->whpd', weights, found[0])
+    return torch.cat([points, found[1].unsqueeze(2)], 2)
+
+
+def _attend_own(q: Tensor, k: Tensor, v: Tensor, exists: Tensor) -> Tensor:
+    """Attend where every row has keys of its own, k and v [N, H, P, D]; exists [N, H, P]."""
+    logits = torch.einsum('nhd,nhpd->nhp', q, k) * q.shape[-1] ** -0.5
+    weights = logits.masked_fill(~exists, -torch.inf).softmax(-1)
+    return torch.einsum('nhp,nhpd->nhd', weights, v)
+
+
+def _hats(points: Tensor, window: Tensor, columns: Tensor) -> Tensor:
+    """Return the weight of every column for every point, [W, H, P, K]: its hat, normalized."""
+    offset = points[..., None, :] - columns[:, 2:]
+    weights = (1 - offset.abs()).clamp(min=0).prod(-1)
+    is_own = (window[:, None, :2] == columns[:, :2]).all(-1)
+    weights = weights * is_own[:, None, None]
+    total = weights.sum(-1, keepdim=True)
+    return weights / total.masked_fill(total == 0, 1)
+
+
+def _points(
+    baseline: VariedWindowAttention, mean: Tensor, window: Tensor, grid: WindowGrid
+) -> Tensor:
+    """Return the points (y, x) of every window, [W, H, P, 2], from its mean query [W, H D]."""
+    predicted = baseline.predict(mean).view(len(mean), baseline.num_heads, 4)
+    count = baseline.points
+    ways = []
+    for axis in range(2):
+        length = grid.window_shape[1 + axis]
+        corner = window[:, 2 + axis] * length - grid.shift[1 + axis]
+        middle = corner[:, None] + (length - 1) / 2 + predicted[..., axis] * length
+        size = (1 + predicted[..., 2 + axis]) * length
+        ways.append([middle + size * ((i + 0.5) / count - 0.5) for i in range(count)])
+    points = [torch.stack([y, x], -1) for y in ways[0] for x in ways[1]]
+    return torch.stack(points, 2)
+
+
 EQUATIONS: dict[type, Callable[..., Tensor]] = {
     FullAttention: _full,
     SampledWindowAttention: _sampled,
@@ -168,4 +236,5 @@ EQUATIONS: dict[type, Callable[..., Tensor]] = {
     FocalAttention: _focal,
     RoutedAttention: _routed,
     VaryingWindowAttention: _varying,
+    VariedWindowAttention: _varied,
 }

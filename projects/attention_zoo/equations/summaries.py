@@ -154,22 +154,23 @@ def _kernel_weights(baseline: ConcentratedLinearAttention, grid: WindowGrid) -> 
 def _factorized(
     baseline: FactorizedAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
 ) -> Tensor:
-    sample, z, y, x = grid.coords.unbind(1)
-    window, length = baseline.window, baseline.dilation
-    labels = [
-        torch.stack([sample, *(c // baseline.reduction for c in (z, y, x))], 1),
-        torch.stack([sample, z % window, y % window, x % window], 1),
-        torch.stack([sample, z % window, y // length % window, x // length % window], 1),
-    ]
     outs = []
     for i, (query, key, value) in enumerate(zip(*(x.tensor_split(3, 1) for x in (q, k, v)))):
-        distinct, _, mean = means(labels[i], q.dtype)
+        distinct, _, mean = means(_factor(baseline, grid)[i], q.dtype)
         keys, values = (torch.einsum('kn,nhd->khd', mean, x) for x in (key, value))
         if i == 0:
             keys = rotate_means(baseline, keys, mean, grid)
             query = baseline.rotate(query, grid.rotary)
-        outs.append(attend(query, keys, values, sample[:, None] == distinct[:, 0]))
+        outs.append(attend(query, keys, values, grid.coords[:, :1] == distinct[:, 0]))
     return torch.cat(outs, 1)
+
+
+def _factor(baseline: FactorizedAttention, grid: WindowGrid) -> list[Tensor]:
+    """Return the labels [N, 4] that rows of one mean share, for the three shares of the heads."""
+    sample, place = grid.coords[:, :1], grid.coords[:, 1:]
+    coarse = place // torch.tensor((1, baseline.dilation, baseline.dilation), device=place.device)
+    found = (place // baseline.reduction, place % baseline.window, coarse % baseline.window)
+    return [torch.cat([sample, label], 1) for label in found]
 
 
 def _scan(baseline: ScanAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:

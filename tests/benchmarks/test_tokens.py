@@ -57,10 +57,8 @@ def test_silent_tokens_leave_window_attention(fusion):
         stages=[dict(depth=2, window_shape=(4, 6, 6), stride=(4, 1, 1))],
     )
     model, without = (
-        torch.nn.ModuleDict(
-            dict(encoder=StratifiedEncoder(**settings, mixer=dict(num_strata=m, fusion=fusion)))
-        )
-        for m in (5, 0)
+        torch.nn.ModuleDict(dict(encoder=StratifiedEncoder(**settings, mixer=mixer)))
+        for mixer in (dict(num_strata=5, fusion=fusion), dict(num_strata=0))
     )
     for block in model.encoder.stages[0].blocks:
         if fusion == 'gated':

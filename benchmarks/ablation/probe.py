@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,20 +26,20 @@ from stratified3d.layers.sparse_conv import SparseConvTensor
 from stratified3d.layers.strata import VoxelScores
 from stratified3d.layers.strata_record import record_strata
 from stratified3d.models.objectness import objectness_loss
-from stratified3d.models.voxel_encoder import DynamicVoxelEncoder
-from stratified3d.ops import grid_shape, voxel_centers
+from stratified3d.ops import grid_shape, segment_reduce, voxel_centers, voxelize
 from stratified3d.simulation.frame import simulate_frame
 
 EXAMPLES = """examples:
-  python -m benchmarks.ablation.probe                              all variants, minutes
+  python -m benchmarks.ablation.probe                              all variants, some minutes
   python -m benchmarks.ablation.probe --variants windows "offset 0" --seeds 5
 
 columns: errors are root mean squares over the voxels of frames that were not trained on, +- the
 standard error over the seeds; the error of a constant guess is in the first row
   ground, m         height of the ground 40 m ahead of a voxel
   log gain          logarithm of the frame's intensity gain
-  share             part of a voxel's attention that goes to the tokens of the last block
-  voxels            how many voxels a token of that block collects from, see `StrataRecord`
+  share             part of a voxel's attention that goes to the tokens of the last block, in one
+                    of these frames
+  voxels            how many voxels a token of that block collects from there, see `StrataRecord`
 """
 COLUMNS = ('variant', 'ground, m', 'log gain', 'share', 'voxels')
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -53,14 +52,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     'topk': dict(strata_offset=0.0, selection='topk'),
     'all': dict(strata_offset=0.0, selection='topk', collect_scale=0.43, token_mixing=True),
 }
-VOXEL_SIZE = (0.4, 0.4, 1.0)
+VOXEL_SIZE = (0.8, 0.8, 1.0)
 RANGE = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
 AHEAD = 40.0  # m along y
 CHANNELS, HEADS = 32, 2
-BATCH = 2
-RATE = 3e-3
+BATCH = 8
+RATE = 5e-3
 # standard deviations of what a frame is changed by
 GAIN, RAISE, SLOPE = 0.35, 0.3, 0.03
+TYPICAL = -1.84  # m, height of the ground under the sensor of a simulated frame
+UNITS = (1.0, GAIN)  # m of height and log gain that errors are divided by in training
 
 
 class Frame(NamedTuple):
@@ -103,7 +104,7 @@ def simulate_frames(seeds: Sequence[int], thin: int) -> list[Frame]:
 
 
 class Probe(nn.Module):
-    """Voxel encoder, two blocks of the detector's encoder, and two numbers at every voxel.
+    """Means over the points of a voxel, two blocks as in the detector, two numbers at every voxel.
 
     Args:
         mixer: settings of `StratifiedAttention`.
@@ -111,48 +112,54 @@ class Probe(nn.Module):
 
     def __init__(self, mixer: dict[str, Any]):
         super().__init__()
-        self.voxel_encoder = DynamicVoxelEncoder(
-            VOXEL_SIZE,
-            RANGE,
-            hidden_channels=CHANNELS,
-            out_channels=CHANNELS,
-            dt_unit=0.1,
-            relative_offsets=True,
-        )
+        self.enter = nn.Sequential(nn.Linear(6, CHANNELS), nn.GELU(), nn.Linear(CHANNELS, CHANNELS))
         self.stage = StratifiedStage(
             CHANNELS,
             2,
             lambda i: StratifiedAttention(MixerContext(CHANNELS, HEADS, block=i), **mixer),
-            (8, 12, 12),
+            (8, 6, 6),
             head_dim=CHANNELS // HEADS,
         )
         self.out = nn.Sequential(nn.LayerNorm(CHANNELS), nn.Linear(CHANNELS, 2))
         self.shape = list(grid_shape(VOXEL_SIZE, RANGE))
 
-    def forward(self, frames: Sequence[Frame]) -> tuple[Tensor, Tensor, list[VoxelScores]]:
-        """Return errors [N, 2] in standard deviations, the sample [N] of each voxel, and scores."""
-        feats, coords = self.voxel_encoder([torch.from_numpy(frame.points) for frame in frames])
-        x = SparseConvTensor(feats, coords, self.shape, len(frames))
+    def forward(self, frames: Sequence[Frame]) -> tuple[Tensor, list[VoxelScores]]:
+        """Return errors [N, 2], see `UNITS`, and the objectness that tokens were chosen by."""
+        feats, coords = describe_voxels(frames)
+        x = SparseConvTensor(self.enter(feats), coords, self.shape, len(frames))
         x, grids = self.stage.order_voxels(x, voxel_centers(coords, VOXEL_SIZE, RANGE))
         scores: list[VoxelScores] = []
         found = self.out(self.stage(x, grids, scores).features)
         sample = x.indices[:, 0].long()
         wanted = _wanted(frames, sample, voxel_centers(x.indices, VOXEL_SIZE, RANGE))
-        return found - wanted, sample, scores
+        return found - wanted, scores
+
+
+def describe_voxels(frames: Sequence[Frame]) -> tuple[Tensor, Tensor]:
+    """Features [N, 6] of about 1 and coords [N, 4] of the voxels of frames.
+
+    The features are means over the points of a voxel: the height, the logarithm of the intensity,
+    the place (x, y) and its offset from the center in half voxels.
+    """
+    clouds = [torch.from_numpy(frame.points) for frame in frames]
+    sample = torch.arange(len(frames)).repeat_interleave(torch.tensor([*map(len, clouds)]))
+    points = torch.cat(clouds)
+    voxels = voxelize(points, sample, VOXEL_SIZE, RANGE)
+    x, y, z, intensity = points[voxels.point_order, :4].unbind(1)
+    columns = torch.stack([x, y, z - TYPICAL, intensity.log1p() - 2], 1)
+    means = segment_reduce(columns, voxels.offsets, 'mean')
+    centers = voxel_centers(voxels.coords, VOXEL_SIZE, RANGE)
+    offsets = (means[:, :2] - centers[:, :2]) / (VOXEL_SIZE[0] / 2)
+    return torch.cat([means[:, 2:], means[:, :2] / 25, offsets], 1), voxels.coords
 
 
 def _wanted(frames: Sequence[Frame], sample: Tensor, positions: Tensor) -> Tensor:
-    """[N, 2] height of the ground ahead of each voxel and log gain, in standard deviations."""
+    """[N, 2] height of the ground ahead of each voxel and log gain, in `UNITS`."""
     table = torch.tensor([[*frame.ground, frame.gain] for frame in frames])
     height, slope_x, slope_y, gain = table.float()[sample].unbind(1)
     x, y, _ = positions.unbind(1)
     ahead = height + slope_x * x + slope_y * (y + AHEAD)
     return torch.stack([(ahead - TYPICAL) / UNITS[0], gain / UNITS[1]], 1)
-
-
-# height of the ground under the sensor of a simulated frame; what the numbers are divided by
-TYPICAL = -1.84
-UNITS = (1.0, GAIN)
 
 
 def draw(frames: Sequence[Frame], steps: int, seed: int) -> Iterator[list[Frame]]:
@@ -170,7 +177,7 @@ def train(mixer: dict[str, Any], frames: Sequence[Frame], steps: int, seed: int)
     optimizer = torch.optim.AdamW(probe.parameters(), lr=RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
     for batch in draw(frames, steps, seed):
-        errors, _, scores = probe(batch)
+        errors, scores = probe(batch)
         loss = errors.square().mean()
         if scores:
             pairs = [(score, VOXEL_SIZE) for score in scores]
@@ -198,33 +205,30 @@ class Score(NamedTuple):
 
 @torch.no_grad()
 def evaluate(probe: Probe, frames: Sequence[Frame]) -> Score:
-    """Errors over the voxels of frames, one frame at a time."""
+    """Errors over the voxels of frames, and what the tokens do in the first of them."""
     probe.eval()
     mixer = probe.stage.get_submodule('blocks.1.mixer')
     assert isinstance(mixer, StratifiedAttention)
     squares = []
-    with ExitStack() as stack:
-        records = stack.enter_context(record_strata(mixer)) if mixer.num_strata else []
-        for frame in frames:
-            errors, _, _ = probe([frame])
-            squares.append(errors.square().mean(0))
+    for frame in frames:
+        errors, _ = probe([frame])
+        squares.append(errors.square().mean(0))
     ground, gain = torch.stack(squares).mean(0).sqrt().tolist()
-    share = [record.read.sum(1).mean() for record in records]
-    voxels = [record.effective_voxels.mean() for record in records]
-    return Score(
-        ground * UNITS[0],
-        gain * UNITS[1],
-        float(np.mean(share)) if share else float('nan'),
-        float(np.mean(voxels)) if voxels else float('nan'),
-    )
+    share = voxels = float('nan')
+    if mixer.num_strata:
+        with record_strata(mixer) as records:
+            probe(frames[:1])
+        share = float(records[0].read.sum(1).mean())
+        voxels = float(records[0].effective_voxels.mean())
+    return Score(ground * UNITS[0], gain * UNITS[1], share, voxels)
 
 
 @torch.no_grad()
-def evaluate_constant(probe: Probe, frames: Sequence[Frame]) -> Score:
+def evaluate_constant(frames: Sequence[Frame]) -> Score:
     """Errors of the best constant guess over the voxels of the same frames."""
     everything = []
     for frame in frames:
-        feats, coords = probe.voxel_encoder([torch.from_numpy(frame.points)])
+        _, coords = describe_voxels([frame])
         sample = coords[:, 0].long()
         everything.append(_wanted([frame], sample, voxel_centers(coords, VOXEL_SIZE, RANGE)))
     guess = torch.stack([wanted.mean(0) for wanted in everything]).mean(0)
@@ -256,10 +260,10 @@ def parse_args() -> argparse.Namespace:
         '--variants', nargs='+', metavar='NAME', choices=VARIANTS, default=list(VARIANTS)
     )
     parser.add_argument('--seeds', type=int, default=3, help='trainings (default: %(default)s)')
-    parser.add_argument('--steps', type=int, default=120, help='of two frames (%(default)s)')
-    parser.add_argument('--frames', type=int, default=24, help='to train on (%(default)s)')
+    parser.add_argument('--steps', type=int, default=150, help='of eight frames (%(default)s)')
+    parser.add_argument('--frames', type=int, default=12, help='to train on (%(default)s)')
     parser.add_argument(
-        '--thin', type=int, default=3, help='keep every so manieth point (default: %(default)s)'
+        '--thin', type=int, default=24, help='keep one point in so many (default: %(default)s)'
     )
     args = parser.parse_args()
     for name, least in dict(seeds=1, steps=10, frames=BATCH, thin=1).items():
@@ -273,7 +277,7 @@ def main() -> int:
     held_out = max(args.frames // 3, 2)
     frames = simulate_frames(range(args.frames + held_out), args.thin)
     rng = np.random.default_rng(10_000)
-    test = [change_frame(frame, rng) for frame in frames[-held_out:] for _ in range(2)]
+    test = [change_frame(frame, rng) for frame in frames[-held_out:] for _ in range(4)]
     train_frames = frames[:-held_out]
     if len(train_frames) < BATCH:
         sys.exit(f'probe.py: the ground was found in only {len(frames)} frames; take more --frames')
@@ -283,9 +287,13 @@ def main() -> int:
         for seed in range(args.seeds):
             for name in args.variants:
                 probe = train(VARIANTS[name], train_frames, args.steps, seed)
-                scores[name].append(evaluate(probe, test))
+                score = evaluate(probe, test)
+                scores[name].append(score)
                 bar.update()
-    scores['constant'].append(evaluate_constant(probe, test))
+                tqdm.write(
+                    f'{name}, seed {seed}: ground {score.ground:.3f} m, log gain {score.gain:.3f}'
+                )
+    scores['constant'].append(evaluate_constant(test))
 
     rows: list[Sequence[str]] = [COLUMNS]
     rows += [describe(name, found) for name, found in scores.items()]

@@ -181,8 +181,8 @@ class StratifiedAttention(nn.Module):
             None for no bias at all: a token weighs as much as a voxel from the start.
         collect_scale: first value of a learned per-head factor s; a token that collects from n
             voxels multiplies its logits by s log n (Nakanishi 2025, "Scalable-Softmax Is Superior
-            for Attention", section 2; its example takes 0.43), or else the weights get the flatter
-            the more voxels there are. None for a plain softmax.
+            for Attention", section 2; its example takes 0.43). None for a plain softmax, whose
+            weights get flatter the more voxels there are.
         token_mixing: whether tokens also attend to each other, see `TokenMixing`.
         backend: of the attention ops, a name or a `Backend`; None takes the fastest.
     Raises:

@@ -99,7 +99,12 @@ def test_shifted_windows_reach_across_borders():
 
 @pytest.mark.parametrize(
     'fusion, selection, carry_tokens',
-    [('joint', 'pool', True), ('gated', 'pool', False), ('joint', 'first', False)],
+    [
+        ('joint', 'pool', True),
+        ('gated', 'pool', False),
+        ('joint', 'first', False),
+        ('joint', 'topk', False),
+    ],
 )
 def test_stage_equals_blocks_that_permute_rows_themselves(fusion, selection, carry_tokens):
     """Blocks on voxels in window order against the same blocks that move them to and fro.

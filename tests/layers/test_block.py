@@ -103,7 +103,7 @@ def test_shifted_windows_reach_across_borders():
         ('joint', 'pool', True),
         ('gated', 'pool', False),
         ('joint', 'first', False),
-        ('joint', 'topk', False),
+        ('joint', 'farthest', False),
     ],
 )
 def test_stage_equals_blocks_that_permute_rows_themselves(fusion, selection, carry_tokens):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stratified3d.layers.strata import Strata, StrataSelection
+from stratified3d.layers.strata_memory import PastTokens, TokenMemory
 from stratified3d.ops import (
     Backend,
     WindowPlan,
@@ -177,9 +178,12 @@ class StratifiedAttention(nn.Module):
         carry_tokens: tokens go from block to block of a stage; else every block creates its own.
         strata_offset: first value of the learned per-head offset of the strata logits (joint only);
             None for no bias at all: a token weighs as much as a voxel from the start.
+        memory: dict(frames=K, offset=0.0): voxels also attend to tokens of up to K earlier frames,
+            see `TokenMemory`; None: of this frame alone.
         backend: of the attention ops, a name or a `Backend`; None takes the fastest.
     Raises:
-        ValueError: heads that do not divide the width, m < 0, unknown fusion or selection.
+        ValueError: heads that do not divide the width, m < 0, unknown fusion or selection, memory
+            without tokens.
     """
 
     def __init__(
@@ -191,6 +195,7 @@ class StratifiedAttention(nn.Module):
         fusion: str = 'joint',
         carry_tokens: bool = True,
         strata_offset: float | None = -4.0,
+        memory: dict | None = None,
         backend: str | Backend | None = None,
     ):
         super().__init__()
@@ -216,6 +221,7 @@ class StratifiedAttention(nn.Module):
             if creates_tokens:
                 self.selection = StrataSelection(channels, num_strata, selection)
             self._add_strata_layers(channels, strata_offset)
+        self.memory = self._make_memory(memory)
 
     def _add_strata_layers(self, channels: int, strata_offset: float | None) -> None:
         self.strata_query = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, channels))
@@ -230,8 +236,19 @@ class StratifiedAttention(nn.Module):
             offset = torch.full((self.num_heads,), float(strata_offset))
             self.strata_offset = nn.Parameter(offset)
 
+    def _make_memory(self, settings: dict | None) -> TokenMemory | None:
+        if not settings or settings.get('frames') == 0:
+            return None
+        if not self.num_strata:
+            raise ValueError('memory is of strata tokens, and num_strata is 0: set one of the two')
+        return TokenMemory(self.num_heads * self.head_dim, self.num_heads, **settings)
+
     def forward(
-        self, x: Tensor, grid: WindowGrid, strata: Strata | None = None
+        self,
+        x: Tensor,
+        grid: WindowGrid,
+        strata: Strata | None = None,
+        past: PastTokens | None = None,
     ) -> tuple[Tensor, Strata | None]:
         """Mix the voxels; refine the tokens.
 
@@ -239,6 +256,7 @@ class StratifiedAttention(nn.Module):
             x: [N, C] in the order of the voxels.
             grid: of these voxels.
             strata: tokens of the block before; None in the first block of a stage.
+            past: tokens that this block left in earlier frames, for a mixer with memory.
         Returns:
             mixed [N, C] in the order of the voxels, and the refined tokens (None without strata).
         """
@@ -254,6 +272,9 @@ class StratifiedAttention(nn.Module):
             strata = self.selection(x, grid.positions, offsets)
         strata, strata_k, strata_v = self._refine(strata, k, v, offsets)
         bias = self._strata_bias(strata, strata_k)  # [B, M, H]
+        if past is not None:
+            parts = zip((strata_k, strata_v, bias), self._recall(past, k.dtype))
+            strata_k, strata_v, bias = (torch.cat(part, 1) for part in parts)
 
         if self.fusion == 'joint':
             mixed = self.attend(q, k, v, grid, strata_k, strata_v, bias)
@@ -298,18 +319,37 @@ class StratifiedAttention(nn.Module):
         collected = collect_strata(q, k, v, batch_offsets, backend=self.backend).flatten(2)
         strata = strata._replace(feats=strata.feats + self.strata_out(collected))
 
-        strata_k, strata_v = self.strata_kv(strata.feats).to(k.dtype).chunk(2, -1)
-        strata_k = self._rotate(strata_k.reshape(heads), rotary)
-        return strata, strata_k, strata_v.reshape(heads)
+        return strata, *self._token_keys(strata.feats, rotary, k.dtype)
+
+    def _token_keys(
+        self, feats: Tensor, rotary: tuple[Tensor, Tensor] | None, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, M, H, D] of tokens [B, M, C]."""
+        heads = (*feats.shape[:2], self.num_heads, self.head_dim)
+        k, v = self.strata_kv(feats).to(dtype).chunk(2, -1)
+        return self._rotate(k.reshape(heads), rotary), v.reshape(heads)
+
+    def _recall(self, past: PastTokens, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values [B, P, H, D] and bias [B, P, H] of tokens of earlier frames."""
+        if self.memory is None:
+            raise ValueError('this mixer has no memory: set memory=dict(frames=...)')
+        rotary = rotary_angles(past.positions, self.head_dim) if self.use_rotary else None
+        k, v = self._token_keys(self.memory(past), rotary, dtype)
+        return k, v, self._strata_bias(past, k, self.memory.offset)
 
     def _rotate(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
         return x if rotary is None else apply_rotary(x, *rotary, backend=self.backend)
 
-    def _strata_bias(self, strata: Strata, strata_k: Tensor) -> Tensor:
-        """[B, M, H] fp32: the offset of the joint softmax; -inf for absent tokens."""
+    def _strata_bias(
+        self, strata: Strata | PastTokens, strata_k: Tensor, offset: Tensor | None = None
+    ) -> Tensor:
+        """[B, M, H] fp32: the offset of the joint softmax, and another one [H]; -inf for absent
+        tokens."""
         bias = strata_k.new_zeros(*strata_k.shape[:3], dtype=torch.float32)
         if self.fusion == 'joint' and self.strata_offset is not None:
             bias = bias + (self.strata_offset - math.log(self.num_strata))
+        if offset is not None:
+            bias = bias + offset
         absent = ~strata.present.unsqueeze(-1)  # [B, M, 1]
         return bias.masked_fill(absent, -torch.inf)
 

@@ -57,8 +57,8 @@ def split_clip(
     for step in range(length, -1, -1):
         frames = [_cut_frame(x, clip, step) for x, clip in zip(points, clips)]
         cut, poses, times = zip(*frames)
-        times = torch.tensor(times, dtype=torch.float64)
-        steps.append(ClipFrame(list(cut), torch.stack(poses), times))
+        own_times = torch.tensor(times, dtype=torch.float64)
+        steps.append(ClipFrame(list(cut), torch.stack(poses), own_times))
     return steps
 
 

@@ -53,8 +53,8 @@ class PackClip(Pack3DDetInputs):
 
 def _augmentation(results: dict) -> np.ndarray:
     """[4, 4] of the turns, scales, flips and shifts that mmdet3d's transforms recorded."""
-    corners = torch.cat([torch.zeros(1, 3), torch.eye(3)]).double()
-    moved = apply_3d_transformation(corners, 'LIDAR', results).numpy()
+    corners = torch.cat([torch.zeros(1, 3), torch.eye(3)])
+    moved = apply_3d_transformation(corners, 'LIDAR', results).double().numpy()
     matrix = np.eye(4)
     matrix[:3, 3] = moved[0]
     matrix[:3, :3] = (moved[1:] - moved[0]).T

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,24 +68,46 @@ def stack_sweeps(frames: Sequence[StreamFrame]) -> StreamFrame:
     return last._replace(points=torch.from_numpy(np.concatenate(parts)))
 
 
-class _Runner:
-    """A detector that carries its state from frame to frame."""
+class StreamRunner:
+    """A detector with random weights that carries its state from frame to frame.
 
-    def __init__(self, config: Config, frames: int, device: torch.device):
-        config = copy.deepcopy(config)
-        if frames:
-            mixer = config.model.encoder.setdefault('mixer', {})
-            mixer.update(memory=dict(frames=frames))
+    Args:
+        config: of the detector.
+        device: where it runs.
+        dtype: of autocast; float32 is none.
+    """
+
+    def __init__(self, config: Config, device: torch.device, dtype: torch.dtype = torch.float32):
         torch.manual_seed(0)
         self.model = init_detector(config, device=device)
+        self.device = device
+        self.dtype = dtype
         self.state = None
 
-    def step(self, frame: StreamFrame) -> None:
-        _, self.state = self.model.stream(*frame, self.state)
+    def time(self, frame: StreamFrame) -> float:
+        """Milliseconds of the next frame, from points on the device to boxes."""
+        points = frame.points.to(self.device)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            wait(self.device)
+            start = time.perf_counter()
+            _, self.state = self.model.stream(points, frame.pose, frame.time, self.state)
+            wait(self.device)
+        return 1e3 * (time.perf_counter() - start)
+
+
+def with_memory(config: Config, frames: int) -> Config:
+    """The config with a memory of so many earlier frames."""
+    config = copy.deepcopy(config)
+    config.model.encoder.setdefault('mixer', {}).update(memory=dict(frames=frames))
+    return config
 
 
 def stream_times(
-    config: Config, frames: Sequence[StreamFrame], memory: int, device: torch.device, dtype: Any
+    config: Config,
+    frames: Sequence[StreamFrame],
+    memory: int,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> dict[str, list[float]]:
     """Milliseconds per frame of three detectors, frame by frame in turns, once memory is full.
 
@@ -96,33 +117,20 @@ def stream_times(
         memory: K earlier frames, remembered or stacked.
         device, dtype: of the models; another dtype than float32 is autocast's.
     """
-    plain = _Runner(config, 0, device)
-    remembering = _Runner(config, memory, device)
+    plain = StreamRunner(config, device, dtype)
+    remembering = StreamRunner(with_memory(config, memory), device, dtype)
     names = (ONE, MEMORY.format(memory), STACKED.format(memory + 1))
     spent: dict[str, list[float]] = {name: [] for name in names}
     for i, frame in enumerate(tqdm(frames, desc='frames')):
         stacked = stack_sweeps(frames[max(i - memory, 0) : i + 1])
-        inputs = [one._replace(points=one.points.to(device)) for one in (frame, stacked)]
-        steps: list[Callable[[], None]] = [
-            partial(plain.step, inputs[0]),
-            partial(remembering.step, inputs[0]),
-            partial(plain.step, inputs[1]),
-        ]
+        turns = [(plain, frame), (remembering, frame), (plain, stacked)]
         for turn in range(3):
             k = (turn + i) % 3
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                milliseconds = _time(steps[k], device)
+            runner, points = turns[k]
+            milliseconds = runner.time(points)
             if i > memory:  # the frame before was the first with a full memory
                 spent[names[k]].append(milliseconds)
     return spent
-
-
-def _time(step: Callable[[], None], device: torch.device) -> float:
-    wait(device)
-    start = time.perf_counter()
-    step()
-    wait(device)
-    return 1e3 * (time.perf_counter() - start)
 
 
 def run(

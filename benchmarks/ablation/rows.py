@@ -104,7 +104,7 @@ def _headings() -> list[Row]:
 
 def _memories() -> list[Row]:
     """Earlier frames remembered as tokens; the default stacks the same five sweeps."""
-    changes = {
+    changes: dict[str, Callable[[Config], None]] = {
         'one sweep': one_sweep,
         'one sweep, memory of 4': partial(remember_sweeps, count=4),
         'one sweep, memory of 4, 0.1 s apart': partial(remember_sweeps, count=4, every=2),

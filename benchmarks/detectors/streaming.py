@@ -17,7 +17,7 @@ from benchmarks.measure import spread, wait
 from benchmarks.report import number, table
 from stratified3d.apis import init_detector
 from stratified3d.simulation.layouts.catalog import LAYOUTS, build_scene
-from stratified3d.simulation.physics.lidar import SWEEP_SECONDS, Noise
+from stratified3d.simulation.physics.scanners import SWEEP_SECONDS
 
 _CLOSE = 1.0  # m around the sensor, where points are of the car itself
 ONE, MEMORY, STACKED = 'one sweep', 'one sweep, memory of {}', '{} sweeps stacked'
@@ -45,7 +45,7 @@ def simulate_stream(count: int, every: int = 1, seed: int = 0) -> list[StreamFra
     frames = []
     for i in tqdm(range(count), desc='simulating'):
         rng = np.random.Generator(np.random.Philox(key=np.array([seed, i], np.uint64)))
-        points, _ = scene.sweep(i * step, rng, Noise())
+        points, _ = scene.sweep(i * step, rng, scene.sensor.scanner.noise)
         points = points[np.linalg.norm(points[:, :3], axis=1) > _CLOSE]
         points[:, 4] = 0
         lidar = scene.lidar_pose(np.array([i * step]))

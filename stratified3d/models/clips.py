@@ -53,13 +53,15 @@ def split_clip(
             'instead of Pack3DDetInputs'
         )
     length = max(clip['frames'] for clip in clips)
-    steps = []
-    for step in range(length, -1, -1):
-        frames = [_cut_frame(x, clip, step) for x, clip in zip(points, clips)]
-        cut, poses, times = zip(*frames)
-        own_times = torch.tensor(times, dtype=torch.float64)
-        steps.append(ClipFrame(list(cut), torch.stack(poses), own_times))
-    return steps
+    return [_take_step(points, clips, step) for step in range(length, -1, -1)]
+
+
+def _take_step(points: Sequence[Tensor], clips: Sequence[dict[str, Any]], step: int) -> ClipFrame:
+    """The frames of all samples so many steps before the keyframe."""
+    frames = [_cut_frame(x, clip, step) for x, clip in zip(points, clips)]
+    cut, poses, times = zip(*frames)
+    own_times = torch.tensor(times, dtype=torch.float64)
+    return ClipFrame(list(cut), torch.stack(poses), own_times)
 
 
 def has_clips(samples: Sequence[Det3DDataSample] | None) -> bool:

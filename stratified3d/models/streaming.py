@@ -60,18 +60,27 @@ def recall(
     if not memory:
         return None
     frame_poses = torch.stack([frame.poses for frame in memory], 1)  # [B, K, 4, 4]
-    moves = torch.linalg.solve(poses.unsqueeze(1), frame_poses).to(device, torch.float32)
-    ages = times.unsqueeze(1) - torch.stack([frame.times for frame in memory], 1)  # [B, K]
+    moves = torch.linalg.solve(poses.unsqueeze(1), frame_poses)
+    moves = moves.to(device, torch.float32)
+
+    frame_times = torch.stack([frame.times for frame in memory], 1)  # [B, K]
+    ages = times.unsqueeze(1) - frame_times
     ages = ages.to(device, torch.float32)
 
-    past = []
-    for blocks in zip(*(frame.tokens for frame in memory)):
-        parts = (torch.stack([x.to(device) for x in part], 1) for part in zip(*blocks))
-        feats, positions, present = parts  # [B, K, m, ...]
-        positions = move_positions(positions, moves)
-        dates = ages.unsqueeze(-1).expand(present.shape)
-        past.append(PastTokens(*(x.flatten(1, 2) for x in (feats, positions, present, dates))))
-    return past
+    blocks = zip(*(frame.tokens for frame in memory))
+    return [_join_frames(frames, moves, ages) for frames in blocks]
+
+
+def _join_frames(frames: Sequence[Strata], moves: Tensor, ages: Tensor) -> PastTokens:
+    """Tokens of one block in K frames, moved by matrices [B, K, 4, 4], of ages [B, K]."""
+    parts = zip(*frames)
+    stacks = [torch.stack([x.to(moves.device) for x in part], 1) for part in parts]
+    feats, positions, present = stacks  # [B, K, m, ...]
+    positions = move_positions(positions, moves)
+    dates = ages.unsqueeze(-1).expand(present.shape)
+    return PastTokens(
+        feats.flatten(1, 2), positions.flatten(1, 2), present.flatten(1, 2), dates.flatten(1, 2)
+    )
 
 
 def move_positions(positions: Tensor, moves: Tensor) -> Tensor:

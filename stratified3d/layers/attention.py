@@ -237,7 +237,7 @@ class StratifiedAttention(nn.Module):
             self.strata_offset = nn.Parameter(offset)
 
     def _make_memory(self, settings: dict | None) -> TokenMemory | None:
-        if not settings or settings.get('frames') == 0:
+        if settings is None or settings.get('frames') == 0:
             return None
         if not self.num_strata:
             raise ValueError('memory is of strata tokens, and num_strata is 0: set one of the two')

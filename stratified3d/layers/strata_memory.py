@@ -43,13 +43,13 @@ class TokenMemory(nn.Module):
         frames: K earlier frames at most, at least 1.
         offset: see above.
     Raises:
-        ValueError: frames below 1.
+        ValueError: frames is not a number from 1 on.
     """
 
     def __init__(self, channels: int, num_heads: int, frames: int, offset: float = 0.0):
         super().__init__()
-        if frames < 1:
-            raise ValueError(f'memory: frames is at least 1, not {frames}; memory=None is none')
+        if not (isinstance(frames, int) and frames > 0):
+            raise ValueError(f'memory: frames is 0 (off), 1 or more, not {frames!r}')
         self.frames = frames
         self.age = nn.Linear(2 * len(_WAVELENGTHS), channels, bias=False)
         nn.init.zeros_(self.age.weight)

@@ -34,6 +34,7 @@ def split_clip(
 ) -> list[ClipFrame]:
     """Split aligned sweeps by their age, and move each back into its own LiDAR frame.
 
+    A point belongs to the sweep of the nearest age, and to none that is more than 0.02 s off.
     A sample that has fewer sweeps than the longest clip has empty frames in their place, so that
     all processes of a training run equally often over the encoder.
 
@@ -74,8 +75,8 @@ def _cut_frame(points: Tensor, clip: dict[str, Any], step: int) -> tuple[Tensor,
     ages = [0.0, *clip['ages']]
     if step >= len(ages):
         return points[:0], torch.eye(4, dtype=torch.float64), 0.0
-    is_own = (points[:, 4] - ages[step]).abs() <= _TOLERANCE
-    points = points[is_own]
+    distance, nearest = (points[:, 4:5] - points.new_tensor(ages)).abs().min(1)
+    points = points[(nearest == step) & (distance <= _TOLERANCE)]
     points[:, 4] = 0
     if not step:
         return points, torch.eye(4, dtype=torch.float64), 0.0

@@ -150,7 +150,8 @@ def test_without_memory_nothing_is_added():
 @pytest.mark.parametrize(
     'settings, message',
     [
-        (dict(memory=dict(frames=-1)), 'frames is at least 1'),
+        (dict(memory=dict(frames=-1)), 'not -1'),
+        (dict(memory=dict(frames=2.5)), 'not 2.5'),
         (dict(memory=dict(frames=2), num_strata=0), 'num_strata is 0'),
     ],
 )

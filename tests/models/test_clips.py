@@ -33,6 +33,12 @@ def test_points_of_no_sweep_are_left_out(clip_batch):
     assert sum(len(step.points[0]) for step in steps) == 30
 
 
+def test_points_between_two_close_sweeps_are_of_the_nearer_one(clip_batch):
+    inputs, samples = clip_batch((40,), ages=((0.1, 0.13),))
+    inputs['points'][0][:, 4] = 0.117
+    assert [len(step.points[0]) for step in split_clip(inputs['points'], samples)] == [40, 0, 0]
+
+
 def test_every_parameter_learns_also_where_nothing_came_before(clip_config, build, clip_batch):
     model = build(clip_config).train()
     for sizes, ages in ((SIZES, ((0.05, 0.1),)), ((300, 0), ((),))):

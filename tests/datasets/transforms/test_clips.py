@@ -8,6 +8,7 @@ from mmengine.registry import DefaultScope
 
 import stratified3d.plugin  # noqa: F401  (registers the transforms)
 from stratified3d.datasets.transforms.clips import PackClip
+from stratified3d.datasets.transforms.sweeps import LoadAlignedSweeps
 from stratified3d.models.clips import split_clip
 
 COLUMNS = [0, 1, 2, 3, 4]
@@ -90,5 +91,7 @@ def test_augmented_sweeps_are_augmented_as_the_keyframe(prepared_set):
 def test_a_clip_needs_frames_and_loaded_sweeps():
     with pytest.raises(ValueError, match='at least 1'):
         PackClip(keys=['points'], frames=0)
+    with pytest.raises(ValueError, match='every'):
+        LoadAlignedSweeps(sweeps_num=1, every=0)
     with pytest.raises(ValueError, match='LoadAlignedSweeps'):
         PackClip(keys=['points'], frames=1).transform(dict(points=torch.zeros(1, 5)))

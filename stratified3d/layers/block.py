@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stratified3d.layers.attention import WindowGrid, build_window_grid
 from stratified3d.layers.sparse_conv import SparseConv, SparseConvTensor
-from stratified3d.layers.strata import Strata
+from stratified3d.layers.strata import Strata, VoxelScores
 from stratified3d.layers.strata_memory import PastTokens
 
 
@@ -165,9 +165,24 @@ class StratifiedStage(nn.Module):
         z, y, x = (0 if window >= size else window // 2 for window, size in pairs)
         return [regular] if (z, y, x) == regular else [regular, (z, y, x)]
 
-    def forward(self, x: SparseConvTensor, grids: Sequence[WindowGrid]) -> SparseConvTensor:
-        """Run the blocks on N voxels, whose order and grids come from `order_voxels`."""
-        return self.run(x, grids)[0]
+    def forward(
+        self,
+        x: SparseConvTensor,
+        grids: Sequence[WindowGrid],
+        scores: list[VoxelScores] | None = None,
+    ) -> SparseConvTensor:
+        """Run the blocks on N voxels, whose order and grids come from `order_voxels`.
+
+        Args:
+            x: N voxels.
+            grids: of this stage.
+            scores: receives the objectness that tokens were chosen by, if they were.
+        """
+        x, tokens = self.run(x, grids)
+        last = tokens[-1] if tokens else None
+        if scores is not None and last is not None:
+            scores.extend(last.scores)
+        return x
 
     def run(
         self,
@@ -178,11 +193,11 @@ class StratifiedStage(nn.Module):
         """Run the blocks as `forward` does; also return the tokens that each of them left.
 
         Args:
-            x, grids: from `order_voxels`.
+            x, grids: see `forward`.
             past: tokens of earlier frames for each block.
         """
-        strata = None
-        tokens = []
+        strata: Strata | None = None
+        tokens: list[Strata | None] = []
         for i, block in enumerate(self.blocks):
             run = _checkpointed(block) if self.with_cp else block
             x, strata = run(x, grids[i % len(grids)], strata, past[i] if past else None)

@@ -64,3 +64,21 @@ class TokenMemory(nn.Module):
 
     def extra_repr(self) -> str:
         return f'frames={self.frames}'
+
+
+def build_memory(
+    settings: dict | None, channels: int, num_heads: int, num_strata: int
+) -> TokenMemory | None:
+    """Return the memory of a mixer's setting `memory`; None for None and for no frames.
+
+    Args:
+        settings: arguments of `TokenMemory`.
+        channels, num_heads, num_strata: of the mixer.
+    Raises:
+        ValueError: memory without tokens, and what `TokenMemory` refuses.
+    """
+    if settings is None or settings.get('frames') == 0:
+        return None
+    if not num_strata:
+        raise ValueError('memory is of strata tokens, and num_strata is 0: set one of the two')
+    return TokenMemory(channels, num_heads, **settings)

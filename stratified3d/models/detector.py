@@ -16,6 +16,7 @@ from torch import Tensor
 from stratified3d.models.bev_format import fast_memory_format, has_fast_bf16
 from stratified3d.models.clips import has_clips, split_clip
 from stratified3d.models.contracts import BEVBackbone, Encoder, Head, VoxelEncoder, build_part
+from stratified3d.models.objectness import objectness_loss
 from stratified3d.models.streaming import (
     RememberedFrame,
     StreamLimits,
@@ -92,13 +93,21 @@ class StratifiedCenterPoint(Base3DDetector):
         return getattr(self.encoder, 'memory_frames', 0)
 
     def extract_feat(
-        self, batch_inputs_dict: dict, batch_data_samples: Sequence[Det3DDataSample] | None = None
+        self,
+        batch_inputs_dict: dict,
+        batch_data_samples: Sequence[Det3DDataSample] | None = None,
+        scores: list | None = None,
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return the backbone's feature maps and the coords [N, 4] of the voxels.
 
         With memory, samples from `PackClip` are clips: their earlier sweeps fill the memory, the
         oldest first and without gradient, and the feature maps are those of the keyframe. Without
         clips the memory is empty, as at the first frame of a stream; in training that is an error.
+
+        Args:
+            batch_inputs_dict: points, one [P, C] per sample.
+            batch_data_samples: the samples.
+            scores: handed to the encoder for the keyframe; it must take it then.
         """
         points = batch_inputs_dict['points']
         memory: tuple[RememberedFrame, ...] = ()
@@ -111,7 +120,7 @@ class StratifiedCenterPoint(Base3DDetector):
                 with torch.no_grad():
                     *_, new = self._encode(frame.points, memory, frame.poses, frame.times)
                 memory = (new, *memory)[: self.memory_frames]
-        bev, coords, _ = self._encode(points, memory, poses, times)
+        bev, coords, _ = self._encode(points, memory, poses, times, scores)
         return self._run_backbone(bev), coords
 
     def _encode(
@@ -120,15 +129,19 @@ class StratifiedCenterPoint(Base3DDetector):
         memory: Sequence[RememberedFrame],
         poses: Tensor,
         times: Tensor,
+        scores: list | None = None,
     ) -> tuple[Tensor, Tensor, RememberedFrame]:
         """BEV feature map, coords [N, 4] of the voxels, and what to remember of B frames."""
         feats, coords = self.voxel_encoder(points)
         # the last samples of the batch may be empty, so it is counted by its point clouds
         batch = len(points)
+        asked = {} if scores is None else {'scores': scores}
         if not self.memory_frames:
-            return self.encoder(feats, coords, batch), coords, remember((), poses, times)
+            bev = self.encoder(feats, coords, batch, **asked)
+            return bev, coords, remember((), poses, times)
         past = recall(memory, poses, times, feats.device)
-        bev, tokens = self.encoder.encode(feats, coords, batch, past)  # type: ignore[attr-defined]
+        encode = self.encoder.encode  # type: ignore[attr-defined]
+        bev, tokens = encode(feats, coords, batch, past, **asked)
         return bev, coords, remember(tokens, poses, times)
 
     def _run_backbone(self, bev: Tensor) -> tuple[Tensor, ...]:
@@ -150,10 +163,17 @@ class StratifiedCenterPoint(Base3DDetector):
     def loss(
         self, batch_inputs_dict: dict, batch_data_samples: list[Det3DDataSample], **kwargs
     ) -> dict[str, Tensor]:
-        """Return the named losses of a batch, see `Base3DDetector.loss`."""
-        feature_maps, _ = self.extract_feat(batch_inputs_dict, batch_data_samples)
+        """Return the named losses of a batch, see `Base3DDetector.loss`.
+
+        They are the head's, and loss_objectness if the encoder chooses strata tokens by a score.
+        """
         gt_instances = [sample.gt_instances_3d for sample in batch_data_samples]
-        return self.head.loss_by_feat(self._head_outputs(feature_maps), gt_instances)
+        scores: list | None = [] if getattr(self.encoder, 'scores_voxels', False) else None
+        feature_maps, _ = self.extract_feat(batch_inputs_dict, batch_data_samples, scores)
+        losses = self.head.loss_by_feat(self._head_outputs(feature_maps), gt_instances)
+        if scores is not None:
+            losses['loss_objectness'] = objectness_loss(scores, gt_instances)
+        return losses
 
     def predict(
         self, batch_inputs_dict: dict, batch_data_samples: list[Det3DDataSample], **kwargs

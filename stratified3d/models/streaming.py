@@ -41,8 +41,14 @@ def remember(tokens: Sequence[Strata | None], poses: Tensor, times: Tensor) -> R
         tokens: of every block, from the encoder.
         poses, times: see `RememberedFrame`.
     """
-    kept = [Strata(*(part.detach() for part in strata)) for strata in tokens if strata is not None]
+    kept = [_detach(strata) for strata in tokens if strata is not None]
     return RememberedFrame(tuple(kept), poses, times)
+
+
+def _detach(strata: Strata) -> Strata:
+    """The tokens without gradients and without the scores that they were chosen by."""
+    feats, positions, present, _ = strata
+    return Strata(feats.detach(), positions.detach(), present)
 
 
 def recall(
@@ -73,7 +79,7 @@ def recall(
 
 def _join_frames(frames: Sequence[Strata], moves: Tensor, ages: Tensor) -> PastTokens:
     """Tokens of one block in K frames, moved by matrices [B, K, 4, 4], of ages [B, K]."""
-    parts = zip(*frames)
+    parts = zip(*(tokens[:3] for tokens in frames))
     stacks = [torch.stack([x.to(moves.device) for x in part], 1) for part in parts]
     feats, positions, present = stacks  # [B, K, m, ...]
     positions = move_positions(positions, moves)
@@ -142,7 +148,7 @@ class StreamState:
     def as_dict(self) -> dict[str, Any]:
         """Return dicts, lists, numbers and tensors: `torch.save` and a safe load take them."""
         frames: list[dict[str, Any]] = [
-            dict(tokens=[list(x) for x in frame.tokens], poses=frame.poses, times=frame.times)
+            dict(tokens=[list(x[:3]) for x in frame.tokens], poses=frame.poses, times=frame.times)
             for frame in self.frames
         ]
         return dict(

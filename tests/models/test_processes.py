@@ -84,7 +84,9 @@ def test_two_processes_agree_on_clips(clip_config, build, clip_batch, tmp_path):
     assert any(gradient.any() for name, gradient in mean.items() if 'memory.offset' in name)
 
 
-def test_two_processes_do_what_one_does(small_config, build, halves, tmp_path):
+@pytest.mark.parametrize('selection', ['pool', 'topk'])
+def test_two_processes_do_what_one_does(small_config, build, halves, tmp_path, selection):
+    small_config['encoder']['mixer'].update(selection=selection)
     model = build(small_config)
     alone = [losses_and_gradients(model, *half) for half in halves[:2]]
     together = run_processes(model, halves, tmp_path / 'store')
@@ -117,7 +119,7 @@ def test_losses_averaged_over_processes_are_those_of_the_whole_batch(
     assert apart > 1e-3
 
 
-@pytest.mark.parametrize('selection', ['pool', 'random'])
+@pytest.mark.parametrize('selection', ['pool', 'random', 'topk'])
 def test_activation_checkpointing_gives_the_same_gradients(small_config, build, halves, selection):
     found = []
     for with_cp in (False, True):

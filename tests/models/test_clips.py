@@ -39,7 +39,11 @@ def test_points_between_two_close_sweeps_are_of_the_nearer_one(clip_batch):
     assert [len(step.points[0]) for step in split_clip(inputs['points'], samples)] == [40, 0, 0]
 
 
-def test_every_parameter_learns_also_where_nothing_came_before(clip_config, build, clip_batch):
+@pytest.mark.parametrize('selection', ['pool', 'topk'])
+def test_every_parameter_learns_also_where_nothing_came_before(
+    clip_config, build, clip_batch, selection
+):
+    clip_config['encoder']['mixer'].update(selection=selection)
     model = build(clip_config).train()
     for sizes, ages in ((SIZES, ((0.05, 0.1),)), ((300, 0), ((),))):
         model.zero_grad()

@@ -292,8 +292,9 @@ def test_empty_frames_have_no_detections_and_break_nothing(with_memory, empty):
         assert_same(found[2], without[1])
 
 
-def test_state_survives_a_safe_load(with_memory):
-    model, frames = with_memory(), drive(4)
+@pytest.mark.parametrize('selection', ['pool', 'topk'])
+def test_state_survives_a_safe_load(with_memory, selection):
+    model, frames = with_memory(selection=selection), drive(4)
     _, _, state = run(model, frames[:3], scene='a')
     content = io.BytesIO()
     torch.save(state.as_dict(), content)

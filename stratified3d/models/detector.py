@@ -95,8 +95,8 @@ class StratifiedCenterPoint(Base3DDetector):
     def extract_feat(
         self,
         batch_inputs_dict: dict,
-        batch_data_samples: Sequence[Det3DDataSample] | None = None,
         scores: list | None = None,
+        batch_data_samples: Sequence[Det3DDataSample] | None = None,
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return the backbone's feature maps and the coords [N, 4] of the voxels.
 
@@ -106,8 +106,8 @@ class StratifiedCenterPoint(Base3DDetector):
 
         Args:
             batch_inputs_dict: points, one [P, C] per sample.
-            batch_data_samples: the samples.
             scores: handed to the encoder for the keyframe; it must take it then.
+            batch_data_samples: the samples, which may be clips.
         """
         points = batch_inputs_dict['points']
         memory: tuple[RememberedFrame, ...] = ()
@@ -169,7 +169,7 @@ class StratifiedCenterPoint(Base3DDetector):
         """
         gt_instances = [sample.gt_instances_3d for sample in batch_data_samples]
         scores: list | None = [] if getattr(self.encoder, 'scores_voxels', False) else None
-        feature_maps, _ = self.extract_feat(batch_inputs_dict, batch_data_samples, scores)
+        feature_maps, _ = self.extract_feat(batch_inputs_dict, scores, batch_data_samples)
         losses = self.head.loss_by_feat(self._head_outputs(feature_maps), gt_instances)
         if scores is not None:
             losses['loss_objectness'] = objectness_loss(scores, gt_instances)
@@ -179,7 +179,7 @@ class StratifiedCenterPoint(Base3DDetector):
         self, batch_inputs_dict: dict, batch_data_samples: list[Det3DDataSample], **kwargs
     ) -> list[Det3DDataSample]:
         """Add `pred_instances_3d` to the samples of a batch, see `Base3DDetector.predict`."""
-        feature_maps, coords = self.extract_feat(batch_inputs_dict, batch_data_samples)
+        feature_maps, coords = self.extract_feat(batch_inputs_dict, None, batch_data_samples)
         return self._predict_boxes(feature_maps, coords, batch_data_samples)
 
     def _predict_boxes(
@@ -202,7 +202,7 @@ class StratifiedCenterPoint(Base3DDetector):
         batch_data_samples: list[Det3DDataSample] | None = None,
         **kwargs,
     ) -> tuple[list[dict]]:
-        feature_maps, _ = self.extract_feat(batch_inputs_dict, batch_data_samples)
+        feature_maps, _ = self.extract_feat(batch_inputs_dict, None, batch_data_samples)
         return self._head_outputs(feature_maps)
 
     @torch.no_grad()

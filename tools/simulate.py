@@ -102,14 +102,7 @@ def parse_args() -> argparse.Namespace:
         default=default.version,
         help='v1.0-mini or v1.0-trainval (default %(default)s)',
     )
-    parser.add_argument(
-        '--sensor',
-        default=default.sensor,
-        metavar='NAME',
-        help=f'which LiDAR: {", ".join(MOUNTINGS)}, or {MIXED}: each scene draws another one, '
-        'another mount and brightness, in steeper streets with more clutter '
-        '(default %(default)s)',
-    )
+    _add_sensor(parser, default.sensor)
     args = parser.parse_args()
     own = ('version', 'sweeps', 'sensor')
     if args.format == 'waymo' and any(getattr(args, key) != getattr(default, key) for key in own):
@@ -117,6 +110,17 @@ def parse_args() -> argparse.Namespace:
             "--version, --sweeps and --sensor are nuScenes'; Waymo has its own five lasers"
         )
     return args
+
+
+def _add_sensor(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        '--sensor',
+        default=default,
+        metavar='NAME',
+        help=f'which LiDAR: {", ".join(MOUNTINGS)}, or {MIXED}: each scene draws another one, '
+        'another mount and brightness, in steeper streets with more clutter '
+        '(default %(default)s)',
+    )
 
 
 class Progress:

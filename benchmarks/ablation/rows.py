@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from mmengine.config import Config
@@ -15,8 +16,11 @@ from benchmarks.ablation.baselines import (
 from benchmarks.ablation.full_size import CHANGES
 from benchmarks.ablation.recipes import (
     full_augmentation,
+    one_sweep,
     plain_backbone,
+    remember_sweeps,
     separable_backbone,
+    use_sweeps,
     with_turns,
     without_flips,
     without_sampling,
@@ -67,6 +71,24 @@ def _one_stage(size: int = 12, depth: int = 2) -> dict[str, Any]:
     return {'stages': [dict(depth=depth, window_shape=(8, size, size), stride=(8, 1, 1))]}
 
 
+def _tokens() -> list[Row]:
+    """Options of the tokens, which are all read from the start, but for one."""
+    topk: dict[str, Any] = dict(selection='topk')
+    variants: dict[str, dict[str, Any]] = {
+        'collect log n': dict(collect_scale=0.43),
+        'tokens mix': dict(token_mixing=True),
+        'farthest': dict(selection='farthest'),
+        'topk': topk,
+        'topk, one per window': dict(**topk, max_per_window=1),
+        'all token options': dict(**topk, collect_scale=0.43, token_mixing=True),
+    }
+    rows = []
+    for name, settings in variants.items():
+        rows.append(_mixer(name, 'tokens', strata_offset=0.0, **settings))
+    # the loss of objectness with tokens that are hardly read: what it brings by itself
+    return [*rows, _mixer('topk, silent start', 'tokens', **topk)]
+
+
 def _bev_parts() -> list[Row]:
     """Other costs of the backbone and the head."""
     wide: dict[str, Any] = {'backbone.channels': (128, 128, 256), 'backbone.out_channels': 64}
@@ -103,6 +125,17 @@ def _headings() -> list[Row]:
         settings = {f'model.{key}': value for key, value in options.items()}
         rows.append(Row(name, 'heading', settings))
     return rows
+
+
+def _memories() -> list[Row]:
+    """Earlier frames remembered as tokens; the default stacks the same five sweeps."""
+    changes: dict[str, Callable[[Config], None]] = {
+        'one sweep': one_sweep,
+        'one sweep, memory of 4': partial(remember_sweeps, count=4),
+        'one sweep, memory of 4, 0.1 s apart': partial(remember_sweeps, count=4, every=2),
+        'five sweeps, 0.1 s apart': partial(use_sweeps, count=4, every=2),
+    }
+    return [Row(name, 'memory', {}, change) for name, change in changes.items()]
 
 
 def _mixers() -> list[Row]:
@@ -153,6 +186,7 @@ ROWS = [
     _mixer('no bias', 'bias', strata_offset=None),
     # all tokens together start with the weight of one voxel
     _mixer('offset 0', 'bias', strata_offset=0.0),
+    *_tokens(),
     _encoder('window 24', 'window', **_one_stage(24)),
     # one block each: neither is shifted
     _encoder(
@@ -190,6 +224,7 @@ ROWS = [
     Row('full-size augmentation', 'data', {}, full_augmentation),
     *_bev_parts(),
     *_headings(),
+    *_memories(),
     *_mixers(),
     *(Row(name, 'configs', {}, change) for name, change in CHANGES.items()),
     *_detectors(),

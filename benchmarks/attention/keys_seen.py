@@ -26,7 +26,7 @@ CPU = torch.device('cpu')
 COLUMNS = 6
 DECADES = 4  # of the weights that are drawn
 VIEW = 30.0  # meters around the query
-QUERIES = 9  # for the table
+QUERIES = 5  # for the table
 
 
 def drawn_methods() -> Iterator[Method]:

@@ -176,7 +176,7 @@ def _factor(baseline: FactorizedAttention, grid: WindowGrid) -> list[Tensor]:
 def _scan(baseline: ScanAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
     steps = torch.nn.functional.softplus(baseline.step(v.flatten(1)))
     outs = [q[:0]]
-    order = [torch.empty(0, dtype=torch.long)]
+    order = [torch.empty(0, dtype=torch.long, device=q.device)]
     for rows in sample_rows(grid):
         rows = walk_snake(rows, grid, sorts_along_y(baseline.block))
         order.append(rows)

@@ -14,10 +14,28 @@ SHIPPED = (
     'projects/**/*.md',
     'projects/**/*.yml',
     'projects/**/*.safetensors',
-    'tools/*.py',
+    *(
+        f'tools/{name}.py'
+        for name in (
+            'convert_custom',
+            'create_data',
+            'export_weights',
+            'overfit_frame',
+            'quickstart',
+            'simulate',
+            'test',
+            'train',
+            'visualize',
+            'waymo_convert',
+            'waymo_eval',
+        )
+    ),
 )
 # Python runs this line at its start: mmdet3d's own scripts understand `stratified3d::` names then
-STARTUP = ('stratified3d.pth', 'import stratified3d.shipped; stratified3d.shipped.register_names()\n')
+STARTUP = (
+    'stratified3d.pth',
+    'import stratified3d.shipped; stratified3d.shipped.register_names()\n',
+)
 
 
 def shipped_files() -> list[Path]:

@@ -1,10 +1,10 @@
 """Configs and weights that come with the package, by names such as
 `stratified3d::stratified/NAME.py`.
 
-mmengine and mim know a fixed list of packages whose configs they find by such names. `register_names`
-adds this package to it. The wheel has a line that calls it when Python starts (stratified3d.pth),
-so that mmdet3d's own scripts understand the names, too. That line imports nothing but this file, and
-this file nothing but the standard library's smallest parts: it must cost no command any time.
+mmengine and mim find configs by such names in a fixed list of packages. `register_names` adds this
+package to it. The wheel has a line that calls it when Python starts (stratified3d.pth), so that
+mmdet3d's own scripts understand the names, too. That line imports nothing but this file, and this
+file nothing but `os` and `sys`: it must cost no command any time.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def find_shipped(name: str) -> str:
         path = os.path.join(place, file)
         if os.path.isfile(path):
             return path
-    raise FileNotFoundError(f'{name}: no such file; there are {", ".join(list_shipped()) or "none"}')
+    raise FileNotFoundError(
+        f'{name}: no such file; there are {", ".join(list_shipped()) or "none"}'
+    )
 
 
 def list_shipped() -> list[str]:
@@ -114,6 +116,8 @@ def _change_config(module) -> None:
     if hasattr(config, '_stratified3d'):
         return
     config._stratified3d = True
+    # for mmengine.hub
+    sys.modules['mmengine.config.utils'].MODULE2PACKAGE['stratified3d'] = 'stratified3d'
     read_file, find_base = config.fromfile, config._get_cfg_path
 
     def fromfile(filename, *args, **kwargs):

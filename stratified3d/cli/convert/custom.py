@@ -68,6 +68,12 @@ def report(done: Conversion) -> None:
         for axis, low, high in zip('xyz', done.extent[:3], done.extent[3:])
     ]
     print(f'  points lie in {", ".join(ranges)} m: choose point_cloud_range accordingly')
+    for name in done.sideways:
+        print(
+            f'  CAUTION: every {name} is wider than long (dx < dy): dx is the length along the '
+            'heading. Exchange dx and dy, or turn yaw by a quarter if the outlines are right '
+            '(of barriers and the like this may be as it should)'
+        )
     if 2 * done.empty > total:
         print(
             f'  CAUTION: {done.empty} of {total} boxes contain no points: are boxes and points in '

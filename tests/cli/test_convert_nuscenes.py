@@ -90,7 +90,7 @@ def test_form_of_mmdet3d_prepares_trainval_and_test(
     root = tmp_path / 'whole'
     root.mkdir()
     for part in (*trainval_set.iterdir(), unannotated_set / 'v1.0-test'):
-        if not part.suffix:
+        if part.suffix != '.pkl':
             (root / part.name).symlink_to(part)
     said = prepare('nuscenes', '--root-path', root, '--extra-tag', 'nuscenes', '--no-database')
     assert 'v1.0-trainval, val: 1 scenes' in said and 'v1.0-test, test: 2 scenes' in said

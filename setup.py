@@ -32,10 +32,7 @@ SHIPPED = (
     ),
 )
 # Python runs this line at its start: mmdet3d's own scripts understand `stratified3d::` names then
-STARTUP = (
-    'stratified3d.pth',
-    'import stratified3d.shipped; stratified3d.shipped.register_names()\n',
-)
+STARTUP = ('stratified3d.pth', 'import stratified3d\n')
 
 
 def shipped_files() -> list[Path]:

@@ -18,8 +18,6 @@ import stratified3d.models
 import stratified3d.visualization.hook  # noqa: F401
 from stratified3d.checkpoints import register_loader
 from stratified3d.datasets.io.safe_pickle import register_reader
-from stratified3d.shipped import register_names
 
 register_loader()
 register_reader()
-register_names()

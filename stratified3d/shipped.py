@@ -2,9 +2,9 @@
 `stratified3d::stratified/NAME.py`.
 
 mmengine and mim find configs by such names in a fixed list of packages. `register_names` adds this
-package to it. The wheel has a line that calls it when Python starts (stratified3d.pth), so that
-mmdet3d's own scripts understand the names, too. That line imports nothing but this file, and this
-file nothing but `os` and `sys`: it must cost no command any time.
+package to it when the package is imported. The wheel has a line that does so when Python starts
+(stratified3d.pth), for mmdet3d's own scripts. That imports nothing but this file, and this file
+nothing but `os` and `sys`: it must cost no command any time.
 """
 
 from __future__ import annotations

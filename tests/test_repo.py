@@ -33,7 +33,6 @@ ALLOWED = {
         'checkpoints',
         'datasets',
         'evaluation',
-        'shipped',
         'visualization',
     },
     'apis': {

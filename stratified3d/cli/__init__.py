@@ -11,7 +11,7 @@ import sys
 from typing import NamedTuple
 
 from stratified3d.commands import begin_command
-from stratified3d.shipped import make_projects_importable, register_names
+from stratified3d.shipped import make_projects_importable
 
 _RESUME = 'rerun the same command to resume'
 
@@ -69,7 +69,6 @@ def run_command(name: str, prog: str, arguments: list[str] | None = None) -> int
     command = COMMANDS[name]
     begin_command(short_name(prog), command.hint)
     make_projects_importable()
-    register_names()
     module = importlib.import_module(command.module)
     return module.main(sys.argv[1:] if arguments is None else arguments, prog)
 

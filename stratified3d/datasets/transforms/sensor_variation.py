@@ -1,9 +1,10 @@
-"""Other brightness, fewer points and bare ground: what a detector of many sensors must have seen."""
+"""Other brightness, fewer points, cropped views and bare ground, for detectors of many sensors."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from mmcv.ops import points_in_boxes_cpu
 from mmcv.transforms import BaseTransform
 from mmdet3d.registry import TRANSFORMS
 from mmdet3d.structures import LiDARPoints
@@ -99,24 +100,62 @@ class ThinFrame(BaseTransform):
         """Thin `points`, and `gt_bboxes_3d` with `gt_labels_3d`."""
         if np.random.random() >= self.prob:
             return results
-        points = results['points']
         share = self.least ** np.random.random()
-        points = points[torch.from_numpy(np.random.random(len(points)) < share)]
-        boxes = results['gt_bboxes_3d']
-        if len(boxes):
-            owner = boxes.points_in_boxes_part(points.coord).long()
-            counts = torch.bincount(owner + 1, minlength=len(boxes) + 1)[1:]
-            keep = counts >= self.min_points
-            results['gt_bboxes_3d'] = boxes[keep]
-            results['gt_labels_3d'] = results['gt_labels_3d'][keep.numpy()]
-        results['points'] = points
-        return results
+        keep = np.random.random(len(results['points'])) < share
+        return keep_points(results, torch.from_numpy(keep), self.min_points)
 
     def __repr__(self) -> str:
         return (
             f'{type(self).__name__}(prob={self.prob}, least={self.least}, '
             f'min_points={self.min_points})'
         )
+
+
+@TRANSFORMS.register_module()
+class KeepSector(BaseTransform):
+    """Keep a sector of some frames, as files that are cropped to the view of a camera do.
+
+    Args:
+        prob: share of the frames.
+        degrees: least and greatest width of the sector.
+        min_points: that a box needs.
+    """
+
+    def __init__(
+        self, prob: float, degrees: tuple[float, float] = (60.0, 200.0), min_points: int = 2
+    ):
+        if not 0 <= prob <= 1:
+            raise ValueError(f'prob must lie in 0 to 1, not {prob}')
+        self.prob, self.degrees, self.min_points = prob, degrees, min_points
+
+    def transform(self, results: dict) -> dict:
+        """Crop `points`, and drop `gt_bboxes_3d` with `gt_labels_3d` outside."""
+        if np.random.random() >= self.prob:
+            return results
+        x, y = results['points'].tensor[:, :2].T
+        azimuth = torch.atan2(y, x) - np.random.uniform(-np.pi, np.pi)
+        aside = ((azimuth + np.pi) % (2 * np.pi) - np.pi).abs()
+        half = np.radians(np.random.uniform(*self.degrees)) / 2
+        return keep_points(results, aside < half, self.min_points)
+
+    def __repr__(self) -> str:
+        return (
+            f'{type(self).__name__}(prob={self.prob}, degrees={tuple(self.degrees)}, '
+            f'min_points={self.min_points})'
+        )
+
+
+def keep_points(results: dict, keep: torch.Tensor, min_points: int) -> dict:
+    """Keep the points of a mask [P], and the boxes with at least `min_points` of them."""
+    points = results['points'][keep]
+    boxes = results['gt_bboxes_3d']
+    if len(boxes):
+        inside = points_in_boxes_cpu(points.coord[None], boxes.tensor[None, :, :7])[0]  # [P, K]
+        is_seen = inside.sum(0) >= min_points
+        results['gt_bboxes_3d'] = boxes[is_seen]
+        results['gt_labels_3d'] = results['gt_labels_3d'][is_seen.numpy()]
+    results['points'] = points
+    return results
 
 
 @TRANSFORMS.register_module()

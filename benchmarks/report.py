@@ -65,8 +65,10 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def compact(text: str) -> str:
-    """The same Markdown without the spaces that align a table's columns: for files, in which one long
-    note would widen every row."""
+    """The same Markdown without the spaces that align a table's columns.
+
+    For files, in which one long note would widen every row.
+    """
     lines = []
     for line in text.split('\n'):
         if line.startswith('|'):

@@ -30,9 +30,9 @@ class LoadAlignedSweeps(LoadPointsFromMultiSweeps):
     """
 
     def transform(self, results: dict) -> dict:
-        """Replace results['points'] [P, 5] by the points of all sweeps, with their age in column 4.
+        """Replace the points [P, 5] of `results` by those of all sweeps.
 
-        The age is in seconds.
+        Column 4 is their age in seconds.
         """
         keyframe = results['points']
         keyframe.tensor[:, 4] = 0

@@ -147,7 +147,7 @@ def _change_mim(module) -> None:
             return files
         return [find_shipped(name) for name in list_shipped() if name.endswith(f'/{base_name}')]
 
-    find_here_too._stratified3d = True
+    find_here_too.__dict__['_stratified3d'] = True
     module.recursively_find = find_here_too
 
 

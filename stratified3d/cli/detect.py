@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
     from stratified3d.datasets.io.point_files import read_points
     from stratified3d.sensors import model_sensor
 
-    warnings.showwarning = _print_warning
+    warnings.showwarning = _print_warning  # type: ignore[assignment]
     model = init_detector(args.config, args.checkpoint, args.device)
     sensor = read_sensor_options(args, model_sensor(model.cfg))
     frames = []

@@ -149,7 +149,7 @@ class NuScenesDevkitMetric(NuScenesMetric):
 
     def _evaluate_single(self, result_path: str, *args, **kwargs) -> dict[str, float]:
         if self.own_scenes is not None:
-            return self._evaluate_own(Path(result_path), *args, **kwargs)
+            return self._evaluate_own(self.own_scenes, Path(result_path), *args, **kwargs)
         try:
             return super()._evaluate_single(result_path, *args, **kwargs)
         except Exception as error:  # the devkit raises nothing more specific
@@ -164,7 +164,11 @@ class NuScenesDevkitMetric(NuScenesMetric):
             return super()._evaluate_single(str(path), *args, **kwargs)
 
     def _evaluate_own(
-        self, result: Path, classes: Sequence[str], result_name: str = 'pred_instances_3d'
+        self,
+        scenes: list[str],
+        result: Path,
+        classes: Sequence[str],
+        result_name: str = 'pred_instances_3d',
     ) -> dict[str, float]:
         """Scores of scenes in no official split, under the keys of NuScenesMetric."""
         content = json.loads(result.read_bytes())
@@ -173,7 +177,7 @@ class NuScenesDevkitMetric(NuScenesMetric):
             metrics = score_own_scenes(
                 self.data_root,
                 self.info_version,
-                self.own_scenes,
+                scenes,
                 path,
                 self.eval_detection_configs,
             )

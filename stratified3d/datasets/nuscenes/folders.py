@@ -105,9 +105,9 @@ def check_files(root: Path, paths: Iterable[str]) -> None:
     lines = [
         f'{root}: {counts.total()} of {sum(map(len, wanted.values()))} point files are missing:'
     ]
-    for folder, names in missing.items():
-        of = f'{len(names)} of {len(wanted[folder])}'
-        lines.append(f'  {folder}/: {of}, such as {", ".join(names[:_SHOWN])}')
+    for folder, absent in missing.items():
+        of = f'{len(absent)} of {len(wanted[folder])}'
+        lines.append(f'  {folder}/: {of}, such as {", ".join(absent[:_SHOWN])}')
     lines.append('unpack all of the archives, those of the sweeps too')
     if all(folder.startswith('sweeps/') for folder in missing):
         lines[-1] += '; or go on with keyframes only: --max-sweeps 0 --sweeps 0'

@@ -69,7 +69,7 @@ def create_infos(
     missing = []
     for split, path in files.items():
         if path.is_file():
-            _check_same(path, version, max_sweeps, splits and splits[split])
+            _check_same(path, version, max_sweeps, splits[split] if splits else None)
         else:
             missing.append(split)
     if missing:
@@ -80,7 +80,7 @@ def create_infos(
             root, _list_point_files(tables, [chosen[split] for split in missing], max_sweeps)
         )
         for split in missing:
-            own = splits and splits[split]
+            own = splits[split] if splits else None
             _write_split(tables, split, chosen[split], files[split], max_sweeps, own)
     return list(files.values())
 

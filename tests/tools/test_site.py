@@ -40,5 +40,6 @@ def test_site_builds_without_a_warning(root, tmp_path):
     assert result.returncode == 0, result.stderr[-3000:]
     reference = (tmp_path / 'reference/apis/index.html').read_text()
     assert 'Detect objects in one point cloud.' in reference and '_find_change' not in reference
+    assert '>Returns:<' in reference and ' Raises: ' not in reference  # sections are apart
     home = (tmp_path / 'index.html').read_text()
     assert 'href="projects/quickstart/#what-to-expect"' in home and 'detection.png' in home

@@ -123,23 +123,23 @@ def judge(
     Args:
         counts: [K], which boxes count.
     """
-    names = np.array(frame.names)
-    found_names = np.array(found.names)
-    scores, hits, labels = [], [], []
+    box_names = np.array(frame.names)
+    names = np.array(found.names)
+    is_hit = np.zeros(len(names), bool)
+    # detections of boxes that do not count are neither right nor wrong
+    is_fair = np.ones(len(names), bool)
 
     for name in class_names:
-        boxes = np.flatnonzero(names == name)
-        detections = np.flatnonzero(found_names == name)
+        boxes = np.flatnonzero(box_names == name)
+        detections = np.flatnonzero(names == name)
         matched = match_centers(frame.boxes[boxes], found.boxes[detections])
-        is_hit = matched >= 0
+        is_match = matched >= 0
 
-        # detections of boxes that do not count are neither right nor wrong
-        is_fair = np.ones(len(detections), bool)
-        is_fair[is_hit] = counts[boxes[matched[is_hit]]]
-        scores.append(found.scores[detections[is_fair]])
-        hits.append(is_hit[is_fair])
-        labels.append(found_names[detections[is_fair]])
-    return Outcome(*map(np.concatenate, (scores, hits, labels)), names[counts])
+        hits = detections[is_match]
+        is_hit[hits] = True
+        is_fair[hits] = counts[boxes[matched[is_match]]]
+
+    return Outcome(found.scores[is_fair], is_hit[is_fair], names[is_fair], box_names[counts])
 
 
 def f1_over_scores(outcomes: list[Outcome]) -> tuple[np.ndarray, np.ndarray]:
@@ -168,6 +168,15 @@ def print_row(title: str, outcomes: list[Outcome], threshold: float) -> None:
     print('| ' + ' | '.join(cells) + ' |')
 
 
+def print_table(results: dict[str, list[Outcome]], threshold: float) -> None:
+    """Print F1 and the listed classes of every group of frames, as Markdown."""
+    print(f'score threshold {threshold:.3f}; classes: right / detections / boxes\n')
+    print('| frames of | frames | boxes | F1 | ' + ' | '.join(_LISTED) + ' |')
+    print('|---|---|---|---|' + '---|' * len(_LISTED))
+    for title, part in results.items():
+        print_row(title, part, threshold)
+
+
 def main() -> int:
     args = parse_args()
     try:
@@ -181,17 +190,13 @@ def main() -> int:
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f'sim2real.py: {error}')
 
-    scores, f1 = f1_over_scores([each for part in results.values() for each in part])
+    simulated = [outcome for part in results.values() for outcome in part]
+    scores, f1 = f1_over_scores(simulated)
     if not len(scores):
         sys.exit('sim2real.py: nothing was detected: no score can be chosen')
-    threshold = scores[f1.argmax()]
-    print(f'score threshold {threshold:.3f}; classes: right / detections / boxes\n')
-    print('| frames of | frames | boxes | F1 | ' + ' | '.join(_LISTED) + ' |')
-    print('|---|---|---|---|' + '---|' * len(_LISTED))
-    for sensor, part in results.items():
-        print_row(sensor, part, threshold)
     if args.info:
-        print_row(args.info.name, other, threshold)
+        results[args.info.name] = other
+    print_table(results, scores[f1.argmax()])
     return 0
 
 

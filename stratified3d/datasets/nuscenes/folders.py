@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -70,7 +70,11 @@ def link_dataset(root: str | Path, out: str | Path) -> Path:
     for part in sorted(root.iterdir()):
         link = out / part.name
         is_result = part.suffix == '.pkl' or part.name.endswith('_gt_database')
-        if is_result or (link.is_symlink() and link.resolve() == part.resolve()):
+        if (
+            is_result
+            or part.resolve() == out.resolve()
+            or (link.is_symlink() and link.resolve() == part.resolve())
+        ):
             continue
         if link.is_symlink() or link.exists():
             raise FileExistsError(
@@ -101,10 +105,8 @@ def check_files(root: Path, paths: Iterable[str]) -> None:
             missing[folder] = sorted(names - there)
     if not missing:
         return
-    counts = Counter({folder: len(names) for folder, names in missing.items()})
-    lines = [
-        f'{root}: {counts.total()} of {sum(map(len, wanted.values()))} point files are missing:'
-    ]
+    count, total = (sum(map(len, files.values())) for files in (missing, wanted))
+    lines = [f'{root}: {count} of {total} point files are missing:']
     for folder, absent in missing.items():
         of = f'{len(absent)} of {len(wanted[folder])}'
         lines.append(f'  {folder}/: {of}, such as {", ".join(absent[:_SHOWN])}')

@@ -58,6 +58,8 @@ def test_linked_folder_has_everything_but_results(dataset, tmp_path):
     assert sorted(os.listdir(out)) == ['maps', 'samples', 'sweeps', 'v1.0-mini', 'v1.0-trainval']
     check_files(out, PATHS)
     assert link_dataset(dataset, dataset) == dataset
+    inside = link_dataset(dataset, dataset / 'prepared')
+    assert sorted(os.listdir(inside)) == sorted(os.listdir(out))
     (tmp_path / 'other/samples').mkdir(parents=True)
     with pytest.raises(FileExistsError, match='other/samples is not a link .*--out-dir'):
         link_dataset(dataset, tmp_path / 'other')

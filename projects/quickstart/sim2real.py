@@ -123,23 +123,27 @@ def judge(
     Args:
         counts: [K], which boxes count.
     """
-    box_names = np.array(frame.names)
     names = np.array(found.names)
     is_hit = np.zeros(len(names), bool)
     # detections of boxes that do not count are neither right nor wrong
     is_fair = np.ones(len(names), bool)
-
     for name in class_names:
-        boxes = np.flatnonzero(box_names == name)
-        detections = np.flatnonzero(names == name)
-        matched = match_centers(frame.boxes[boxes], found.boxes[detections])
-        is_match = matched >= 0
-
-        hits = detections[is_match]
+        hits, boxes = match_class(frame, found, name)
         is_hit[hits] = True
-        is_fair[hits] = counts[boxes[matched[is_match]]]
+        is_fair[hits] = counts[boxes]
+    box_names = np.array(frame.names)[counts]
+    return Outcome(found.scores[is_fair], is_hit[is_fair], names[is_fair], box_names)
 
-    return Outcome(found.scores[is_fair], is_hit[is_fair], names[is_fair], box_names[counts])
+
+def match_class(
+    frame: AnnotatedFrame, found: Detections, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Detections of a class that are right, and the boxes that they found, indices [M] each."""
+    boxes = np.flatnonzero(np.array(frame.names) == name)
+    detections = np.flatnonzero(np.array(found.names) == name)
+    matched = match_centers(frame.boxes[boxes], found.boxes[detections])
+    is_match = matched >= 0
+    return detections[is_match], boxes[matched[is_match]]
 
 
 def f1_over_scores(outcomes: list[Outcome]) -> tuple[np.ndarray, np.ndarray]:

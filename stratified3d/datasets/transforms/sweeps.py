@@ -44,8 +44,8 @@ class LoadAlignedSweeps(LoadPointsFromMultiSweeps):
     def transform(self, results: dict) -> dict:
         """Replace the points [P, 5] of `results` by those of all sweeps.
 
-        Column 4 is their age in seconds. `sweep_ages` are those of the sweeps, `sweep_poses` [4, 4] move their
-        points from their LiDAR frame to the keyframe's.
+        Column 4 is their age in seconds. `sweep_ages` are those of the sweeps, `sweep_poses` [4, 4]
+        move their points from their LiDAR frame to the keyframe's.
         """
         keyframe = results['points']
         keyframe.tensor[:, 4] = 0

@@ -24,6 +24,7 @@ from stratified3d.frame_checks import check_frame
 from stratified3d.layers.strata_record import StrataRecord, record_strata
 from stratified3d.models.streaming import StreamLimits, StreamState, check_pose
 from stratified3d.sensors import FrameChange, Sensor, frame_change, model_sensor
+from stratified3d.shipped import find_shipped, make_projects_importable
 
 if TYPE_CHECKING:
     from mmdet3d.models.detectors import Base3DDetector
@@ -55,9 +56,10 @@ def init_detector(
     """Build a detector for inference.
 
     Args:
-        config: path or Config of a model of this plugin.
-        checkpoint: a .pth file written in training, or a .safetensors file; None leaves random
-            weights.
+        config: path or Config of a model of this plugin, or the name of a config that comes with
+            it, such as 'stratified3d::quickstart/pretrained.py'.
+        checkpoint: a .pth file written in training, or a .safetensors file, or such a name; None
+            leaves random weights.
         device: default: the GPU where there is one, else the CPU.
     Returns:
         The model in evaluation mode, with `cfg` and `class_names`.
@@ -66,9 +68,11 @@ def init_detector(
         ValueError: the checkpoint is damaged or of another model.
     """
     if not isinstance(config, Config):
-        if not Path(config).is_file():
+        make_projects_importable()
+        path = find_shipped(str(config))
+        if not Path(path).is_file():
             raise FileNotFoundError(f'there is no config {config}')
-        config = Config.fromfile(config)
+        config = Config.fromfile(path)
 
     importlib.import_module('stratified3d.plugin')  # registers the types that configs name
     with DefaultScope.overwrite_default_scope('mmdet3d'):

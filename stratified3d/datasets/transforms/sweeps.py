@@ -42,10 +42,10 @@ class LoadAlignedSweeps(LoadPointsFromMultiSweeps):
         self.every = every
 
     def transform(self, results: dict) -> dict:
-        """Replace results['points'] [P, 5] by the points of all sweeps, with their age in column 4.
+        """Replace the points [P, 5] of `results` by those of all sweeps.
 
-        The age is in seconds. `sweep_ages` are those of the sweeps, `sweep_poses` [4, 4] move their
-        points from their LiDAR frame to the keyframe's.
+        Column 4 is their age in seconds. `sweep_ages` are those of the sweeps, `sweep_poses` [4, 4]
+        move their points from their LiDAR frame to the keyframe's.
         """
         keyframe = results['points']
         keyframe.tensor[:, 4] = 0

@@ -303,11 +303,15 @@ def test_a_block_compiles_as_one_graph(setting):
                 [
                     out,
                     *torch.autograd.grad(
-                        out.square().sum(), [x, *block.parameters()], allow_unused=True
+                        # the score that tokens are chosen by has no gradient: none, or zeros
+                        out.square().sum(),
+                        [x, *block.parameters()],
+                        allow_unused=True,
+                        materialize_grads=True,
                     ),
                 ]
             )
-        assert all(a is b is None or relative_error(b, a) < 1e-5 for a, b in zip(*found))
+        assert all(relative_error(b, a) < 1e-5 for a, b in zip(*found))
 
 
 @pytest.mark.slow

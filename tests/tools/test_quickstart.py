@@ -83,7 +83,7 @@ def _check_interruption(step, status, output):
     assert status == 130, f'{step}: {output[-3000:]}'
     assert 'Traceback' not in output, f'{step}: {output[-3000:]}'
     assert output.count('interrupted') == 1
-    assert output.endswith('\nquickstart: interrupted; rerun the same command to resume\n')
+    assert output.endswith('\nquickstart.py: interrupted; rerun the same command to resume\n')
 
 
 def test_summary_and_table(done):

@@ -81,7 +81,6 @@ def test_range_images_put_ground_returns_on_the_ground(turning):
         poses @ lidar.mount,
         scene.primitives_at(time),
         scene.ground.coefficients,
-        lidar.max_range,
     )
     images = scan(scene, time, lidar)
 

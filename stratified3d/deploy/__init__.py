@@ -1,0 +1,1 @@
+"""Detectors as one file that runs without OpenMMLab."""

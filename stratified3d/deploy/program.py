@@ -1,0 +1,120 @@
+"""The detector from points to boxes as one module that torch.export can trace."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from mmcv.cnn.utils import fuse_conv_bn
+from torch import Tensor, nn
+
+from stratified3d.deploy.attention import BucketedAttention
+from stratified3d.deploy.convolution import TableConv
+from stratified3d.deploy.decode import decode_boxes
+from stratified3d.layers.attention import StratifiedAttention
+from stratified3d.layers.sparse_conv import SparseConv
+from stratified3d.models.heads.center import StratifiedCenterHead
+from stratified3d.ops import voxelize
+
+_LARGEST = 1e6  # a larger value is as broken as NaN, see `DynamicVoxelEncoder`
+
+
+class DetectorProgram(nn.Module):
+    """A trained detector for one point cloud at a time, with the same weights.
+
+    Args:
+        model: of `init_detector`.
+        bev_dtype: of the convolutions on the BEV feature map.
+    Raises:
+        ValueError: parts that cannot be exported.
+    """
+
+    def __init__(self, model: Any, bev_dtype: torch.dtype = torch.float32):
+        super().__init__()
+        _check_parts(model)
+        model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.voxel_encoder = model.voxel_encoder
+        self.encoder = model.encoder
+        self.backbone = fuse_conv_bn(model.backbone).to(bev_dtype)
+        self.head = fuse_conv_bn(model.head)
+        for part in (self.head.shared_conv, self.head.task_heads):
+            part.to(bev_dtype)
+        self.bev_dtype = bev_dtype
+        self.memory_format = model.memory_format
+        self.attentions = [_replace_attention(stage) for stage in self.encoder.stages]
+        _replace_convolutions(self.encoder)
+
+    def forward(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Detect objects in points [P, in_channels], see `decode_boxes` for the results."""
+        bev, is_empty = self.encode(points)
+        boxes, scores, labels, count = self.detect(bev)
+        return boxes, scores, labels, count * ~is_empty
+
+    def encode(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the BEV feature map [1, C, Y, X] and whether no point lies in the range."""
+        points, is_empty = self._with_one_inside(points)
+        encoder = self.voxel_encoder
+        sample = torch.zeros_like(points[:, 0], dtype=torch.long)
+        voxels = voxelize(points, sample, encoder.voxel_size, encoder.point_cloud_range)
+        torch._check(voxels.coords.shape[0] > 0)
+        torch._check(voxels.point_order.shape[0] > 0)
+        for attention in self.attentions:
+            attention.forget()
+        return self.encoder(encoder.describe(points, voxels), voxels.coords, 1), is_empty
+
+    def detect(self, bev: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return `decode_boxes` of a BEV feature map [1, C, Y, X]."""
+        bev = bev.to(self.bev_dtype).contiguous(memory_format=self.memory_format)
+        (feature_map,) = self.backbone(bev)
+        return decode_boxes(self.head, feature_map)
+
+    def _with_one_inside(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Points without broken ones, and one in the middle of the range if all are outside.
+
+        So no later step meets an empty frame.
+        """
+        lowest, highest = points.new_tensor(self.voxel_encoder.point_cloud_range).chunk(2)
+        columns = points[:, : self.voxel_encoder.in_channels]
+        is_valid = (columns.abs() <= _LARGEST).all(1, keepdim=True)
+        outside = torch.full_like(columns, 2 * _LARGEST)
+        columns = torch.where(is_valid, columns, outside)
+
+        voxel_size = points.new_tensor(self.voxel_encoder.voxel_size)
+        index = ((columns[:, :3] - lowest) / voxel_size).floor()
+        limit = points.new_tensor(self.encoder.spatial_shape[::-1])
+        is_empty = ~((index >= 0) & (index < limit)).all(1).any()
+        spare = columns.new_zeros(1, columns.shape[1])
+        spare[:, :3] = torch.where(is_empty, (lowest + highest) / 2, 2 * _LARGEST)
+        return torch.cat([columns, spare]), is_empty
+
+
+def _check_parts(model: Any) -> None:
+    if not isinstance(model.head, StratifiedCenterHead):
+        raise ValueError(
+            f'the head {type(model.head).__name__} cannot be exported: only StratifiedCenterHead'
+        )
+    for stage in model.encoder.stages:
+        for block in stage.blocks:
+            if type(block.mixer) is not StratifiedAttention:
+                raise ValueError(
+                    f'the mixer {type(block.mixer).__name__} cannot be exported: only '
+                    'StratifiedAttention'
+                )
+
+
+def _replace_attention(stage: Any) -> BucketedAttention:
+    """Let the blocks of a stage use one `BucketedAttention`, and return it."""
+    z, y, x = stage.window_shape
+    attention = BucketedAttention(z * y * x)
+    for block in stage.blocks:
+        block.mixer.backend = attention
+    return attention
+
+
+def _replace_convolutions(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, SparseConv):
+            setattr(module, name, TableConv(child))
+        else:
+            _replace_convolutions(child)

@@ -28,7 +28,17 @@ ALLOWED = {
     'models': {'ops', 'layers', 'models'},
     'engine': {'engine', 'checkpoints', 'commands', 'datasets', 'memory', 'resumable'},
     'plugin': {'models', 'engine', 'checkpoints', 'datasets', 'evaluation', 'visualization'},
-    'apis': {'layers', 'models', 'checkpoints', 'datasets', 'frame_checks', 'sensors'},
+    'apis': {
+        'layers',
+        'models',
+        'checkpoints',
+        'datasets',
+        'detections',
+        'frame_checks',
+        'sensors',
+    },
+    'deploy': {'deploy', 'detections', 'layers', 'models', 'ops', 'sensors'},
+    'detections': set(),
     'frame_checks': {'ground', 'sensors'},
     'sensors': {'ground'},
     'sensor_options': {'sensors'},
@@ -110,6 +120,15 @@ def test_ops_import_without_openmmlab():
     subprocess.run([sys.executable, '-c', blocked], check=True)
 
 
+def test_packaged_detectors_run_without_openmmlab():
+    blocked = (
+        'import sys\n'
+        'for name in ("mmengine", "mmcv", "mmdet", "mmdet3d", "spconv", "numba", "scipy"):\n'
+        '    sys.modules[name] = None\nfrom stratified3d.deploy import load\n'
+    )
+    subprocess.run([sys.executable, '-c', blocked], check=True)
+
+
 def tracked(root):
     listing = subprocess.run(
         ['git', 'ls-files', '-co', '--exclude-standard'],
@@ -160,7 +179,8 @@ def test_nothing_shadows_mmdet3d(root):
 
 
 @pytest.mark.parametrize(
-    'part', ['ops', 'layers', 'models', 'engine', 'evaluation', 'datasets', 'visualization']
+    'part',
+    ['ops', 'layers', 'models', 'engine', 'evaluation', 'datasets', 'deploy', 'visualization'],
 )
 def test_public_functions_and_classes_are_documented(root, part):
     for path in sorted((root / 'stratified3d' / part).rglob('*.py')):

@@ -132,9 +132,7 @@ def _make_bucket(start: Tensor, end: Tensor, length: int, count: int) -> Bucket:
     return Bucket(torch.minimum(rows, end[:, None] - 1), mask, places)
 
 
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float
-) -> tuple[Tensor, Tensor]:
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """q, k, v [W, H, L, D], mask [W, 1, L, L] -> output [W, H, L, D], log-sum-exp [W, H, L]."""
     if q.device.type == 'cpu':
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _TILE = 64  # pairs of one weight that are multiplied together
+_MAX_TILES = 1 << 24  # a bound keeps products of sizes within 64 bits
 
 
 class Pairs(NamedTuple):
@@ -85,6 +86,8 @@ def strided_table(
     key = ((z // stride[0]) * rows + y // stride[1]) * columns + x // stride[2]
     step = ((z % stride[0]) * stride[1] + y % stride[1]) * stride[2] + x % stride[2]
     cells, cell = torch.unique(key, return_inverse=True)  # sorted
+    torch._check(cells.shape[0] > 0)
+    torch._check(cells.shape[0] <= coords.shape[0])
 
     size = stride[0] * stride[1] * stride[2]
     table = torch.full((size, cells.shape[0]), -1, dtype=torch.long, device=coords.device)
@@ -102,6 +105,7 @@ def pairs_of(table: Tensor) -> Pairs:
     place = is_there.cumsum(1) - 1 + first[:, None]  # [K, N]
     kernel = torch.arange(table.shape[0], device=table.device)
     weight = kernel.repeat_interleave(tiles)
+    torch._check(weight.shape[0] <= _MAX_TILES)
 
     step, target = is_there.nonzero(as_tuple=True)
     source = table.new_zeros(weight.shape[0] * _TILE)

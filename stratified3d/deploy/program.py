@@ -15,9 +15,10 @@ from stratified3d.deploy.decode import decode_boxes
 from stratified3d.layers.attention import StratifiedAttention
 from stratified3d.layers.sparse_conv import SparseConv
 from stratified3d.models.heads.center import StratifiedCenterHead
-from stratified3d.ops import voxelize
+from stratified3d.ops import Voxels, segment_broadcast, voxel_centers, voxelize
 
-_LARGEST = 1e6  # a larger value is as broken as NaN, see `DynamicVoxelEncoder`
+MAX_POINTS = 1 << 24  # rows of a frame; a bound keeps products of sizes within 64 bits
+LARGEST = 1e6  # a larger value is as broken as NaN, see `DynamicVoxelEncoder`
 
 
 class DetectorProgram(nn.Module):
@@ -26,11 +27,17 @@ class DetectorProgram(nn.Module):
     Args:
         model: of `init_detector`.
         bev_dtype: of the convolutions on the BEV feature map.
+        capacity: voxels that are kept, the nearest to the sensor; None for all.
     Raises:
         ValueError: parts that cannot be exported.
     """
 
-    def __init__(self, model: Any, bev_dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        model: Any,
+        bev_dtype: torch.dtype = torch.float32,
+        capacity: int | None = None,
+    ):
         super().__init__()
         _check_parts(model)
         model = copy.deepcopy(model).eval().requires_grad_(False)
@@ -41,27 +48,55 @@ class DetectorProgram(nn.Module):
         for part in (self.head.shared_conv, self.head.task_heads):
             part.to(bev_dtype)
         self.bev_dtype = bev_dtype
+        self.capacity = capacity
         self.memory_format = model.memory_format
         self.attentions = [_replace_attention(stage) for stage in self.encoder.stages]
         _replace_convolutions(self.encoder)
 
-    def forward(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Detect objects in points [P, in_channels], see `decode_boxes` for the results."""
-        bev, is_empty = self.encode(points)
-        boxes, scores, labels, count = self.detect(bev)
-        return boxes, scores, labels, count * ~is_empty
+    def forward(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Detect objects in points [P, in_channels].
+
+        Returns:
+            boxes, scores, labels and the number of detections, see `decode_boxes`, and the number
+            of voxels in the frame, 0 where no point lies in the range.
+        """
+        bev, count = self.encode(points)
+        boxes, scores, labels, found = self.detect(bev)
+        return boxes, scores, labels, found * (count > 0), count
 
     def encode(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the BEV feature map [1, C, Y, X] and whether no point lies in the range."""
+        """Return the BEV feature map [1, C, Y, X] and the number of voxels in the frame."""
         points, is_empty = self._with_one_inside(points)
+        voxels = self._voxelize(points)
+        count = (~is_empty) * voxels.coords.shape[0]
+        if self.capacity is not None:
+            points = self._nearest(points, voxels, self.capacity)
+            voxels = self._voxelize(points)
+        for attention in self.attentions:
+            attention.forget()
+        feats = self.voxel_encoder.describe(points, voxels)
+        return self.encoder(feats, voxels.coords, 1), count
+
+    def _voxelize(self, points: Tensor) -> Voxels:
         encoder = self.voxel_encoder
         sample = torch.zeros_like(points[:, 0], dtype=torch.long)
         voxels = voxelize(points, sample, encoder.voxel_size, encoder.point_cloud_range)
-        torch._check(voxels.coords.shape[0] > 0)
-        torch._check(voxels.point_order.shape[0] > 0)
-        for attention in self.attentions:
-            attention.forget()
-        return self.encoder(encoder.describe(points, voxels), voxels.coords, 1), is_empty
+        for rows in (voxels.coords.shape[0], voxels.point_order.shape[0]):
+            torch._check(rows > 0)
+            torch._check(rows <= MAX_POINTS)
+        return voxels
+
+    def _nearest(self, points: Tensor, voxels: Voxels, capacity: int) -> Tensor:
+        """Points with those of all but the nearest voxels moved out of the range."""
+        encoder = self.voxel_encoder
+        center = voxel_centers(voxels.coords, encoder.voxel_size, encoder.point_cloud_range)
+        rank = center[:, :2].square().sum(1).argsort(stable=True).argsort()
+        is_far = segment_broadcast(
+            (rank >= capacity)[:, None], voxels.offsets, voxels.point_order.shape[0]
+        )
+        is_gone = torch.zeros_like(points[:, :1], dtype=torch.bool)
+        is_gone = is_gone.index_put((voxels.point_order,), is_far)
+        return torch.where(is_gone, 2 * LARGEST, points)
 
     def detect(self, bev: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return `decode_boxes` of a BEV feature map [1, C, Y, X]."""
@@ -76,8 +111,8 @@ class DetectorProgram(nn.Module):
         """
         lowest, highest = points.new_tensor(self.voxel_encoder.point_cloud_range).chunk(2)
         columns = points[:, : self.voxel_encoder.in_channels]
-        is_valid = (columns.abs() <= _LARGEST).all(1, keepdim=True)
-        outside = torch.full_like(columns, 2 * _LARGEST)
+        is_valid = (columns.abs() <= LARGEST).all(1, keepdim=True)
+        outside = torch.full_like(columns, 2 * LARGEST)
         columns = torch.where(is_valid, columns, outside)
 
         voxel_size = points.new_tensor(self.voxel_encoder.voxel_size)
@@ -85,7 +120,7 @@ class DetectorProgram(nn.Module):
         limit = points.new_tensor(self.encoder.spatial_shape[::-1])
         is_empty = ~((index >= 0) & (index < limit)).all(1).any()
         spare = columns.new_zeros(1, columns.shape[1])
-        spare[:, :3] = torch.where(is_empty, (lowest + highest) / 2, 2 * _LARGEST)
+        spare[:, :3] = torch.where(is_empty, (lowest + highest) / 2, 2 * LARGEST)
         return torch.cat([columns, spare]), is_empty
 
 

@@ -167,9 +167,7 @@ def _is_unfinished(keep: Tensor, is_changed: Tensor, blocks: Tensor) -> Tensor:
     return is_changed.clone()
 
 
-def _repeat_rule(
-    keep: Tensor, is_changed: Tensor, blocks: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _repeat_rule(keep: Tensor, is_changed: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Which boxes [K] no kept box blocks, and whether that changed."""
     update = ~(blocks & keep.unsqueeze(1)).any(0)
     return update, (update != keep).any(), blocks.clone()

@@ -22,7 +22,7 @@ class Bucket(NamedTuple):
     """W windows of at most L rows.
 
     rows: [W, L] int64; a padded place repeats the window's last row. mask: [W, 1, L, L], -inf at
-    padded keys, else 0. places: [W L] int64, where results go; those of padding behind the last row.
+    padded keys, else 0. places: [W L] int64, where results go, those of padding behind the rows.
     """
 
     rows: Tensor

@@ -78,8 +78,8 @@ def strided_table(
         shape: (z, y, x) voxels of the grid, multiples of the stride.
         stride: (z, y, x), which is the size of the kernel too.
     Returns:
-        [K, M] int64: the row of the voxel at step k of the kernel in each of the M cells, or -1; and
-        the cells' coords [M, 4] int32, sorted.
+        [K, M] int64: the row of the voxel at step k of the kernel in each cell, or -1; and the M
+        cells' coords [M, 4] int32, sorted.
     """
     _, z, y, x = coords.long().unbind(1)
     rows, columns = shape[1] // stride[1], shape[2] // stride[2]

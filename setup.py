@@ -48,6 +48,7 @@ setup(
         'cpu': ['spconv==2.3.8', 'triton==3.6.0'],
         'gpu': ['spconv-cu126==2.3.8', 'nvidia-cuda-runtime-cu12', 'nvidia-cuda-nvrtc-cu12'],
         'survey': ['laspy[lazrs]>=2.5'],  # .las and .laz files
+        'deploy': ['onnx>=1.18', 'onnxscript>=0.5', 'onnxruntime>=1.20'],  # the dense half as ONNX
         'dev': [
             'pytest',
             'pytest-xdist',

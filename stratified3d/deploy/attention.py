@@ -15,7 +15,9 @@ from torch import Tensor
 
 from stratified3d.ops import WindowPlan
 
-_SHORTEST = 8  # length of the first bucket; each next one is twice as long
+# lengths of the buckets: the first, and the next one over it; every bucket is code to be compiled
+_SHORTEST = 8
+_GROWTH = 4
 
 
 class Bucket(NamedTuple):
@@ -40,7 +42,7 @@ class BucketedAttention:
     def __init__(self, longest: int):
         lengths = [_SHORTEST]
         while lengths[-1] < longest:
-            lengths.append(2 * lengths[-1])
+            lengths.append(_GROWTH * lengths[-1])
         self.lengths = [*lengths[:-1], longest]
         self._kept: dict[int, tuple[WindowPlan, list[Bucket]]] = {}
 

@@ -40,7 +40,7 @@ class DetectorProgram(nn.Module):
     ):
         super().__init__()
         _check_parts(model)
-        model = copy.deepcopy(model).eval().requires_grad_(False)
+        model = copy.deepcopy(model).eval()
         self.voxel_encoder = model.voxel_encoder
         self.encoder = model.encoder
         self.backbone = fuse_conv_bn(model.backbone).to(bev_dtype)
@@ -52,6 +52,7 @@ class DetectorProgram(nn.Module):
         self.memory_format = model.memory_format
         self.attentions = [_replace_attention(stage) for stage in self.encoder.stages]
         _replace_convolutions(self.encoder)
+        self.requires_grad_(False)
 
     def forward(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Detect objects in points [P, in_channels].

@@ -2,8 +2,8 @@
 
 The table [K, N] names the input row that weight k multiplies for output row n, or -1. Its entries
 are pairs (input row, weight, output row). Sorted by weight and cut into tiles, one batched product
-multiplies all of them, so that the missing neighbors, three of four, cost nothing (Tang et al.
-2022, "TorchSparse", section 4: gather, products in groups, scatter).
+multiplies all of them, and missing neighbors cost nothing. Gather, products in groups and scatter
+are those of TorchSparse (Tang et al. 2022, "TorchSparse: efficient point cloud inference engine").
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ import time
 import numpy as np
 
 from stratified3d.simulation.layouts.catalog import LAYOUTS, build_scene
-from stratified3d.simulation.physics.lidar import SWEEP_SECONDS, Noise, fire
+from stratified3d.simulation.physics.lidar import fire
+from stratified3d.simulation.physics.scanners import SWEEP_SECONDS, Noise
 
 
 def _count(arguments: tuple[float, bool, int]) -> tuple[int, float]:

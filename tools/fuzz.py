@@ -169,20 +169,33 @@ def _random_stage(draw: random.Random, stride: tuple[int, int, int]) -> dict[str
 
 
 def _random_settings(draw: random.Random) -> dict[str, Any]:
-    mixer = dict(
-        num_strata=draw.choice([0, 1, 2, 7, 16]),
-        selection=draw.choice(['pool', 'random', 'first']),
-        fusion=draw.choice(['joint', 'gated']),
-        carry_tokens=draw.random() < 0.5,
-    )
     settings = dict(
         shifted=draw.random() < 0.5,
         use_rotary=draw.random() < 0.7,
         use_conv=draw.random() < 0.5,
         stem_depth=draw.randint(0, 1),
     )
-    mixer['strata_offset'] = draw.choice([-4.0, 0.0, 3.0])
-    return dict(settings, mixer=mixer)
+    return dict(settings, mixer=_random_mixer(draw))
+
+
+def _random_mixer(draw: random.Random) -> dict[str, Any]:
+    """Settings that all have an effect.
+
+    'topk' is left out: where two scores are nearly equal, rounding decides which voxel is chosen.
+    """
+    mixer: dict[str, Any] = dict(num_strata=draw.choice([0, 1, 2, 7, 16]))
+    if not mixer['num_strata']:
+        return mixer
+    mixer.update(
+        selection=draw.choice(['pool', 'random', 'first', 'farthest']),
+        fusion=draw.choice(['joint', 'gated']),
+        carry_tokens=draw.random() < 0.5,
+        collect_scale=draw.choice([None, 0.43]),
+        token_mixing=draw.random() < 0.3,
+    )
+    if mixer['fusion'] == 'joint':
+        mixer['strata_offset'] = draw.choice([-4.0, 0.0, 3.0])
+    return mixer
 
 
 def run(model: nn.Module, case: dict[str, Any], seed: int) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from stratified3d.simulation import (
     simulate_dataset,
     simulate_waymo,
 )
+from stratified3d.simulation.physics.scanners import MIXED, MOUNTINGS
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -30,6 +31,8 @@ EXAMPLES = """examples:
   python tools/simulate.py data/simulated                          8 + 2 scenes, 1.4 GB
   python tools/simulate.py data/tiny --scenes 1+1 --keyframes 4    a dataset for trying things out
   python tools/simulate.py data/large --version v1.0-trainval --scenes 160+40 --keyframes 40
+  python tools/simulate.py data/kitti_like --sensor kitti --scenes 2+1
+  python tools/simulate.py data/mixed --sensor mixed --version v1.0-trainval --scenes 72+12
   python tools/simulate.py data/waymo_v2 --format waymo --scenes 6+2 --keyframes 20    parquet
 
 Interrupted, it resumes when the same command is rerun; a finished dataset is left as it is. The
@@ -99,11 +102,25 @@ def parse_args() -> argparse.Namespace:
         default=default.version,
         help='v1.0-mini or v1.0-trainval (default %(default)s)',
     )
+    _add_sensor(parser, default.sensor)
     args = parser.parse_args()
-    has_own_layout = (args.version, args.sweeps) != (default.version, default.sweeps)
-    if args.format == 'waymo' and has_own_layout:
-        parser.error("--version and --sweeps are nuScenes'; Waymo has neither")
+    own = ('version', 'sweeps', 'sensor')
+    if args.format == 'waymo' and any(getattr(args, key) != getattr(default, key) for key in own):
+        parser.error(
+            "--version, --sweeps and --sensor are nuScenes'; Waymo has its own five lasers"
+        )
     return args
+
+
+def _add_sensor(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        '--sensor',
+        default=default,
+        metavar='NAME',
+        help=f'which LiDAR: {", ".join(MOUNTINGS)}, or {MIXED}: each scene draws another one, '
+        'another mount and brightness, in steeper streets with more clutter '
+        '(default %(default)s)',
+    )
 
 
 class Progress:
@@ -136,7 +153,9 @@ def simulate(args: argparse.Namespace, progress: Progress) -> bool:
     if args.format == 'waymo':
         waymo = WaymoSettings(train, val, args.keyframes, args.seed)
         return simulate_waymo(args.out, waymo, workers=args.workers, progress=progress)
-    nuscenes = NuScenesSettings(args.version, train, val, args.keyframes, args.sweeps, args.seed)
+    nuscenes = NuScenesSettings(
+        args.version, train, val, args.keyframes, args.sweeps, args.seed, sensor=args.sensor
+    )
     return simulate_dataset(args.out, nuscenes, workers=args.workers, progress=progress)
 
 

@@ -60,6 +60,24 @@ def _one_stage(size: int = 12, depth: int = 2) -> dict[str, Any]:
     return {'stages': [dict(depth=depth, window_shape=(8, size, size), stride=(8, 1, 1))]}
 
 
+def _tokens() -> list[Row]:
+    """Options of the tokens, which are all read from the start, but for one."""
+    topk: dict[str, Any] = dict(selection='topk')
+    variants: dict[str, dict[str, Any]] = {
+        'collect log n': dict(collect_scale=0.43),
+        'tokens mix': dict(token_mixing=True),
+        'farthest': dict(selection='farthest'),
+        'topk': topk,
+        'topk, one per window': dict(**topk, max_per_window=1),
+        'all token options': dict(**topk, collect_scale=0.43, token_mixing=True),
+    }
+    rows = []
+    for name, settings in variants.items():
+        rows.append(_mixer(name, 'tokens', strata_offset=0.0, **settings))
+    # the loss of objectness with tokens that are hardly read: what it brings by itself
+    return [*rows, _mixer('topk, silent start', 'tokens', **topk)]
+
+
 def _bev_parts() -> list[Row]:
     """Other costs of the backbone and the head."""
     wide: dict[str, Any] = {'backbone.channels': (128, 128, 256), 'backbone.out_channels': 64}
@@ -137,6 +155,7 @@ ROWS = [
     _mixer('no bias', 'bias', strata_offset=None),
     # all tokens together start with the weight of one voxel
     _mixer('offset 0', 'bias', strata_offset=0.0),
+    *_tokens(),
     _encoder('window 24', 'window', **_one_stage(24)),
     # one block each: neither is shifted
     _encoder(

@@ -34,6 +34,7 @@ columns:
                     entropy, 1 if all have the same weight
   read from         mean distance by weight; in brackets, that of even weights
   sources           how evenly a token's collecting is spread over the voxels
+  voxels            how many voxels a token collects from: exponential of the entropy, head by head
   collects from     as read from
   offset or gate    learned weight of the tokens, per head
 """
@@ -44,6 +45,7 @@ COLUMNS = (
     'readers',
     'read from, m',
     'sources',
+    'voxels',
     'collects from, m',
     'offset or gate',
 )
@@ -59,6 +61,7 @@ class TokenUse(NamedTuple):
     readers: float
     read_from: tuple[float, float]
     sources: float
+    effective_voxels: float
     collects_from: tuple[float, float]
 
 
@@ -74,13 +77,14 @@ def evenness(weights: np.ndarray) -> float:
 
 def measure(record: StrataRecord) -> TokenUse:
     """What the tokens of one block do with one sample."""
-    voxels, tokens, collected, read = (np.asarray(part) for part in record)
+    voxels, tokens, collected, read, effective = (np.asarray(part) for part in record)
     distance = np.linalg.norm(voxels[:, None] - tokens[None], axis=-1)  # [N, M]
     return TokenUse(
         share=read.sum(1),
         readers=evenness(read),
         read_from=(_weighted_mean(distance, read), float(distance.mean())),
         sources=evenness(collected),
+        effective_voxels=float(effective.mean()),
         collects_from=(_weighted_mean(distance, collected.T), float(distance.mean())),
     )
 
@@ -109,6 +113,7 @@ def describe(block: str, uses: list[TokenUse], mixer: nn.Module) -> list[str]:
         mean([use.readers for use in uses], '.2f'),
         _describe_distances([use.read_from for use in uses]),
         mean([use.sources for use in uses], '.2f'),
+        mean([use.effective_voxels for use in uses], '.0f'),
         _describe_distances([use.collects_from for use in uses]),
         ' '.join(f'{weight:.2f}' for weight in weights),
     ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stratified3d.layers.strata import Strata, StrataSelection
+from stratified3d.layers.token_mixing import TokenMixing
 from stratified3d.ops import (
     Backend,
     WindowPlan,
@@ -171,15 +172,22 @@ class StratifiedAttention(nn.Module):
     Args:
         context: where the mixer stands.
         num_strata: m tokens per sample; 0 leaves plain window attention.
-        selection: 'pool', 'random' or 'first', see `StrataSelection`.
+        selection: 'pool', 'random', 'first', 'farthest' or 'topk', see `StrataSelection`.
+        max_per_window, objectness_weight: of 'topk', see `StrataSelection`.
         fusion: 'joint', one softmax over window and strata; 'gated', window + gate * strata, the
             gate starting at 0.
         carry_tokens: tokens go from block to block of a stage; else every block creates its own.
         strata_offset: first value of the learned per-head offset of the strata logits (joint only);
             None for no bias at all: a token weighs as much as a voxel from the start.
+        collect_scale: first value of a learned per-head factor s; a token that collects from n
+            voxels multiplies its logits by s log n (Nakanishi 2025, "Scalable-Softmax Is Superior
+            for Attention", section 2; its example takes 0.43). None for a plain softmax, whose
+            weights get flatter the more voxels there are.
+        token_mixing: whether tokens also attend to each other, see `TokenMixing`.
         backend: of the attention ops, a name or a `Backend`; None takes the fastest.
     Raises:
-        ValueError: heads that do not divide the width, m < 0, unknown fusion or selection.
+        ValueError: heads that do not divide the width, m < 0, unknown fusion or selection, a
+            setting that is out of bounds or that would have no effect beside the others.
     """
 
     def __init__(
@@ -188,9 +196,13 @@ class StratifiedAttention(nn.Module):
         *,
         num_strata: int = 64,
         selection: str = 'pool',
+        max_per_window: int | None = None,
+        objectness_weight: float | None = None,
         fusion: str = 'joint',
         carry_tokens: bool = True,
         strata_offset: float | None = -4.0,
+        collect_scale: float | None = None,
+        token_mixing: bool = False,
         backend: str | Backend | None = None,
     ):
         super().__init__()
@@ -199,6 +211,22 @@ class StratifiedAttention(nn.Module):
             raise ValueError(f'num_strata is 0 (off) or more, not {num_strata}')
         if fusion not in FUSIONS:
             raise ValueError(f'fusion is one of {", ".join(FUSIONS)}, not {fusion!r}')
+        if collect_scale is not None and not 0 < collect_scale < math.inf:
+            raise ValueError(f'collect_scale is a number above 0 or None, not {collect_scale}')
+        if fusion == 'gated':
+            _refuse_changed("fusion='gated'", strata_offset=strata_offset)
+        if not num_strata:
+            _refuse_changed(
+                'num_strata=0',
+                selection=selection,
+                max_per_window=max_per_window,
+                objectness_weight=objectness_weight,
+                fusion=fusion,
+                carry_tokens=carry_tokens,
+                strata_offset=strata_offset,
+                collect_scale=collect_scale,
+                token_mixing=token_mixing,
+            )
 
         self.num_heads = context.num_heads
         self.head_dim = context.head_dim
@@ -214,8 +242,11 @@ class StratifiedAttention(nn.Module):
         if num_strata:
             creates_tokens = context.block == 0 or not carry_tokens
             if creates_tokens:
-                self.selection = StrataSelection(channels, num_strata, selection)
+                self.selection = StrataSelection(
+                    channels, num_strata, selection, max_per_window, objectness_weight
+                )
             self._add_strata_layers(channels, strata_offset)
+            self._add_options(channels, collect_scale, token_mixing)
 
     def _add_strata_layers(self, channels: int, strata_offset: float | None) -> None:
         self.strata_query = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, channels))
@@ -229,6 +260,13 @@ class StratifiedAttention(nn.Module):
         else:
             offset = torch.full((self.num_heads,), float(strata_offset))
             self.strata_offset = nn.Parameter(offset)
+
+    def _add_options(self, channels: int, collect_scale: float | None, token_mixing: bool) -> None:
+        self.collect_scale = None
+        if collect_scale is not None:
+            scale = torch.full((self.num_heads,), float(collect_scale))
+            self.collect_scale = nn.Parameter(scale)
+        self.token_mixing = TokenMixing(channels, self.num_heads) if token_mixing else None
 
     def forward(
         self, x: Tensor, grid: WindowGrid, strata: Strata | None = None
@@ -251,7 +289,9 @@ class StratifiedAttention(nn.Module):
 
         offsets = grid.plan.batch_offsets
         if self.selection is not None:
-            strata = self.selection(x, grid.positions, offsets)
+            earlier = () if strata is None else strata.scores
+            strata = self.selection(x, grid.positions, grid.plan)
+            strata = strata._replace(scores=(*earlier, *strata.scores))
         strata, strata_k, strata_v = self._refine(strata, k, v, offsets)
         bias = self._strata_bias(strata, strata_k)  # [B, M, H]
 
@@ -294,9 +334,17 @@ class StratifiedAttention(nn.Module):
         heads = (batch, num, self.num_heads, self.head_dim)
         rotary = rotary_angles(strata.positions, self.head_dim) if self.use_rotary else None
 
-        q = self._rotate(self.strata_query(strata.feats).view(heads).to(k.dtype), rotary)
+        q = self.strata_query(strata.feats).view(heads)
+        if self.collect_scale is not None:
+            count = batch_offsets.diff().clamp(min=1)
+            factor = count.log().view(-1, 1, 1) * self.collect_scale.unsqueeze(1)  # [B, H, 1]
+            q = q * factor.unsqueeze(1)
+        q = self._rotate(q.to(k.dtype), rotary)
         collected = collect_strata(q, k, v, batch_offsets, backend=self.backend).flatten(2)
-        strata = strata._replace(feats=strata.feats + self.strata_out(collected))
+        feats = strata.feats + self.strata_out(collected)
+        if self.token_mixing is not None:
+            feats = self.token_mixing(feats, strata.present, rotary)
+        strata = strata._replace(feats=feats)
 
         strata_k, strata_v = self.strata_kv(strata.feats).to(k.dtype).chunk(2, -1)
         strata_k = self._rotate(strata_k.reshape(heads), rotary)
@@ -315,3 +363,13 @@ class StratifiedAttention(nn.Module):
 
     def extra_repr(self) -> str:
         return f'num_strata={self.num_strata}, fusion={self.fusion!r}'
+
+
+def _refuse_changed(beside: str, **settings: Any) -> None:
+    """Raise ValueError if one of the settings is not the default: it has no effect beside that."""
+    defaults = StratifiedAttention.__init__.__kwdefaults__ or {}
+    for name, value in settings.items():
+        if value != defaults[name]:
+            raise ValueError(
+                f'{name}={value!r} has no effect with {beside}: leave out one of the two'
+            )

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stratified3d.layers.attention import WindowGrid, build_window_grid
 from stratified3d.layers.sparse_conv import SparseConv, SparseConvTensor
-from stratified3d.layers.strata import Strata
+from stratified3d.layers.strata import Strata, VoxelScores
 
 
 class StratifiedBlock(nn.Module):
@@ -154,12 +154,25 @@ class StratifiedStage(nn.Module):
         z, y, x = (0 if window >= size else window // 2 for window, size in pairs)
         return [regular] if (z, y, x) == regular else [regular, (z, y, x)]
 
-    def forward(self, x: SparseConvTensor, grids: Sequence[WindowGrid]) -> SparseConvTensor:
-        """Run the blocks on N voxels, whose order and grids come from `order_voxels`."""
-        strata = None
+    def forward(
+        self,
+        x: SparseConvTensor,
+        grids: Sequence[WindowGrid],
+        scores: list[VoxelScores] | None = None,
+    ) -> SparseConvTensor:
+        """Run the blocks on N voxels, whose order and grids come from `order_voxels`.
+
+        Args:
+            x: N voxels.
+            grids: of this stage.
+            scores: receives the objectness that tokens were chosen by, if they were.
+        """
+        strata: Strata | None = None
         for i, block in enumerate(self.blocks):
             run = _checkpointed(block) if self.with_cp else block
             x, strata = run(x, grids[i % len(grids)], strata)
+        if scores is not None and strata is not None:
+            scores.extend(strata.scores)
         return x
 
 

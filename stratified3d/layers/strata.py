@@ -7,9 +7,34 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stratified3d.ops import pool_strata, sample_strata
+from stratified3d.ops import (
+    WindowPlan,
+    farthest_strata,
+    pool_strata,
+    sample_strata,
+    top_strata,
+)
 
-SELECTIONS = ('pool', 'random', 'first')
+SELECTIONS = ('pool', 'random', 'first', 'farthest', 'topk')
+# of 'topk'
+_MAX_PER_WINDOW = 2
+_OBJECTNESS_WEIGHT = 1.0
+
+
+class VoxelScores(NamedTuple):
+    """Objectness of the voxels that a selection chose its tokens from, for its training loss.
+
+    Attributes:
+        logits: [N], differentiable.
+        positions: [N, 3] meters.
+        sample: [N] integer, the sample of each voxel.
+        weight: of the loss.
+    """
+
+    logits: Tensor
+    positions: Tensor
+    sample: Tensor
+    weight: float
 
 
 class Strata(NamedTuple):
@@ -19,49 +44,70 @@ class Strata(NamedTuple):
         feats: [B, M, C].
         positions: [B, M, 3] meters.
         present: [B, M] bool; False for surplus tokens of a sample with fewer than M voxels.
+        scores: of all selections so far that learn where objects are ('topk').
     """
 
     feats: Tensor
     positions: Tensor
     present: Tensor
+    scores: tuple[VoxelScores, ...] = ()
 
 
 class StrataSelection(nn.Module):
-    """Create one token per chunk of window order.
+    """Create tokens: one per chunk of window order, or one at each of m chosen voxels.
 
     Args:
         channels: C.
         num_strata: m >= 1 tokens per sample.
         selection: 'pool' averages the chunk with softmax weights from a learned score; 'first'
             takes the first voxel of the chunk; 'random' draws one with torch's global generator in
-            training and takes the first in evaluation.
+            training and takes the first in evaluation. 'farthest' chooses voxels of the whole
+            sample by farthest-point sampling; 'topk' those of highest objectness, a learned linear
+            score that the detector teaches whether a voxel lies in a box.
+        max_per_window: most tokens of one window ('topk' only; None is 2).
+        objectness_weight: of the score's loss ('topk' only; None is 1).
     Raises:
-        ValueError: unknown selection, m < 1.
+        ValueError: unknown selection, m < 1, a setting that is out of bounds or without effect.
     """
 
-    def __init__(self, channels: int, num_strata: int, selection: str = 'pool'):
+    def __init__(
+        self,
+        channels: int,
+        num_strata: int,
+        selection: str = 'pool',
+        max_per_window: int | None = None,
+        objectness_weight: float | None = None,
+    ):
         super().__init__()
         if selection not in SELECTIONS:
             raise ValueError(f'selection is one of {", ".join(SELECTIONS)}, not {selection!r}')
         if num_strata < 1:
             raise ValueError(f'num_strata is at least 1 here, not {num_strata}')
+        _check_topk(selection, max_per_window, objectness_weight)
         self.num_strata = num_strata
         self.selection = selection
+        self.max_per_window = max_per_window or _MAX_PER_WINDOW
+        self.objectness_weight = objectness_weight or _OBJECTNESS_WEIGHT
         self.score = None
-        if selection == 'pool':
-            # no bias: it would cancel in the softmax
-            self.score = nn.Linear(channels, 1, bias=False)
+        if selection in ('pool', 'topk'):
+            # pool: no bias, because it would cancel in the softmax
+            self.score = nn.Linear(channels, 1, bias=selection == 'topk')
 
-    def forward(self, feats: Tensor, positions: Tensor, batch_offsets: Tensor) -> Strata:
+    def forward(self, feats: Tensor, positions: Tensor, plan: WindowPlan) -> Strata:
         """Return the tokens of rows in window order.
 
         Args:
             feats: [N, C].
             positions: [N, 3] meters.
-            batch_offsets: [B + 1], see `WindowPlan`.
+            plan: of these rows.
         """
+        batch_offsets = plan.batch_offsets
+        if self.selection == 'farthest':
+            return Strata(*farthest_strata(feats, positions, batch_offsets, self.num_strata))
         if self.score is not None:
             score = self.score(feats)
+            if self.selection == 'topk':
+                return self._choose_objects(feats, positions, score.squeeze(1), plan)
             return Strata(*pool_strata(feats, positions, score, batch_offsets, self.num_strata))
 
         draw = None
@@ -71,5 +117,40 @@ class StrataSelection(nn.Module):
             draw = torch.rand(shape, device=feats.device, dtype=torch.float64)
         return Strata(*sample_strata(feats, positions, batch_offsets, self.num_strata, draw))
 
+    def _choose_objects(
+        self, feats: Tensor, positions: Tensor, logits: Tensor, plan: WindowPlan
+    ) -> Strata:
+        """Tokens at the voxels of highest logits [N], which go along for the loss."""
+        tokens, places, present = top_strata(
+            feats,
+            positions,
+            logits,
+            plan.batch_offsets,
+            plan.window_start,
+            self.num_strata,
+            self.max_per_window,
+        )
+        scores = VoxelScores(logits, positions, plan.sample, self.objectness_weight)
+        return Strata(tokens, places, present, (scores,))
+
     def extra_repr(self) -> str:
         return f'num_strata={self.num_strata}, selection={self.selection!r}'
+
+
+def _check_topk(
+    selection: str, max_per_window: int | None, objectness_weight: float | None
+) -> None:
+    """Raise ValueError for settings of 'topk' that are out of bounds, or given beside others."""
+    given = dict(max_per_window=max_per_window, objectness_weight=objectness_weight)
+    for name, value in given.items():
+        if value is not None and selection != 'topk':
+            raise ValueError(
+                f"{name}={value} has no effect with selection={selection!r}: it belongs to 'topk'"
+            )
+    if max_per_window is not None and max_per_window < 1:
+        raise ValueError(f'max_per_window is at least 1, not {max_per_window}')
+    if objectness_weight is not None and not 0 < objectness_weight < float('inf'):
+        raise ValueError(
+            f'objectness_weight is above 0, not {objectness_weight}: without its loss the score '
+            'would stay random'
+        )

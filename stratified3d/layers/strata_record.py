@@ -24,12 +24,16 @@ class StrataRecord(NamedTuple):
         collected: [M, N], how the attention of a token is spread over the voxels; rows sum to 1.
         read: [N, M], the part of a voxel's attention that goes to each token. The rest goes to
             its window (joint), or there is no rest (gated).
+        effective_voxels: [M], the number of voxels that a token collects from: exponential of the
+            entropy of its weights, from 1 (one voxel) to N (the plain mean of all). Taken head by
+            head, since heads may collect from different voxels.
     """
 
     voxels: np.ndarray
     tokens: np.ndarray
     collected: np.ndarray
     read: np.ndarray
+    effective_voxels: np.ndarray
 
 
 class _Recorder:
@@ -38,7 +42,10 @@ class _Recorder:
     def collect_strata(
         self, q: Tensor, k: Tensor, v: Tensor, batch_offsets: Tensor, scale: float
     ) -> Tensor:
-        self.collected = (torch.einsum('mhd,nhd->hmn', q[0], k) * scale).softmax(-1).mean(0)
+        weights = (torch.einsum('mhd,nhd->hmn', q[0], k) * scale).softmax(-1)
+        self.collected = weights.mean(0)
+        entropy = torch.special.entr(weights).sum(-1)  # [H, M]
+        self.effective_voxels = entropy.exp().mean(0)
         return reference.collect_strata(q, k, v, batch_offsets, scale)
 
     def stratified_attention(
@@ -124,6 +131,7 @@ def record_strata(mixer: StratifiedAttention) -> Iterator[list[StrataRecord]]:
             strata.positions[0][present],
             recorder.collected[present],
             recorder.read[:, present],
+            recorder.effective_voxels[present],
         )
         records.append(StrataRecord(*(part.detach().cpu().numpy() for part in parts)))
 

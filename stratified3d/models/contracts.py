@@ -25,13 +25,17 @@ class VoxelEncoder(Protocol):
 
 
 class Encoder(Protocol):
-    """Voxels to a BEV feature map; built with voxel_size, point_cloud_range and in_channels."""
+    """Voxels to a BEV feature map; built with voxel_size, point_cloud_range and in_channels.
+
+    One with a true attribute `scores_voxels` is given a list `scores` in training, for pairs of
+    `VoxelScores` and voxel size, see `StratifiedEncoder`; the detector adds their loss.
+    """
 
     out_channels: int
     spatial_shape: tuple[int, int, int]
     out_shape: tuple[int, int, int]
 
-    def __call__(self, feats: Tensor, coords: Tensor, batch_size: int) -> Tensor:
+    def __call__(self, feats: Tensor, coords: Tensor, batch_size: int, **asked: list) -> Tensor:
         """feats [N, C], coords [N, 4] -> [B, out_channels, Y, X]; shapes are (z, y, x) voxels."""
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stratified3d.models.bev_format import fast_memory_format, has_fast_bf16
 from stratified3d.models.contracts import BEVBackbone, Encoder, Head, VoxelEncoder, build_part
+from stratified3d.models.objectness import objectness_loss
 
 
 @MODELS.register_module()
@@ -72,12 +73,21 @@ class StratifiedCenterPoint(Base3DDetector):
         for part in dense_parts:
             part.to(memory_format=self.memory_format)
 
-    def extract_feat(self, batch_inputs_dict: dict) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Return the backbone's feature maps and the coords [N, 4] of the voxels."""
+    def extract_feat(
+        self, batch_inputs_dict: dict, scores: list | None = None
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return the backbone's feature maps and the coords [N, 4] of the voxels.
+
+        Args:
+            batch_inputs_dict: points, one [P, C] per sample.
+            scores: handed to the encoder, which must take it then.
+        """
         points = batch_inputs_dict['points']
         feats, coords = self.voxel_encoder(points)
         # the last samples of the batch may be empty, so it is counted by its point clouds
-        bev = self.encoder(feats, coords, len(points)).contiguous(memory_format=self.memory_format)
+        asked = {} if scores is None else {'scores': scores}
+        bev = self.encoder(feats, coords, len(points), **asked)
+        bev = bev.contiguous(memory_format=self.memory_format)
         with self._bev_autocast(bev.device):
             return self.backbone(bev), coords
 
@@ -95,10 +105,17 @@ class StratifiedCenterPoint(Base3DDetector):
     def loss(
         self, batch_inputs_dict: dict, batch_data_samples: list[Det3DDataSample], **kwargs
     ) -> dict[str, Tensor]:
-        """Return the named losses of a batch, see `Base3DDetector.loss`."""
-        feature_maps, _ = self.extract_feat(batch_inputs_dict)
+        """Return the named losses of a batch, see `Base3DDetector.loss`.
+
+        They are the head's, and loss_objectness if the encoder chooses strata tokens by a score.
+        """
         gt_instances = [sample.gt_instances_3d for sample in batch_data_samples]
-        return self.head.loss_by_feat(self._head_outputs(feature_maps), gt_instances)
+        scores: list | None = [] if getattr(self.encoder, 'scores_voxels', False) else None
+        feature_maps, _ = self.extract_feat(batch_inputs_dict, scores)
+        losses = self.head.loss_by_feat(self._head_outputs(feature_maps), gt_instances)
+        if scores is not None:
+            losses['loss_objectness'] = objectness_loss(scores, gt_instances)
+        return losses
 
     def predict(
         self, batch_inputs_dict: dict, batch_data_samples: list[Det3DDataSample], **kwargs

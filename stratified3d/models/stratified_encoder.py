@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from stratified3d.layers.attention import MixerContext, StratifiedAttention
 from stratified3d.layers.block import StratifiedStage
 from stratified3d.layers.sparse_conv import SparseConv, SparseConvTensor, dense_bev
+from stratified3d.layers.strata import StrataSelection, VoxelScores
 from stratified3d.ops import grid_shape, voxel_centers
 
 MODELS.register_module(module=StratifiedAttention)
@@ -103,13 +104,27 @@ class StratifiedEncoder(nn.Module):
         self.out_channels = channels * shape[0]
         self.norm = nn.LayerNorm(channels)
 
-    def forward(self, feats: Tensor, coords: Tensor, batch_size: int) -> Tensor:
+    @property
+    def scores_voxels(self) -> bool:
+        """Whether tokens are chosen by an objectness that has to be taught, see `forward`."""
+        parts = self.modules()
+        return any(isinstance(x, StrataSelection) and x.selection == 'topk' for x in parts)
+
+    def forward(
+        self,
+        feats: Tensor,
+        coords: Tensor,
+        batch_size: int,
+        scores: list[tuple[VoxelScores, tuple[float, ...]]] | None = None,
+    ) -> Tensor:
         """Return the BEV feature map [B, out_channels, Y, X] of a batch of voxels.
 
         Args:
             feats: [N, in_channels].
             coords: [N, 4] int32 (batch, z, y, x).
             batch_size: B.
+            scores: receives every objectness that tokens were chosen by, with the size (x, y, z) in
+                meters of its voxels.
         """
         shape = list(self.spatial_shape)
         x = SparseConvTensor(self.input_proj(feats), coords, shape, int(batch_size))
@@ -117,17 +132,25 @@ class StratifiedEncoder(nn.Module):
             assert isinstance(stage, StratifiedStage)
             if i:
                 x = _sort_voxels(x)
-            x, grids = stage.order_voxels(x, self._positions(x))
+            size = self._size_of_voxels(x)
+            x, grids = stage.order_voxels(x, self._positions(x, size))
             if i == 0:
                 for conv in self.stem:
                     x = conv(x)
-            x = downsample(stage(x, grids))
+            found: list[VoxelScores] | None = None if scores is None else []
+            x = stage(x, grids, found)
+            if scores is not None and found is not None:
+                scores.extend((score, size) for score in found)
+            x = downsample(x)
         return dense_bev(x.replace_feature(self.norm(x.features)))
 
-    def _positions(self, x: SparseConvTensor) -> Tensor:
-        """Return the voxels' centers [N, 3] in meters, at x's resolution."""
+    def _size_of_voxels(self, x: SparseConvTensor) -> tuple[float, ...]:
+        """Return the size (x, y, z) of a voxel in meters, at x's resolution."""
         full, now = self.spatial_shape[::-1], x.spatial_shape[::-1]
-        size = [v * f / n for v, f, n in zip(self.voxel_size, full, now)]
+        return tuple(v * f / n for v, f, n in zip(self.voxel_size, full, now))
+
+    def _positions(self, x: SparseConvTensor, size: tuple[float, ...]) -> Tensor:
+        """Return the voxels' centers [N, 3] in meters; they have this size (x, y, z)."""
         with torch.no_grad():
             return voxel_centers(x.indices, size, self.point_cloud_range)
 

@@ -9,7 +9,12 @@ from stratified3d.ops.segments import (
     segment_reduce,
     segment_softmax,
 )
-from stratified3d.ops.strata_pooling import pool_strata, sample_strata
+from stratified3d.ops.strata_pooling import (
+    farthest_strata,
+    pool_strata,
+    sample_strata,
+    top_strata,
+)
 from stratified3d.ops.stratified_attention import (
     Backend,
     choose_backend,
@@ -30,6 +35,7 @@ __all__ = [
     'chunk_offsets',
     'circle_nms',
     'collect_strata',
+    'farthest_strata',
     'grid_shape',
     'permute_rows',
     'plan_windows',
@@ -45,6 +51,7 @@ __all__ = [
     'segment_reduce',
     'segment_softmax',
     'stratified_attention',
+    'top_strata',
     'unsupported_reason',
     'voxel_centers',
     'voxelize',

@@ -6,21 +6,25 @@ import numpy as np
 
 from stratified3d.simulation.layouts.catalog import LAYOUTS, build_scene
 from stratified3d.simulation.nuscenes.schema import DETECTION_NAMES
-from stratified3d.simulation.physics.lidar import SWEEP_SECONDS, Noise, Pose
+from stratified3d.simulation.physics.lidar import Pose
 from stratified3d.simulation.physics.primitives import Primitives
+from stratified3d.simulation.physics.scanners import SWEEP_SECONDS
 from stratified3d.simulation.scene import Boxes, Scene
 
 _DURATION = 2.0  # s of the scene that a frame is taken from
 
 
-def simulate_frame(seed: int = 0, layout: str | None = None, sweeps: int = 1) -> dict:
+def simulate_frame(
+    seed: int = 0, layout: str | None = None, sweeps: int = 1, sensor: str = 'nuscenes'
+) -> dict:
     """Simulate one annotated frame.
 
     Args:
         seed: the same seed gives the same frame, on every machine of one architecture.
         layout: a key of `LAYOUTS`; None lets the seed choose.
-        sweeps: how many sweeps to stack (20 Hz), the keyframe included, each brought into its frame
-            by the ego pose.
+        sweeps: how many sweeps to stack (20 Hz, other sensors 10 Hz), the keyframe included, each
+            brought into its frame by the ego pose.
+        sensor: which LiDAR, see `catalog.build_scene`.
     Returns:
         points: [P, 5] float32, x, y, z (m, LIDAR_TOP frame: x right, y forward, z up), intensity
             0-255, dt (s before the keyframe); rays without a return are left out.
@@ -29,20 +33,21 @@ def simulate_frame(seed: int = 0, layout: str | None = None, sweeps: int = 1) ->
         names: K nuScenes detection names.
         num_points: [K] int64, the keyframe's points in each box.
     Raises:
-        ValueError: no such layout, or sweeps < 1.
+        ValueError: no such layout or sensor, or sweeps < 1.
     """
     if sweeps < 1:
         raise ValueError(
             f'simulate_frame: sweeps is {sweeps}; it counts the keyframe, so it is at least 1'
         )
     names = list(LAYOUTS)
-    scene = build_scene(layout or names[seed % len(names)], (seed, 1 << 40), _DURATION)
+    scene = build_scene(layout or names[seed % len(names)], (seed, 1 << 40), _DURATION, sensor)
     time = _DURATION / 2
     lidar = _lidar_at(scene, time)
     points, primitives = _sweep(scene, seed, 0)
     boxes = scene.annotate(time, points, primitives)
     stacked = [_to_keyframe(points, lidar, lidar, 0)]
-    for i in range(1, sweeps):
+    step = scene.sensor.scanner.sweep_steps
+    for i in range(step, sweeps * step, step):
         points, _ = _sweep(scene, seed, i)
         pose = _lidar_at(scene, time - i * SWEEP_SECONDS)
         stacked.append(_to_keyframe(points, pose, lidar, i))
@@ -59,14 +64,14 @@ def simulate_frame(seed: int = 0, layout: str | None = None, sweeps: int = 1) ->
 
 
 def _sweep(scene: Scene, seed: int, i: int) -> tuple[np.ndarray, Primitives]:
-    """The i-th sweep before the keyframe, see `Scene.sweep`."""
+    """The sweep i / 20 s before the keyframe, see `Scene.sweep`."""
     key = np.array([seed, (1 << 41) + i], np.uint64)
     rng = np.random.Generator(np.random.Philox(key=key))
-    return scene.sweep(_DURATION / 2 - i * SWEEP_SECONDS, rng, Noise())
+    return scene.sweep(_DURATION / 2 - i * SWEEP_SECONDS, rng, scene.sensor.scanner.noise)
 
 
 def _to_keyframe(points: np.ndarray, pose: Pose, lidar: Pose, i: int) -> np.ndarray:
-    """[P, 5] the returns of the i-th sweep in the keyframe's LiDAR frame, with dt for the ring.
+    """[P, 5] the returns of a sweep i / 20 s old in the keyframe's frame, with dt for the ring.
 
     Args:
         points: [N, 5] in the sweep's own frame, `pose`.

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from stratified3d.simulation.nuscenes.schema import DETECTION_NAMES
-from stratified3d.simulation.physics.lidar import N_RINGS
+from stratified3d.simulation.physics.scanners import SCANNERS
 
+N_RINGS = SCANNERS['nuscenes'].beams
 RANGE_EDGES = (0.0, 1.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 80.0, 110.0)  # m
 POINT_EDGES = (0, 1, 6, 21, 10**6)  # boxes by their points: 0, 1-5, 6-20, more
 BOX_RANGE_EDGES = (0.0, 20.0, 40.0, 110.0)  # m

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from stratified3d.simulation.physics.lidar import (
-    SILENT,
-    SWEEP_SECONDS,
-    Noise,
     Pose,
     Sensor,
     Surface,
@@ -20,6 +17,13 @@ from stratified3d.simulation.physics.lidar import (
 from stratified3d.simulation.physics.paths import Fleet, Ground, Motion
 from stratified3d.simulation.physics.primitives import Primitives, Shape, join, move
 from stratified3d.simulation.physics.raycast import cast_rays
+from stratified3d.simulation.physics.scanners import (
+    MOUNTINGS,
+    SILENT,
+    SWEEP_SECONDS,
+    Mounting,
+    Noise,
+)
 
 STRIDE = 1.4  # m per full swing of a walker's legs
 SIGHT = 118.0  # m; what is farther from the car never enters a sweep
@@ -87,7 +91,7 @@ class Scene:
         ground, surface: the terrain and what covers it.
         actors: everything that stands or moves; an actor's index is its identity.
         ego: the car's motion (its origin is below the rear axle).
-        tilt: see `lidar.Sensor`.
+        tilt, mounting: see `lidar.Sensor`.
         traffic_side: +1 where traffic keeps right, -1 left.
     """
 
@@ -99,13 +103,14 @@ class Scene:
         ego: Motion,
         tilt: tuple[float, float] = (0.0, 0.0),
         traffic_side: int = 1,
+        mounting: Mounting = MOUNTINGS['nuscenes'],
     ):
         self.ground = ground
         self.surface = surface
         self.actors = actors
         self.ego = ego
         self.traffic_side = traffic_side
-        self.sensor = Sensor(tilt)
+        self.sensor = Sensor(tilt, mounting)
         parts = [actor.shape.primitives() for actor in actors]
         owner = [index if actor.shape.category else -1 for index, actor in enumerate(actors)]
         self._place_static(parts, owner)
@@ -190,7 +195,7 @@ class Scene:
         Args:
             rng: this sweep's own generator; None for a sweep without noise.
         Returns:
-            points [34688, 5] float32 as in a nuScenes file (see `lidar.measure`), the sweep's
+            points [C B, 5] float32 as in a nuScenes file (see `lidar.measure`), the sweep's
             Primitives.
         """
         poses = self.lidar_pose(time + self.sensor.delays)

@@ -30,10 +30,15 @@ def test_evenness_and_distances_of_weights_by_hand():
     places = np.array([[0.0, 0, 0], [0.0, 8, 0]])
     use = tokens.measure(
         StrataRecord(
-            voxels, places, np.array([[1.0, 0.0], [0.5, 0.5]]), np.array([[0.1, 0.0], [0.0, 0.3]])
+            voxels,
+            places,
+            np.array([[1.0, 0.0], [0.5, 0.5]]),
+            np.array([[0.1, 0.0], [0.0, 0.3]]),
+            np.array([1.0, 2.0]),
         )
     )
     assert use.share.tolist() == [0.1, 0.3] and use.readers == pytest.approx(1 / 2)
+    assert use.effective_voxels == 1.5
     # the first voxel reads the token at its own place, the other one 10 m away three times as much
     assert use.read_from == pytest.approx((0.3 * 10 / 0.4, (0 + 8 + 6 + 10) / 4))
     assert use.collects_from[0] == pytest.approx((1 * 0 + 0.5 * 8 + 0.5 * 10) / 2)
@@ -52,10 +57,8 @@ def test_silent_tokens_leave_window_attention(fusion):
         stages=[dict(depth=2, window_shape=(4, 6, 6), stride=(4, 1, 1))],
     )
     model, without = (
-        torch.nn.ModuleDict(
-            dict(encoder=StratifiedEncoder(**settings, mixer=dict(num_strata=m, fusion=fusion)))
-        )
-        for m in (5, 0)
+        torch.nn.ModuleDict(dict(encoder=StratifiedEncoder(**settings, mixer=mixer)))
+        for mixer in (dict(num_strata=5, fusion=fusion), dict(num_strata=0))
     )
     for block in model.encoder.stages[0].blocks:
         if fusion == 'gated':

@@ -43,7 +43,7 @@ def test_gradients_reach_every_parameter(carry_tokens, use_conv):
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
 
-@pytest.mark.parametrize('selection', ['pool', 'random'])
+@pytest.mark.parametrize('selection', ['pool', 'random', 'topk'])
 def test_checkpointing_changes_no_gradient(selection):
     results = []
     for with_cp in (False, True):
@@ -60,8 +60,10 @@ def test_checkpointing_changes_no_gradient(selection):
         )
         x, positions = cloud()
         torch.manual_seed(5)
-        out = module(*module.order_voxels(x, positions)).features
-        out.square().sum().backward()
+        scores = []
+        out = module(*module.order_voxels(x, positions), scores).features
+        logits = sum(score.logits.square().sum() for score in scores)
+        (out.square().sum() + logits).backward()
         results.append([out, x.features.grad, *(p.grad for p in module.parameters())])
     for a, b in zip(*results):
         assert relative_error(b, a) < 1e-6
@@ -97,7 +99,12 @@ def test_shifted_windows_reach_across_borders():
 
 @pytest.mark.parametrize(
     'fusion, selection, carry_tokens',
-    [('joint', 'pool', True), ('gated', 'pool', False), ('joint', 'first', False)],
+    [
+        ('joint', 'pool', True),
+        ('gated', 'pool', False),
+        ('joint', 'first', False),
+        ('joint', 'farthest', False),
+    ],
 )
 def test_stage_equals_blocks_that_permute_rows_themselves(fusion, selection, carry_tokens):
     """Blocks on voxels in window order against the same blocks that move them to and fro.

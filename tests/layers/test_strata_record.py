@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from stratified3d.layers.attention import MixerContext, StratifiedAttention, build_window_grid
-from stratified3d.layers.strata_record import StrataRecord, record_strata
+from stratified3d.layers.strata_record import StrataRecord, _Recorder, record_strata
 from stratified3d.ops.stratified_attention import BACKENDS
 from stratified3d.testing import random_coords
 
@@ -21,9 +21,7 @@ def grid():
 def test_weights_are_those_of_the_equation(grid, fusion, num_strata):
     """Collected and read weights, put to the values, give what the mixer's own reference gives."""
     torch.manual_seed(0)
-    mixer = StratifiedAttention(
-        MixerContext(16, 2), num_strata=num_strata, fusion=fusion, strata_offset=0.0
-    ).eval()
+    mixer = StratifiedAttention(MixerContext(16, 2), num_strata=num_strata, fusion=fusion).eval()
     x = torch.randn(60, 16)
     with torch.no_grad(), record_strata(mixer) as records:
         inside, _ = mixer(x, grid)
@@ -34,6 +32,7 @@ def test_weights_are_those_of_the_equation(grid, fusion, num_strata):
     assert record.voxels.shape == (60, 3) and record.tokens.shape == (present, 3)
     torch.testing.assert_close(record.collected.sum(1), torch.ones(present))
     torch.testing.assert_close(record.tokens, strata.positions[0][strata.present[0]])
+    assert record.effective_voxels.shape == (present,)
     mass = record.read.sum(1)
     if fusion == 'gated':
         torch.testing.assert_close(mass, torch.ones(60))
@@ -84,3 +83,29 @@ def test_what_has_no_strata_is_named():
         record_strata(StratifiedAttention(MixerContext(16, 2), num_strata=0)),
     ):
         pass
+
+
+def test_effective_voxels_count_what_a_token_reads(grid):
+    """Equal logits read all 60 voxels; a large factor on the logits leaves the largest alone."""
+    torch.manual_seed(2)
+    mixer = StratifiedAttention(MixerContext(16, 2), num_strata=4, collect_scale=1.0).eval()
+    x = torch.randn(60, 16)
+    found = []
+    with torch.no_grad(), record_strata(mixer) as records:
+        for factor in (0.0, 0.5, 1.0, 1e5):
+            mixer.collect_scale.fill_(factor)
+            mixer(x, grid)
+            found.append(torch.from_numpy(records[-1].effective_voxels))
+    torch.testing.assert_close(found[0], torch.full((4,), 60.0))
+    assert (found[1] < found[0]).all() and (found[2] < found[1]).all()
+    torch.testing.assert_close(found[3], torch.ones(4))
+
+
+def test_effective_voxels_are_counted_head_by_head(grid):
+    """Two heads that read one voxel each read one voxel, not two."""
+    recorder = _Recorder()
+    q, k = 1e4 * torch.eye(2).expand(1, 1, 2, 2), torch.zeros(60, 2, 2)
+    k[5, 0, 0] = k[9, 1, 1] = 1.0
+    recorder.collect_strata(q, k, k, grid.plan.batch_offsets, 1.0)
+    assert recorder.effective_voxels.tolist() == [1.0]
+    assert recorder.collected[0, [5, 9]].tolist() == [0.5, 0.5]

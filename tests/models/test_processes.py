@@ -69,7 +69,9 @@ def run_processes(model, halves, store):
     return [torch.load(f'{store}.{rank}') for rank in range(PROCESSES)]
 
 
-def test_two_processes_do_what_one_does(small_config, build, halves, tmp_path):
+@pytest.mark.parametrize('selection', ['pool', 'topk'])
+def test_two_processes_do_what_one_does(small_config, build, halves, tmp_path, selection):
+    small_config['encoder']['mixer'].update(selection=selection)
     model = build(small_config)
     alone = [losses_and_gradients(model, *half) for half in halves[:2]]
     together = run_processes(model, halves, tmp_path / 'store')
@@ -102,7 +104,7 @@ def test_losses_averaged_over_processes_are_those_of_the_whole_batch(
     assert apart > 1e-3
 
 
-@pytest.mark.parametrize('selection', ['pool', 'random'])
+@pytest.mark.parametrize('selection', ['pool', 'random', 'topk'])
 def test_activation_checkpointing_gives_the_same_gradients(small_config, build, halves, selection):
     found = []
     for with_cp in (False, True):

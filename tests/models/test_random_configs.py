@@ -5,6 +5,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from stratified3d.layers.strata import SELECTIONS
+
 pytestmark = pytest.mark.slow
 
 SETTINGS = settings(
@@ -19,6 +21,27 @@ SETTINGS = settings(
     ],
 )
 NAMES = ['car', 'truck', 'bus', 'pedestrian', 'barrier']
+
+
+@st.composite
+def mixers(draw):
+    """Settings of a mixer that all have an effect."""
+    num_strata = draw(st.sampled_from([0, 1, 5, 64]))
+    if not num_strata:
+        return dict(num_strata=0)
+    mixer = dict(
+        num_strata=num_strata,
+        fusion=draw(st.sampled_from(['joint', 'gated'])),
+        selection=draw(st.sampled_from(SELECTIONS)),
+        carry_tokens=draw(st.booleans()),
+        collect_scale=draw(st.sampled_from([None, 0.43])),
+        token_mixing=draw(st.booleans()),
+    )
+    if mixer['fusion'] == 'joint':
+        mixer['strata_offset'] = draw(st.sampled_from([-4.0, 0.0, 20.0, None]))
+    if mixer['selection'] == 'topk':
+        mixer['max_per_window'] = draw(st.sampled_from([None, 1, 9]))
+    return mixer
 
 
 @st.composite
@@ -56,13 +79,7 @@ def configs(draw):
             channels=heads * width,
             num_heads=heads,
             stages=stages,
-            mixer=dict(
-                num_strata=draw(st.sampled_from([0, 1, 5, 64])),
-                fusion=draw(st.sampled_from(['joint', 'gated'])),
-                selection=draw(st.sampled_from(['pool', 'random', 'first'])),
-                carry_tokens=draw(st.booleans()),
-                strata_offset=draw(st.sampled_from([-4.0, 0.0, 20.0, None])),
-            ),
+            mixer=draw(mixers()),
             shifted=draw(st.booleans()),
             use_rotary=draw(st.booleans()),
             use_conv=draw(st.booleans()),

@@ -284,7 +284,11 @@ def make_block_and_samples(**setting):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('setting', [{}, dict(fusion='gated')], ids=['joint', 'gated'])
+@pytest.mark.parametrize(
+    'setting',
+    [{}, dict(fusion='gated'), dict(selection='topk', collect_scale=0.43, token_mixing=True)],
+    ids=['joint', 'gated', 'options'],
+)
 def test_a_block_compiles_as_one_graph(setting):
     block, samples = make_block_and_samples(**setting)
     torch._dynamo.reset()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stratified3d import apis
-from stratified3d.datasets.nuscenes.frames import read_frame
+from stratified3d.simulation.physics.scanners import MOUNTINGS
 
 
 @pytest.fixture
@@ -18,8 +18,15 @@ def tool(root):
 def test_f1_by_hand(tool):
     names = runpy.run_path(tool)
     outcomes = [
-        names['Outcome'](np.array([0.9, 0.2]), np.array([True, False]), 2),
-        names['Outcome'](np.array([0.5]), np.array([True]), 1),
+        names['Outcome'](
+            np.array([0.9, 0.2]),
+            np.array([True, False]),
+            np.array(['car', 'car']),
+            np.array(['car', 'car']),
+        ),
+        names['Outcome'](
+            np.array([0.5]), np.array([True]), np.array(['barrier']), np.array(['barrier'])
+        ),
     ]
     scores, f1 = names['f1_over_scores'](outcomes)
     assert scores.tolist() == [0.9, 0.5, 0.2]
@@ -30,10 +37,10 @@ def test_f1_by_hand(tool):
 class Oracle:
     """Detects what is annotated, moved by `off` meters, and a ghost with a low score."""
 
-    def __init__(self, info, off):
-        self.frames, self.off = [read_frame(info, i) for i in range(3)], off
+    def __init__(self, frames, off):
+        self.frames, self.off = frames, off
 
-    def __call__(self, model, points):
+    def __call__(self, model, points, sensor):
         frame = next(f for f in self.frames if np.array_equal(f.points, points))
         boxes = np.vstack([frame.boxes, [[500, 0, 0, 1, 1, 1, 0, 0, 0]]]).astype(np.float32)
         boxes[:, 0] += self.off
@@ -46,10 +53,9 @@ class Oracle:
 def sim2real(tool, small_detector, monkeypatch, capsys):
     """Run the tool with the small detector -> exit status, standard output."""
 
-    def run(info, val):
-        words = [info, '--val', val]
-        words += ['--config', small_detector / 'config.py']
-        words += ['--checkpoint', small_detector / 'model.pth']
+    def run(*words):
+        words = [*words, '--config', small_detector / 'config.py']
+        words += ['--checkpoint', small_detector / 'model.pth', '--frames', 1]
         monkeypatch.setattr(sys, 'argv', ['sim2real.py', *map(str, words)])
         with pytest.raises(SystemExit) as end:
             runpy.run_path(tool, run_name='__main__')
@@ -58,24 +64,36 @@ def sim2real(tool, small_detector, monkeypatch, capsys):
     return run
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('off, f1', [(0.3, '1.000'), (500.0, '0.000')])
-def test_f1_of_an_oracle_on_simulated_frames(sim2real, prepared_set, monkeypatch, off, f1):
-    info = prepared_set / 'nuscenes_infos_val.pkl'
-    monkeypatch.setattr(apis, 'detect', Oracle(info, off))
-    status, said = sim2real(info, info)
-    assert status == 0 and said.count('best F1') == 1 and said.endswith(f'F1 {f1}\n')
+def test_f1_of_an_oracle_on_every_simulated_sensor(sim2real, tool, monkeypatch, off, f1):
+    simulate = runpy.run_path(tool)['simulate_frames']
+    frames = [frame for sensor in MOUNTINGS for frame in simulate(sensor, 1)]
+    monkeypatch.setattr(apis, 'detect', Oracle(frames, off))
+    status, said = sim2real()
+    rows = [line for line in said.splitlines() if line.startswith('| ')][1:]
+    assert status == 0
+    assert [row.split(' | ')[0][2:] for row in rows] == list(MOUNTINGS)
+    assert all(f'| {f1} |' in row for row in rows)
     if off < 2:  # the ghost is below the score that was chosen
-        assert 'at a score of 0.800' in said
+        assert 'score threshold 0.800' in said
 
 
 @pytest.mark.slow
-def test_f1_on_a_real_frame(sim2real, real_data, prepared_set):
+def test_f1_on_frames_of_an_info_file(sim2real, prepared_set):
+    info = prepared_set / 'nuscenes_infos_val.pkl'
+    status, said = sim2real(info)
+    assert status == 0
+    assert f'| {info.name} | ' in said
+
+
+@pytest.mark.slow
+def test_f1_on_a_real_frame(sim2real, real_data):
     (info,) = (real_data / 'nuscenes_keyframe').glob('*.pkl')
-    status, said = sim2real(info, prepared_set / 'nuscenes_infos_val.pkl')
-    assert status == 0 and '1 frames, 26 boxes with 5 or more points' in said
+    status, said = sim2real(info)
+    assert status == 0
+    assert f'| {info.name} | 1 | 26 | ' in said
 
 
 def test_a_missing_file_is_named(sim2real):
-    status, _ = sim2real('none.pkl', 'none.pkl')
+    status, _ = sim2real('none.pkl')
     assert status.startswith('sim2real.py: ') and 'none.pkl' in status

@@ -11,9 +11,10 @@ from stratified3d.simulation.objects.furniture import make_barrier, make_clutter
 from stratified3d.simulation.objects.people import make_bicycle, make_motorcycle, make_pedestrian
 from stratified3d.simulation.objects.trucks import make_trailer, make_truck
 from stratified3d.simulation.objects.vehicles import make_bus, make_car
-from stratified3d.simulation.physics.lidar import SILENT, fire
+from stratified3d.simulation.physics.lidar import fire
 from stratified3d.simulation.physics.paths import Fleet, Ground, Motion, Path, Speed
 from stratified3d.simulation.physics.primitives import ELLIPSOID, FRUSTUM, TAPERED
+from stratified3d.simulation.physics.scanners import SILENT
 from stratified3d.simulation.scene import count_points
 
 # length, width, height: means of nuScenes' annotations (anchors of CBGS, arXiv:1908.09492)

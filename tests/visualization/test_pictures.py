@@ -44,7 +44,7 @@ def scene():
         ['car'],
         boxes + [5.0, 0, 0, 0, 0, 0, 0, 0, 0],
         'a scene',
-        StrataRecord(points[:50, :3], points[:4, :3], weights, weights.T / 4),
+        StrataRecord(points[:50, :3], points[:4, :3], weights, weights.T / 4, np.ones(4)),
     )
 
 

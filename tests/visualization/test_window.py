@@ -31,7 +31,7 @@ def make_drawing(index):
         ['car'] * len(boxes),
         boxes + [5.0, 0, 0, 0, 0, 0, 0, 0, 0],
         f'scene {index}',
-        StrataRecord(points[:80, :3], points[:5, :3], weights, weights.T / 5),
+        StrataRecord(points[:80, :3], points[:5, :3], weights, weights.T / 5, np.ones(5)),
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from stratified3d.simulation.layouts.street import CURB, LANE, PARKING, Street
 from stratified3d.simulation.objects import furniture, people, trucks, vehicles
 from stratified3d.simulation.objects.construction import make_construction_vehicle
+from stratified3d.simulation.objects.lookalikes import make_lookalike
 from stratified3d.simulation.physics.materials import CONCRETE, FOLIAGE, MESH
 from stratified3d.simulation.physics.primitives import Shape
 
@@ -114,6 +115,22 @@ def furnish(street: Street, side: int) -> None:
                 yaw=-side * np.pi / 2,
                 lift=CURB,
             )
+    if street.world.lookalikes:
+        add_lookalikes(street, side)
+
+
+def add_lookalikes(street: Street, side: int) -> None:
+    """Things that resemble barriers and people, along the curb and before the facades."""
+    section, rng = street.section, street.rng
+    low, high = street.extent
+    for _ in range(rng.poisson(street.world.lookalikes * (high - low) / 100)):
+        s = rng.uniform(low, high)
+        shape = make_lookalike(rng)
+        places = (0.6, section.sidewalk - 0.5, section.sidewalk + 0.7)
+        d = section.curb + rng.choice(places) + rng.normal(0, 0.15)
+        if not street.is_open(s, side, shape.size[0] / 2 + 1.0):
+            lift = CURB if d < section.curb + section.sidewalk else 0.0
+            street.stand(shape, s, side * d, rng.normal(0, 0.05), lift=lift)
 
 
 def park(street: Street, side: int) -> None:

@@ -10,6 +10,7 @@ from stratified3d.simulation.physics.lidar import Surface
 from stratified3d.simulation.physics.materials import GRASS
 from stratified3d.simulation.physics.paths import Ground, Motion, Path, Speed
 from stratified3d.simulation.physics.primitives import Shape
+from stratified3d.simulation.physics.scanners import Mounting
 from stratified3d.simulation.scene import Actor, Scene
 
 CELL = 0.3  # m of the painted ground
@@ -24,6 +25,8 @@ class World:
         duration: s that the scene lasts; traffic is spread so that the world stays populated.
         bend: m of height that the ground gains or loses per 100 m by slope and by curvature.
         traffic_side: +1 for traffic on the right, -1 on the left.
+        lookalikes: unlabeled things that resemble objects of interest, per 100 m and side of a
+            street.
     """
 
     def __init__(
@@ -33,11 +36,13 @@ class World:
         duration: float,
         bend: float = 1.5,
         traffic_side: int = 1,
+        lookalikes: float = 0.0,
     ):
         self.rng = rng
         self.reach = reach
         self.duration = duration
         self.traffic_side = traffic_side
+        self.lookalikes = lookalikes
         slope = rng.uniform(-bend, bend, 2) / 100
         curve = rng.uniform(-bend, bend, 3) / 100**2
         relax = min(1.0, 150.0 / reach)  # a long world bends less, or its ends would be cliffs
@@ -146,7 +151,9 @@ class World:
                 self.actors.append(Actor(shape, motion, state))
             place += half + gap()
 
-    def finish(self, ego: Motion, tilt: tuple[float, float]) -> Scene:
+    def finish(self, ego: Motion, tilt: tuple[float, float], mounting: Mounting) -> Scene:
         """The scene, ready to be scanned."""
         surface = Surface(self.grid, CELL, (-self.reach, -self.reach))
-        return Scene(self.ground, surface, self.actors, ego, tilt, self.traffic_side)
+        return Scene(
+            self.ground, surface, self.actors, ego, tilt, self.traffic_side, mounting=mounting
+        )

@@ -26,11 +26,16 @@ from stratified3d.simulation.frame import simulate_frame
 from stratified3d.simulation.layouts.catalog import TRAIN_LAYOUTS, VAL_LAYOUTS, build_scene
 from stratified3d.simulation.nuscenes.splits import SPLITS, scene_name
 from stratified3d.simulation.nuscenes.writer import Tables, blank_png, quaternion
-from stratified3d.simulation.physics.lidar import N_COLUMNS, N_RINGS, SWEEP_SECONDS, Noise
+from stratified3d.simulation.physics.scanners import (
+    MOUNTINGS,
+    SCANNERS,
+    SWEEP_SECONDS,
+    check_sensor,
+)
 from stratified3d.simulation.scene import Boxes, Scene
 
 SWEEPS_PER_KEYFRAME = 10  # 20 Hz sweeps, 2 Hz keyframes
-SWEEP_BYTES = N_COLUMNS * N_RINGS * 5 * 4
+_POINT_BYTES = 5 * 4
 _RECORDS = '.simulation'
 _RECORD_NAME = 'simulation.json'
 _MAP = 'maps/blank.png'
@@ -46,6 +51,7 @@ class NuScenesSettings:
         keyframes: per scene, 2 Hz.
         sweeps: stored per keyframe interval, the keyframe included; 10 is all of 20 Hz.
         seed: of every random number.
+        sensor: which LiDAR, see `catalog.build_scene`; one of 10 Hz stores every second sweep.
     """
 
     version: str = 'v1.0-mini'
@@ -55,6 +61,7 @@ class NuScenesSettings:
     sweeps: int = SWEEPS_PER_KEYFRAME
     seed: int = 0
     simulator: int = 1  # raised whenever the same settings give other bytes
+    sensor: str = 'nuscenes'
 
     def check(self) -> None:
         """Raise ValueError for settings that no dataset can have."""
@@ -80,6 +87,7 @@ class NuScenesSettings:
             )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f'seed {self.seed} is impossible: use 0 to 2^63 - 1')
+        check_sensor(self.sensor)
 
     def scenes(self) -> list[tuple[int, str]]:
         """Scene numbers with their layouts; training and validation share no layout."""
@@ -94,13 +102,28 @@ class NuScenesSettings:
 
     def bytes(self) -> int:
         """About how much space it takes on disk."""
-        sweeps = (self.train + self.val) * (1 + (self.keyframes - 1) * self.sweeps)
-        return sweeps * SWEEP_BYTES * 103 // 100
+        scanners = (
+            [MOUNTINGS[self.sensor].scanner] if self.sensor in MOUNTINGS else SCANNERS.values()
+        )
+        scenes = self.train + self.val
+        total = 0
+        for scanner in scanners:
+            sweeps = min(self.sweeps, SWEEPS_PER_KEYFRAME // scanner.sweep_steps)
+            sweeps = scenes * (1 + (self.keyframes - 1) * sweeps)
+            total += sweeps * scanner.columns * scanner.beams * _POINT_BYTES
+        return total // len(scanners) * 103 // 100
+
+    def record(self) -> dict[str, Any]:
+        """What the dataset's folder says of them; the default sensor goes without saying."""
+        settings = asdict(self)
+        if self.sensor == 'nuscenes':
+            del settings['sensor']
+        return settings
 
 
 @functools.lru_cache(maxsize=2)
-def _scene(layout: str, seed: int, number: int, duration: float) -> Scene:
-    return build_scene(layout, (seed, number), duration)
+def _scene(layout: str, seed: int, number: int, duration: float, sensor: str) -> Scene:
+    return build_scene(layout, (seed, number), duration, sensor)
 
 
 def _record_path(root: Path, number: int, k: int) -> Path:
@@ -113,19 +136,21 @@ def _simulate_keyframe(
     """Write the sweeps up to keyframe k, then its record, which says that they are whole."""
     period = SWEEPS_PER_KEYFRAME
     duration = (settings.keyframes - 1) * period * SWEEP_SECONDS
-    scene = _scene(layout, settings.seed, number, duration)
+    scene = _scene(layout, settings.seed, number, duration, settings.sensor)
+    scanner = scene.sensor.scanner
     # somewhere on a city's map
     origin = np.array([400.0 + 37.0 * (number % 29), 600.0 + 41.0 * (number % 31), 0.0])
     sweeps = []
     last = k * period
     for index in range(max(last - period + 1, 0), last + 1):
         is_key = index == last
-        if not is_key and last - index >= settings.sweeps:
+        turns, part = divmod(last - index, scanner.sweep_steps)
+        if part or (not is_key and turns >= settings.sweeps):
             continue
         now = index * SWEEP_SECONDS
         key = np.array([settings.seed, (number << 32) + index], np.uint64)
         rng = np.random.Generator(np.random.Philox(key=key))
-        points, primitives = scene.sweep(now, rng, Noise())
+        points, primitives = scene.sweep(now, rng, scanner.noise)
         sweep = _describe_sweep(scene, number, index, is_key, origin)
         atomic_write(root / sweep['filename'], points.tobytes())
         sweeps.append(sweep)
@@ -252,7 +277,7 @@ def simulate_dataset(
             f"'{root}' contains 'samples', which mmdet3d reads as a keyframe's path; "
             'use another folder'
         )
-    acquire_folder(root, asdict(settings), _RECORD_NAME, indent=1)
+    acquire_folder(root, settings.record(), _RECORD_NAME, indent=1)
     with sole_writer(root / _RECORD_NAME):
         with name_file(root):
             _prepare_folder(root, settings)

@@ -1,9 +1,8 @@
-"""An HDL-32E on the roof of a moving car: firing times, echoes, noise, and the points of a file."""
+"""A LiDAR on the roof of a moving car: what it sees, echoes, noise, and the points of a file."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -12,15 +11,10 @@ from stratified3d.jit import compiled
 from stratified3d.simulation.physics.materials import GLASS, PAINT, TABLE
 from stratified3d.simulation.physics.primitives import Primitives, Shape
 from stratified3d.simulation.physics.raycast import GROUND, NOTHING, cast_rays
+from stratified3d.simulation.physics.scanners import Mounting, Noise
 
-N_RINGS, N_COLUMNS = 32, 1084
-# ring 0 looks down most (Velodyne HDL-32E manual)
-ELEVATIONS = np.radians(np.linspace(-30.67, 10.67, N_RINGS))
-SWEEP_SECONDS = 0.05
-MAX_RANGE = 105.0
-HEIGHT = 1.84  # m above the ground
-# in the ego frame (x forward, origin below the rear axle), nuScenes
-MOUNT = np.array([0.9437, 0.0, HEIGHT])
+_CAR_HEIGHT = 1.56  # m, of the ego car
+_HEADROOM = 0.2  # m, at least, between its roof and the sensor
 
 
 class Pose(NamedTuple):
@@ -40,55 +34,20 @@ class Pose(NamedTuple):
         return Pose(back, -(back @ self.translation[..., None])[..., 0])
 
 
-@dataclass(frozen=True)
-class Noise:
-    """Differences between a measured return and the geometric one.
-
-    Attributes:
-        range_sigma: m, 1 sigma (HDL-32E: 2 cm).
-        dropped: share of returns lost for no reason.
-        reach: m, distance at which a surface of intensity 10 at normal incidence is lost half of
-            the time.
-        mixed: share of the returns at a depth edge that land between the two surfaces.
-    """
-
-    range_sigma: float = 0.02
-    dropped: float = 0.005
-    reach: float = 70.0
-    mixed: float = 0.25
-
-
-SILENT = Noise(0.0, 0.0, math.inf, 0.0)
-
-
-def firing_directions() -> np.ndarray:
-    """[N_COLUMNS, N_RINGS, 3] unit vectors in the LIDAR_TOP frame (x right, y forward, z up).
-
-    The sensor turns clockwise and begins its sweep on the left (-x), as in the released files.
-    """
-    azimuth = np.pi - np.arange(N_COLUMNS)[:, None] * (2 * np.pi / N_COLUMNS)
-    level = np.cos(ELEVATIONS)
-    x = level * np.cos(azimuth)
-    y = level * np.sin(azimuth)
-    z = np.sin(ELEVATIONS)
-    return np.stack(np.broadcast_arrays(x, y, z), -1)
-
-
-def firing_delays() -> np.ndarray:
-    """[N_COLUMNS] s relative to the sweep's timestamp, which is the end of its turn."""
-    return (np.arange(N_COLUMNS) - (N_COLUMNS - 1)) * (SWEEP_SECONDS / N_COLUMNS)
-
-
-def _ego_car() -> Primitives:
+def _ego_car(height: float = _CAR_HEIGHT) -> Primitives:
     """The car below the sensor in the ego frame, a Renault Zoe of 4.08 x 1.73 m.
 
     Its body, its windows, its roof and a rack at the rear.
+
+    Args:
+        height: m, of a car of the same shape.
     """
-    car = Shape(None, (4.08, 1.73, 1.56))
-    car.tapered((1.35, 0.0, 0.55), (4.08, 1.73, 0.62), (0.60, 0.1, 0.10), PAINT, 0.3)
-    car.tapered((1.22, 0.0, 1.20), (3.64, 1.52, 0.56), (1.35, 0.55, 0.20), GLASS, 1.0)
-    car.box((0.795, 0.0, 1.475), (1.79, 1.11, 0.03), PAINT, 0.3)
-    car.box((0.11, 0.0, 1.53), (0.06, 0.22, 0.09), PAINT, 0.6)
+    tall = height / _CAR_HEIGHT
+    car = Shape(None, (4.08, 1.73, height))
+    car.tapered((1.35, 0.0, 0.55 * tall), (4.08, 1.73, 0.62 * tall), (0.60, 0.1, 0.10), PAINT, 0.3)
+    car.tapered((1.22, 0.0, 1.20 * tall), (3.64, 1.52, 0.56 * tall), (1.35, 0.55, 0.20), GLASS, 1.0)
+    car.box((0.795, 0.0, 1.475 * tall), (1.79, 1.11, 0.03 * tall), PAINT, 0.3)
+    car.box((0.11, 0.0, 1.53 * tall), (0.06, 0.22, 0.09 * tall), PAINT, 0.6)
     return car.primitives()
 
 
@@ -100,16 +59,27 @@ class MountedLidar:
         directions: [C, B, 3] unit vectors of C columns of B rays in the sensor frame.
         delays: [C] s relative to the timestamp, ascending.
         key: of the random gain of each laser; the same sensor in every scene.
+        max_range: m.
+        car_height: m, of the car below.
     """
 
-    def __init__(self, mount: Pose, directions: np.ndarray, delays: np.ndarray, key: int):
+    def __init__(
+        self,
+        mount: Pose,
+        directions: np.ndarray,
+        delays: np.ndarray,
+        key: int,
+        max_range: float,
+        car_height: float = _CAR_HEIGHT,
+    ):
         self.mount, self.directions, self.delays = mount, directions, delays
+        self.max_range = max_range
         columns, beams = directions.shape[:2]
         # lasers and receivers differ
         rng = np.random.Generator(np.random.Philox(key=key))
         self.gain = np.exp(0.2 * rng.standard_normal(beams))
 
-        car = _ego_car()
+        car = _ego_car(car_height)
         no_ground = np.array([-1e6, 0.0, 0.0, 0.0, 0.0, 0.0])
         self.own_distance, self.own_hit, self.own_cosine = cast_rays(
             np.broadcast_to(mount.translation, (columns, 3)),
@@ -126,16 +96,33 @@ class MountedLidar:
 
 
 class Sensor(MountedLidar):
-    """The HDL-32E of nuScenes' cars.
+    """LIDAR_TOP of a nuScenes dataset: a turning scanner on the roof, x right, y forward.
+
+    Low ones stand on lower cars.
 
     Args:
         tilt: (roll, pitch) of the mount, rad; nuScenes' cars have up to 0.025.
+        mounting: which scanner, and how it is mounted.
+
+    Attributes:
+        scanner: its kind.
+        mounting: as given.
     """
 
-    def __init__(self, tilt: tuple[float, float] = (0.0, 0.0)):
-        yaw = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])  # x right, y forward
-        mount = Pose(tip(*tilt) @ yaw, MOUNT)
-        super().__init__(mount, firing_directions(), firing_delays(), N_RINGS)
+    def __init__(self, tilt: tuple[float, float], mounting: Mounting):
+        self.mounting, self.scanner = mounting, mounting.scanner
+        cos, sin = math.cos(mounting.heading), math.sin(mounting.heading)
+        yaw = np.array([[sin, cos, 0.0], [-cos, sin, 0.0], [0.0, 0.0, 1.0]])
+        place = np.array([mounting.forward, 0.0, mounting.height])
+        scanner = self.scanner
+        super().__init__(
+            Pose(tip(*tilt) @ yaw, place),
+            scanner.directions(),
+            scanner.delays(),
+            scanner.beams,
+            scanner.max_range,
+            min(_CAR_HEIGHT, mounting.height - _HEADROOM),
+        )
 
 
 def tip(roll: float, pitch: float) -> np.ndarray:
@@ -164,7 +151,6 @@ def fire(
     poses: Pose,
     primitives: Primitives,
     ground: np.ndarray,
-    max_range: float = MAX_RANGE,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cast one sweep along the sensor's moving pose.
 
@@ -172,7 +158,6 @@ def fire(
         poses: [C] sensor to world at each firing.
         primitives: in the world at the sweep's timestamp.
         ground: [6], see `intersect.hit_ground`.
-        max_range: m.
     Returns:
         distance, hit, cosine [C, B], see `raycast.cast_rays`; what the ego car blocks is NOTHING.
     """
@@ -183,7 +168,7 @@ def fire(
         sensor.directions,
         primitives,
         ground,
-        max_range=max_range,
+        max_range=sensor.max_range,
         limits=sensor.own_distance,
     )
 
@@ -353,17 +338,17 @@ def measure(
     The arguments are those of `receive`.
 
     Returns:
-        points [N_COLUMNS * N_RINGS, 5] float32 (x, y, z m, intensity 0-255, ring), column by
-        column; owner [N_COLUMNS * N_RINGS] int64 of the object hit, -1 for none.
+        points [C B, 5] float32 (x, y, z m, intensity 0-255, ring), column by column; owner [C B]
+        int64 of the object hit, -1 for none.
     """
     measured, intensity, world = receive(sensor, poses, primitives, surface, cast, noise, rng)
     end = Pose(poses.rotation[-1], poses.translation[-1]).inverse()
     seen = poses.translation[:, :, None] + world * measured[:, None]  # [C, 3, B]
     seen = end.rotation @ seen + end.translation[:, None]
-    points = np.empty((N_COLUMNS, N_RINGS, 5), np.float32)
+    points = np.empty((*measured.shape, 5), np.float32)
     points[:, :, :3] = np.swapaxes(seen, 1, 2)
-    points[:, :, 3] = intensity
-    points[:, :, 4] = np.arange(N_RINGS)
+    points[:, :, 3] = sensor.mounting.written_intensity(intensity)
+    points[:, :, 4] = np.arange(measured.shape[1])
     owner = np.where(measured > 0, find_owners(cast[1], primitives), -1)
     return points.reshape(-1, 5), owner.reshape(-1)
 

@@ -23,7 +23,8 @@ from stratified3d.resumable import (
 from stratified3d.simulation.frame import simulate_frame
 from stratified3d.simulation.layouts.catalog import TRAIN_LAYOUTS, VAL_LAYOUTS, build_scene
 from stratified3d.simulation.objects.people import BICYCLE, STROLLER
-from stratified3d.simulation.physics.lidar import Noise, Pose
+from stratified3d.simulation.physics.lidar import Pose
+from stratified3d.simulation.physics.scanners import Noise
 from stratified3d.simulation.scene import Boxes, Scene
 from stratified3d.simulation.waymo.lidar import (
     FRONT,

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stratified3d.simulation.physics.lidar import MountedLidar, Noise, Pose, fire, receive, tip
+from stratified3d.simulation.physics.lidar import MountedLidar, Pose, fire, receive, tip
+from stratified3d.simulation.physics.scanners import Noise
 from stratified3d.simulation.scene import Scene
 
 TURN_SECONDS = 0.1
@@ -54,7 +55,6 @@ class WaymoLidar(MountedLidar):
     Attributes:
         laser: its name, 1 to 5.
         shape: rows and columns of its range image.
-        max_range: m.
         columns: those of its image that it fills.
         inclinations: rad, ascending; None where `limits` are enough.
         limits: (min, max) of the inclination: rows are spread evenly between them.
@@ -73,7 +73,9 @@ class WaymoLidar(MountedLidar):
         about_z = np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
         mount = Pose(tip(*tilt) @ about_z, np.array(place))
         azimuth = heading - math.atan2(mount.rotation[1, 0], mount.rotation[0, 0])
-        super().__init__(mount, _unit_vectors(azimuth, rows[::-1]), delays, 640 + laser)
+        super().__init__(
+            mount, _unit_vectors(azimuth, rows[::-1]), delays, 640 + laser, self.max_range
+        )
 
     def _lay_out_top(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Set TOP's image; returns headings [C] rad, inclinations [B] rad and delays [C] s."""
@@ -119,7 +121,7 @@ class WaymoLidar(MountedLidar):
         vehicle = scene.ego_pose(time + self.delays)  # [C]
         poses = vehicle @ self.mount
         primitives = scene.primitives_at(time)
-        cast = fire(self, poses, primitives, scene.ground.coefficients, self.max_range)
+        cast = fire(self, poses, primitives, scene.ground.coefficients)
         first, intensity, world = receive(self, poses, primitives, scene.surface, cast, noise, rng)
         first[~np.isfinite(cast[0])] = 0.0  # the own car's roof is left out
         second = _second_echoes(first, cast[0], rng)

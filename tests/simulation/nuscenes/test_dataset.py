@@ -54,6 +54,23 @@ def test_the_same_bytes_for_any_number_of_workers(tiny_set, tmp_path):
     assert not simulate_dataset(tmp_path / 'two', TINY)  # complete already
 
 
+def test_a_dataset_of_another_sensor_has_its_turns_and_mount(tmp_path):
+    settings = NuScenesSettings(train=1, val=0, keyframes=2, sweeps=3, sensor='vlp16')
+    assert simulate_dataset(tmp_path / 'vlp16', settings, workers=1)
+    # 10 Hz: of the half second before the last keyframe, every second sweep of 20 Hz
+    files = sorted((tmp_path / 'vlp16').rglob('*.pcd.bin'))
+    assert len(files) == 1 + 3
+    assert {file.stat().st_size for file in files} == {1800 * 16 * 5 * 4}
+    stamps = sorted(int(file.name.split('__')[2].split('.')[0]) for file in files)
+    assert [b - a for a, b in zip(stamps[1:], stamps[2:])] == [100_000, 100_000]
+    total = sum(file.stat().st_size for file in files)
+    assert total <= settings.bytes() < 1.1 * total
+    with pytest.raises(ValueError, match='other settings|sensor'):
+        simulate_dataset(
+            tmp_path / 'vlp16', NuScenesSettings(train=1, val=0, keyframes=2, sweeps=3)
+        )
+
+
 def command(*arguments, **options):
     return [sys.executable, str(ROOT / 'tools/simulate.py'), *map(str, arguments)]
 
@@ -152,6 +169,8 @@ def test_command_line_errors(tmp_path):
         (('--version', 'v2'), "version 'v2' is none of"),
         (('--scenes', 'x'), "'x' is neither"),
         (('--scenes', '9+1'), 'at most 8 training'),
+        (('--sensor', 'hdl'), "no simulated sensor 'hdl'"),
+        (('--sensor', 'kitti', '--format', 'waymo'), "--sensor are nuScenes'"),
     ):
         result = subprocess.run(
             command(tmp_path / 'out', *arguments), capture_output=True, text=True

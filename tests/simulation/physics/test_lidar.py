@@ -4,18 +4,12 @@ import numpy as np
 import pytest
 
 from stratified3d.simulation.layouts.catalog import build_scene
-from stratified3d.simulation.physics.lidar import (
-    ELEVATIONS,
-    N_COLUMNS,
-    N_RINGS,
-    SILENT,
-    Noise,
-    fire,
-    firing_delays,
-    firing_directions,
-)
+from stratified3d.simulation.physics.lidar import fire
 from stratified3d.simulation.physics.primitives import BOX, FRUSTUM, TAPERED
 from stratified3d.simulation.physics.raycast import GROUND, NOTHING
+from stratified3d.simulation.physics.scanners import SCANNERS, SILENT, Noise
+
+N_COLUMNS, N_RINGS = SCANNERS['nuscenes'].columns, SCANNERS['nuscenes'].beams
 
 
 def philox(*key: int) -> np.random.Generator:
@@ -23,13 +17,15 @@ def philox(*key: int) -> np.random.Generator:
 
 
 def test_firing_directions_and_delays():
-    directions = firing_directions()
+    directions = SCANNERS['nuscenes'].directions()
     assert directions.shape == (1084, 32, 3)
     np.testing.assert_allclose(np.linalg.norm(directions, axis=-1), 1.0, atol=1e-12)
     np.testing.assert_allclose(
         np.degrees(np.arcsin(directions[0, :, 2]))[[0, -1]], [-30.67, 10.67], atol=1e-9
     )
-    np.testing.assert_allclose(np.diff(np.degrees(ELEVATIONS)), (30.67 + 10.67) / 31, atol=1e-9)
+    np.testing.assert_allclose(
+        np.diff(SCANNERS['nuscenes'].elevations), (30.67 + 10.67) / 31, atol=1e-9
+    )
     np.testing.assert_allclose(
         directions[0, :, :2] / np.linalg.norm(directions[0, :, :2], axis=-1)[:, None],
         np.tile([-1.0, 0.0], (32, 1)),
@@ -37,7 +33,7 @@ def test_firing_directions_and_delays():
     )  # begins on the left ...
     # ... and turns over the front: clockwise from above
     assert directions[N_COLUMNS // 4, 15, 1] > 0.9
-    delays = firing_delays()
+    delays = SCANNERS['nuscenes'].delays()
     assert delays[-1] == 0.0
     assert delays[0] == pytest.approx(-0.05 * 1083 / 1084)
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from stratified3d.simulation.layouts.catalog import build_scene
-from stratified3d.simulation.physics.lidar import MAX_RANGE
 from stratified3d.simulation.physics.primitives import (
     BOX,
     ELLIPSOID,
@@ -17,6 +16,7 @@ from stratified3d.simulation.physics.primitives import (
     rotate_z,
 )
 from stratified3d.simulation.physics.raycast import GROUND, NOTHING, cast_rays
+from stratified3d.simulation.physics.scanners import SCANNERS
 
 DEEP = np.array([-1e6, 0.0, 0.0, 0.0, 0.0, 0.0])  # a ground that nothing reaches
 
@@ -162,7 +162,7 @@ def test_whole_sweeps_agree_with_open3d(layout):
         scene.sensor.directions,
         primitives,
         DEEP,
-        max_range=MAX_RANGE,
+        max_range=SCANNERS['nuscenes'].max_range,
     )
     # around the sensor, for the sake of Open3D's single precision
     middle = poses.translation[-1]
@@ -170,7 +170,7 @@ def test_whole_sweeps_agree_with_open3d(layout):
     origins = np.repeat(poses.translation - middle, scene.sensor.directions.shape[1], 0)
     directions = (scene.sensor.directions @ np.swapaxes(poses.rotation, 1, 2)).reshape(-1, 3)
     expected, expected_cosine, _ = open3d_cast(near, origins, directions)
-    expected[expected > MAX_RANGE] = np.inf
+    expected[expected > SCANNERS['nuscenes'].max_range] = np.inf
     assert_agree(distance.ravel(), cosine.ravel(), expected, expected_cosine)
 
 

@@ -12,8 +12,9 @@ import pytest
 
 from stratified3d.datasets.waymo.range_images import beam_inclinations, image_points
 from stratified3d.simulation.nuscenes import dataset
-from stratified3d.simulation.physics.lidar import SILENT, fire
+from stratified3d.simulation.physics.lidar import fire
 from stratified3d.simulation.physics.raycast import GROUND
+from stratified3d.simulation.physics.scanners import SILENT
 from stratified3d.simulation.waymo import dataset as waymo_dataset
 from stratified3d.simulation.waymo.dataset import (
     WaymoSettings,

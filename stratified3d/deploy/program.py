@@ -137,6 +137,11 @@ def _check_parts(model: Any) -> None:
                     f'the mixer {type(block.mixer).__name__} cannot be exported: only '
                     'StratifiedAttention'
                 )
+            chosen = block.mixer.selection
+            if chosen is not None and chosen.selection != 'pool':
+                raise ValueError(
+                    f'strata of selection={chosen.selection!r} cannot be exported: only pool'
+                )
 
 
 def _replace_attention(stage: Any) -> BucketedAttention:

@@ -141,7 +141,8 @@ class TableConv(nn.Module):
             )
         weight = conv.conv.weight.detach().flatten(1, 3).permute(1, 2, 0)  # [K, I, O]
         self.register_buffer('weight', weight.contiguous())
-        self.register_buffer('bias', conv.conv.bias)
+        bias = conv.conv.bias
+        self.register_buffer('bias', None if bias is None else bias.detach())
 
     def forward(self, x: Any) -> Any:
         """Convolve a SparseConvTensor, see `SparseConv.forward`."""

@@ -1,68 +1,65 @@
-"""Package metadata; exact tested versions live in tools/constraints.txt, the tool settings in
-pyproject.toml."""
+"""Adds the files outside the package to the wheel; everything else is in pyproject.toml."""
 
+import shutil
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import setup
+from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
-ROOT = Path(__file__).parent
-VERSION = (
-    (ROOT / 'stratified3d' / '__init__.py').read_text().split("__version__ = '")[1].split("'")[0]
+# what stratified3d/.mim of the wheel contains: where mim and mmengine look for configs and scripts
+SHIPPED = (
+    'configs/**/*.*',
+    'projects/**/*.py',
+    'projects/**/*.md',
+    'projects/**/*.yml',
+    'projects/**/*.safetensors',
+    *(
+        f'tools/{name}.py'
+        for name in (
+            'convert_custom',
+            'create_data',
+            'export',
+            'export_weights',
+            'overfit_frame',
+            'quickstart',
+            'simulate',
+            'test',
+            'train',
+            'visualize',
+            'waymo_convert',
+            'waymo_eval',
+        )
+    ),
 )
+# Python runs this line at its start: mmdet3d's own scripts understand `stratified3d::` names then
+STARTUP = ('stratified3d.pth', 'import stratified3d\n')
 
-# mmcv 2.1 is missing on purpose: it has no wheels, and its sdist builds only as tools/setup.sh does
-# it
-DETECTION = [
-    'mmengine>=0.10.7,<1',
-    'mmdet>=3.3.0,<3.4',
-    'mmdet3d>=1.4.0,<1.5',
-    'nuscenes-devkit>=1.2.0',
-    'numba>=0.60',
-    'open3d>=0.19',
-    'matplotlib',
-    'tensorboard',
-    'safetensors',
-    'tqdm',
-    'protobuf>=4.22',
-    'scipy',
-    'pyarrow>=16,<26',
-    'psutil',
-    # mmengine resolves `mmdet3d::` config bases through pkg_resources, which newer setuptools no
-    # longer ships
-    'setuptools<81',
-]
 
-setup(
-    name='stratified3d',
-    version=VERSION,
-    description='Stratified attention for LiDAR detection: an mmdet3d plugin for CPUs and GPUs',
-    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
-    long_description_content_type='text/markdown',
-    license='Apache-2.0',
-    python_requires='>=3.10',
-    package_data={'stratified3d': ['py.typed']},
-    packages=find_packages(include=['stratified3d', 'stratified3d.*']),
-    install_requires=['torch>=2.6', 'numpy>=1.24'],
-    extras_require={
-        'detection': DETECTION,
-        'cpu': ['spconv==2.3.8', 'triton==3.6.0'],
-        'gpu': ['spconv-cu126==2.3.8', 'nvidia-cuda-runtime-cu12', 'nvidia-cuda-nvrtc-cu12'],
-        'survey': ['laspy[lazrs]>=2.5'],  # .las and .laz files
-        'deploy': ['onnx>=1.18', 'onnxscript>=0.5', 'onnxruntime>=1.20'],  # the dense half as ONNX
-        'dev': [
-            'pytest',
-            'pytest-xdist',
-            'hypothesis',
-            'shapely',
-            'ruff',
-            'mypy',
-            'types-tqdm',
-            'pre-commit',
-        ],
-    },
-    classifiers=[
-        'License :: OSI Approved :: Apache Software License',
-        'Programming Language :: Python :: 3.11',
-        'Topic :: Scientific/Engineering :: Artificial Intelligence',
-    ],
-)
+def shipped_files() -> list[Path]:
+    found = {path for pattern in SHIPPED for path in Path().glob(pattern)}
+    return sorted(path for path in found if path.is_file() and '__pycache__' not in path.parts)
+
+
+class BuildWithConfigs(build_py):
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return  # the files of the repository are found there
+        folder = Path(self.build_lib) / 'stratified3d' / '.mim'
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier build
+        for path in shipped_files():
+            (folder / path.parent).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / path)
+        shutil.move(folder / 'configs/model-index.yml', folder / 'model-index.yml')
+        name, line = STARTUP
+        (Path(self.build_lib) / name).write_text(line)
+
+
+class SourcesWithConfigs(sdist):
+    def add_defaults(self) -> None:
+        super().add_defaults()
+        self.filelist.extend(map(str, shipped_files()))
+
+
+setup(cmdclass={'build_py': BuildWithConfigs, 'sdist': SourcesWithConfigs})

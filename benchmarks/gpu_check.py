@@ -197,6 +197,7 @@ def time_baselines(out: Path) -> bool:
     from benchmarks.default_config import HEADS, STRATA, WIDTH
     from benchmarks.measure import ceilings
     from benchmarks.point_clouds import batches_for_ops
+    from benchmarks.report import compact
 
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     dtype = torch.bfloat16 if device.type == 'cuda' else torch.float32
@@ -211,7 +212,7 @@ def time_baselines(out: Path) -> bool:
             for row in _time_baseline(name, batch, device, dtype):
                 record['failures' if 'traceback' in row else 'rows'].append(row)
                 write(out / 'baselines.json', record)
-                (out / 'baselines.md').write_text(ops.render(record))
+                (out / 'baselines.md').write_text(compact(ops.render(record)))
             print(f'{batch.name}: {name}', flush=True)
     print(ops.render(record))
     return not record['failures']

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+RESULTS = Path(__file__).resolve().parent / 'results'
+
 
 def device_name(device: torch.device) -> str:
     """Name of a GPU, or of the CPU with the number of threads."""
@@ -62,6 +64,35 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return '\n'.join([lines[0], rule, *lines[1:]])
 
 
+def compact(text: str) -> str:
+    """The same Markdown without the spaces that align a table's columns.
+
+    For files, in which one long note would widen every row.
+    """
+    lines = []
+    for line in text.split('\n'):
+        if line.startswith('|'):
+            cells = [cell.strip() for cell in line.strip('|').split('|')]
+            if all(set(cell) <= {'-', ':'} and cell for cell in cells):
+                cells = ['---:' if cell.endswith(':') else '---' for cell in cells]
+            line = f'| {" | ".join(cells)} |'
+        lines.append(line)
+    return '\n'.join(lines)
+
+
+def keep_out_of_results(out: Path, machine: dict[str, Any]) -> Path:
+    """Where results go: those of a commit with changes of one's own cannot be repeated, so they are
+    kept out of the repository."""
+    if not str(machine['commit']).endswith('-dirty') or out.resolve() != RESULTS:
+        return out
+    instead = Path('work_dirs/results')
+    print(
+        f'uncommitted changes: results go to {instead} instead of {out}; commit, then run it again',
+        file=sys.stderr,
+    )
+    return instead
+
+
 def folder_of(out: Path, machine: dict[str, Any]) -> Path:
     """out/<device> of such an environment."""
     return out / re.sub(r'[^a-z0-9]+', '-', machine['device'].lower()).strip('-')
@@ -73,7 +104,7 @@ def save(
     """Write out/<device>/<name>.json and .md, with the arguments of this process; returns the
     folder."""
     machine = content['environment']
-    folder = folder_of(out, machine)
+    folder = folder_of(keep_out_of_results(out, machine), machine)
     folder.mkdir(parents=True, exist_ok=True)
     command = shlex.join(sys.argv[1:])
     record = json.dumps(dict(command=command, **content), indent=1, default=str)
@@ -81,7 +112,7 @@ def save(
     versions = f'torch {machine["torch"]}, {machine["dtype"]}, commit {machine["commit"]}'
     head = f'{machine["device"]}; {versions}, {machine["date"]}\n\n'
     head += f'`python tools/{tool} {command}`\n\n'
-    (folder / f'{name}.md').write_text(head + text + '\n')
+    (folder / f'{name}.md').write_text(head + compact(text) + '\n')
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The detector in two calls: `init_detector` and `detect`."""
+"""The detector in two calls: `init_detector` and `detect`, or `detect_next` in a stream."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from stratified3d.datasets.io.point_files import read_points
 from stratified3d.detections import Detections, points_with_dt
 from stratified3d.frame_checks import check_frame
 from stratified3d.layers.strata_record import StrataRecord, record_strata
+from stratified3d.models.streaming import StreamLimits, StreamState, check_pose
 from stratified3d.sensors import FrameChange, Sensor, frame_change, model_sensor
+from stratified3d.shipped import find_shipped, make_projects_importable
 
 if TYPE_CHECKING:
     from mmdet3d.models.detectors import Base3DDetector
@@ -39,9 +41,10 @@ def init_detector(
     """Build a detector for inference.
 
     Args:
-        config: path or Config of a model of this plugin.
-        checkpoint: a .pth file written in training, or a .safetensors file; None leaves random
-            weights.
+        config: path or Config of a model of this plugin, or the name of a config that comes with
+            it, such as 'stratified3d::quickstart/pretrained.py'.
+        checkpoint: a .pth file written in training, or a .safetensors file, or such a name; None
+            leaves random weights.
         device: default: the GPU where there is one, else the CPU.
     Returns:
         The model in evaluation mode, with `cfg` and `class_names`.
@@ -50,9 +53,11 @@ def init_detector(
         ValueError: the checkpoint is damaged or of another model.
     """
     if not isinstance(config, Config):
-        if not Path(config).is_file():
+        make_projects_importable()
+        path = find_shipped(str(config))
+        if not Path(path).is_file():
             raise FileNotFoundError(f'there is no config {config}')
-        config = Config.fromfile(config)
+        config = Config.fromfile(path)
 
     importlib.import_module('stratified3d.plugin')  # registers the types that configs name
     with DefaultScope.overwrite_default_scope('mmdet3d'):
@@ -112,6 +117,55 @@ def detect(
     Warns:
         UserWarning: the points do not look like those of the sensor, see `check_frame`.
     """
+    points, change = _load_checked(model, points, sensor)
+    return _predict(model, points, change)
+
+
+def detect_next(
+    model: Base3DDetector,
+    points: np.ndarray | Tensor | str | Path,
+    pose: np.ndarray | Tensor,
+    timestamp: float,
+    state: StreamState | None = None,
+    *,
+    sensor: Sensor | str | None = None,
+    scene: str | None = None,
+    limits: StreamLimits | None = None,
+) -> tuple[Detections, StreamState]:
+    """Detect objects in the next frame of a stream; the model remembers earlier ones.
+
+        state = None
+        for points, pose, timestamp in frames:
+            found, state = detect_next(model, points, pose, timestamp, state)
+
+    Args:
+        model: from `init_detector`; one without memory detects as `detect` does.
+        points, sensor: of one sweep, as in `detect`.
+        pose: [4, 4] float64, from the frame of the points to a fixed one, for instance the map's.
+        timestamp: seconds.
+        state: what the frame before returned; None starts a stream.
+        scene: a name; another one than before starts the stream again.
+        limits: when the stream starts again by itself, see `StreamLimits`.
+    Returns:
+        Objects in the frame of the points, and the state for the next frame; its `event` says how
+        this frame was taken.
+    Raises:
+        ValueError: as in `detect`; a pose that is not rigid, a time that is not finite, the state
+            of another model.
+    """
+    points, change = _load_checked(model, points, sensor)
+    pose = check_pose(pose)
+    if change is not None:
+        pose = torch.from_numpy(change.pose_to_model(pose.numpy()))
+    (sweep,) = _prepare(model, points, change)['inputs']['points']
+    result, state = model.stream(sweep, pose, timestamp, state, scene=scene, limits=limits)
+    return _read_result(model, result, change), state
+
+
+def _load_checked(
+    model: Base3DDetector, points: np.ndarray | Tensor | str | Path, sensor: Sensor | str | None
+) -> tuple[Tensor, FrameChange | None]:
+    """Points [P, 5] and the way to the model's frame; warns of points of another sensor."""
     points = _load(points)
     change = _find_change(model, points, sensor)
     taken_for = change.sensor if change else model_sensor(model.cfg)
@@ -119,8 +173,8 @@ def detect(
     if change:
         limits = change.limits_to_file(limits)
     for message in check_frame(points.cpu().numpy(), taken_for, limits):
-        warnings.warn(message, stacklevel=2)
-    return _predict(model, points, change)
+        warnings.warn(message, stacklevel=3)
+    return points, change
 
 
 def inspect_strata(
@@ -178,15 +232,24 @@ def _find_change(
 
 def _predict(model: Base3DDetector, points: Tensor, change: FrameChange | None) -> Detections:
     """Detections in points [P, 5], in their frame."""
+    with torch.no_grad():
+        (result,) = model(**_prepare(model, points, change), mode='predict')
+    return _read_result(model, result, change)
+
+
+def _prepare(model: Base3DDetector, points: Tensor, change: FrameChange | None) -> dict:
+    """The batch of one sample, on the model's device and in its frame."""
     if change is not None:
         points = torch.from_numpy(change.points_to_model(points.cpu().numpy()))
     sample = Det3DDataSample(metainfo=dict(box_type_3d=LiDARInstance3DBoxes))
     batch = dict(inputs=dict(points=[points]), data_samples=[sample])
+    return model.data_preprocessor(batch, training=False)
 
-    with torch.no_grad():
-        data = model.data_preprocessor(batch, training=False)
-        (result,) = model(**data, mode='predict')
 
+def _read_result(
+    model: Base3DDetector, result: Det3DDataSample, change: FrameChange | None
+) -> Detections:
+    """Detections of a sample, in the frame of the file."""
     found = result.pred_instances_3d
     found = found[found.scores_3d.argsort(descending=True)].to('cpu')
     boxes = found.bboxes_3d.tensor.numpy()

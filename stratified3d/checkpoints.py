@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stratified3d.plain_arrays import MULTIARRAY, Array, Kind, scalar, unwrap
+from stratified3d.shipped import find_shipped
 
 # mmengine's classes are pickled together with these methods
 _METHODS = {
@@ -72,7 +73,7 @@ def load_checkpoint_file(filename: str, map_location: Any = None) -> dict:
     """Read a checkpoint of mmengine's CheckpointHook, or a .safetensors file, from the local disk.
 
     Args:
-        filename: path; `~` is expanded.
+        filename: path; `~` is expanded, and `stratified3d::` names are found.
         map_location: as in torch.load.
     Returns:
         The content of the file: state_dict, meta, message_hub, and optimizer and schedulers where
@@ -83,7 +84,7 @@ def load_checkpoint_file(filename: str, map_location: Any = None) -> dict:
         ValueError: the file is damaged (the message names the one before it), or asks for
             something that no checkpoint needs.
     """
-    filename = os.path.expanduser(filename)
+    filename = os.path.expanduser(find_shipped(filename))
     if not os.path.isfile(filename):
         raise FileNotFoundError(f'there is no checkpoint {filename}')
     if filename.endswith('.safetensors'):

@@ -3,6 +3,7 @@ with one line."""
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import logging
 import os
@@ -38,6 +39,22 @@ def begin_command(name: str, hint: str = '') -> None:
     """
     hide_startup_warnings()
     end_on_interrupt(name, hint)
+
+
+def command_parser(prog: str, description: str | None, examples: str) -> argparse.ArgumentParser:
+    """Return a parser whose help ends with examples.
+
+    Args:
+        prog: how the user calls the command.
+        description: of what it does.
+        examples: lines, in which `{prog}` stands for the call.
+    """
+    return argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        epilog=examples.replace('{prog}', prog),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def is_verbose() -> bool:

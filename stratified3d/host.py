@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import re
@@ -9,7 +10,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from stratified3d.commands import begin_command, quiet_console
+from stratified3d.commands import quiet_console
 
 _PACKAGE = str(Path(__file__).parent) + os.sep
 _DISK_ERRORS = {
@@ -19,22 +20,27 @@ _DISK_ERRORS = {
 }
 
 
-def run_host_tool(name: str) -> None:
-    """Run mmdet3d's own tools/<name> in this process, with this process's arguments.
+def run_host_tool(name: str, parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    """Run mmdet3d's own tools/<name> in this process.
 
     An error that the user can fix ends the process with one message and status 1;
-    STRATIFIED3D_TRACEBACK=1 shows where it came from. Ctrl-C ends it with status 130.
+    STRATIFIED3D_TRACEBACK=1 shows where it came from.
 
+    Args:
+        name: train.py or test.py.
+        parser: its help is printed before mmdet3d's.
+        arguments: for the script.
     Raises:
         FileNotFoundError: the installed mmdet3d has no such script.
     """
     # threads that spin at a barrier take the core from the thread that they wait for as soon as
     # anything else runs, and loader processes always do; read when torch is imported
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
-    is_training = name == 'train.py'
-    begin_command(name, 'add --resume to resume from the last checkpoint' if is_training else '')
     script = _find_script(name)
-    sys.argv[0] = str(script)
+    sys.argv = [str(script), *arguments]
+    if {'-h', '--help'} & {*arguments}:
+        parser.print_help()
+        print('\nall options, by mmdet3d:', flush=True)
     from mmengine.logging import MMLogger
 
     quiet_console(MMLogger.get_current_instance())  # the config is read before the runner's logger
@@ -45,6 +51,7 @@ def run_host_tool(name: str) -> None:
         if message is None or os.environ.get('STRATIFIED3D_TRACEBACK') == '1':
             raise
         sys.exit(f'{name}: {message}')
+    return 0
 
 
 def _find_script(name: str) -> Path:

@@ -121,6 +121,14 @@ class FrameChange:
         """Positions [N, 3] (m) of the model's frame in the file's frame."""
         return _move(positions, -self.quarter_turns, -self.lift)
 
+    def pose_to_model(self, pose: np.ndarray) -> np.ndarray:
+        """The pose [4, 4] of the model's frame, from that of the file's frame."""
+        corners = self.positions_to_file(np.vstack([np.zeros(3), np.eye(3)]))
+        to_file = np.eye(4)
+        to_file[:3, 3] = corners[0]
+        to_file[:3, :3] = (corners[1:] - corners[0]).T
+        return pose @ to_file
+
     def boxes_to_model(self, boxes: np.ndarray) -> np.ndarray:
         """Boxes [K, 7 or 9] of the file's frame in the model's frame."""
         return _move_boxes(boxes, self.quarter_turns, self.lift)

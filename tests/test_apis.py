@@ -1,3 +1,4 @@
+import copy
 import warnings
 
 import numpy as np
@@ -6,7 +7,7 @@ import torch
 from mmengine.config import Config
 from safetensors.torch import save_file
 
-from stratified3d.apis import detect, init_detector
+from stratified3d.apis import detect, detect_next, init_detector
 from stratified3d.sensors import SENSORS, FrameChange, Sensor
 from stratified3d.simulation.frame import simulate_frame
 
@@ -179,3 +180,67 @@ def test_missing_files_are_named(config):
         init_detector('nowhere.py')
     with pytest.raises(FileNotFoundError, match='no checkpoint nowhere.pth'):
         init_detector(config, 'nowhere.pth')
+
+
+def frames_of_a_drive(points, count=3):
+    """(points, pose, time): the same cloud from a car that drives along y and turns."""
+    poses = []
+    for i in range(count):
+        pose = np.eye(4)
+        angle = 0.05 * i
+        pose[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        pose[:3, 3] = 100, 0.5 * i, 0.1
+        poses.append(pose)
+    return [(points, pose, 0.1 * i) for i, pose in enumerate(poses)]
+
+
+@pytest.fixture(scope='module')
+def remembering(config):
+    config = copy.deepcopy(config)
+    memory = dict(frames=2, offset=4.0)
+    config.model.encoder.mixer = dict(memory=memory, strata_offset=0.0)
+    torch.manual_seed(0)
+    return init_detector(config, device='cpu')
+
+
+def follow(model, frames, **settings):
+    state, results = None, []
+    for points, pose, time in frames:
+        found, state = detect_next(model, points, pose, time, state, **settings)
+        results.append(found)
+    return results, state
+
+
+def test_first_frame_of_a_stream_is_a_single_frame_and_later_ones_are_not(remembering, points):
+    results, state = follow(remembering, frames_of_a_drive(points))
+    alone = detect(remembering, points)
+    assert np.array_equal(results[0].scores, alone.scores) and len(alone.scores)
+    assert not np.array_equal(results[2].scores, alone.scores)
+    assert state.event == 'next' and len(state.frames) == 2
+
+
+def test_a_model_without_memory_detects_in_a_stream_as_in_single_frames(model, points):
+    results, state = follow(model, frames_of_a_drive(points, 2))
+    assert np.array_equal(results[1].boxes, detect(model, points).boxes) and not state.frames
+
+
+def test_streams_of_another_sensor_find_the_same_objects(remembering, points):
+    """The frame of the file is turned and lifted; its poses lead from there to the map."""
+    sensor = Sensor('x', 1.0, 255.0)
+    change = FrameChange(sensor, SENSORS['nuscenes'])
+    frames = frames_of_a_drive(points)
+    expected, _ = follow(remembering, frames)
+
+    to_file = np.eye(4)
+    to_file[:3, 3] = change.positions_to_file(np.zeros((1, 3)))[0]
+    to_file[:3, :3] = (change.positions_to_file(np.eye(3)) - to_file[:3, 3]).T
+    of_file = points.copy()
+    of_file[:, :3] = change.positions_to_file(points[:, :3])
+    turned = [(of_file, pose @ np.linalg.inv(to_file), time) for _, pose, time in frames]
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        results, _ = follow(remembering, turned, sensor=sensor)
+    for found, wanted in zip(results, expected):
+        np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-4)
+        boxes = change.boxes_to_model(found.boxes)
+        np.testing.assert_allclose(boxes[:20, :2], wanted.boxes[:20, :2], atol=0.05)

@@ -20,10 +20,11 @@ from stratified3d.commands import begin_command
 begin_command('benchmark.py')
 
 import torch
+from mmengine.config import Config
 
 from benchmarks import report
 from benchmarks.attention import complexity, encoder, ops, roofline, scaling
-from benchmarks.detectors import config_table, latency
+from benchmarks.detectors import config_table, latency, streaming
 from benchmarks.point_clouds import batches_for_ops, frames_for_model
 from stratified3d.apis import init_detector
 from stratified3d.datasets.io.point_files import read_points
@@ -37,6 +38,7 @@ EXAMPLES = """examples:
   python tools/benchmark.py scaling --device cuda --dtype bf16
   python tools/benchmark.py model --points sweep.pcd.bin
   python tools/benchmark.py configs --only centerpoint_pillar03 centerpoint_voxel03
+  python tools/benchmark.py stream --config projects/quickstart/configs/quickstart.py
   python tools/benchmark.py complexity
 """
 
@@ -90,6 +92,13 @@ def run_complexity(args: argparse.Namespace) -> None:
     finish(args, result, complexity.render(result))
 
 
+def run_stream(args: argparse.Namespace) -> None:
+    config = Config.fromfile(args.config)
+    runs = 2 if args.quick else args.runs
+    result = streaming.run(config, args.device, args.dtype, runs, args.memory, args.every)
+    finish(args, dict(config=str(args.config), **result), streaming.render(result))
+
+
 def finish(args: argparse.Namespace, result: dict, text: str) -> Path:
     """Print the table; write it and the JSON; return their folder."""
     environment = report.environment(args.device, args.dtype)
@@ -114,6 +123,7 @@ def parse_args() -> argparse.Namespace:
     )
     commands = parser.add_subparsers(dest='command', required=True)
     add_encoder_command(commands)
+    add_stream_command(commands)
     for name, (function, description) in COMMANDS.items():
         command = commands.add_parser(name, help=description, description=description)
         command.set_defaults(function=function)
@@ -148,6 +158,19 @@ def add_encoder_command(commands: argparse._SubParsersAction) -> None:
         '--runs', type=int, default=10, help='timed runs after two to warm up (default: 10)'
     )
     command.set_defaults(function=run_encoder)
+
+
+def add_stream_command(commands: argparse._SubParsersAction) -> None:
+    description = 'a stream of frames: with memory of earlier ones, and with stacked sweeps'
+    command = commands.add_parser('stream', help=description, description=description)
+    command.add_argument('--config', default=CONFIG, help='default: the nuScenes config')
+    command.add_argument('--memory', type=int, default=4, help='earlier frames (default: 4)')
+    command.add_argument(
+        '--every', type=int, default=2, help='20 Hz sweeps from frame to frame (default: 2)'
+    )
+    command.add_argument('--runs', type=int, default=12, help='timed frames (default: 12)')
+    add_options(command)
+    command.set_defaults(function=run_stream)
 
 
 def add_options(command: argparse.ArgumentParser) -> None:

@@ -1,105 +1,13 @@
 #!/usr/bin/env python
-"""Convert point files and a table of boxes to a dataset that mmdet3d's scripts train with."""
+"""Convert point files and a table of boxes: `stratified3d convert custom`, from the repository."""
 
-from __future__ import annotations
-
-import argparse
 import sys
 from pathlib import Path
 
-from stratified3d.commands import begin_command
+# the package of this repository, wherever the command was started
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-begin_command('convert_custom.py', 'rerun the same command to resume')
-
-from stratified3d.datasets.custom.box_files import read_box_table
-from stratified3d.datasets.custom.infos import Conversion, create_custom_infos, list_frames
-from stratified3d.resumable import describe_error
-from stratified3d.sensor_options import add_sensor_options, read_sensor_options
-from stratified3d.sensors import MODEL_SENSOR, SENSORS
-
-EXAMPLES = """examples:
-  python tools/convert_custom.py raw/points --boxes raw/boxes.csv --out data/custom \\
-      --split train --frames train.txt
-  python tools/convert_custom.py raw/points --boxes raw/boxes.csv --out data/custom \\
-      --split val --frames val.txt
-  python tools/convert_custom.py new/points --out data/custom --split test    without annotations
-  python tools/convert_custom.py training/velodyne --sensor kitti --out data/custom --split test
-
-docs/own_data.md describes the files. Interrupted, it resumes when the same command is rerun.
-"""
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        'points', help='folder of point files (.bin, .npy, .pcd, .ply, ...), one per frame'
-    )
-    parser.add_argument('--boxes', type=Path, help='.csv or .json file of the boxes of all frames')
-    parser.add_argument('--out', type=Path, required=True, help="the new dataset's folder")
-    parser.add_argument('--split', required=True, help='name of the info file: train, val, test')
-    parser.add_argument('--frames', type=Path, help='text file, one frame per line; default: all')
-    parser.add_argument('--classes', nargs='+', help='boxes of others are left out; default: all')
-    parser.add_argument(
-        '--origin',
-        choices=('center', 'bottom'),
-        default='center',
-        help='what z refers to (default: center of the box)',
-    )
-    parser.add_argument('--degrees', action='store_true', help='yaw is in degrees, not radians')
-    add_sensor_options(parser)
-    parser.add_argument(
-        '--load-dim',
-        type=int,
-        help='columns of .bin files (default: 4, 5 for .pcd.bin, or what the numbers show)',
-    )
-    return parser.parse_args()
-
-
-def report(done: Conversion) -> None:
-    """Print numbers that show mistakes of units and axes."""
-    total = sum(done.boxes.values())
-    print(f'{done.path}: {done.frames} frames, {total} boxes')
-    for name, count in done.boxes.items():
-        size = ' x '.join(f'{side:.2f}' for side in done.sizes[name]) if count else '-'
-        print(f'  {name:<24}{count:>7}   mean size {size} m (dx, dy, dz)')
-
-    ranges = [
-        f'{axis} {low:.1f} to {high:.1f}'
-        for axis, low, high in zip('xyz', done.extent[:3], done.extent[3:])
-    ]
-    print(f'  points lie in {", ".join(ranges)} m: choose point_cloud_range accordingly')
-    if 2 * done.empty > total:
-        print(
-            f'  CAUTION: {done.empty} of {total} boxes contain no points: are boxes and points in '
-            'one frame? See --origin and --degrees'
-        )
-
-
-def main() -> int:
-    args = parse_args()
-    boxes = chosen = None
-    try:
-        if args.boxes is not None:
-            boxes = read_box_table(args.boxes, args.origin, args.degrees)
-        if args.frames is not None:
-            chosen = args.frames.read_text().split()
-        done = create_custom_infos(
-            list_frames(args.points),
-            boxes,
-            args.out,
-            args.split,
-            chosen=chosen,
-            classes=args.classes,
-            sensor=read_sensor_options(args) or SENSORS[MODEL_SENSOR],
-            load_dim=args.load_dim,
-        )
-    except (OSError, ValueError) as error:
-        sys.exit(f'convert_custom.py: {describe_error(error)}')
-    report(done)
-    return 0
-
+from stratified3d.cli import run_command
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_command('convert custom', 'python tools/convert_custom.py'))

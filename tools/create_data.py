@@ -1,68 +1,13 @@
 #!/usr/bin/env python
-"""Prepare a nuScenes-format dataset, wherever it lies on disk: its info files and its ground-truth
-database."""
+"""Prepare a nuScenes-format dataset: `stratified3d convert nuscenes`, from the repository."""
 
-from __future__ import annotations
-
-import argparse
 import sys
+from pathlib import Path
 
-from stratified3d.commands import begin_command
+# the package of this repository, wherever the command was started
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-begin_command('create_data.py', 'rerun the same command to resume')
-
-from stratified3d.datasets.nuscenes.database import create_database
-from stratified3d.datasets.nuscenes.infos import create_infos
-from stratified3d.resumable import describe_error
-
-EXAMPLES = """examples:
-  python tools/create_data.py data/simulated
-  python tools/create_data.py /datasets/nuscenes --version v1.0-trainval --workers 8
-  python tools/create_data.py /datasets/nuscenes --version v1.0-test
-  python tools/create_data.py data/simulated --no-database      without ground-truth sampling
-
-Interrupted, it resumes when the same command is rerun. What is finished is kept; delete a file to
-have it written again.
-"""
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('root', help='folder that contains v1.0-*/, samples/ and sweeps/')
-    parser.add_argument(
-        '--version',
-        default='v1.0-mini',
-        help='v1.0-mini, v1.0-trainval or v1.0-test (default: mini)',
-    )
-    parser.add_argument(
-        '--max-sweeps', type=int, default=10, help='sweeps listed per keyframe (default: 10)'
-    )
-    parser.add_argument(
-        '--sweeps',
-        type=int,
-        default=9,
-        help='sweeps added to a keyframe in the database, as in the config (default: 9)',
-    )
-    parser.add_argument('--no-database', action='store_true', help='write the info files only')
-    parser.add_argument(
-        '--workers', type=int, default=1, help='processes that cut the database (default: 1)'
-    )
-    return parser.parse_args()
-
-
-def main() -> int:
-    args = parse_args()
-    try:
-        paths = create_infos(args.root, args.version, args.max_sweeps)
-        if not args.no_database and args.version != 'v1.0-test':
-            paths.append(create_database(args.root, args.sweeps, args.workers))
-    except (OSError, ValueError) as error:
-        sys.exit(f'create_data.py: {describe_error(error)}')
-    print(*paths, sep='\n')
-    return 0
-
+from stratified3d.cli import run_command
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(run_command('convert nuscenes', 'python tools/create_data.py'))

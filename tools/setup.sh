@@ -51,7 +51,7 @@ if [ -n "${STRATIFIED3D_WHEELS:-}" ] && [ ! -d "$STRATIFIED3D_WHEELS" ]; then
 fi
 
 stamp=.venv/stratified3d-setup
-want=$(cat tools/setup.sh tools/build_mmcv.sh tools/join_mmcv_sources.py tools/constraints.txt setup.py | sha256sum | cut -c1-16)-$device
+want=$(cat tools/setup.sh tools/build_mmcv.sh tools/join_mmcv_sources.py tools/constraints.txt pyproject.toml | sha256sum | cut -c1-16)-$device
 [ -z "$fresh" ] || rm -rf .venv
 if [ "$(cat $stamp 2>/dev/null || true)" = "$want" ]; then
   echo "set-up: .venv is up to date ($device); --fresh builds it anew"

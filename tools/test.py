@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Evaluate a checkpoint: mmdet3d's own tools/test.py with all its options."""
+"""Score a checkpoint with mmdet3d's own script: `stratified3d test`, from the repository."""
 
 import sys
 from pathlib import Path
 
-# configs may import projects.<name>, wherever the command was started
+# the package of this repository, wherever the command was started
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from stratified3d.host import run_host_tool
+from stratified3d.cli import run_command
 
 if __name__ == '__main__':
-    run_host_tool('test.py')
+    sys.exit(run_command('test', 'python tools/test.py'))

@@ -1,14 +1,13 @@
 #!/usr/bin/env python
-"""Train a detector: mmdet3d's own tools/train.py with all its options (--resume, --cfg-options,
---launcher, --amp)."""
+"""Train a detector with mmdet3d's own script: `stratified3d train`, from the repository."""
 
 import sys
 from pathlib import Path
 
-# configs may import projects.<name>, wherever the command was started
+# the package of this repository, wherever the command was started
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from stratified3d.host import run_host_tool
+from stratified3d.cli import run_command
 
 if __name__ == '__main__':
-    run_host_tool('train.py')
+    sys.exit(run_command('train', 'python tools/train.py'))

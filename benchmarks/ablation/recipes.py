@@ -46,6 +46,33 @@ def with_turns(config: Config) -> None:
     sample.db_sampler.turned = True
 
 
+def use_sweeps(config: Config, count: int, every: int = 1) -> None:
+    """Stack so many earlier sweeps on a keyframe, or every second one, and so on."""
+    for pipeline in _pipelines(config):
+        load = next(t for t in pipeline if t.type == 'LoadAlignedSweeps')
+        load.update(sweeps_num=count, every=every)
+
+
+def one_sweep(config: Config) -> None:
+    """Use the keyframe alone, and of pasted objects what one sweep saw."""
+    use_sweeps(config, 0)
+    _pipeline(config).insert(-1, dict(type='DropSweeps', prob=1.0))
+
+
+def remember_sweeps(config: Config, count: int, every: int = 1) -> None:
+    """Use the sweeps of `use_sweeps` as earlier frames, whose strata tokens are remembered."""
+    use_sweeps(config, count, every)
+    config.model.encoder.setdefault('mixer', {}).update(memory=dict(frames=count))
+    for pipeline in _pipelines(config):
+        pipeline[-1].update(type='PackClip', frames=count)
+
+
+def _pipelines(config: Config) -> list[list]:
+    """Of training, validation and test."""
+    others = [config[f'{name}_dataloader'].dataset.pipeline for name in ('val', 'test')]
+    return [_pipeline(config), *others]
+
+
 def _pipeline(config: Config) -> list:
     dataset = config.train_dataloader.dataset
     return dataset.pipeline if 'pipeline' in dataset else dataset.dataset.pipeline

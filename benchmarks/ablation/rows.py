@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from mmengine.config import Config
@@ -15,8 +16,11 @@ from benchmarks.ablation.baselines import (
 from benchmarks.ablation.full_size import CHANGES
 from benchmarks.ablation.recipes import (
     full_augmentation,
+    one_sweep,
     plain_backbone,
+    remember_sweeps,
     separable_backbone,
+    use_sweeps,
     with_turns,
     without_flips,
     without_sampling,
@@ -116,6 +120,17 @@ def _headings() -> list[Row]:
     return rows
 
 
+def _memories() -> list[Row]:
+    """Earlier frames remembered as tokens; the default stacks the same five sweeps."""
+    changes: dict[str, Callable[[Config], None]] = {
+        'one sweep': one_sweep,
+        'one sweep, memory of 4': partial(remember_sweeps, count=4),
+        'one sweep, memory of 4, 0.1 s apart': partial(remember_sweeps, count=4, every=2),
+        'five sweeps, 0.1 s apart': partial(use_sweeps, count=4, every=2),
+    }
+    return [Row(name, 'memory', {}, change) for name, change in changes.items()]
+
+
 def _mixers() -> list[Row]:
     """The attention zoo, except for those that would repeat the default at another speed."""
     rows = []
@@ -193,6 +208,7 @@ ROWS = [
     Row('full-size augmentation', 'data', {}, full_augmentation),
     *_bev_parts(),
     *_headings(),
+    *_memories(),
     *_mixers(),
     *(Row(name, 'configs', {}, change) for name, change in CHANGES.items()),
     *_detectors(),

@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
-from benchmarks.ablation.costs import bev_gflop
+from benchmarks.ablation.costs import bev_gflop, stream_ms
 from benchmarks.ablation.rows import Row
 from stratified3d.evaluation.heading import axis_errors
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'benchmarks/ablation/configs/ablation.py'
 WARM_UP = 10  # steps before a training is timed
+STREAMED = ('default', 'memory')  # groups whose detectors also run on a stream of frames
 TIMED = 20  # steps that are timed to learn the pace of a training
 # one thread at a time may read a config, because that changes sys.path and os.environ
 _READING = Lock()
@@ -171,7 +172,9 @@ def measure(row: Row, seed: int, settings: TrainingSettings, pace: float | None)
         ratio = pace / trial['seconds_per_iteration']
         iterations = max(1, round(settings.iterations * ratio))
     result = train(row, seed, settings, iterations)
-    gflop = bev_gflop(make_config(row, seed, settings, iterations))
+    config = make_config(row, seed, settings, iterations)
+    gflop = bev_gflop(config)
+    stream = stream_ms(config) if row.group in STREAMED else None
     return dict(
         row=row.name,
         group=row.group,
@@ -179,6 +182,7 @@ def measure(row: Row, seed: int, settings: TrainingSettings, pace: float | None)
         iterations=iterations,
         options=repr(row.options),
         bev_gflop=None if gflop is None else round(gflop, 1),
+        stream_ms_per_frame=None if stream is None else round(stream, 1),
         **result,
     )
 

@@ -20,10 +20,12 @@ HEAD = (
     'verdict',
     'car AP',
     'car heading, axis (rad)',
+    'velocity (m/s)',
     'BEV GFLOP',
     'steps',
     's per step',
     'ms per frame',
+    'ms per frame of a stream',
 )
 
 
@@ -54,10 +56,12 @@ def compare(results: Sequence[dict[str, Any]], score: str = 'NDS') -> list[dict[
                 spread=spread,
                 verdict='' if seeds is first else _verdict(difference, spread),
                 angles=[_mean_of(all_results, name) for name in ('heading', 'axis')],
+                velocity=_mean_of([result.get('errors', {}) for result in all_results], 'vel_err'),
                 gflop=_mean_of(all_results, 'bev_gflop'),
                 iterations=mean(result['iterations'] for result in all_results),
                 seconds=mean(result['seconds_per_iteration'] for result in all_results),
                 ms_per_frame=mean(result['ms_per_frame'] for result in all_results),
+                stream=_mean_of(all_results, 'stream_ms_per_frame'),
             )
         )
     return compared
@@ -134,10 +138,12 @@ def render(results: Sequence[dict[str, Any]]) -> str:
                 by_nds['verdict'],
                 f'{by_map["car"]:.3f}',
                 ', '.join('' if angle is None else f'{angle:.2f}' for angle in by_map['angles']),
-                '' if by_map['gflop'] is None else f'{by_map["gflop"]:.0f}',
+                _render_value(by_map['velocity'], 2),
+                _render_value(by_map['gflop']),
                 f'{by_map["iterations"]:.0f}',
                 f'{by_map["seconds"]:.2f}',
                 f'{by_map["ms_per_frame"]:.0f}',
+                _render_value(by_map['stream']),
             ]
         )
     text = table(lines)
@@ -149,6 +155,10 @@ def render(results: Sequence[dict[str, Any]]) -> str:
             f'other detectors: {map_error:.3f} mAP, {nds_error:.3f} NDS.'
         )
     return text
+
+
+def _render_value(value: float | None, digits: int = 0) -> str:
+    return '' if value is None else f'{value:.{digits}f}'
 
 
 def _render_difference(row: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`python -m stratified3d.doctor`: check the installation, and with --gpu everything on a GPU."""
+"""Check the installation, and with --gpu everything that runs on a GPU."""
 
 from __future__ import annotations
 
@@ -6,25 +6,21 @@ import argparse
 import sys
 from pathlib import Path
 
-from stratified3d.commands import begin_command
+from stratified3d.commands import begin_command, command_parser
+
+PROG = 'python -m stratified3d.doctor'
 
 EXAMPLES = """examples:
-  python -m stratified3d.doctor                          the installation, in seconds
-  python -m stratified3d.doctor --gpu                    everything that runs on the GPU, in minutes
-  python -m stratified3d.doctor --gpu --json gpu.json    the results in a file, too
-  python -m stratified3d.doctor --gpu --ops-only         with torch, triton and numpy alone
-  python -m stratified3d.doctor --gpu --only bfloat16    part of them
+  {prog}                          the installation, in seconds
+  {prog} --gpu                    everything that runs on the GPU, in minutes
+  {prog} --gpu --json gpu.json    the results in a file, too
+  {prog} --gpu --ops-only         with torch, triton and numpy alone
+  {prog} --gpu --only bfloat16    part of them
 """
 
 
-def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog='python -m stratified3d.doctor',
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def make_parser(prog: str) -> argparse.ArgumentParser:
+    parser = command_parser(prog, __doc__, EXAMPLES)
     parser.add_argument(
         '--gpu',
         action='store_true',
@@ -41,6 +37,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         '--device', default='cuda', help='with --gpu: cuda (default), cuda:1, or cpu to try it'
     )
     parser.add_argument('--worker', nargs='+', help=argparse.SUPPRESS)
+    return parser
+
+
+def parse_args(arguments: list[str] | None = None, prog: str = PROG) -> argparse.Namespace:
+    """Read the command line."""
+    parser = make_parser(prog)
     args = parser.parse_args(arguments)
     if not args.gpu and (args.ops_only or args.only or args.json or args.device != 'cuda'):
         parser.error('--ops-only, --only, --json and --device belong to --gpu')
@@ -119,13 +121,14 @@ def run_worker(args: argparse.Namespace) -> int:
     return run_in_process([checks[name] for name in names], args.device, Path(path))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    args = parse_args(arguments)
+def main(arguments: list[str] | None = None, prog: str = PROG) -> int:
+    args = parse_args(arguments, prog)
     if args.worker:
         return run_worker(args)
-    begin_command('doctor')
     return check_gpu(args) if args.gpu else check_installation()
 
 
 if __name__ == '__main__':
+    if '--worker' not in sys.argv:
+        begin_command('doctor')
     sys.exit(main())

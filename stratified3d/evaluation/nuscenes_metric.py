@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -38,6 +39,8 @@ class NuScenesDevkitMetric(NuScenesMetric):
     - Results without any box score mAP 0; the devkit raises `Invalid box type: None` for them.
     - The version is that of ann_file. mmdet3d takes it from the dataset's metainfo, which is always
       v1.0-trainval.
+    - An info file of scenes of one's own, which are in no official split, is scored by the same
+      rules (`create_data.py --splits`).
     - A submission names all five sources that the server asks for, not two.
     - What cannot be scored is refused with a reason, before training or testing where that is
       possible.
@@ -79,7 +82,7 @@ class NuScenesDevkitMetric(NuScenesMetric):
             **kwargs,
         )
         self.classes = None if classes is None else list(classes)
-        self.info_version, self.point_files = _read_split(Path(ann_file))
+        self.info_version, self.point_files, self.own_scenes = _read_split(Path(ann_file))
         if not format_only:
             self._check_tables()
         if jsonfile_prefix is not None:  # better now than after hours of testing
@@ -145,6 +148,8 @@ class NuScenesDevkitMetric(NuScenesMetric):
         return super().compute_metrics(results)
 
     def _evaluate_single(self, result_path: str, *args, **kwargs) -> dict[str, float]:
+        if self.own_scenes is not None:
+            return self._evaluate_own(self.own_scenes, Path(result_path), *args, **kwargs)
         try:
             return super()._evaluate_single(result_path, *args, **kwargs)
         except Exception as error:  # the devkit raises nothing more specific
@@ -157,6 +162,63 @@ class NuScenesDevkitMetric(NuScenesMetric):
                 raise
         with _with_far_box(Path(result_path)) as path:
             return super()._evaluate_single(str(path), *args, **kwargs)
+
+    def _evaluate_own(
+        self,
+        scenes: list[str],
+        result: Path,
+        classes: Sequence[str],
+        result_name: str = 'pred_instances_3d',
+    ) -> dict[str, float]:
+        """Scores of scenes in no official split, under the keys of NuScenesMetric."""
+        content = json.loads(result.read_bytes())
+        has_boxes = any(content['results'].values())
+        with contextlib.nullcontext(result) if has_boxes else _with_far_box(result) as path:
+            metrics = score_own_scenes(
+                self.data_root,
+                self.info_version,
+                scenes,
+                path,
+                self.eval_detection_configs,
+            )
+        prefix = f'{result_name}_NuScenes'
+        scores = {f'{prefix}/NDS': metrics['nd_score'], f'{prefix}/mAP': metrics['mean_ap']}
+        for key, value in metrics['tp_errors'].items():
+            scores[f'{prefix}/{self.ErrNameMapping[key]}'] = round(value, 4)
+        for name in classes:
+            for distance, value in metrics['label_aps'][name].items():
+                scores[f'{prefix}/{name}_AP_dist_{distance}'] = round(value, 4)
+            for key, value in metrics['label_tp_errors'][name].items():
+                scores[f'{prefix}/{name}_{key}'] = round(value, 4)
+        return scores
+
+
+def score_own_scenes(
+    data_root: str | Path, version: str, scenes: Sequence[str], result: Path, config
+) -> dict:
+    """Score a submission on named scenes; returns the content of metrics_summary.json, which is
+    written beside it.
+
+    Args:
+        data_root, version: of the tables.
+        scenes: names, of all frames in the submission.
+        result: the submission.
+        config: of the devkit, such as `config_factory('detection_cvpr_2019')`.
+    """
+    from nuscenes import NuScenes
+    from nuscenes.eval.detection.evaluate import DetectionEval
+
+    tables = NuScenes(version, str(data_root), verbose=False)
+    with tempfile.TemporaryDirectory() as folder:
+        # where the devkit looks for splits of one's own; the dataset's folder may be read-only
+        path = Path(folder, version, 'splits.json')
+        path.parent.mkdir()
+        path.write_text(json.dumps(dict(own=list(scenes))))
+        tables.dataroot = folder
+        out = str(result.parent)
+        evaluation = DetectionEval(tables, config, str(result), 'own', out, verbose=False)
+        evaluation.main(render_curves=False)
+    return json.loads((result.parent / 'metrics_summary.json').read_bytes())
 
 
 @contextlib.contextmanager
@@ -174,8 +236,8 @@ def _with_far_box(path: Path) -> Iterator[Path]:
         changed.unlink(missing_ok=True)
 
 
-def _read_split(path: Path) -> tuple[str, list[str]]:
-    """Version and names of the point files of an info file."""
+def _read_split(path: Path) -> tuple[str, list[str], list[str] | None]:
+    """Version, names of the point files and scenes of an info file; None for official scenes."""
     if not path.is_file():
         raise FileNotFoundError(
             f'there is no info file {path}: `python tools/create_data.py {path.parent} --version '
@@ -184,6 +246,7 @@ def _read_split(path: Path) -> tuple[str, list[str]]:
     content = read_info_file(path)
     try:
         version = content['metainfo']['version']
+        scenes = content['metainfo'].get('scenes')
         categories = content['metainfo']['categories']
         frames = content['data_list']
         files = [Path(frame['lidar_points']['lidar_path']).name for frame in frames]
@@ -200,4 +263,4 @@ def _read_split(path: Path) -> tuple[str, list[str]]:
             f'{path}: labels its classes {labels}, mmdet3d reads them as {list(order)}: boxes '
             'would be taken for other classes; rerun tools/create_data.py'
         )
-    return version, files
+    return version, files, scenes

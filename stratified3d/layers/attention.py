@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stratified3d.layers.strata import Strata, StrataSelection
+from stratified3d.layers.strata_memory import PastTokens, build_memory
 from stratified3d.layers.token_mixing import TokenMixing
 from stratified3d.ops import (
     Backend,
@@ -179,6 +180,7 @@ class StratifiedAttention(nn.Module):
         carry_tokens: tokens go from block to block of a stage; else every block creates its own.
         strata_offset: first value of the learned per-head offset of the strata logits (joint only);
             None for no bias at all: a token weighs as much as a voxel from the start.
+        memory: dict(frames=K): voxels also attend to tokens of K earlier frames, see `TokenMemory`.
         collect_scale: first value of a learned per-head factor s; a token that collects from n
             voxels multiplies its logits by s log n (Nakanishi 2025, "Scalable-Softmax Is Superior
             for Attention", section 2; its example takes 0.43). None for a plain softmax, whose
@@ -201,6 +203,7 @@ class StratifiedAttention(nn.Module):
         fusion: str = 'joint',
         carry_tokens: bool = True,
         strata_offset: float | None = -4.0,
+        memory: dict | None = None,
         collect_scale: float | None = None,
         token_mixing: bool = False,
         backend: str | Backend | None = None,
@@ -247,6 +250,7 @@ class StratifiedAttention(nn.Module):
                 )
             self._add_strata_layers(channels, strata_offset)
             self._add_options(channels, collect_scale, token_mixing)
+        self.memory = build_memory(memory, channels, self.num_heads, num_strata)
 
     def _add_strata_layers(self, channels: int, strata_offset: float | None) -> None:
         self.strata_query = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, channels))
@@ -269,7 +273,11 @@ class StratifiedAttention(nn.Module):
         self.token_mixing = TokenMixing(channels, self.num_heads) if token_mixing else None
 
     def forward(
-        self, x: Tensor, grid: WindowGrid, strata: Strata | None = None
+        self,
+        x: Tensor,
+        grid: WindowGrid,
+        strata: Strata | None = None,
+        past: PastTokens | None = None,
     ) -> tuple[Tensor, Strata | None]:
         """Mix the voxels; refine the tokens.
 
@@ -277,6 +285,7 @@ class StratifiedAttention(nn.Module):
             x: [N, C] in the order of the voxels.
             grid: of these voxels.
             strata: tokens of the block before; None in the first block of a stage.
+            past: tokens that this block left in earlier frames, for a mixer with memory.
         Returns:
             mixed [N, C] in the order of the voxels, and the refined tokens (None without strata).
         """
@@ -293,7 +302,10 @@ class StratifiedAttention(nn.Module):
             strata = self.selection(x, grid.positions, grid.plan)
             strata = strata._replace(scores=(*earlier, *strata.scores))
         strata, strata_k, strata_v = self._refine(strata, k, v, offsets)
-        bias = self._strata_bias(strata, strata_k)  # [B, M, H]
+        bias = self._strata_bias(strata.present)  # [B, M, H]
+        if past is not None:
+            parts = zip((strata_k, strata_v, bias), self._recall(past, k.dtype))
+            strata_k, strata_v, bias = (torch.cat(part, 1) for part in parts)
 
         if self.fusion == 'joint':
             mixed = self.attend(q, k, v, grid, strata_k, strata_v, bias)
@@ -346,20 +358,33 @@ class StratifiedAttention(nn.Module):
             feats = self.token_mixing(feats, strata.present, rotary)
         strata = strata._replace(feats=feats)
 
-        strata_k, strata_v = self.strata_kv(strata.feats).to(k.dtype).chunk(2, -1)
-        strata_k = self._rotate(strata_k.reshape(heads), rotary)
-        return strata, strata_k, strata_v.reshape(heads)
+        return strata, *self._token_keys(strata.feats, rotary, k.dtype)
+
+    def _token_keys(
+        self, feats: Tensor, rotary: tuple[Tensor, Tensor] | None, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, M, H, D] of tokens [B, M, C]."""
+        rows = self.strata_kv(feats).to(dtype).unflatten(-1, (2, self.num_heads, -1))
+        k, v = rows.unbind(-3)
+        return self._rotate(k, rotary), v
+
+    def _recall(self, past: PastTokens, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values [B, P, H, D] and bias [B, P, H] of tokens of earlier frames."""
+        if self.memory is None:
+            raise ValueError('this mixer has no memory: set memory=dict(frames=...)')
+        rotary = rotary_angles(past.positions, self.head_dim) if self.use_rotary else None
+        bias = self._strata_bias(past.present, self.memory.offset)
+        return *self._token_keys(self.memory(past), rotary, dtype), bias
 
     def _rotate(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
         return x if rotary is None else apply_rotary(x, *rotary, backend=self.backend)
 
-    def _strata_bias(self, strata: Strata, strata_k: Tensor) -> Tensor:
-        """[B, M, H] fp32: the offset of the joint softmax; -inf for absent tokens."""
-        bias = strata_k.new_zeros(*strata_k.shape[:3], dtype=torch.float32)
+    def _strata_bias(self, present: Tensor, offset: Tensor | float = 0.0) -> Tensor:
+        """[B, M, H] fp32: the joint softmax's offset, and another [H]; -inf for absent tokens."""
+        bias = present.new_zeros(*present.shape, self.num_heads, dtype=torch.float32) + offset
         if self.fusion == 'joint' and self.strata_offset is not None:
             bias = bias + (self.strata_offset - math.log(self.num_strata))
-        absent = ~strata.present.unsqueeze(-1)  # [B, M, 1]
-        return bias.masked_fill(absent, -torch.inf)
+        return bias.masked_fill(~present.unsqueeze(-1), -torch.inf)
 
     def extra_repr(self) -> str:
         return f'num_strata={self.num_strata}, fusion={self.fusion!r}'

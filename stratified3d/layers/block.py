@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from stratified3d.layers.attention import WindowGrid, build_window_grid
 from stratified3d.layers.sparse_conv import SparseConv, SparseConvTensor
 from stratified3d.layers.strata import Strata, VoxelScores
+from stratified3d.layers.strata_memory import PastTokens
 
 
 class StratifiedBlock(nn.Module):
@@ -17,7 +18,8 @@ class StratifiedBlock(nn.Module):
 
     Args:
         channels: C.
-        mixer: module called as mixer(x [N, C], grid, strata) -> ([N, C], strata).
+        mixer: module called as mixer(x [N, C], grid, strata) -> ([N, C], strata), and with the
+            tokens of earlier frames as a fourth argument where they are given.
         ffn_ratio: hidden width of the feed-forward over C.
         conv_key: rulebook key of the position convolution; None leaves the convolution out.
         precision: of the convolution on CUDA.
@@ -49,7 +51,11 @@ class StratifiedBlock(nn.Module):
         )
 
     def forward(
-        self, x: SparseConvTensor, grid: WindowGrid, strata: Strata | None = None
+        self,
+        x: SparseConvTensor,
+        grid: WindowGrid,
+        strata: Strata | None = None,
+        past: PastTokens | None = None,
     ) -> tuple[SparseConvTensor, Strata | None]:
         """Return the N voxels with new features, and the tokens for the next block."""
         feats = x.features
@@ -57,14 +63,19 @@ class StratifiedBlock(nn.Module):
             x = self.conv(x)
             feats = feats + self.conv_norm(x.features)
 
-        feats, strata = self.mix(feats, grid, strata)
+        feats, strata = self.mix(feats, grid, strata, past)
         return x.replace_feature(feats), strata
 
     def mix(
-        self, feats: Tensor, grid: WindowGrid, strata: Strata | None = None
+        self,
+        feats: Tensor,
+        grid: WindowGrid,
+        strata: Strata | None = None,
+        past: PastTokens | None = None,
     ) -> tuple[Tensor, Strata | None]:
         """Apply mixer and feed-forward, [N, C] -> [N, C]; traced in one graph by torch.compile."""
-        mixed, strata = self.mixer(self.mixer_norm(feats), grid, strata)
+        memory = () if past is None else (past,)
+        mixed, strata = self.mixer(self.mixer_norm(feats), grid, strata, *memory)
         feats = feats + mixed
         return feats + self.ffn(feats), strata
 
@@ -167,21 +178,39 @@ class StratifiedStage(nn.Module):
             grids: of this stage.
             scores: receives the objectness that tokens were chosen by, if they were.
         """
+        x, tokens = self.run(x, grids)
+        last = tokens[-1] if tokens else None
+        if scores is not None and last is not None:
+            scores.extend(last.scores)
+        return x
+
+    def run(
+        self,
+        x: SparseConvTensor,
+        grids: Sequence[WindowGrid],
+        past: Sequence[PastTokens | None] | None = None,
+    ) -> tuple[SparseConvTensor, list[Strata | None]]:
+        """Run the blocks as `forward` does; also return the tokens that each of them left.
+
+        Args:
+            x, grids: see `forward`.
+            past: tokens of earlier frames for each block.
+        """
         strata: Strata | None = None
+        tokens: list[Strata | None] = []
         for i, block in enumerate(self.blocks):
             run = _checkpointed(block) if self.with_cp else block
-            x, strata = run(x, grids[i % len(grids)], strata)
-        if scores is not None and strata is not None:
-            scores.extend(strata.scores)
-        return x
+            x, strata = run(x, grids[i % len(grids)], strata, past[i] if past else None)
+            tokens.append(strata)
+        return x, tokens
 
 
 def _checkpointed(block: nn.Module) -> Callable:
     def run(
-        x: SparseConvTensor, grid: WindowGrid, strata: Strata | None
+        x: SparseConvTensor, grid: WindowGrid, strata: Strata | None, past: PastTokens | None
     ) -> tuple[SparseConvTensor, Strata | None]:
         def recompute(feats: Tensor, strata: Strata | None) -> tuple[Tensor, Strata | None]:
-            out, refined = block(x.replace_feature(feats), grid, strata)
+            out, refined = block(x.replace_feature(feats), grid, strata, past)
             return out.features, refined
 
         feats, refined = checkpoint(recompute, x.features, strata, use_reentrant=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from mmdet3d.registry import MODELS
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from stratified3d.layers.attention import MixerContext, StratifiedAttention
 from stratified3d.layers.block import StratifiedStage
 from stratified3d.layers.sparse_conv import SparseConv, SparseConvTensor, dense_bev
-from stratified3d.layers.strata import StrataSelection, VoxelScores
+from stratified3d.layers.strata import Strata, StrataSelection, VoxelScores
+from stratified3d.layers.strata_memory import PastTokens
 from stratified3d.ops import grid_shape, voxel_centers
 
 MODELS.register_module(module=StratifiedAttention)
@@ -126,8 +128,39 @@ class StratifiedEncoder(nn.Module):
             scores: receives every objectness that tokens were chosen by, with the size (x, y, z) in
                 meters of its voxels.
         """
+        return self.encode(feats, coords, batch_size, scores=scores)[0]
+
+    @property
+    def memory_frames(self) -> int:
+        """K, the earlier frames whose tokens the mixers attend to; 0 without memory."""
+        memories = [getattr(mixer, 'memory', None) for mixer in self.mixers]
+        return max((memory.frames for memory in memories if memory is not None), default=0)
+
+    @property
+    def mixers(self) -> list[Any]:
+        """The mixer of every block of all stages."""
+        stages: list[Any] = list(self.stages)
+        return [block.mixer for stage in stages for block in stage.blocks]
+
+    def encode(
+        self,
+        feats: Tensor,
+        coords: Tensor,
+        batch_size: int,
+        past: Sequence[PastTokens | None] | None = None,
+        scores: list[tuple[VoxelScores, tuple[float, ...]]] | None = None,
+    ) -> tuple[Tensor, list[Strata | None]]:
+        """Return the BEV feature map, as `forward` does, and the tokens that every block left.
+
+        Args:
+            feats, coords, batch_size, scores: see `forward`.
+            past: tokens of earlier frames for every block of all stages.
+        Raises:
+            ValueError: past for a mixer without memory.
+        """
         shape = list(self.spatial_shape)
         x = SparseConvTensor(self.input_proj(feats), coords, shape, int(batch_size))
+        tokens: list[Strata | None] = []
         for i, (stage, downsample) in enumerate(zip(self.stages, self.downsamples)):
             assert isinstance(stage, StratifiedStage)
             if i:
@@ -137,12 +170,15 @@ class StratifiedEncoder(nn.Module):
             if i == 0:
                 for conv in self.stem:
                     x = conv(x)
-            found: list[VoxelScores] | None = None if scores is None else []
-            x = stage(x, grids, found)
-            if scores is not None and found is not None:
-                scores.extend((score, size) for score in found)
+            done = len(tokens)
+            own_past = past[done : done + len(stage.blocks)] if past else None
+            x, refined = stage.run(x, grids, own_past)
+            tokens += refined
+            last = refined[-1] if refined else None
+            if scores is not None and last is not None:
+                scores.extend((score, size) for score in last.scores)
             x = downsample(x)
-        return dense_bev(x.replace_feature(self.norm(x.features)))
+        return dense_bev(x.replace_feature(self.norm(x.features))), tokens
 
     def _size_of_voxels(self, x: SparseConvTensor) -> tuple[float, ...]:
         """Return the size (x, y, z) of a voxel in meters, at x's resolution."""

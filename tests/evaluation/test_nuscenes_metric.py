@@ -125,6 +125,29 @@ def test_ground_truth_scores_one(build, frames):
     assert 0 < score(build(classes=CLASSES), halves)['mAP'] < found['mAP']
 
 
+@pytest.fixture
+def own_set(prepared_set, tmp_path):
+    """The simulated set under a version and with names of scenes that nuScenes does not have."""
+    for part in ('samples', 'sweeps', 'maps'):
+        (tmp_path / part).symlink_to(prepared_set / part)
+    shutil.copytree(prepared_set / 'v1.0-mini', tmp_path / 'v1.0-mine')
+    path = tmp_path / 'v1.0-mine/scene.json'
+    rows = json.loads(path.read_bytes())
+    names = {row['name']: f'ride {i}' for i, row in enumerate(rows)}
+    path.write_text(json.dumps([dict(row, name=names[row['name']]) for row in rows]))
+    create_infos(tmp_path, 'v1.0-mine', splits=dict(val=[names['scene-0103']]))
+    return tmp_path
+
+
+@pytest.mark.parametrize('boxes', [ground_truth, None])
+def test_scenes_of_ones_own_are_scored_as_official_ones(build, frames, own_set, boxes):
+    official = score(build(classes=CLASSES), results(frames, boxes))
+    own = score(build(classes=CLASSES, root=own_set), results(frames, boxes))
+    assert own.keys() == official.keys() and (own['mAP'] > 0.7) == (boxes is not None)
+    np.testing.assert_equal(own, official)
+    assert not list(own_set.glob('v1.0-mine/splits.json'))
+
+
 def test_results_of_the_test_split_are_only_formatted(build, unannotated_set, tmp_path):
     (path,) = create_infos(unannotated_set, 'v1.0-test')
     unknown = pickle.loads(path.read_bytes())['data_list']

@@ -83,3 +83,29 @@ def batch():
         return dict(points=points), samples
 
     return make
+
+
+@pytest.fixture
+def clip_config(small_config):
+    small_config['encoder']['mixer'].update(memory=dict(frames=2), strata_offset=0.0)
+    return small_config
+
+
+@pytest.fixture
+def clip_batch(batch):
+    """(inputs, samples) of clips: ages of points are those of the keyframe or of two sweeps."""
+
+    def make(sizes, ages=((0.05, 0.1), (0.05,), ()), **settings):
+        inputs, samples = batch(sizes, **settings)
+        generator = torch.Generator().manual_seed(5)
+        for i, (points, sample) in enumerate(zip(inputs['points'], samples)):
+            own = ages[i % len(ages)]
+            choices = torch.tensor([0.0, *own])
+            points[:, 4] = choices[torch.randint(len(choices), (len(points),), generator=generator)]
+            poses = [torch.eye(4).double() for _ in own]
+            for age, pose in zip(own, poses):
+                pose[:2, 3] = torch.tensor([-8 * age, age])
+            sample.set_metainfo(dict(clip=dict(frames=2, ages=list(own), poses=poses)))
+        return inputs, samples
+
+    return make

@@ -69,6 +69,21 @@ def run_processes(model, halves, store):
     return [torch.load(f'{store}.{rank}') for rank in range(PROCESSES)]
 
 
+def test_two_processes_agree_on_clips(clip_config, build, clip_batch, tmp_path):
+    """One process has no earlier frame at all: both run equally often, all parameters take part."""
+    model = build(clip_config)
+    halves = [
+        clip_batch((700, 300), ages=((0.05, 0.1),), num_boxes=12),
+        clip_batch((500, 0), ages=((),), num_boxes=12),
+    ]
+    alone = [losses_and_gradients(model, *half) for half in halves]
+    together = run_processes(model, halves, tmp_path / 'store')
+    mean = {name: (value + alone[1][1][name]) / 2 for name, value in alone[0][1].items()}
+    for _, gradients in together:
+        assert_close(gradients, mean)
+    assert any(gradient.any() for name, gradient in mean.items() if 'memory.offset' in name)
+
+
 @pytest.mark.parametrize('selection', ['pool', 'topk'])
 def test_two_processes_do_what_one_does(small_config, build, halves, tmp_path, selection):
     small_config['encoder']['mixer'].update(selection=selection)

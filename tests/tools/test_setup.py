@@ -42,16 +42,16 @@ def test_bad_arguments_are_named(root, arguments, variables, message):
     assert result.returncode in (1, 2) and message in result.stderr
 
 
-def test_pins_are_those_of_the_readme(root):
+def test_pins_are_those_of_the_page_on_installation(root):
     pins = dict(
         line.split('==')
         for line in (root / 'tools/constraints.txt').read_text().splitlines()
         if '==' in line
     )
-    readme = (root / 'README.md').read_text()
+    page = (root / 'docs/install.md').read_text()
     for name, version in pins.items():
         if name not in ('ruff', 'mypy'):
-            assert f'| {name} | {version} |' in readme, name
+            assert f'| {name} | {version} |' in page, name
 
 
 def test_sources_of_mmcv_are_joined_but_for_those_that_cannot_be(root, tmp_path):

@@ -19,6 +19,7 @@ from stratified3d.sensors import MODEL_SENSOR, SENSORS, FrameChange, Sensor, ful
 
 _MODEL = SENSORS[MODEL_SENSOR]
 _MOST_BRIGHT = 0.1  # share of points beyond full scale, which end at it
+_LONG = 1.2  # m; of what is shorter, either side may be the longer one
 _TRIED = 10  # frames in which an unknown sensor is looked at
 
 
@@ -33,6 +34,8 @@ class Conversion(NamedTuple):
         sizes: mean size [3] by class; absent for a class without boxes.
         extent: [6] x_min .. z_max of the box that contains all but the outermost hundredth of the
             points of every frame.
+        sideways: classes all of whose boxes are wider (dy) than long (dx), people and the like
+            left out.
     """
 
     path: Path
@@ -41,6 +44,7 @@ class Conversion(NamedTuple):
     empty: int
     sizes: dict[str, np.ndarray]
     extent: np.ndarray
+    sideways: list[str]
 
 
 def list_frames(folder: str | Path) -> dict[str, Path]:
@@ -293,14 +297,18 @@ def _summarize(
 
     counts = {}
     sizes = {}
+    sideways = []
     for name, boxes in boxes_of_class.items():
         counts[name] = len(boxes)
         if boxes:
             sizes[name] = np.mean([box[3:6] for box in boxes], 0)
+            is_long = sizes[name][:2].max() > _LONG
+            if is_long and all(box[3] < box[4] for box in boxes):
+                sideways.append(name)
 
     extent = np.zeros(6)
     if extents:
         bounds = np.array(extents)  # [frames, 6]
         extent[:3] = bounds[:, :3].min(0)
         extent[3:] = bounds[:, 3:].max(0)
-    return Conversion(path, len(infos), counts, empty, sizes, extent)
+    return Conversion(path, len(infos), counts, empty, sizes, extent, sideways)

@@ -123,7 +123,8 @@ def _check_model_classes(dataset: Any, name: str, classes: list[str] | None) -> 
 def _check_label_order(dataset: Any, name: str) -> None:
     """Raise unless the info file numbers classes as the dataset's type reads them."""
     kind = type(dataset)
-    known = list(kind.METAINFO.get('classes', ()))
+    # a part of a dataset, of `num_batch_per_epoch`, has none
+    known = list(getattr(kind, 'METAINFO', {}).get('classes', ()))
     categories = dataset.metainfo.get('categories') or {}
     stored = {key: label for key, label in categories.items() if label >= 0}
     for key, label in stored.items():

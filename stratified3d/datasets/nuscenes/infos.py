@@ -11,18 +11,14 @@ import numpy as np
 from mmdet3d.datasets import NuScenesDataset
 from nuscenes import NuScenes
 from nuscenes.eval.detection.utils import category_to_detection_name
-from nuscenes.utils import splits
 from pyquaternion import Quaternion
 from tqdm import tqdm
 
 from stratified3d.datasets.io.info_files import read_info_file
+from stratified3d.datasets.nuscenes.folders import check_files, read_scenes
+from stratified3d.datasets.nuscenes.splits import OFFICIAL, Splits, name_some
 from stratified3d.resumable import atomic_write
 
-_SPLITS = {
-    'v1.0-mini': dict(train=splits.mini_train, val=splits.mini_val),
-    'v1.0-trainval': dict(train=splits.train, val=splits.val),
-    'v1.0-test': dict(test=splits.test),
-}
 _TABLES = (
     'attribute',
     'calibrated_sensor',
@@ -40,42 +36,57 @@ _TABLES = (
 )
 
 
-def create_infos(root: str | Path, version: str, max_sweeps: int = 10) -> list[Path]:
+def create_infos(
+    root: str | Path, version: str, max_sweeps: int = 10, splits: Splits | None = None
+) -> list[Path]:
     """Write nuscenes_infos_<split>.pkl for every split of a version; existing ones are kept.
 
     The content is that of mmdet3d's create_data.py (`info_version` 1.1) without its camera parts;
-    where no sweep precedes a keyframe, `lidar_sweeps` is absent. Files are complete or absent.
+    where no sweep precedes a keyframe, `lidar_sweeps` is absent. Files are complete or absent, and
+    none is written unless all point files that they name are there.
 
     Args:
         root: the dataset, which contains <version>/, samples/ and sweeps/.
-        version: v1.0-mini, v1.0-trainval or v1.0-test.
+        version: v1.0-mini, v1.0-trainval or v1.0-test; any with `splits`.
         max_sweeps: stored per keyframe, the nearest first.
+        splits: names of scenes by split, where they are not the official ones; the info files name
+            them as `scenes` in their metainfo.
     Returns:
         The info files.
     Raises:
-        FileNotFoundError: no such dataset, or a table of it is missing.
+        FileNotFoundError: no such dataset, or tables or point files of it are missing.
         ValueError: unknown version, a damaged table or info file, a split without a scene, or an
-            info file of another version or number of sweeps.
+            info file of another version, number of sweeps or split.
     """
     root = Path(root)
-    if version not in _SPLITS:
-        raise ValueError(f'version is one of {", ".join(_SPLITS)}, not {version!r}')
-    files = {split: root / f'nuscenes_infos_{split}.pkl' for split in _SPLITS[version]}
+    if splits is None and version not in OFFICIAL:
+        raise ValueError(
+            f'version is one of {", ".join(OFFICIAL)}, not {version!r}; others need --splits or '
+            '--val-share'
+        )
+    chosen = OFFICIAL[version] if splits is None else splits
+    files = {split: root / f'nuscenes_infos_{split}.pkl' for split in chosen}
     missing = []
     for split, path in files.items():
         if path.is_file():
-            _check_same(path, version, max_sweeps)
+            _check_same(path, version, max_sweeps, splits[split] if splits else None)
         else:
             missing.append(split)
     if missing:
         tables = _read_tables(root, version)
         for split in missing:
-            _write_split(tables, split, files[split], max_sweeps)
+            _check_scenes(tables, split, chosen[split], root / version)
+        check_files(
+            root, _list_point_files(tables, [chosen[split] for split in missing], max_sweeps)
+        )
+        for split in missing:
+            own = splits[split] if splits else None
+            _write_split(tables, split, chosen[split], files[split], max_sweeps, own)
     return list(files.values())
 
 
-def _check_same(path: Path, version: str, max_sweeps: int) -> None:
-    """Raise for an info file of another version or number of sweeps."""
+def _check_same(path: Path, version: str, max_sweeps: int, scenes: list[str] | None) -> None:
+    """Raise for an info file of another version, number of sweeps or split."""
     meta = read_info_file(path)['metainfo']
     found = meta.get('version'), meta.get('max_sweeps')
     if found != (version, max_sweeps):
@@ -83,16 +94,42 @@ def _check_same(path: Path, version: str, max_sweeps: int) -> None:
             f'{path}: written for {found[0]} with {found[1]} sweeps, not {version} with '
             f'{max_sweeps}: move or delete it'
         )
+    if meta.get('scenes') != scenes:
+        raise ValueError(
+            f'{path}: written for other scenes than those of this split: move or delete it'
+        )
+
+
+def _check_scenes(tables: NuScenes, split: str, scenes: list[str], folder: Path) -> None:
+    """Raise unless a split has a scene."""
+    names = [scene['name'] for scene in tables.scene]
+    if not set(names) & set(scenes):
+        raise ValueError(
+            f'{folder}: no scene of split {split}; none of its {len(names)} scenes '
+            f'({name_some(names)}) has one of the names of that split. For scenes of your own name '
+            'those of each split in a file, --splits FILE, or give a share for validation, '
+            '--val-share 0.2'
+        )
+
+
+def _list_point_files(tables: NuScenes, splits: list[list[str]], max_sweeps: int) -> list[str]:
+    """Paths of all point files that the info files of these splits will name."""
+    names = {name for scenes in splits for name in scenes}
+    paths = set()
+    for scene in tables.scene:
+        if scene['name'] not in names:
+            continue
+        for token in _list_samples(tables, scene):
+            record = tables.get('sample_data', tables.get('sample', token)['data']['LIDAR_TOP'])
+            paths.add(record['filename'])
+            paths.update(sweep['filename'] for sweep in _list_sweeps(tables, record, max_sweeps))
+    return sorted(paths)
 
 
 def _read_tables(root: Path, version: str) -> NuScenes:
     """nuScenes' tables; an error names the table that is missing or damaged."""
+    read_scenes(root, version)
     folder = root / version
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f'{folder}: no nuScenes tables there; `python tools/simulate.py {root}` makes a '
-            'simulated dataset, the real one is unpacked so that its v1.0-* folders lie in the root'
-        )
     paths = [folder / f'{name}.json' for name in _TABLES]
     for path in paths:
         if not path.is_file():
@@ -116,12 +153,16 @@ def _check_json(path: Path, version: str) -> None:
         ) from error
 
 
-def _write_split(tables: NuScenes, split: str, path: Path, max_sweeps: int) -> None:
-    """Write the info file of one split."""
-    version = tables.version
-    scenes = [scene for scene in tables.scene if scene['name'] in _SPLITS[version][split]]
-    if not scenes:
-        raise ValueError(f'{path.parent / version}: no scene of split {split}')
+def _write_split(
+    tables: NuScenes,
+    split: str,
+    names: list[str],
+    path: Path,
+    max_sweeps: int,
+    own: list[str] | None,
+) -> None:
+    """Write the info file of one split; of one that is not official it names the scenes."""
+    scenes = [scene for scene in tables.scene if scene['name'] in names]
     tokens = [token for scene in scenes for token in _list_samples(tables, scene)]
     frames: list[dict[str, Any]] = []
     for token in tqdm(tokens, path.name, unit='keyframe'):
@@ -131,10 +172,12 @@ def _write_split(tables: NuScenes, split: str, path: Path, max_sweeps: int) -> N
     meta = dict(
         categories={name: i for i, name in enumerate(classes)},
         dataset='nuscenes',
-        version=version,
+        version=tables.version,
         info_version='1.1',
         max_sweeps=max_sweeps,
     )
+    if own is not None:
+        meta['scenes'] = own
     atomic_write(path, pickle.dumps(dict(metainfo=meta, data_list=frames)))
 
 
@@ -179,23 +222,31 @@ def _describe_sweeps(
 ) -> list[dict[str, Any]]:
     """Entries of the sweeps before a keyframe, the nearest first."""
     sweeps: list[dict[str, Any]] = []
-    while record['prev'] and len(sweeps) < max_sweeps:
-        record = tables.get('sample_data', record['prev'])
-        lidar2ego, ego2global = _read_poses(tables, record)
+    for sweep in _list_sweeps(tables, record, max_sweeps):
+        lidar2ego, ego2global = _read_poses(tables, sweep)
         lidar2sensor = np.linalg.inv(ego2global @ lidar2ego) @ lidar2global
         sweeps.append(
             dict(
-                timestamp=record['timestamp'] / 1e6,
-                sample_data_token=record['token'],
+                timestamp=sweep['timestamp'] / 1e6,
+                sample_data_token=sweep['token'],
                 ego2global=ego2global.tolist(),
                 lidar_points=dict(
-                    lidar_path=record['filename'],
+                    lidar_path=sweep['filename'],
                     lidar2ego=lidar2ego.tolist(),
                     lidar2sensor=lidar2sensor.tolist(),
                 ),
             )
         )
     return sweeps
+
+
+def _list_sweeps(tables: NuScenes, record: dict, max_sweeps: int) -> list[dict]:
+    """Records of the sweeps before a keyframe, the nearest first."""
+    records: list[dict] = []
+    while record['prev'] and len(records) < max_sweeps:
+        record = tables.get('sample_data', record['prev'])
+        records.append(record)
+    return records
 
 
 def _read_poses(tables: NuScenes, record: dict) -> tuple[np.ndarray, np.ndarray]:

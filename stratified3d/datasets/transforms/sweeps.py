@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from mmdet3d.datasets.transforms import LoadPointsFromFile, LoadPointsFromMultiSweeps
@@ -27,20 +28,37 @@ class LoadAlignedSweeps(LoadPointsFromMultiSweeps):
     R^-1 (p - t). mmdet3d 1.4 computes p R - t instead, which is 0.4 m off after half a second of an
     ordinary turn, and draws sweeps at random, by default also in tests. Takes the arguments of
     LoadPointsFromMultiSweeps. A keyframe without sweeps is not repeated.
+
+    Args:
+        every: 1 takes the nearest sweeps, 2 every second one, and so on.
+    Raises:
+        ValueError: every below 1.
     """
 
-    def transform(self, results: dict) -> dict:
-        """Replace results['points'] [P, 5] by the points of all sweeps, with their age in column 4.
+    def __init__(self, *args: Any, every: int = 1, **settings: Any):
+        super().__init__(*args, **settings)
+        if every < 1:
+            raise ValueError(f'every is at least 1, not {every}')
+        self.every = every
 
-        The age is in seconds.
+    def transform(self, results: dict) -> dict:
+        """Replace the points [P, 5] of `results` by those of all sweeps.
+
+        Column 4 is their age in seconds. `sweep_ages` are those of the sweeps, `sweep_poses` [4, 4]
+        move their points from their LiDAR frame to the keyframe's.
         """
         keyframe = results['points']
         keyframe.tensor[:, 4] = 0
         parts = [keyframe]
-        for sweep in results.get('lidar_sweeps', [])[: self.sweeps_num]:
+        sweeps = results.get('lidar_sweeps', [])[self.every - 1 :: self.every][: self.sweeps_num]
+        for sweep in sweeps:
             points = self._load_sweep(sweep['lidar_points'])
             points[:, 4] = results['timestamp'] - sweep['timestamp']
             parts.append(keyframe.new_point(points))
+        results['sweep_ages'] = [results['timestamp'] - sweep['timestamp'] for sweep in sweeps]
+        results['sweep_poses'] = [
+            np.linalg.inv(np.asarray(sweep['lidar_points']['lidar2sensor'])) for sweep in sweeps
+        ]
         results['points'] = keyframe.cat(parts)[:, self.use_dim]
         return results
 

@@ -234,3 +234,17 @@ def test_what_cannot_be_trained_on_is_named(frames, tmp_path, prepared_set):
     (tmp_path / 'out/infos_other.pkl').symlink_to(prepared_set / 'nuscenes_infos_val.pkl')
     with pytest.raises(ValueError, match="written for dataset 'nuscenes'"):
         build(tmp_path / 'out', 'other')
+
+
+def test_classes_whose_boxes_all_lie_across_their_heading_are_named(frames, tmp_path):
+    """Cars of 2 x 4 m, as if dx and dy were exchanged; one van as it should be clears its class;
+    people may be wider than long."""
+    across = BOX._replace(numbers=(10.0, 0.0, 0.0, 2.0, 4.0, 2.0, 0.0, 0.0, 0.0))
+    person = NamedBox('person', (10.0, 0.0, 0.0, 0.5, 0.7, 2.0, 0.0, 0.0, 0.0))
+    boxes = {
+        'a': [across, across._replace(name='van'), person],
+        'b': [across, BOX._replace(name='van')],
+    }
+    done = create_custom_infos(frames, boxes, tmp_path / 'out', 'train')
+    assert done.sideways == ['car']
+    assert not create_custom_infos(frames, {'a': [BOX]}, tmp_path / 'good', 'train').sideways

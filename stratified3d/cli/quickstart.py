@@ -1,0 +1,194 @@
+"""Simulate a small nuScenes, train the tiny detector on it from random weights, score it officially
+and draw it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from stratified3d.commands import command_parser, environment_of_step
+from stratified3d.resumable import LineRecord, acquire_folder, describe_error
+from stratified3d.shipped import find_shipped, shipped_root
+
+CONFIG = 'stratified3d::quickstart/quickstart.py'
+PRETRAINED = 'stratified3d::quickstart/pretrained.py'
+WEIGHTS = 'stratified3d::quickstart/quickstart.safetensors'
+EXAMPLES = """examples:
+  {prog}                 everything; interrupted, it resumes when rerun
+  {prog} --fresh         from the beginning
+  {prog} --seed 1 --out work_dirs/quickstart_seed1
+  {prog} --pretrained --out work_dirs/quickstart_pretrained
+
+In the repository `bash tools/quickstart.sh` sets up the environment first.
+"""
+
+
+def make_parser(prog: str) -> argparse.ArgumentParser:
+    parser = command_parser(prog, __doc__, EXAMPLES)
+    parser.add_argument(
+        '--fresh', action='store_true', help='delete the data and the results first'
+    )
+    parser.add_argument(
+        '--seed', type=int, default=0, help='of weights, augmentation and order (not of the data)'
+    )
+    parser.add_argument('--pretrained', action='store_true', help=f'train on from {WEIGHTS}')
+    parser.add_argument(
+        '--data', type=Path, default=Path('data/simulated'), help='where the dataset goes'
+    )
+    parser.add_argument(
+        '--out', type=Path, default=Path('work_dirs/quickstart'), help='where the results go'
+    )
+    parser.add_argument('--scenes', default='8+2', help='training + validation scenes')
+    parser.add_argument('--keyframes', type=int, default=20, help='per scene')
+    parser.add_argument(
+        '--cfg-options', nargs='*', default=[], help='passed on to training and testing'
+    )
+    return parser
+
+
+class Steps:
+    """Named steps; a finished one is recorded with its seconds and skipped when rerun.
+
+    Args:
+        folder: of the results.
+        settings: of the run; results of other settings are refused.
+    """
+
+    def __init__(self, folder: Path, settings: dict):
+        try:
+            acquire_folder(folder, settings, 'steps.json')
+        except (OSError, ValueError) as error:
+            sys.exit(f'quickstart: {describe_error(error)} (take --fresh or another --out)')
+        self._finished = LineRecord(folder / 'steps.jsonl')
+        self.seconds: dict[str, float] = {}
+        for line in self._finished.lines:
+            self.seconds.update(json.loads(line))
+
+    def run(self, name: str, script: str, *arguments: object) -> None:
+        """Run a script of tools/ unless the step is finished."""
+        if name in self.seconds:
+            print(f'== {name}: done before, in {self.seconds[name]:.0f} s')
+            return
+        print(f'== {name}', flush=True)
+        begin = time.monotonic()
+        call(script, *arguments)
+        self.seconds[name] = round(time.monotonic() - begin, 1)
+        self._finished.append(json.dumps({name: self.seconds[name]}))
+
+
+def remove(folder: Path, mark: str) -> None:
+    """Delete a folder of an earlier run, which contains the mark of such a run."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / mark).is_file():
+        sys.exit(
+            f'quickstart: --fresh does not delete {folder}: it was not made by a quickstart (it '
+            f'has no {mark})'
+        )
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def call(script: str, *arguments: object) -> None:
+    tool = Path(shipped_root(), 'tools', script)
+    command = [sys.executable, '-W', 'ignore', str(tool), *map(str, arguments)]
+    child = subprocess.Popen(command, env=environment_of_step())
+    try:
+        status = child.wait()
+    except KeyboardInterrupt:
+        child.wait()  # Ctrl-C reaches it, too
+        raise
+    if status:
+        sys.exit(
+            f'quickstart: {" ".join(command[3:])} ended with status {status}; the lines above say '
+            'why. Rerun the same command to resume with this step.'
+        )
+
+
+def main(arguments: list[str], prog: str) -> int:
+    args = make_parser(prog).parse_args(arguments)
+    data = args.data.resolve()
+    out = args.out.resolve()
+    if args.fresh:
+        remove(data, 'simulation.json')
+        remove(out, 'steps.json')
+    settings = dict(
+        seed=args.seed,
+        scenes=args.scenes,
+        keyframes=args.keyframes,
+        data=str(data),
+        options=args.cfg_options,
+        pretrained=args.pretrained,
+    )
+    steps = Steps(out, settings)
+    run_steps(args, steps, data, out)
+    report(data, out, steps)
+    return 0
+
+
+def run_steps(args: argparse.Namespace, steps: Steps, data: Path, out: Path) -> None:
+    """Simulate, prepare, train, test and draw."""
+    os.environ['NUSCENES_ROOT'] = str(data)  # the config of every step reads it
+    options = [
+        '--cfg-options',
+        f'val_evaluator.jsonfile_prefix={out}/results',
+        f'test_evaluator.jsonfile_prefix={out}/results',
+        f'randomness.seed={args.seed}',
+        *args.cfg_options,
+    ]
+    scenes = ['--scenes', args.scenes, '--keyframes', args.keyframes]
+    steps.run('simulate', 'simulate.py', data, *scenes)
+    steps.run('prepare', 'create_data.py', data, '--sweeps', 4, '--workers', os.cpu_count())
+
+    config = find_shipped(PRETRAINED if args.pretrained else CONFIG)
+    work_dir = ['--work-dir', out]
+    resume = ['--resume'] if (out / 'last_checkpoint').is_file() else []
+    # the next step scores: no need to do so after the last epoch as well
+    training = [*options, 'train_cfg.val_begin=1000000']
+    if args.pretrained:
+        training.append(f'load_from={find_shipped(WEIGHTS)}')
+    steps.run('train', 'train.py', config, *work_dir, *resume, *training)
+
+    checkpoint = (out / 'last_checkpoint').read_text().strip()
+    steps.run('test', 'test.py', config, checkpoint, *work_dir, *options)
+    pictures = ['--dataset', '--out', out / 'pictures']
+    steps.run('draw', 'visualize.py', config, checkpoint, *pictures, *options)
+
+
+def report(data: Path, out: Path, steps: Steps) -> None:
+    """Write summary.json and print it as a table."""
+    from stratified3d.evaluation.heading import axis_errors
+
+    pictures = sorted(map(str, (out / 'pictures').glob('*/*.png')))
+    results = out / 'results/pred_instances_3d'
+    metrics = json.loads((results / 'metrics_summary.json').read_text())
+    car = metrics['label_tp_errors']['car']
+    try:
+        car['axis_err'] = axis_errors(data, 'v1.0-mini', results / 'results_nusc.json')['car']
+    except ValueError:  # nothing was found
+        car['axis_err'] = 1.0
+    summary = dict(
+        mAP=metrics['mean_ap'],
+        NDS=metrics['nd_score'],
+        AP=metrics['mean_dist_aps'],
+        car_errors=car,
+        seconds=steps.seconds,
+        pictures=pictures,
+    )
+    (out / 'summary.json').write_text(json.dumps(summary, indent=1))
+
+    scores = sorted(summary['AP'].items(), key=lambda item: -item[1])
+    rows = [('mAP', f'{summary["mAP"]:.3f}'), ('NDS', f'{summary["NDS"]:.3f}')]
+    rows += [(f'  AP {name}', f'{value:.3f}') for name, value in scores]
+    rows.append(('cars: heading off by', f'{car["orient_err"]:.2f} rad'))
+    rows.append(('  front or back ignored', f'{car["axis_err"]:.2f} rad'))
+    rows.append(('  velocity off by', f'{car["vel_err"]:.2f} m/s'))
+    rows += [(f'{name} (s)', f'{value:.0f}') for name, value in steps.seconds.items()]
+    rows.append(('pictures', f'{os.path.relpath(out / "pictures")}/*/*.png ({len(pictures)})'))
+    rows.append(('summary', os.path.relpath(out / 'summary.json')))
+    print()
+    for name, text in rows:
+        print(f'{name:<28}{text}')

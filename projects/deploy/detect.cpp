@@ -35,6 +35,14 @@ std::vector<std::string> names_in(const std::string& list) {
   return names;
 }
 
+torch::Tensor numbers_in(const std::string& list) {
+  std::vector<float> numbers;
+  const std::regex pattern("-?[0-9][0-9.eE+-]*");
+  for (std::sregex_iterator it(list.begin(), list.end(), pattern), end; it != end; ++it)
+    numbers.push_back(std::stof((*it)[0]));
+  return torch::tensor(numbers);
+}
+
 // [P, 5] x, y, z, intensity and an age of 0; files of nuScenes have a ring index, which is left out
 torch::Tensor read_points(const std::string& path) {
   std::ifstream file(path, std::ios::binary | std::ios::ate);
@@ -66,6 +74,25 @@ void check_package(const std::string& json, const std::string& path) {
     throw std::runtime_error(path + " is a package for cuda, and this machine has no CUDA device");
 }
 
+// the voxels of a frame are counted before anything is computed
+void check_capacity(const std::string& json, const torch::Tensor& points) {
+  const std::string capacity = value_of(json, "capacity");
+  if (capacity == "null" || value_of(json, "overflow") == "\"drop\"") return;
+  const auto range = numbers_in(value_of(json, "point_cloud_range"));
+  const auto size = numbers_in(value_of(json, "voxel_size"));
+  const auto lowest = range.slice(0, 0, 3), limit = ((range.slice(0, 3) - lowest) / size).round();
+  const auto largest = numbers_in(value_of(json, "largest")).item<float>();
+  const auto is_valid = (points.abs() <= largest).all(1);
+  const auto index = ((points.slice(1, 0, 3) - lowest) / size).floor();
+  const auto is_inside = is_valid & (index >= 0).all(1) & (index < limit).all(1);
+  const auto column = index.index({is_inside}).to(torch::kLong).unbind(1);
+  const auto shape = limit.to(torch::kLong);
+  const auto key = (column[2] * shape[1] + column[1]) * shape[0] + column[0];
+  const int64_t voxels = std::get<0>(at::_unique(key)).numel();
+  if (voxels > std::stoll(capacity))
+    throw std::runtime_error("the frame has " + std::to_string(voxels) + " voxels and the package a capacity of " + capacity);
+}
+
 void detect(const std::string& package, const std::string& file) {
   using torch::inductor::AOTIModelPackageLoader;
   if (!std::ifstream(package)) throw std::runtime_error("there is no package " + package);
@@ -74,14 +101,12 @@ void detect(const std::string& package, const std::string& file) {
   check_package(json, package);
   const std::string device = names_in(value_of(json, "device")).at(0);
   const std::vector<std::string> classes = names_in(value_of(json, "classes"));
-  const std::string capacity = value_of(json, "capacity");
+  const auto points = read_points(file);
+  check_capacity(json, points);
 
   AOTIModelPackageLoader program(package);
-  std::vector<torch::Tensor> inputs{read_points(file).to(torch::Device(device))};
+  std::vector<torch::Tensor> inputs{points.to(torch::Device(device))};
   std::vector<torch::Tensor> outputs = program.run(inputs);
-  const int64_t voxels = outputs[4].item<int64_t>();
-  if (capacity != "null" && value_of(json, "overflow") == "\"error\"" && voxels > std::stoll(capacity))
-    throw std::runtime_error("the frame has " + std::to_string(voxels) + " voxels and the package a capacity of " + capacity);
 
   const auto boxes = outputs[0].cpu(), scores = outputs[1].cpu(), labels = outputs[2].cpu();
   for (int64_t i = 0; i < outputs[3].item<int64_t>(); ++i) {

@@ -105,22 +105,35 @@ class PackagedDetector:
     def _run(self, points: Tensor) -> tuple[np.ndarray, np.ndarray, list[str]]:
         padding = points.new_full((_PADDING, points.shape[1]), torch.nan)
         points = torch.cat([points, padding]).to(self.info['device'])
+        self._check_capacity(points)
         boxes, scores, labels, count, voxels = self._program(points)
-        self._check_capacity(int(voxels))
+        if self.info['overflow'] == 'drop' and self.info['capacity'] is not None:
+            self.num_dropped_voxels += max(int(voxels) - self.info['capacity'], 0)
         found = int(count)
         names = [self.class_names[label] for label in labels[:found].tolist()]
         return boxes[:found].cpu().numpy(), scores[:found].cpu().numpy(), names
 
-    def _check_capacity(self, voxels: int) -> None:
+    def _check_capacity(self, points: Tensor) -> None:
+        """Refuse a frame with too many voxels before anything is computed."""
         capacity = self.info['capacity']
-        if capacity is None or voxels <= capacity:
+        if capacity is None or self.info['overflow'] == 'drop':
             return
-        if self.info['overflow'] == 'error':
+        voxels = self._count_voxels(points)
+        if voxels > capacity:
             raise ValueError(
                 f'the frame has {voxels} voxels and the package a capacity of {capacity}: export '
                 'it with a larger --capacity, or with --overflow drop'
             )
-        self.num_dropped_voxels += voxels - capacity
+
+    def _count_voxels(self, points: Tensor) -> int:
+        points = points[(points.abs() <= self.info['largest']).all(1), :3]
+        lowest, highest = points.new_tensor(self.info['point_cloud_range']).chunk(2)
+        size = points.new_tensor(self.info['voxel_size'])
+        limit = ((highest - lowest) / size).round()
+        index = ((points - lowest) / size).floor()
+        x, y, z = index[((index >= 0) & (index < limit)).all(1)].long().unbind(1)
+        width, depth, _ = limit.long().tolist()
+        return len(torch.unique((z * depth + y) * width + x))
 
     def _count_invalid(self, points: Tensor) -> None:
         count = int((~(points.abs() <= self.info['largest']).all(1)).sum())

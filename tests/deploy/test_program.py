@@ -46,9 +46,25 @@ def test_points_out_of_range_or_broken_are_no_points(detector, run, frame, asser
     assert len(packaged(points).boxes) == 0
 
 
-def test_frame_over_the_capacity_is_an_error_that_names_it(run, frame):
-    with pytest.raises(ValueError, match=r'\d+ voxels .* capacity of 20'):
-        run(20)(frame(500))
+def test_frame_over_the_capacity_is_an_error_before_any_work(run, frame):
+    points = frame(500)
+    *_, voxels = run()._program(torch.from_numpy(points))
+    fits = run(int(voxels))
+    fits(points)  # no error
+    full = run(int(voxels) - 1)
+    full._program = None
+    with pytest.raises(ValueError, match=f'{voxels} voxels .* capacity of {voxels - 1}'):
+        full(points)
+
+
+def test_heading_branch_turns_boxes(detector, run, frame):
+    points = frame(300)
+    expected = run()(points).boxes
+    packaged = run()
+    packaged._program.head.heading.layers[2].weight.neg_()
+    turned = packaged(points).boxes
+    np.testing.assert_allclose(turned[:, :6], expected[:, :6], atol=1e-4)
+    np.testing.assert_allclose(np.abs(turned[:, 6] - expected[:, 6]), np.pi, atol=1e-3)
 
 
 def test_farthest_voxels_are_dropped_and_counted(detector, run, frame, assert_same):

@@ -1,4 +1,4 @@
-// Runs a detector that tools/export.py wrote on a .bin file of points and prints its boxes.
+// Runs a detector that `stratified3d export` wrote on a .bin file of points and prints its boxes.
 //
 //   cmake -B build -S projects/deploy -DCMAKE_PREFIX_PATH="$(python -c 'import torch; print(torch.utils.cmake_prefix_path)')"
 //   cmake --build build

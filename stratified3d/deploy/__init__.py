@@ -1,4 +1,4 @@
-"""Detectors as one file that runs without OpenMMLab: `load` runs what tools/export.py wrote."""
+"""Detectors as one file that runs without OpenMMLab: `load` runs what an export wrote."""
 
 from stratified3d.deploy.package import PackagedDetector, load, read_info
 

@@ -20,7 +20,7 @@ _PADDING = 2  # rows without a point, which a program for any number of rows ask
 
 
 def load(path: str | Path) -> PackagedDetector:
-    """Load a detector that `tools/export.py` wrote.
+    """Load a detector that `stratified3d export` wrote.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -57,7 +57,7 @@ def read_info(path: str | Path) -> dict[str, Any]:
             content = json.loads(archive.read(names[0]))
         return json.loads(content[KEY])
     except (zipfile.BadZipFile, IndexError, KeyError, ValueError):
-        raise ValueError(f'{path} is not a package that tools/export.py wrote') from None
+        raise ValueError(f'{path} is not a package that `stratified3d export` wrote') from None
 
 
 def release(version: str) -> str:

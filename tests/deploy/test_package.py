@@ -1,4 +1,4 @@
-"""Files that tools/export.py writes: what they hold, who can read them, and their boxes."""
+"""Files that `stratified3d export` writes: what they hold, who can read them, and their boxes."""
 
 import json
 import subprocess

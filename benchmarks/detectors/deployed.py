@@ -80,21 +80,33 @@ def time_all(args: argparse.Namespace, packaged: PackagedDetector, points: np.nd
 
 
 def compare_all(args: argparse.Namespace, packaged: PackagedDetector) -> None:
-    """Print how far boxes and scores of simulated frames are from the model's."""
-    model = init_detector(args.config, args.checkpoint, packaged.info['device'])
-    model.bev_dtype = {'float32': 'fp32', 'bfloat16': 'bf16'}[packaged.info['bev_dtype']]
-    total = missing = 0
-    gaps = [0.0]
+    """Print how far boxes and scores of simulated frames are from the model's in fp32.
+
+    For a package in bf16, those of the model in bf16 too.
+    """
+    exact = init_detector(args.config, args.checkpoint, packaged.info['device'])
+    exact.bev_dtype = 'fp32'
+    ways: dict[str, Callable[[np.ndarray], Detections]] = {'package': packaged}
+    if packaged.info['bev_dtype'] == 'bfloat16':
+        rounded = init_detector(args.config, args.checkpoint, packaged.info['device'])
+        rounded.bev_dtype = 'bf16'
+        ways['model in bf16'] = lambda points: detect(rounded, points)
+    total = 0
+    missing = dict.fromkeys(ways, 0)
+    gaps: dict[str, list[float]] = {name: [0.0] for name in ways}
     for seed in range(args.frames):
-        frame = simulate_frame(seed, sensor='mixed')
-        lost, found = compare(packaged(frame['points']), detect(model, frame['points']))
-        total += len(found) + lost
-        missing += lost
-        gaps += found
-    print(
-        f'{args.frames} simulated frames, {total} boxes of the model: {missing} without an equal '
-        f'in the package, the others within {max(gaps):.1e}'
-    )
+        points = simulate_frame(seed, sensor='mixed')['points']
+        expected = detect(exact, points)
+        total += len(expected.boxes)
+        for name, way in ways.items():
+            lost, found = compare(way(points), expected)
+            missing[name] += lost
+            gaps[name] += found
+    print(f'{args.frames} simulated frames, {total} boxes of the model in fp32')
+    for name in ways:
+        print(
+            f'{name}: {missing[name]} boxes without an equal, others within {max(gaps[name]):.1e}'
+        )
 
 
 def compare(found: Detections, expected: Detections, limit: float = 0.01) -> tuple[int, list]:

@@ -100,7 +100,11 @@ def trace(program: DetectorProgram) -> ExportedProgram:
 
 def compile_program(program: ExportedProgram, out: Path, info: dict[str, Any]) -> None:
     """Compile a traced program with AOTInductor and write it with what it says about itself."""
-    settings: dict[str, Any] = {'aot_inductor.metadata': {KEY: json.dumps(info)}}
+    settings: dict[str, Any] = {
+        'aot_inductor.metadata': {KEY: json.dumps(info)},
+        # as many as the process that runs it has, not as the one that compiles it
+        'cpp.dynamic_threads': True,
+    }
     partial = out.with_name(f'.{out.stem}.partial.pt2')
     try:
         torch._inductor.aoti_compile_and_package(

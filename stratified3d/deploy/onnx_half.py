@@ -7,6 +7,7 @@ windows whose number depends on the data.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,14 @@ class DenseHalf(nn.Module):
         return self.program.detect(bev)
 
 
+def _stable_sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
+    """aten::sort.stable, which torch's exporter lacks: of equal values TopK takes the first first."""
+    from onnxscript import opset18 as op
+
+    count = op.Gather(op.Shape(x), op.Constant(value_ints=[dim]))
+    return op.TopK(x, count, axis=dim, largest=int(descending), sorted=1)
+
+
 def export_onnx(program: DetectorProgram, out: str | Path) -> None:
     """Write the dense half of a program in fp32 as an .onnx file.
 
@@ -42,6 +51,7 @@ def export_onnx(program: DetectorProgram, out: str | Path) -> None:
         str(out),
         dynamo=True,
         external_data=False,
+        custom_translation_table={torch.ops.aten.sort.stable: _stable_sort},
         input_names=['bev'],
         output_names=['boxes', 'scores', 'labels', 'count'],
     )

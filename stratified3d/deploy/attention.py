@@ -68,8 +68,8 @@ class BucketedAttention:
         for bucket in self._buckets(plan):
             rows = bucket.rows.flatten()
             shape = (*bucket.rows.shape, *q.shape[1:])
-            taken = [x[rows].view(shape).transpose(1, 2) for x in (q, k, v)]  # [W, H, L, D]
-            window_out, window_lse = _attend(*taken, bucket.mask, scale)
+            queries, keys, values = (x[rows].view(shape).transpose(1, 2) for x in (q, k, v))
+            window_out, window_lse = _attend(queries, keys, values, bucket.mask, scale)
             window_out = window_out.transpose(1, 2).flatten(0, 1)
             window_lse = window_lse.transpose(1, 2).flatten(0, 1)
             out = out.index_put((bucket.places,), window_out)

@@ -128,6 +128,9 @@ class TableConv(nn.Module):
         ValueError: a convolution of another kind.
     """
 
+    weight: Tensor
+    bias: Tensor | None
+
     def __init__(self, conv: Any):
         super().__init__()
         self.kernel_size = list(conv.kernel_size)

@@ -28,7 +28,7 @@ class DenseHalf(nn.Module):
 
 
 def _stable_sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
-    """aten::sort.stable, which torch's exporter lacks: of equal values TopK takes the first first."""
+    """aten::sort.stable, which torch's exporter lacks: TopK keeps the order of equal values."""
     from onnxscript import opset18 as op
 
     count = op.Gather(op.Shape(x), op.Constant(value_ints=[dim]))

@@ -154,10 +154,9 @@ def greedy_keep(overlaps: Tensor) -> Tensor:
     """
     blocks = overlaps.triu(1)
     keep = torch.ones(len(overlaps), dtype=torch.bool, device=overlaps.device)
+    is_changed = torch.ones((), dtype=torch.bool, device=overlaps.device)
     if torch.compiler.is_compiling():
-        is_changed = torch.ones_like(keep[0])
         return torch.while_loop(_is_unfinished, _repeat_rule, (keep, is_changed, blocks))[0]
-    is_changed = True
     while is_changed:
         keep, is_changed, _ = _repeat_rule(keep, is_changed, blocks)
     return keep

@@ -42,7 +42,7 @@ def init_detector(
 
     Args:
         config: path or Config of a model of this plugin, or the name of a config that comes with
-            it, such as 'stratified3d::quickstart/pretrained.py'.
+            it, such as 'stratified3d::quickstart/any_sensor.py'.
         checkpoint: a .pth file written in training, or a .safetensors file, or such a name; None
             leaves random weights.
         device: default: the GPU where there is one, else the CPU.

@@ -114,6 +114,7 @@ def test_wheel_has_what_its_users_need_and_nothing_else(wheel, root):
         'projects/quickstart/configs/pretrained.py',
         'projects/quickstart/quickstart.safetensors',
         'projects/quickstart/quickstart-long.safetensors',
+        'projects/quickstart/any-sensor.safetensors',
         'projects/attention_zoo/register.py',
         'projects/own_data/configs/own_data.py',
         'tools/train.py',

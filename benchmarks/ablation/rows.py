@@ -25,9 +25,16 @@ from benchmarks.ablation.recipes import (
     without_flips,
     without_sampling,
 )
-from projects.attention_zoo import OTHER_FUNCTION
-from projects.attention_zoo.planes import PlaneAttention
+from projects.attention_zoo import (
+    OTHER_FUNCTION,
+    AxialAttention,
+    FactorizedAttention,
+    PlaneAttention,
+    VaryingWindowAttention,
+)
 
+# mixers whose three axes or ratios share the heads
+THREE_SHARES = (PlaneAttention, AxialAttention, VaryingWindowAttention, FactorizedAttention)
 LEARNING_RATES = (5e-4, 1e-3, 3e-3)
 
 
@@ -137,10 +144,19 @@ def _mixers() -> list[Row]:
     for kind in OTHER_FUNCTION:
         name = kind.__name__
         options: dict[str, Any] = dict(mixer=dict(_delete_=True, type=name))
-        if kind is PlaneAttention:  # its three planes share the heads
+        if kind in THREE_SHARES:
             name = f'{name}, 4 heads'
             options['num_heads'] = 4
         rows.append(_encoder(name, 'mixer', **options))
+
+    # the authors' windows for nuScenes, and for Waymo
+    for name, size, settings in (
+        ('SetAttention', 30, dict(set_size=90)),
+        ('LinearWindowAttention', 20, {}),
+        ('EqualGroupAttention', 13, {}),
+    ):
+        mixer = dict(_delete_=True, type=name, **settings)
+        rows.append(_encoder(f'{name}, window {size}', 'mixer', mixer=mixer, **_one_stage(size)))
     return rows
 
 

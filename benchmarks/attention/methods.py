@@ -100,7 +100,7 @@ def _baselines(
         variants = kind.variants if tuned else ()
         for settings in ({}, *variants):
             torch.manual_seed(0)
-            mixer = kind(context, **common, **settings)
+            mixer = kind(context._replace(block=kind.own_block), **common, **settings)
             yield Method(kind.__name__, group, mixer.settings, not settings, mixer)
 
 

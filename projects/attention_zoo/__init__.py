@@ -3,18 +3,32 @@
 README.md lists them; all are plain torch modules, and register.py makes them known to mmdet3d.
 """
 
-from projects.attention_zoo.equal_groups import EqualGroupAttention
-from projects.attention_zoo.flex import FlexAttention
-from projects.attention_zoo.full import FullAttention
-from projects.attention_zoo.linear import LinearWindowAttention, PerformerAttention
+from projects.attention_zoo.keys.dilated import DilatedAttention
+from projects.attention_zoo.keys.focal import FocalAttention
+from projects.attention_zoo.keys.full import FullAttention
+from projects.attention_zoo.keys.routed import RoutedAttention
+from projects.attention_zoo.keys.sampled import SampledWindowAttention
+from projects.attention_zoo.keys.sliding import SlidingAttention
+from projects.attention_zoo.keys.varied import VariedWindowAttention
+from projects.attention_zoo.keys.varying import VaryingWindowAttention
+from projects.attention_zoo.layouts.flex import FlexAttention
+from projects.attention_zoo.layouts.nested import NestedAttention
+from projects.attention_zoo.layouts.padded import SSTAttention, SwinAttention
+from projects.attention_zoo.layouts.varlen import VarlenAttention
 from projects.attention_zoo.mixer import Baseline, JointBaseline
-from projects.attention_zoo.nested import NestedAttention
-from projects.attention_zoo.padded import SSTAttention, SwinAttention
-from projects.attention_zoo.planes import PlaneAttention
-from projects.attention_zoo.reduced import LinformerAttention, SpatialReductionAttention
-from projects.attention_zoo.sampled import SampledWindowAttention
-from projects.attention_zoo.sets import SetAttention
-from projects.attention_zoo.varlen import VarlenAttention
+from projects.attention_zoo.summaries.concentrated import ConcentratedLinearAttention
+from projects.attention_zoo.summaries.factorized import FactorizedAttention
+from projects.attention_zoo.summaries.latents import LatentAttention
+from projects.attention_zoo.summaries.linear import LinearWindowAttention, PerformerAttention
+from projects.attention_zoo.summaries.proxies import ProxyAttention
+from projects.attention_zoo.summaries.reduced import LinformerAttention, SpatialReductionAttention
+from projects.attention_zoo.summaries.scan import ScanAttention
+from projects.attention_zoo.windows.axial import AxialAttention
+from projects.attention_zoo.windows.cross_shaped import CrossShapedAttention
+from projects.attention_zoo.windows.equal_groups import EqualGroupAttention
+from projects.attention_zoo.windows.long_short import LongShortAttention
+from projects.attention_zoo.windows.planes import PlaneAttention
+from projects.attention_zoo.windows.sets import SetAttention
 
 # mixers that compute the same function as StratifiedAttention
 SAME_FUNCTION = (SwinAttention, SSTAttention, VarlenAttention, FlexAttention, NestedAttention)
@@ -29,6 +43,20 @@ OTHER_FUNCTION = (
     SpatialReductionAttention,
     PerformerAttention,
     LinformerAttention,
+    CrossShapedAttention,
+    AxialAttention,
+    LongShortAttention,
+    DilatedAttention,
+    SlidingAttention,
+    FocalAttention,
+    RoutedAttention,
+    ProxyAttention,
+    LatentAttention,
+    ConcentratedLinearAttention,
+    ScanAttention,
+    VaryingWindowAttention,
+    FactorizedAttention,
+    VariedWindowAttention,
 )
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -89,6 +89,57 @@ def number_members(sizes: Tensor) -> tuple[Tensor, Tensor]:
     return owner, number
 
 
+def run_offsets(key: Tensor) -> Tensor:
+    """Return where the runs of equal values of a sorted key [N] start and end: [K + 1]."""
+    rows = torch.arange(len(key), device=key.device)
+    first = rows[torch.searchsorted(key, key) == rows]  # [K]
+    return torch.cat([first, first.new_tensor([len(key)])])
+
+
+def list_ranges(start: Tensor, end: Tensor) -> Ragged:
+    """Return the lists start [G] to end - 1."""
+    owner, number = number_members(end - start)
+    return Ragged(start[owner] + number, offsets_of(end - start))
+
+
+def split_samples(batch_offsets: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Split every sample into chunks of at most `size` rows.
+
+    Returns:
+        the first row of every chunk, the row after its last, and its sample, [G] int64 each.
+    """
+    ends = batch_offsets.long()
+    sample, number = number_members(-(-ends.diff() // size))
+    start = ends[sample] + number * size
+    return start, torch.minimum(start + size, ends[sample + 1]), sample
+
+
+def take(lists: Ragged, chosen: Tensor) -> Ragged:
+    """Return the lists chosen[0], chosen[1], ..., one after the other."""
+    places = list_ranges(lists.offsets[chosen], lists.offsets[chosen + 1])
+    return Ragged(lists.rows[places.rows], places.offsets)
+
+
+def keep(lists: Ragged, is_kept: Tensor) -> Ragged:
+    """Leave out the rows of the lists that are not kept, is_kept [N]."""
+    chosen = is_kept[lists.rows]
+    return Ragged(lists.rows[chosen], offsets_of(chosen.long())[lists.offsets])
+
+
+def append(first: Ragged, second: Ragged) -> Ragged:
+    """Return the lists of `first`, then those of `second`."""
+    offsets = torch.cat([first.offsets, first.offsets[-1] + second.offsets[1:]])
+    return Ragged(torch.cat([first.rows, second.rows]), offsets)
+
+
+def join(first: Ragged, second: Ragged) -> Ragged:
+    """Append the lists of `second` to those of `first`, list by list."""
+    owners = [number_members(lists.offsets.diff())[0] for lists in (first, second)]
+    order = torch.cat(owners).argsort(stable=True)
+    rows = torch.cat([first.rows, second.rows])
+    return Ragged(rows[order], first.offsets + second.offsets)
+
+
 def window_rows(plan: WindowPlan) -> tuple[Ragged, Tensor]:
     """Return the plan's W windows as lists of rows, and the sample [W] of each window."""
     rows = torch.arange(len(plan.window_start), device=plan.window_start.device)
@@ -112,8 +163,7 @@ def pad_groups(
     """
     # a bucket is numbered by the step of its queries and the step of its keys
     steps = [*lengths, None]
-    query_step = _length_step(queries, lengths)  # [G]
-    number = query_step * len(steps) + _length_step(keys, lengths)
+    number = _length_step(queries, lengths) * len(steps) + _length_step(keys, lengths)  # [G]
     number = number.masked_fill(queries.offsets.diff() == 0, -1)
 
     buckets = []
@@ -180,6 +230,7 @@ def attend_groups(
     strata_k: Tensor | None = None,
     strata_v: Tensor | None = None,
     strata_bias: Tensor | None = None,
+    sees: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Let every query attend to the keys of its group and to the strata of its sample.
 
@@ -191,6 +242,8 @@ def attend_groups(
         groups: from `pad_groups`.
         strata_k, strata_v: [B, M, H, D]; None for groups alone.
         strata_bias: [B, M, H], -inf for absent tokens.
+        sees: called with rows of queries [G, L, 1] and of keys [G, 1, K], returns which pairs
+            count, bool [G, L, K]; every query sees a key of its group.
     Returns:
         [N, H, D].
     """
@@ -205,10 +258,7 @@ def attend_groups(
         queries = gather(q, bucket.queries)  # [G, H, L, D]
         keys = gather(k, bucket.keys)  # [G, H, K, D]
         values = gather(v, bucket.keys)
-        mask = None
-        if bucket.key_valid is not None:
-            mask = bucket.key_valid[:, None, None]  # [G, 1, 1, K]
-
+        mask = _mask_keys(bucket, sees)
         if strata_k is not None and strata_v is not None:
             keys = torch.cat([keys, strata_k.transpose(1, 2)[bucket.sample]], 2)
             values = torch.cat([values, strata_v.transpose(1, 2)[bucket.sample]], 2)
@@ -219,6 +269,15 @@ def attend_groups(
             F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
         )
     return scatter(outs, groups, q)[..., :width]
+
+
+def _mask_keys(bucket: Bucket, sees: Callable[[Tensor, Tensor], Tensor] | None) -> Tensor | None:
+    """Return which keys count, [G, 1, 1 or L, K]; None where all do."""
+    mask = None if bucket.key_valid is None else bucket.key_valid[:, None, None]
+    if sees is None:
+        return mask
+    pairs = sees(bucket.queries.unsqueeze(2), bucket.keys.unsqueeze(1)).unsqueeze(1)
+    return pairs if mask is None else mask & pairs
 
 
 def fold_bias(

@@ -13,6 +13,7 @@ from stratified3d.layers.attention import (
     project_rows,
 )
 from stratified3d.layers.strata import Strata
+from stratified3d.ops import apply_rotary
 
 
 class Configurable(nn.Module):
@@ -25,12 +26,15 @@ class Configurable(nn.Module):
         variants: further settings that the benchmarks run as well.
         phase: which of its forms a block takes where a mixer alternates from block to block. Blocks
             with the same settings and the same phase share what they prepare.
+        own_block: the first block that takes the form that the mixer does not share with others;
+            benchmarks measure it.
         settings: `defaults` with the settings that were given.
     """
 
     defaults: ClassVar[dict[str, Any]] = {}
     variants: ClassVar[tuple[dict[str, Any], ...]] = ()
     phase: int = 0
+    own_block: ClassVar[int] = 0
 
     def take_settings(self, settings: dict[str, Any]) -> None:
         """Set the attributes; raise ValueError for a setting that the class does not have."""
@@ -43,6 +47,9 @@ class Configurable(nn.Module):
         for name, value in self.settings.items():
             setattr(self, name, value)
 
+    def build(self) -> None:
+        """Check the settings and add the parameters that only this mixer has."""
+
     def prepared(self, grid: WindowGrid, *details: Any) -> Any:
         """Return `prepare(grid, *details)`, computed once for all blocks that prepare the same."""
         settings = (f'{name}={value}' for name, value in self.settings.items())
@@ -52,6 +59,19 @@ class Configurable(nn.Module):
     def prepare(self, grid: WindowGrid, *details: Any) -> Any:
         """Compute index tensors that depend on the coordinates of the voxels only."""
         raise NotImplementedError
+
+    def check_at_least(self, least: int, *names: str) -> None:
+        """Raise ValueError where one of these settings is below `least`."""
+        for name in names:
+            value = getattr(self, name)
+            if value < least:
+                raise ValueError(f'{name} is {least} or more, not {value}')
+
+    def check_ascending(self, name: str) -> None:
+        """Raise ValueError where a setting is not a list of ascending numbers above 0."""
+        values = list(getattr(self, name))
+        if not values or values[0] < 1 or values != sorted(set(values)):
+            raise ValueError(f'{name} is one or more ascending numbers from 1 on, not {values}')
 
     def unsupported_reason(self, q: Tensor) -> str | None:
         """Return why queries like q [N, H, D] are not supported, or None."""
@@ -91,9 +111,6 @@ class Baseline(Configurable):
         self.take_settings(settings)
         self.build()
 
-    def build(self) -> None:
-        """Check the settings and add the parameters that only this baseline has."""
-
     def forward(
         self, x: Tensor, grid: WindowGrid, strata: Strata | None = None
     ) -> tuple[Tensor, None]:
@@ -102,6 +119,13 @@ class Baseline(Configurable):
         q, k, v = project_rows(self.qkv, grid.into_windows(x), self.num_heads, rotary)  # [N, H, D]
         mixed = self.attend(q, k, v, grid)
         return self.out(grid.into_voxels(mixed.flatten(1))), None
+
+    def rotate(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Rotate x [..., H, D] with the tables of its rows if the model has rotary embedding."""
+        if not self.use_rotary:
+            return x
+        assert rotary is not None  # the stage tabulates it where use_rotary is set
+        return apply_rotary(x, *rotary)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
         """Attend with q, k, v [N, H, D] in the grid's window order; returns [N, H, D]."""
@@ -142,6 +166,7 @@ class JointBaseline(Configurable, StratifiedAttention):
             strata_offset=strata_offset,
         )
         self.take_settings(settings)
+        self.build()
 
     def extra_repr(self) -> str:
         return f'{StratifiedAttention.extra_repr(self)}, {Configurable.extra_repr(self)}'

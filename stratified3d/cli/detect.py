@@ -17,8 +17,8 @@ from stratified3d.sensor_options import add_sensor_options, read_sensor_options
 if TYPE_CHECKING:
     from stratified3d.apis import Detections
 
-CONFIG = 'stratified3d::quickstart/pretrained.py'
-WEIGHTS = 'stratified3d::quickstart/quickstart-long.safetensors'
+CONFIG = 'stratified3d::quickstart/any_sensor.py'
+WEIGHTS = 'stratified3d::quickstart/any-sensor.safetensors'
 EXAMPLES = """examples:
   {prog} sweep.pcd.bin                                 a table of what is there
   {prog} sweep.pcd.bin --draw                          pictures from above and in perspective, too
@@ -45,7 +45,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
         '--checkpoint', help=f'a .pth or .safetensors file (default: {WEIGHTS} without --config)'
     )
     parser.add_argument(
-        '--score', type=float, default=0.4, help='what is below is left out (default: %(default)s)'
+        '--score', type=float, default=0.38, help='what is below is left out (default: %(default)s)'
     )
     add_sensor_options(parser)
     parser.add_argument(

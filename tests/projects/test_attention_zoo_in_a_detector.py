@@ -142,13 +142,13 @@ def test_options_replace_the_mixer_of_another_config(root):
         {
             'model.encoder.mixer._delete_': True,
             'model.encoder.mixer.type': 'projects.attention_zoo.SetAttention',
-            'model.encoder.mixer.set_size': 48,
+            'model.encoder.mixer.set_size': 90,
         }
     )
     with DefaultScope.overwrite_default_scope('mmdet3d'):
         model = MODELS.build(config.model)
     mixer = model.encoder.stages[0].blocks[0].mixer
-    assert type(mixer) is SetAttention and mixer.set_size == 48
+    assert type(mixer) is SetAttention and mixer.set_size == 90
 
 
 @pytest.mark.slow

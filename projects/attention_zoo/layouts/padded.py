@@ -42,6 +42,9 @@ class SSTAttention(_PaddedAttention):
     )
     lengths: Sequence[int]
 
+    def build(self) -> None:
+        self.check_ascending('lengths')
+
     def prepare(self, grid: WindowGrid) -> Groups:
         windows, sample = window_rows(grid.plan)
         return pad_groups(windows, windows, sample, self.lengths)
@@ -58,6 +61,9 @@ class SwinAttention(_PaddedAttention):
     defaults = dict(multiple=1)
     variants = (dict(multiple=8), dict(multiple=64))
     multiple: int
+
+    def build(self) -> None:
+        self.check_at_least(1, 'multiple')
 
     def prepare(self, grid: WindowGrid) -> Groups:
         windows, sample = window_rows(grid.plan)

@@ -23,8 +23,11 @@ class LinearWindowAttention(Baseline):
 
     ScatterFormer (He et al. 2024, section 3.2). Its Triton kernel walks through each window; here
     windows are padded to common lengths with keys that add nothing, and the sums are batched
-    products.
+    products. Queries and keys are not rotated: the ReLU of rotated ones depends on where the scene
+    has its origin, and the authors' attention has no position either.
     """
+
+    takes_rotated = False
 
     defaults = dict(lengths=(16, 32, 64, 128, 256, 512, 1024))
     variants = (
@@ -32,6 +35,9 @@ class LinearWindowAttention(Baseline):
         dict(lengths=(8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)),
     )
     lengths: Sequence[int]
+
+    def build(self) -> None:
+        self.check_ascending('lengths')
 
     def prepare(self, grid: WindowGrid) -> Groups:
         windows, sample = window_rows(grid.plan)
@@ -49,11 +55,11 @@ class LinearWindowAttention(Baseline):
             if bucket.key_valid is not None:
                 keys = keys.masked_fill(~bucket.key_valid[:, None, :, None], 0)
             state = keys.transpose(-1, -2) @ values  # [G, H, D, D]
-            outs.append(_read(queries, state, keys.sum(2).unsqueeze(-1)))
+            outs.append(read_state(queries, state, keys.sum(2).unsqueeze(-1)))
         return scatter(outs, groups, q)
 
 
-def _read(queries: Tensor, state: Tensor, weight: Tensor) -> Tensor:
+def read_state(queries: Tensor, state: Tensor, weight: Tensor) -> Tensor:
     """Read a state [..., F, D] with queries [..., L, F], normalized by weight [..., F, 1]."""
     total = queries @ weight
     return queries @ state / total.masked_fill(total == 0, 1)
@@ -74,6 +80,7 @@ class PerformerAttention(Baseline):
     features: Tensor
 
     def build(self) -> None:
+        self.check_at_least(1, 'num_features')
         width = self.head_dim
         count = self.num_features
         blocks = [torch.linalg.qr(torch.randn(width, width))[0] for _ in range(-(-count // width))]
@@ -99,7 +106,7 @@ class PerformerAttention(Baseline):
         keys = (keys - keys.detach().amax((1, 2), keepdim=True)).exp()
 
         state = keys.transpose(-1, -2) @ v.transpose(0, 1)  # [H, F, D]
-        return _read(queries, state, keys.sum(1).unsqueeze(-1)).transpose(0, 1)
+        return read_state(queries, state, keys.sum(1).unsqueeze(-1)).transpose(0, 1)
 
     def _exponents(self, x: Tensor) -> Tensor:
         """Return the exponents [H, n, F] of the features of x [n, H, D]."""

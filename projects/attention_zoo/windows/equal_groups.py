@@ -10,7 +10,7 @@ from torch import Tensor
 
 from projects.attention_zoo.groups import gather, number_members, offsets_of
 from projects.attention_zoo.mixer import Baseline
-from projects.attention_zoo.sets import sort_in_windows
+from projects.attention_zoo.orders import AXIS_OF_BLOCK, sort_along_snake
 from stratified3d.layers.attention import WindowGrid
 from stratified3d.ops import WindowPlan
 
@@ -40,9 +40,9 @@ class EqualGroups(NamedTuple):
 class EqualGroupAttention(Baseline):
     """Attention inside groups of `group_size` voxels of one sample, whatever their windows are.
 
-    Voxels are sorted by window and then along one axis, and every T successive ones form a group.
+    Voxels are sorted along a snake through the windows, and every T successive ones form a group.
     The rest of a sample forms a group with the rows before it; a sample of fewer than T voxels is
-    one padded group. Even blocks sort along x, odd blocks along y.
+    one padded group. Blocks follow rows of windows along x and y in turn.
 
     FlatFormer (Liu et al. 2023, section 3.1).
     """
@@ -52,12 +52,11 @@ class EqualGroupAttention(Baseline):
     group_size: int
 
     def build(self) -> None:
-        if self.group_size < 1:
-            raise ValueError(f'group_size is at least 1, not {self.group_size}')
-        self.phase = self.block % 2
+        self.check_at_least(1, 'group_size')
+        self.phase = AXIS_OF_BLOCK[self.block % 4]
 
     def prepare(self, grid: WindowGrid) -> EqualGroups:
-        order = sort_in_windows(grid, axis=self.phase)  # [N]
+        order = sort_along_snake(grid, axis=self.phase)  # [N]
         offsets = grid.plan.batch_offsets.long()
         count = offsets.diff()  # [B]
         groups = -(-count // self.group_size)  # [B]

@@ -9,9 +9,9 @@ from projects.attention_zoo.groups import (
     Groups,
     Ragged,
     attend_groups,
-    number_members,
-    offsets_of,
     pad_groups,
+    split_samples,
+    take,
 )
 from projects.attention_zoo.mixer import Baseline
 from stratified3d.layers.attention import WindowGrid
@@ -30,11 +30,14 @@ class FullAttention(Baseline):
     variants = (dict(queries_at_once=1024), dict(queries_at_once=8192))
     queries_at_once: int
 
+    def build(self) -> None:
+        self.check_at_least(0, 'queries_at_once')
+
     def prepare(self, grid: WindowGrid) -> Groups:
         offsets = grid.plan.batch_offsets.long()
         rows = torch.arange(len(grid.coords), device=offsets.device)
         pieces, sample = self._split_queries(offsets)
-        keys = _repeat_lists(Ragged(rows, offsets), sample)
+        keys = take(Ragged(rows, offsets), sample)
 
         # one bucket per length that occurs, so that nothing is padded
         sizes = (*pieces.diff(), *offsets.diff())
@@ -46,18 +49,8 @@ class FullAttention(Baseline):
         if not self.queries_at_once:
             return offsets, torch.arange(len(offsets) - 1, device=offsets.device)
 
-        count = -(-offsets.diff() // self.queries_at_once)  # [B]
-        sample, number = number_members(count)
-        start = offsets[sample] + number * self.queries_at_once
+        start, _, sample = split_samples(offsets, self.queries_at_once)
         return torch.cat([start, offsets[-1:]]), sample
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
         return attend_groups(q, k, v, self.prepared(grid))
-
-
-def _repeat_lists(lists: Ragged, chosen: Tensor) -> Ragged:
-    """Return the lists chosen[0], chosen[1], ..., one after the other."""
-    sizes = lists.offsets.diff()[chosen]
-    owner, number = number_members(sizes)
-    start = lists.offsets[chosen][owner]
-    return Ragged(lists.rows[start + number], offsets_of(sizes))

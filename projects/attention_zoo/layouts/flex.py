@@ -34,6 +34,9 @@ class FlexAttention(JointBaseline):
     block_size: int
     compiled: bool
 
+    def build(self) -> None:
+        self.check_at_least(1, 'block_size')
+
     def prepare(self, grid: WindowGrid, strata: int) -> BlockMask:
         plan = grid.plan
         batch = len(plan.batch_offsets) - 1

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from projects.attention_zoo.groups import fold_bias, window_rows
+from projects.attention_zoo.layouts.nested import append_strata
 from projects.attention_zoo.mixer import JointBaseline
-from projects.attention_zoo.nested import append_strata
 from stratified3d.layers.attention import WindowGrid
 
 
@@ -43,6 +43,9 @@ class VarlenAttention(JointBaseline):
     variants = (dict(width=32), dict(as_one=True))
     as_one: bool
     width: int
+
+    def build(self) -> None:
+        self.check_at_least(1, 'width')
 
     def unsupported_reason(self, q: Tensor) -> str | None:
         if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,13 @@ from projects.attention_zoo.groups import (
     Ragged,
     attend_groups,
     gather,
+    join,
+    list_ranges,
     number_members,
+    offsets_of,
     pad_groups,
+    run_offsets,
     scatter,
-    window_rows,
 )
 from projects.attention_zoo.mixer import Baseline
 from stratified3d.layers.attention import WindowGrid
@@ -32,9 +35,10 @@ class SampledWindowAttention(Baseline):
     """Keys are the query's window and a sampled part of the doubled window around it.
 
     Far keys lie in the doubled window but not in the window itself; one softmax runs over near and
-    far keys. The `part` of a sample is found by farthest point sampling ('fps') or is every n-th
-    row of window order ('stride'). contextual adds relative positions (section 3.3): tables over
-    the offset along each axis, multiplied by the query and by the key, and added to the value.
+    far keys. Shifted blocks move both by half of their own length, as the authors' code does. The
+    `part` of a sample is found by farthest point sampling ('fps') or is every n-th row of window
+    order ('stride'). contextual adds relative positions (section 3.3): tables over the offset along
+    each axis, multiplied by the query and by the key, and added to the value.
 
     Stratified Transformer (Lai et al. 2022, section 3.2).
     """
@@ -66,34 +70,40 @@ class SampledWindowAttention(Baseline):
             )
 
     def prepare(self, grid: WindowGrid) -> Groups:
-        windows, sample = window_rows(grid.plan)
-        window_of, _ = number_members(windows.offsets.diff())  # [N]
-        far = self._far_rows(grid, windows)
-
-        # near keys before far keys, window by window
-        far_window, _ = number_members(far.offsets.diff())
-        rows = torch.cat([windows.rows, far.rows])
-        owner = torch.cat([window_of, far_window])
-        keys = Ragged(rows[owner.argsort(stable=True)], windows.offsets + far.offsets)
-        return pad_groups(windows, keys, sample, _LENGTHS)
-
-    def _far_rows(self, grid: WindowGrid, windows: Ragged) -> Ragged:
-        """Return the sampled rows of every window's doubled window that lie outside the window."""
-        window_of, _ = number_members(windows.offsets.diff())  # [N]
+        window = grid.plan.window_start.long()  # [N]
         doubled = _doubled_windows(grid)  # [N]
+
+        # a shifted doubled window may cut a window: their common rows are a group
+        key, order = (window * (len(window) + 1) + doubled).sort(stable=True)
+        queries = Ragged(order, run_offsets(key))
+
+        one = order[queries.offsets[:-1]]  # [G], a row of every group
+        near = list_ranges(window[one], grid.plan.window_end.long()[one])
+        far = self._far_rows(grid, window[one], doubled, doubled[one])
+        return pad_groups(queries, join(near, far), grid.plan.sample[one].long(), _LENGTHS)
+
+    def _far_rows(
+        self, grid: WindowGrid, window: Tensor, doubled: Tensor, wanted: Tensor
+    ) -> Ragged:
+        """Return the sampled rows of every group's doubled window that lie outside its window.
+
+        Args:
+            window: [G], the first row of the group's window.
+            doubled: [N], the doubled window of every row.
+            wanted: [G], the doubled window of the group.
+        """
         sampled = self._sample(grid)
         sampled = sampled[doubled[sampled].argsort(stable=True)]
 
         # the sampled rows of one doubled window are a run
-        wanted = doubled[windows.offsets[:-1]]  # [W]
         start = torch.searchsorted(doubled[sampled], wanted)
         end = torch.searchsorted(doubled[sampled], wanted, right=True)
-        owner, number = number_members(end - start)
-        rows = sampled[start[owner] + number]
+        places = list_ranges(start, end)
+        rows = sampled[places.rows]
 
-        outside = window_of[rows] != owner
-        window = torch.arange(len(wanted) + 1, device=rows.device)
-        return Ragged(rows[outside], torch.searchsorted(owner[outside], window))
+        owner, _ = number_members(end - start)
+        outside = grid.plan.window_start[rows] != window[owner]
+        return Ragged(rows[outside], offsets_of(outside.long())[places.offsets])
 
     def _sample(self, grid: WindowGrid) -> Tensor:
         """Return the sampled rows of all samples."""
@@ -132,28 +142,34 @@ class SampledWindowAttention(Baseline):
         """Return [G, H, L, D]; q is already scaled."""
         queries = gather(q, bucket.queries)  # [G, H, L, D]
         keys = gather(k, bucket.keys)  # [G, H, K, D]
-        values = gather(v, bucket.keys)
-        logits = queries @ keys.transpose(-1, -2)  # [G, H, L, K]
+        indices = self._indices(bucket, coords)
+        weights = self._logits(queries, keys, bucket, indices).softmax(-1)
 
-        indices = []
-        for axis, table in enumerate(self.tables):
-            place = coords[:, 1 + axis]
-            index = _table_index(place[bucket.queries], place[bucket.keys], len(table[0]))
-            index = index.unsqueeze(1).expand_as(logits)
-            indices.append(index)
-
-            of_query, of_key = _position_logits(queries, keys, table.to(q.dtype), index)
-            logits = logits + of_query
-            logits = logits + of_key
-
-        if bucket.key_valid is not None:
-            logits = logits.masked_fill(~bucket.key_valid[:, None, None], -torch.inf)
-        weights = logits.softmax(-1)
-        out = weights @ values
+        out = weights @ gather(v, bucket.keys)
         for table, index in zip(self.tables, indices):
             to_value = table[2].to(q.dtype).transpose(0, 1)  # [H, T, D]
             out = out + _sum_equal_offsets(weights, index, len(table[0])) @ to_value
         return out
+
+    def _logits(
+        self, queries: Tensor, keys: Tensor, bucket: Bucket, indices: Sequence[Tensor]
+    ) -> Tensor:
+        """Return [G, H, L, K], -inf for padded keys."""
+        logits = queries @ keys.transpose(-1, -2)
+        for table, index in zip(self.tables, indices):
+            logits = logits + _position_logits(queries, keys, table.to(queries.dtype), index)
+        if bucket.key_valid is None:
+            return logits
+        return logits.masked_fill(~bucket.key_valid[:, None, None], -torch.inf)
+
+    def _indices(self, bucket: Bucket, coords: Tensor) -> list[Tensor]:
+        """Return where the offset of every pair stands in the tables, [G, H, L, K] per axis."""
+        indices = []
+        for axis, table in enumerate(self.tables):
+            place = coords[:, 1 + axis]
+            index = _table_index(place[bucket.queries], place[bucket.keys], len(table[0]))
+            indices.append(index.unsqueeze(1).expand(-1, self.num_heads, -1, -1))
+        return indices
 
 
 def _table_index(queries: Tensor, keys: Tensor, length: int) -> Tensor:
@@ -165,17 +181,15 @@ def _table_index(queries: Tensor, keys: Tensor, length: int) -> Tensor:
     return offset.long() + length // 2
 
 
-def _position_logits(
-    queries: Tensor, keys: Tensor, table: Tensor, index: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return what the table [3, T, H, D] adds to the logits by the queries and by the keys.
+def _position_logits(queries: Tensor, keys: Tensor, table: Tensor, index: Tensor) -> Tensor:
+    """Return what the table [3, T, H, D] adds to the logits, by the queries and by the keys.
 
-    index: [G, H, L, K], as both results.
+    index: [G, H, L, K], as the result.
     """
     to_query, to_key, _ = table.permute(0, 2, 3, 1)  # [H, D, T] each
     of_query = (queries @ to_query).gather(-1, index)
     of_key = (keys @ to_key).gather(-1, index.transpose(-1, -2))
-    return of_query, of_key.transpose(-1, -2)
+    return of_query + of_key.transpose(-1, -2)
 
 
 def _sum_equal_offsets(weights: Tensor, index: Tensor, length: int) -> Tensor:
@@ -208,7 +222,7 @@ def _doubled_windows(grid: WindowGrid) -> Tensor:
 
     index = [grid.coords[:, 0]]
     for axis in range(3):
-        place = grid.coords[:, 1 + axis] + grid.shift[axis]
+        place = grid.coords[:, 1 + axis] + 2 * grid.shift[axis]
         index.append(place // (2 * grid.window_shape[axis]))
     return torch.stack(index, 1).unique(dim=0, return_inverse=True)[1]
 

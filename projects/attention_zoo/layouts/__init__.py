@@ -1,0 +1,1 @@
+"""Stratified attention in the memory layouts of other detectors and libraries."""

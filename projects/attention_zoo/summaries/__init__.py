@@ -1,0 +1,1 @@
+"""Every voxel reads from summaries of many voxels: means, latents, states."""

@@ -10,7 +10,7 @@ from stratified3d.cli import short_name
 from stratified3d.commands import command_parser
 
 EXAMPLES = """examples:
-  {prog} stratified3d::quickstart/pretrained.py stratified3d::quickstart/quickstart.safetensors \\
+  {prog} stratified3d::quickstart/any_sensor.py stratified3d::quickstart/any-sensor.safetensors \\
     detector.pt2
   {prog} CONFIG CHECKPOINT detector.pt2 --device cuda
   {prog} CONFIG CHECKPOINT detector.pt2 --capacity 40000 --overflow drop

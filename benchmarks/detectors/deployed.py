@@ -42,7 +42,8 @@ def main() -> int:
     print(f'{torch.get_num_threads()} threads, torch {torch.__version__}, {len(points)} points')
     watch_memory(packaged, points, args.repeat)
     time_all(args, packaged, points)
-    compare_all(args, packaged)
+    if args.frames:
+        compare_all(args, packaged)
     return 0
 
 
@@ -108,7 +109,7 @@ def compare_all(args: argparse.Namespace, packaged: PackagedDetector) -> None:
         print(
             f'{name}: {len(gap)} boxes of either side, {(gap > args.limit).sum()} with no equal '
             f'within {args.limit}; median {middle:.1e}, 95% within {most:.1e}, '
-            f'largest of the equal ones {gap[gap <= args.limit].max():.1e}'
+            f'largest of the equal ones {gap[gap <= args.limit].max(initial=0):.1e}'
         )
 
 

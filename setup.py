@@ -19,6 +19,7 @@ SHIPPED = (
         for name in (
             'convert_custom',
             'create_data',
+            'export',
             'export_weights',
             'overfit_frame',
             'quickstart',

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from stratified3d.checkpoints import check_fit, load_checkpoint_file, trained_classes
 from stratified3d.datasets.io.point_files import read_points
+from stratified3d.detections import Detections, points_with_dt
 from stratified3d.frame_checks import check_frame
 from stratified3d.layers.strata_record import StrataRecord, record_strata
 from stratified3d.models.streaming import StreamLimits, StreamState, check_pose
@@ -29,23 +30,7 @@ from stratified3d.shipped import find_shipped, make_projects_importable
 if TYPE_CHECKING:
     from mmdet3d.models.detectors import Base3DDetector
 
-# s; sweeps span half a second, and a ring index counts up to 31 or 63
-_MAX_DT = 2.5
-
-
-class Detections(NamedTuple):
-    """Detected objects, sorted by descending score.
-
-    Attributes:
-        boxes: [K, 7 or 9] float32: bottom center x, y, z, dx, dy, dz (m), yaw (rad), and vx, vy
-            (m/s) where the model predicts them.
-        scores: [K] float32.
-        names: K class names.
-    """
-
-    boxes: np.ndarray
-    scores: np.ndarray
-    names: list[str]
+__all__ = ['Detections', 'detect', 'init_detector', 'inspect_strata']
 
 
 def init_detector(
@@ -233,7 +218,7 @@ def inspect_strata(
 
 def _load(points: np.ndarray | Tensor | str | Path) -> Tensor:
     """Points [P, 5] float32 of an array or a file."""
-    return _with_dt(read_points(points) if isinstance(points, (str, Path)) else points)
+    return points_with_dt(read_points(points) if isinstance(points, (str, Path)) else points)
 
 
 def _find_change(
@@ -273,22 +258,3 @@ def _read_result(
         found.scores_3d.numpy(),
         [model.class_names[label] for label in found.labels_3d.tolist()],
     )
-
-
-def _with_dt(points: np.ndarray | Tensor) -> Tensor:
-    """Points [P, 5] float32 with their ages, which are 0 where they are not given."""
-    points = torch.as_tensor(points).float()
-    if points.dim() != 2 or points.shape[1] not in (4, 5):
-        raise ValueError(
-            f'points are [P, 4] x, y, z, intensity, or [P, 5] with dt, not {list(points.shape)}'
-        )
-    if points.shape[1] == 4:
-        return torch.cat([points, points.new_zeros(len(points), 1)], 1)
-
-    ages = points[points[:, 4].isfinite(), 4]
-    if bool((ages > _MAX_DT).any()):
-        raise ValueError(
-            f'column 4 is dt, the age of each point in seconds, but contains values up to '
-            f'{ages.max():.0f}: if it is a ring index, pass points[:, :4]'
-        )
-    return points

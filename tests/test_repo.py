@@ -27,28 +27,25 @@ ALLOWED = {
     },
     'models': {'ops', 'layers', 'models'},
     'engine': {'engine', 'checkpoints', 'commands', 'datasets', 'memory', 'resumable'},
-    'plugin': {
-        'models',
-        'engine',
-        'checkpoints',
-        'datasets',
-        'evaluation',
-        'visualization',
-    },
+    'plugin': {'models', 'engine', 'checkpoints', 'datasets', 'evaluation', 'visualization'},
     'apis': {
         'layers',
         'models',
         'checkpoints',
         'datasets',
+        'detections',
         'frame_checks',
         'sensors',
         'shipped',
     },
+    'deploy': {'deploy', 'detections', 'layers', 'models', 'ops', 'sensors'},
+    'detections': set(),
     'cli': {
         'apis',
         'cli',
         'commands',
         'datasets',
+        'deploy',
         'evaluation',
         'host',
         'memory',
@@ -141,6 +138,15 @@ def test_ops_import_without_openmmlab():
     subprocess.run([sys.executable, '-c', blocked], check=True)
 
 
+def test_packaged_detectors_run_without_openmmlab():
+    blocked = (
+        'import sys\n'
+        'for name in ("mmengine", "mmcv", "mmdet", "mmdet3d", "spconv", "numba", "scipy"):\n'
+        '    sys.modules[name] = None\nfrom stratified3d.deploy import load\n'
+    )
+    subprocess.run([sys.executable, '-c', blocked], check=True)
+
+
 def tracked(root):
     listing = subprocess.run(
         ['git', 'ls-files', '-co', '--exclude-standard'],
@@ -191,7 +197,8 @@ def test_nothing_shadows_mmdet3d(root):
 
 
 @pytest.mark.parametrize(
-    'part', ['ops', 'layers', 'models', 'engine', 'evaluation', 'datasets', 'visualization']
+    'part',
+    ['ops', 'layers', 'models', 'engine', 'evaluation', 'datasets', 'deploy', 'visualization'],
 )
 def test_public_functions_and_classes_are_documented(root, part):
     for path in sorted((root / 'stratified3d' / part).rglob('*.py')):

@@ -49,6 +49,7 @@ COMMANDS = {
     ),
     'test': Command('stratified3d.cli.test', "score a checkpoint: mmdet3d's own script"),
     'visualize': Command('stratified3d.cli.visualize', 'pictures and videos of detections'),
+    'export': Command('stratified3d.cli.export', 'one compiled file that runs without OpenMMLab'),
     'doctor': Command('stratified3d.doctor.__main__', 'check the installation, and a GPU'),
     'quickstart': Command(
         'stratified3d.cli.quickstart', 'simulate, train, score and draw in one go', _RESUME

@@ -124,7 +124,7 @@ def project_rows(
     """Project rows x [N, C] to queries, keys and values [N, H, D]; rotate queries and keys."""
     rows = qkv(x)
     head_dim = rows.shape[1] // (3 * num_heads)
-    rows = rows.view(len(x), 3 * num_heads, head_dim)
+    rows = rows.view(x.shape[0], 3 * num_heads, head_dim)
     qk, v = rows.split((2 * num_heads, num_heads), 1)
     if rotary is not None:
         qk = apply_rotary(qk, *rotary, backend=backend)

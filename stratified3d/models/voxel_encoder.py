@@ -87,14 +87,18 @@ class DynamicVoxelEncoder(nn.Module):
         all_points, sample = self._join_samples(points)
         all_points, sample = self._drop_invalid(all_points, sample)
         voxels = voxelize(all_points, sample, self.voxel_size, self.point_cloud_range)
-        sorted_points = all_points[voxels.point_order]  # [K, in_channels], sorted by voxel
+        return self.describe(all_points, voxels), voxels.coords
+
+    def describe(self, points: Tensor, voxels: Voxels) -> Tensor:
+        """Return the features [N, out_channels] of voxels of points [P, in_channels]."""
+        sorted_points = points[voxels.point_order]  # [K, in_channels], sorted by voxel
 
         x = self.point_layer(self._point_features(sorted_points, voxels))  # [K, hidden]
         voxel_max = segment_reduce(x, voxels.offsets, 'max')  # [N, hidden]
         x = self._second_layer(x, voxel_max, voxels)  # [K, hidden]
         voxel_max = segment_reduce(x, voxels.offsets, 'max')
         voxel_mean = segment_reduce(x, voxels.offsets, 'mean')
-        return self.out(torch.cat([voxel_max, voxel_mean], 1)), voxels.coords
+        return self.out(torch.cat([voxel_max, voxel_mean], 1))
 
     def _join_samples(self, points: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Points of the batch [P, in_channels] in fp32, and the sample [P] int64 of each."""
@@ -138,8 +142,8 @@ class DynamicVoxelEncoder(nn.Module):
 
         center = voxel_centers(voxels.coords, self.voxel_size, self.point_cloud_range)  # [N, 3]
         mean = segment_reduce(xyz.contiguous(), voxels.offsets, 'mean')  # [N, 3]
-        from_mean = xyz - _gather_at_points(mean, voxels, len(points))
-        from_center = xyz - _gather_at_points(center, voxels, len(points))
+        from_mean = xyz - _gather_at_points(mean, voxels, points.shape[0])
+        from_center = xyz - _gather_at_points(center, voxels, points.shape[0])
         offsets = torch.cat([from_mean, from_center], 1) / self.offset_unit
         return torch.cat([*columns, offsets], 1)
 
@@ -153,7 +157,7 @@ class DynamicVoxelEncoder(nn.Module):
         point_weight, voxel_weight = weight.split(x.shape[1], 1)
         own = F.linear(x, point_weight, bias)
         shared = F.linear(voxel_max, voxel_weight)
-        return activation(norm(own + _gather_at_points(shared, voxels, len(x))))
+        return activation(norm(own + _gather_at_points(shared, voxels, x.shape[0])))
 
 
 def _gather_at_points(values: Tensor, voxels: Voxels, num_points: int) -> Tensor:

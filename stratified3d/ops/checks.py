@@ -95,7 +95,7 @@ def check_windows(
     limits = spatial_shape
     if limits is None:
         limits = [w * 2**UNKNOWN_AXIS_BITS - s for w, s in zip(window_shape, shift)]
-    if len(coords) and checks_values(coords):
+    if checks_values(coords) and len(coords):
         _check_coords(coords, (batch_size, *limits))
 
 
@@ -201,7 +201,7 @@ def _is_bias(bias: Tensor, strata_k: Tensor) -> bool:
 
 def check_plan(plan: WindowPlan, q: Tensor) -> None:
     """A plan for the rows of q [N, H, D]; its offsets and windows only where values are checked."""
-    n = len(q)
+    n = q.shape[0]
     if plan.window_start.shape != (n,) or plan.sample.shape != (n,):
         raise ValueError(f'the plan is for {len(plan.sample)} rows, q has {n}')
     check_offsets(plan.batch_offsets, q)

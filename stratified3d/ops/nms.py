@@ -25,9 +25,7 @@ def circle_nms(
         [<= max_keep] int64 indices, sorted by descending score.
     """
     order = scores.argsort(descending=True, stable=True)
-    gap = centers[order].unsqueeze(0) - centers[order].unsqueeze(1)  # [K, K, 2]
-    overlaps = gap.square().sum(-1) <= radius**2
-    return order[_greedy_keep(overlaps)][:max_keep]
+    return order[greedy_keep(circle_overlaps(centers[order], radius))][:max_keep]
 
 
 def rotated_nms(boxes: Tensor, scores: Tensor, iou: float, max_keep: int | None = None) -> Tensor:
@@ -42,14 +40,32 @@ def rotated_nms(boxes: Tensor, scores: Tensor, iou: float, max_keep: int | None 
         [<= max_keep] int64 indices, sorted by descending score.
     """
     order = scores.argsort(descending=True, stable=True)
-    boxes = boxes[order].double()
+    return order[greedy_keep(rotated_overlaps(boxes[order], iou))][:max_keep]
+
+
+def rotated_overlaps(boxes: Tensor, iou: float, counted: Tensor | None = None) -> Tensor:
+    """Which of the boxes [K, 5] overlap by more than an IoU: [K, K] bool above the diagonal.
+
+    Args:
+        boxes, iou: see `rotated_nms`.
+        counted: [K] bool; other boxes overlap none. None counts all.
+    """
+    boxes = boxes.double()
     # only boxes whose circumscribed circles meet can overlap
     reach = boxes[:, 2:4].norm(dim=1) / 2
     near = torch.cdist(boxes[:, :2], boxes[:, :2]) <= reach[:, None] + reach
+    if counted is not None:
+        near = near & counted[:, None] & counted
     first, second = near.triu(1).nonzero(as_tuple=True)
     overlaps = torch.zeros_like(near)
     overlaps[first, second] = rotated_iou(boxes[first], boxes[second]) > iou
-    return order[_greedy_keep(overlaps)][:max_keep]
+    return overlaps
+
+
+def circle_overlaps(centers: Tensor, radius: float) -> Tensor:
+    """Which of the centers [K, 2] lie within a radius of each other: [K, K] bool."""
+    gap = centers.unsqueeze(0) - centers.unsqueeze(1)  # [K, K, 2]
+    return gap.square().sum(-1) <= radius**2
 
 
 def rotated_iou(a: Tensor, b: Tensor) -> Tensor:
@@ -82,7 +98,7 @@ def rotated_intersection(a: Tensor, b: Tensor) -> Tensor:
 def _clipped_cross(a: Tensor, b: Tensor) -> Tensor:
     """Sum of cross products of a's edges clipped to rectangle b."""
     start = _corners(a)  # [..., 4, 2]
-    step = start.roll(-1, -2) - start
+    step = torch.cat([start[..., 1:, :], start[..., :1, :]], -2) - start
     lo, hi = _clip(start, step, b)  # [..., 4]
     t0 = lo.clamp(min=0, max=1).unsqueeze(-1)  # [..., 4, 1]
     t1 = torch.maximum(hi.clamp(min=0, max=1).unsqueeze(-1), t0)
@@ -129,7 +145,7 @@ def _rotate(points: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack([x * cos + y * sin, y * cos - x * sin], -1)
 
 
-def _greedy_keep(overlaps: Tensor) -> Tensor:
+def greedy_keep(overlaps: Tensor) -> Tensor:
     """Greedy NMS of boxes sorted by descending score: [K, K] bool -> [K] bool.
 
     Box j is suppressed if a kept box i < j overlaps it. The rule is repeated, beginning with all
@@ -138,8 +154,19 @@ def _greedy_keep(overlaps: Tensor) -> Tensor:
     """
     blocks = overlaps.triu(1)
     keep = torch.ones(len(overlaps), dtype=torch.bool, device=overlaps.device)
-    while True:
-        update = ~(blocks & keep.unsqueeze(1)).any(0)
-        if torch.equal(update, keep):
-            return keep
-        keep = update
+    is_changed = torch.ones((), dtype=torch.bool, device=overlaps.device)
+    if torch.compiler.is_compiling():
+        return torch.while_loop(_is_unfinished, _repeat_rule, (keep, is_changed, blocks))[0]
+    while is_changed:
+        keep, is_changed, _ = _repeat_rule(keep, is_changed, blocks)
+    return keep
+
+
+def _is_unfinished(keep: Tensor, is_changed: Tensor, blocks: Tensor) -> Tensor:
+    return is_changed.clone()
+
+
+def _repeat_rule(keep: Tensor, is_changed: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which boxes [K] no kept box blocks, and whether that changed."""
+    update = ~(blocks & keep.unsqueeze(1)).any(0)
+    return update, (update != keep).any(), blocks.clone()

@@ -67,7 +67,19 @@ def apply_rotary(
     backend = backend or os.environ.get('STRATIFIED3D_BACKEND') or 'triton'
     if backend == 'triton' and kernels.unsupported_reason(x) is None:
         return kernels.rotate(x, cos, sin)
+    if torch.compiler.is_compiling():
+        return _rotate_pairs(x, cos, sin)  # compilers know no complex numbers
     return _rotate(x, cos, sin)
+
+
+def _rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`apply_rotary` in real numbers."""
+    dtype = torch.promote_types(torch.promote_types(x.dtype, cos.dtype), torch.float32)
+    cos, sin = (table.detach().to(dtype).unsqueeze(-2) for table in (cos, sin))  # [..., 1, R]
+    num_rotated = 2 * cos.shape[-1]
+    even, odd = x[..., :num_rotated].to(dtype).unflatten(-1, (-1, 2)).unbind(-1)
+    pairs = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1)  # [..., H, R, 2]
+    return torch.cat([pairs.flatten(-2).to(x.dtype), x[..., num_rotated:]], -1)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ def segment_ids(offsets: Tensor, num_rows: int) -> Tensor:
     Returns:
         [P] int64.
     """
-    segments = torch.arange(len(offsets) - 1, device=offsets.device)
+    segments = torch.arange(offsets.shape[0] - 1, device=offsets.device)
     return segments.repeat_interleave(offsets.diff(), output_size=num_rows)
 
 
@@ -96,9 +96,9 @@ def segment_softmax(scores: Tensor, offsets: Tensor) -> Tensor:
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     # the shift by the maximum cancels out of the result, so it needs no gradient
     largest = segment_reduce(scores.detach(), offsets, 'max')
-    weights = (scores - segment_broadcast(largest, offsets, len(scores))).exp()
+    weights = (scores - segment_broadcast(largest, offsets, scores.shape[0])).exp()
     total = segment_reduce(weights, offsets, 'sum')
-    return weights / segment_broadcast(total, offsets, len(scores))
+    return weights / segment_broadcast(total, offsets, scores.shape[0])
 
 
 def _sum_rows(values: Tensor, offsets: Tensor) -> Tensor:
@@ -106,17 +106,17 @@ def _sum_rows(values: Tensor, offsets: Tensor) -> Tensor:
     if values.is_cuda:
         return _sum_chunks(values, offsets)
     if values.dtype not in (torch.float32, torch.float64) or not values.numel():
-        out = values.new_zeros(len(offsets) - 1, values.shape[1])
-        return out.index_add_(0, segment_ids(offsets, len(values)), values)
+        out = values.new_zeros(offsets.shape[0] - 1, values.shape[1])
+        return out.index_add_(0, segment_ids(offsets, values.shape[0]), values)
     # four times faster than index_add_; each segment is summed by one thread
-    rows = torch.arange(len(values), device=values.device)
+    rows = torch.arange(values.shape[0], device=values.device)
     return F.embedding_bag(rows, values, offsets, mode='sum', include_last_offset=True)
 
 
 def _sum_chunks(values: Tensor, offsets: Tensor) -> Tensor:
     """Sum over every segment in two steps, because on a GPU one thread adds up a whole segment."""
-    count, width = len(offsets) - 1, values.shape[1]
-    num_chunks = max(1, min(len(values) // max(count, 1) // _ROWS_PER_CHUNK, _MAX_CHUNKS))
+    count, width = offsets.shape[0] - 1, values.shape[1]
+    num_chunks = max(1, min(values.shape[0] // max(count, 1) // _ROWS_PER_CHUNK, _MAX_CHUNKS))
     chunks = chunk_offsets(offsets, num_chunks)
     # `unsafe` skips a check of the offsets that would wait for the device
     sums = torch.segment_reduce(values, 'sum', offsets=chunks, axis=0, initial=0, unsafe=True)
@@ -127,7 +127,7 @@ class _SegmentSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values, offsets):
         ctx.save_for_backward(offsets)
-        ctx.rows = len(values)
+        ctx.rows = values.shape[0]
         return _sum_rows(values, offsets)
 
     @staticmethod
@@ -151,8 +151,8 @@ class _SegmentBroadcast(torch.autograd.Function):
 class _SegmentMax(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values, offsets):
-        segment = segment_ids(offsets, len(values)).unsqueeze(1).expand_as(values)
-        out = values.new_zeros(len(offsets) - 1, values.shape[1])
+        segment = segment_ids(offsets, values.shape[0]).unsqueeze(1).expand_as(values)
+        out = values.new_zeros(offsets.shape[0] - 1, values.shape[1])
         # a maximum does not depend on the order of its operands, so atomics are harmless here
         out.scatter_reduce_(0, segment, values, 'amax', include_self=False)
         ctx.save_for_backward(values, offsets, out)
@@ -161,8 +161,8 @@ class _SegmentMax(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         values, offsets, out = ctx.saved_tensors
-        largest = out.index_select(0, segment_ids(offsets, len(values)))
+        largest = out.index_select(0, segment_ids(offsets, values.shape[0]))
         attained = (values == largest).float()  # counted in fp32: fp16 ends at 65504
         share = grad / _sum_rows(attained, offsets).clamp_(min=1)
-        shares = segment_broadcast(share, offsets, len(values))
+        shares = segment_broadcast(share, offsets, values.shape[0])
         return (attained * shares).to(values.dtype), None

@@ -77,7 +77,7 @@ def plan_windows(
     key = _window_key(coords[:, 0], window, bits, batch_size)
     key, order = torch.sort(key, stable=True)
 
-    rows = torch.arange(len(key), device=key.device)
+    rows = torch.arange(key.shape[0], device=key.device)
     inverse = torch.empty_like(order).scatter_(0, order, rows)
     sample = coords[:, 0][order]
     samples = torch.arange(batch_size + 1, device=key.device, dtype=torch.int32)

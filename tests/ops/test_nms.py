@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from shapely import affinity, box
 
 from stratified3d.ops import circle_nms, rotated_intersection, rotated_iou, rotated_nms
+from stratified3d.ops.nms import greedy_keep
 
 
 def polygon(b):
@@ -95,3 +96,18 @@ def test_nms_equals_the_greedy_loop(count, seed, limit):
     gap = np.linalg.norm(boxes[order, None, :2] - boxes[order, :2], axis=-1) <= 2.5
     found = circle_nms(torch.tensor(boxes[:, :2]), torch.tensor(scores), 2.5, limit)
     assert found.tolist() == order[greedy(gap)][:limit].tolist()
+
+
+class _GreedyNms(torch.nn.Module):
+    def forward(self, overlaps):
+        return greedy_keep(overlaps)
+
+
+def test_exported_nms_equals_the_eager_one():
+    overlaps = torch.rand(30, 30) < 0.15
+    exported = torch.export.export(_GreedyNms(), (overlaps,)).module()
+    for chance in (0.0, 0.05, 0.3, 1.0):
+        overlaps = torch.rand(30, 30) < chance
+        assert torch.equal(exported(overlaps), greedy_keep(overlaps))
+    chain = torch.diag(torch.ones(29), 1) > 0  # each suppresses the next: as many rounds as boxes
+    assert torch.equal(exported(chain), torch.arange(30) % 2 == 0)

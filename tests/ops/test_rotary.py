@@ -93,3 +93,11 @@ def test_rotary_embedding_refuses_bad_input():
         apply_rotary(torch.zeros(4, 1, 16), *rotary_angles(torch.zeros(4, 3), 32))
     with pytest.raises(ValueError, match=r'cos \(1, 8\) .* \(4,\)'):
         apply_rotary(torch.zeros(4, 1, 16), *rotary_angles(torch.zeros(1, 3), 16))
+
+
+@pytest.mark.parametrize('width', [12, 20])
+def test_traced_rotation_equals_the_eager_one(width):
+    x = torch.randn(7, 2, width)
+    tables = rotary_angles(torch.randn(7, 3) * 20, width)
+    traced = torch.compile(apply_rotary, backend='eager')(x, *tables)
+    torch.testing.assert_close(traced, apply_rotary(x, *tables), rtol=1e-6, atol=1e-6)

@@ -300,10 +300,20 @@ class StratifiedCenterHead(CenterHead):
         outputs = []
         for t, task_head in enumerate(self.task_heads):
             peaks = self._select_peaks(task_head.heatmap(shared), t)
-            branches = [getattr(task_head, name) for name in self.branches]
-            boxes = run_branches_at(branches, shared, peaks)
-            outputs.append((peaks, self._with_heading(boxes, peaks, shared)))
+            outputs.append((peaks, self.outputs_at(peaks, shared, t)))
         return outputs
+
+    def outputs_at(self, peaks: Peaks, shared: Tensor, task: int) -> Tensor:
+        """Return the outputs [K, C] of a task's branches but the heatmap at the peaks.
+
+        Args:
+            peaks: K cells.
+            shared: [B, shared_channels, Y, X], output of `shared_conv`.
+            task: its index.
+        """
+        branches = [getattr(self.task_heads[task], name) for name in self.branches]
+        boxes = run_branches_at(branches, shared, peaks)
+        return self._with_heading(boxes, peaks, shared)
 
     def gather_at_peaks(self, preds_dicts: tuple[list[dict]]) -> list[tuple[Peaks, Tensor]]:
         """Return what `predict_at_peaks` returns, from the outputs of all cells."""
@@ -347,7 +357,7 @@ class StratifiedCenterHead(CenterHead):
         self, peaks: Peaks, outputs: Tensor, task: int, num_samples: int
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Boxes, scores and labels of one task after NMS, for each sample."""
-        boxes, scores = self._decode_task(peaks, outputs, task)
+        boxes, scores = self.decode_task(peaks, outputs, task)
         labels = peaks.label + sum(self.num_classes[:task])  # counted through the tasks
         is_in_range = has_center_in(boxes, self.post_center_range)
         is_good = is_in_range & (scores > self.score_threshold)
@@ -360,8 +370,8 @@ class StratifiedCenterHead(CenterHead):
             detections.append((boxes[rows], scores[rows], labels[rows]))
         return detections
 
-    def _decode_task(self, peaks: Peaks, outputs: Tensor, task: int) -> tuple[Tensor, Tensor]:
-        """Boxes [K, 7 or 9] and scores [K] at the peaks of one task."""
+    def decode_task(self, peaks: Peaks, outputs: Tensor, task: int) -> tuple[Tensor, Tensor]:
+        """Return the boxes [K, 7 or 9] and scores [K] at the peaks of one task."""
         boxes = self._decode_boxes(peaks, outputs)
         if self.heading is not None:
             half_turn = torch.where(boxes[:, 6] > 0, -torch.pi, torch.pi)

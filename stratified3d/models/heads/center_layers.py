@@ -140,6 +140,8 @@ class HeadingBranch(nn.Module):
 
     def logits_by_sample(self, feature_map: Tensor, boxes: Tensor, sample: Tensor) -> Tensor:
         """Return the logits [K] of boxes [K, >= 7] that belong to these samples [K]."""
+        if len(feature_map) == 1:
+            return self(feature_map, boxes[None])[0]
         logits = boxes.new_zeros(len(boxes))
         for i in range(len(feature_map)):
             rows = (sample == i).nonzero().squeeze(1)

@@ -43,17 +43,28 @@ def select_peaks(
         score_threshold: of the rectified score.
         max_num: peaks per sample.
     """
-    _, classes, height, width = logits.shape
+    best = best_cells(logits, max_num)
+    power = best.score.new_tensor(iou_power)[best.label]
+    highest = best.score ** (1 - power)  # the rectified score with an IoU of 1
+    rows = (highest > score_threshold).nonzero().squeeze(1)
+    return Peaks(*(column[rows] for column in best))
+
+
+def best_cells(logits: Tensor, max_num: int) -> Peaks:
+    """Return the max_num highest cells of each sample over all classes, fewer on a smaller map.
+
+    Args:
+        logits: [B, classes, Y, X] of the heatmap.
+        max_num: cells per sample.
+    """
+    batch, classes, height, width = logits.shape
     cells = height * width
     count = min(max_num, classes * cells)
     scores, index = logits.float().sigmoid().flatten(1).topk(count)  # [B, count]
-    power = scores.new_tensor(iou_power)[index // cells]
-    highest = scores ** (1 - power)  # the rectified score with an IoU of 1
-    sample, rank = (highest > score_threshold).nonzero(as_tuple=True)
-
-    index = index[sample, rank]  # [K]
+    sample = torch.arange(batch, device=logits.device).repeat_interleave(count)
+    index = index.flatten()
     cell = index % cells
-    return Peaks(sample, index // cells, cell // width, cell % width, scores[sample, rank])
+    return Peaks(sample, index // cells, cell // width, cell % width, scores.flatten())
 
 
 def select_queries(

@@ -1,0 +1,146 @@
+"""Run a packaged detector: needs torch and numpy, nothing of OpenMMLab."""
+
+from __future__ import annotations
+
+import json
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stratified3d.detections import Detections, points_with_dt
+from stratified3d.sensors import Sensor, frame_change, named_sensor
+
+KEY = 'stratified3d'  # in the package's metadata
+_PADDING = 2  # rows without a point, which a program for any number of rows asks for
+
+
+def load(path: str | Path) -> PackagedDetector:
+    """Load a detector that `stratified3d export` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not such a file, one for another device or of another version of torch.
+    """
+    path = Path(path)
+    info = read_info(path)
+    device = info['device']
+    if device == 'cuda' and not torch.cuda.is_available():
+        raise ValueError(
+            f'{path} is a package for cuda, and this machine has no CUDA device: export it with '
+            '--device cpu'
+        )
+    if info['versions']['torch'] != release(torch.__version__):
+        raise ValueError(
+            f'{path} was compiled by torch {info["versions"]["torch"]} and this is torch '
+            f'{torch.__version__}: install that version, or export again with this one'
+        )
+    return PackagedDetector(torch._inductor.aoti_load_package(str(path)), info)
+
+
+def read_info(path: str | Path) -> dict[str, Any]:
+    """Return what a package says about itself, see `export.describe`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'there is no package {path}')
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith('_metadata.json')]
+            content = json.loads(archive.read(names[0]))
+        return json.loads(content[KEY])
+    except (zipfile.BadZipFile, IndexError, KeyError, ValueError):
+        raise ValueError(f'{path} is not a package that `stratified3d export` wrote') from None
+
+
+def release(version: str) -> str:
+    """Return a version without the build: 2.13.0 of 2.13.0+cpu."""
+    return version.split('+')[0]
+
+
+class PackagedDetector:
+    """A detector that is called with points and returns what `apis.detect` returns.
+
+    Args:
+        program: called with points [P, 5], returns boxes, scores, labels, the number of detections
+            and the number of voxels.
+        info: of the package, see `read_info`.
+    """
+
+    def __init__(self, program: Any, info: dict[str, Any]):
+        self._program = program
+        self.info = info
+        self.class_names: list[str] = info['classes']
+        self.num_dropped = 0  # points with NaN, infinite or absurd values, so far
+        self.num_dropped_voxels = 0  # over the capacity, so far
+
+    def __call__(
+        self, points: np.ndarray | Tensor, sensor: Sensor | str | None = None
+    ) -> Detections:
+        """Detect objects in one point cloud.
+
+        Args:
+            points: [P, 4] or [P, 5], see `apis.detect`; without points there are no detections.
+            sensor: see `apis.detect`.
+        Raises:
+            ValueError: other columns, more voxels than the package's capacity.
+        """
+        points = points_with_dt(points)
+        change = None
+        if sensor is not None:
+            model = named_sensor(self.info['sensor'])
+            change = frame_change(points.cpu().numpy(), sensor, model)
+            points = torch.from_numpy(change.points_to_model(points.cpu().numpy()))
+        self._count_invalid(points)
+        boxes, scores, names = self._run(points)
+        return Detections(boxes if change is None else change.boxes_to_file(boxes), scores, names)
+
+    def _run(self, points: Tensor) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        padding = points.new_full((_PADDING, points.shape[1]), torch.nan)
+        points = torch.cat([points, padding]).to(self.info['device'])
+        self._check_capacity(points)
+        boxes, scores, labels, count, voxels = self._program(points)
+        if self.info['overflow'] == 'drop' and self.info['capacity'] is not None:
+            self.num_dropped_voxels += max(int(voxels) - self.info['capacity'], 0)
+        found = int(count)
+        names = [self.class_names[label] for label in labels[:found].tolist()]
+        return boxes[:found].cpu().numpy(), scores[:found].cpu().numpy(), names
+
+    def _check_capacity(self, points: Tensor) -> None:
+        """Refuse a frame with too many voxels before anything is computed."""
+        capacity = self.info['capacity']
+        if capacity is None or self.info['overflow'] == 'drop':
+            return
+        voxels = self._count_voxels(points)
+        if voxels > capacity:
+            raise ValueError(
+                f'the frame has {voxels} voxels and the package a capacity of {capacity}: export '
+                'it with a larger --capacity, or with --overflow drop'
+            )
+
+    def _count_voxels(self, points: Tensor) -> int:
+        points = points[(points.abs() <= self.info['largest']).all(1), :3]
+        lowest, highest = points.new_tensor(self.info['point_cloud_range']).chunk(2)
+        size = points.new_tensor(self.info['voxel_size'])
+        limit = ((highest - lowest) / size).round()
+        index = ((points - lowest) / size).floor()
+        x, y, z = index[((index >= 0) & (index < limit)).all(1)].long().unbind(1)
+        width, depth, _ = limit.long().tolist()
+        return len(torch.unique((z * depth + y) * width + x))
+
+    def _count_invalid(self, points: Tensor) -> None:
+        count = int((~(points.abs() <= self.info['largest']).all(1)).sum())
+        if count and not self.num_dropped:
+            warnings.warn(
+                f'{count} points have NaN, infinite or absurd values and are left out; further '
+                'ones are counted in `num_dropped` without a warning',
+                stacklevel=3,
+            )
+        self.num_dropped += count

@@ -14,7 +14,7 @@ train_pipeline = [
     dict(type='DropSweeps', prob=0.5),
     dict(
         type='GlobalRotScaleTrans',
-        rot_range=[-3.14, 3.14],
+        rot_range=[-0.6, 0.6],
         scale_ratio_range=[0.92, 1.08],
         translation_std=[0, 0, 0.15],
     ),
@@ -25,7 +25,7 @@ train_pipeline = [
         flip_ratio_bev_vertical=0.5,
     ),
     dict(type='TiltGround', degrees=1.0),
-    dict(type='VaryIntensity', log_gain=0.4, gamma=(0.6, 1.3), missing=0.1),
+    dict(type='VaryIntensity', log_gain=0.4, gamma=(0.6, 1.3), missing=0.1, zeros=0.25),
     _base_.in_range,
     dict(type='ObjectRangeFilter', point_cloud_range=_base_.point_cloud_range),
     dict(type='ObjectNameFilter', classes=_base_.class_names),
@@ -44,8 +44,6 @@ train_dataloader = dict(
     )
 )
 model = dict(head=dict(code_weights=[2, 2, 1, 1, 1, 1, 1, 1, 0.2, 0.2]))
-epochs = 7
+epochs = 9
 param_scheduler = [dict(_base_.param_scheduler[0], total_steps=epochs)]
 train_cfg = dict(max_epochs=epochs, val_interval=epochs)
-# the last epochs without pasted objects: as often as there are, and where they stand
-custom_hooks = [dict(type='FadeObjectSampleHook', epochs=2)]

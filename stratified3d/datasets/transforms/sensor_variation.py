@@ -53,14 +53,18 @@ class VaryIntensity(BaseTransform):
         log_gain: standard deviation of the gain's logarithm.
         gamma: least and greatest exponent.
         missing: share of the frames whose intensities become one constant.
+        zeros: greatest share of a frame's points that lose their intensity, as weak returns of some
+            sensors do (a fifth of KITTI's are 0).
     """
 
-    def __init__(self, log_gain: float, gamma: tuple[float, float], missing: float):
-        if not 0 <= missing <= 1:
-            raise ValueError(f'missing is a share, 0 to 1, not {missing}')
+    def __init__(
+        self, log_gain: float, gamma: tuple[float, float], missing: float, zeros: float = 0.0
+    ):
+        if not (0 <= missing <= 1 and 0 <= zeros <= 1):
+            raise ValueError(f'missing and zeros are shares, 0 to 1, not {missing} and {zeros}')
         if not 0 < gamma[0] <= gamma[1]:
             raise ValueError(f'gamma is a range above 0, not {tuple(gamma)}')
-        self.log_gain, self.gamma, self.missing = log_gain, gamma, missing
+        self.log_gain, self.gamma, self.missing, self.zeros = log_gain, gamma, missing, zeros
 
     def transform(self, results: dict) -> dict:
         """Change column 3 of `points`."""
@@ -71,13 +75,14 @@ class VaryIntensity(BaseTransform):
             return results
         gain = np.exp(np.random.normal(0.0, self.log_gain))
         curve = 255 * gain * (column / 255).clamp(min=0) ** np.random.uniform(*self.gamma)
-        column[:] = curve.clamp(max=255)
+        is_lost = np.random.random(len(column)) < np.random.uniform(0, self.zeros)
+        column[:] = curve.clamp(max=255) * torch.from_numpy(~is_lost)
         return results
 
     def __repr__(self) -> str:
         return (
             f'{type(self).__name__}(log_gain={self.log_gain}, gamma={tuple(self.gamma)}, '
-            f'missing={self.missing})'
+            f'missing={self.missing}, zeros={self.zeros})'
         )
 
 

@@ -61,6 +61,20 @@ def test_brightness_follows_the_curve_and_keeps_geometry(simulated):
     assert max(gains) > 2 * min(gains)
 
 
+def test_single_returns_may_lose_their_brightness(simulated):
+    transform = build(type='VaryIntensity', log_gain=0.0, gamma=(1.0, 1.0), missing=0.0, zeros=0.5)
+    before = simulated['points'][:, 3]
+    shares = []
+    for seed in range(20):
+        np.random.seed(seed)
+        after = transform.transform(make_frame(simulated))['points'].tensor[:, 3].numpy()
+        is_lost = (after == 0) & (before > 0)
+        np.testing.assert_allclose(after[~is_lost], before[~is_lost], rtol=1e-5)
+        shares.append(is_lost.mean())
+    assert max(shares) > 0.35
+    assert min(shares) < 0.15
+
+
 def test_brightness_may_be_missing(simulated):
     transform = build(type='VaryIntensity', log_gain=0.5, gamma=(1.0, 1.0), missing=1.0)
     for seed in range(10):

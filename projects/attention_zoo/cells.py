@@ -18,6 +18,7 @@ from projects.attention_zoo.groups import (
     run_offsets,
     take,
 )
+from projects.attention_zoo.orders import window_index
 from projects.attention_zoo.partitions import fold_columns
 from stratified3d.layers.attention import WindowGrid
 from stratified3d.ops import rotary_angles, segment_reduce
@@ -76,9 +77,21 @@ def group_cells(
 
 def window_cells(grid: WindowGrid, head_dim: int | None = None) -> Cells:
     """Return the windows of the grid as cells."""
-    shift = torch.tensor(grid.shift, device=grid.coords.device)
-    shape = torch.tensor(grid.window_shape, device=grid.coords.device)
-    return group_cells(grid, (grid.coords[:, 1:] + shift) // shape, head_dim=head_dim)
+    return group_cells(grid, torch.stack(window_index(grid), 1), head_dim=head_dim)
+
+
+def region_cells(grid: WindowGrid, count: int, head_dim: int | None = None) -> Cells:
+    """Return regions of whole windows as cells, at most count x count in a layer of windows.
+
+    A region is as many windows long and wide as that takes, at least one. The grid decides, not the
+    voxels: a larger range has larger regions, and not more of them.
+    """
+    place = window_index(grid)
+    for axis in (1, 2):
+        length = grid.spatial_shape[axis] + grid.shift[axis]
+        windows = -(-length // grid.window_shape[axis])
+        place[axis] = place[axis] // -(-windows // count)
+    return group_cells(grid, torch.stack(place, 1), head_dim=head_dim)
 
 
 def average(x: Tensor, lists: Ragged) -> Tensor:

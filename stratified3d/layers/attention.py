@@ -37,6 +37,7 @@ class WindowGrid(NamedTuple):
         rotary: (cos, sin) of the rows; None without rotary embedding.
         window_shape, shift: (z, y, x) in voxels; voxel c lies in window
             floor((c + shift) / window_shape).
+        spatial_shape: (z, y, x) voxels of the whole grid.
         derived: what mixers computed from the grid, see `once`.
         is_sorted: the voxels themselves lie in window order, so that nothing has to be moved.
     """
@@ -47,6 +48,7 @@ class WindowGrid(NamedTuple):
     rotary: tuple[Tensor, Tensor] | None
     window_shape: tuple[int, int, int]
     shift: tuple[int, int, int]
+    spatial_shape: tuple[int, int, int]
     derived: dict[Hashable, Any]
     is_sorted: bool = False
 
@@ -110,6 +112,7 @@ def build_window_grid(
         rotary=rotary,
         window_shape=window_shape,
         shift=shift,
+        spatial_shape=spatial_shape,
         derived={},
     )
 

@@ -82,7 +82,9 @@ SMALL = dict(
     SlidingAttention=[dict(reach=5, num_global=3), dict(reach=1, num_global=0)],
     ScanAttention=[dict(chunk=1), dict(chunk=7)],
     RoutedAttention=[dict(region=7, topk=3)],
-    FactorizedAttention=[dict(window=2, dilation=3, reduction=2)],
+    ProxyAttention=[dict(regions=1), dict(regions=2)],
+    LatentAttention=[dict(regions=2)],
+    FactorizedAttention=[dict(window=2, dilation=3, regions=2)],
 )
 
 
@@ -355,7 +357,7 @@ def test_zoo_needs_torch_alone(root):
         ('FocalAttention', dict(reach=0), 'reach .* not 0'),
         ('RoutedAttention', dict(region=0), 'region .* not 0'),
         ('RoutedAttention', dict(topk=0), 'topk .* not 0'),
-        ('ProxyAttention', dict(split=0), 'split .* not 0'),
+        ('ProxyAttention', dict(regions=0), 'regions .* not 0'),
         ('FactorizedAttention', dict(dilation=1), 'dilation .* not 1'),
         ('LatentAttention', dict(num_latents=0), 'num_latents .* not 0'),
         ('ConcentratedLinearAttention', dict(kernel=2), 'kernel .* not 2'),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -28,6 +29,19 @@ def windows(grid: WindowGrid, times: int = 1) -> Tensor:
     shift = torch.tensor(grid.shift, device=grid.coords.device)
     index = (grid.coords[:, 1:] + times * shift) // (times * shape)
     return torch.cat([grid.coords[:, :1], index], 1).long()
+
+
+def regions(grid: WindowGrid, count: int) -> Tensor:
+    """Return the region (batch, z, y, x) of every row, [N, 4]: at most count along y and x."""
+    index = [grid.coords[:, 0]]
+    for axis, limit in enumerate((None, count, count)):
+        length, shift = grid.window_shape[axis], grid.shift[axis]
+        if limit is not None:
+            voxels = range(grid.spatial_shape[axis])
+            distinct = len({(voxel + shift) // length for voxel in voxels})
+            length *= math.ceil(distinct / limit)
+        index.append((grid.coords[:, 1 + axis] + shift) // length)
+    return torch.stack(index, 1).long()
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:

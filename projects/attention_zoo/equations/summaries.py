@@ -11,6 +11,7 @@ from projects.attention_zoo.equations.dense import (
     attend,
     average,
     means,
+    regions,
     rotate_means,
     same,
     sample_rows,
@@ -86,32 +87,26 @@ def _random_features(baseline: PerformerAttention, x: Tensor) -> Tensor:
 
 
 def _proxies(baseline: ProxyAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
-    place = windows(grid)
-    shape = torch.tensor(grid.window_shape[1:], device=q.device)
-    inside = (
-        grid.coords[:, 2:] + torch.tensor(grid.shift[1:], device=q.device) - place[:, 2:] * shape
-    )
-    part = inside * baseline.split // shape
-    window, _, mean = means(torch.cat([place, part], 1), q.dtype)
+    region, _, mean = means(regions(grid, baseline.regions), q.dtype)
     queries, keys, values = (torch.einsum('kn,nhd->khd', mean, x) for x in (q, k, v))
     queries, keys = (rotate_means(baseline, x, mean, grid) for x in (queries, keys))
-    values = attend(queries, keys, values, same(window[:, 0]))
+    values = attend(queries, keys, values, same(region[:, 0]))
 
     q, k = (baseline.rotate(x, grid.rotary) for x in (q, k))
-    far = attend(q, keys, values, grid.coords[:, :1] == window[:, 0])
+    far = attend(q, keys, values, grid.coords[:, :1] == region[:, 0])
     return far + attend(q, k, v, same(windows(grid))) if baseline.local else far
 
 
 def _latents(
     baseline: LatentAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid
 ) -> Tensor:
-    window, member, mean = means(windows(grid), q.dtype)
+    region, member, mean = means(regions(grid, baseline.regions), q.dtype)
     count = len(baseline.latents)
-    owner = torch.arange(len(window), device=q.device).repeat_interleave(count)  # [W m]
-    latents = baseline.latents.repeat(len(window), 1, 1)
+    owner = torch.arange(len(region), device=q.device).repeat_interleave(count)  # [R m]
+    latents = baseline.latents.repeat(len(region), 1, 1)
     latents = attend(latents, k, v, owner[:, None] == member)
 
-    latents = latents + _exchange(baseline, latents, mean[owner], window[owner, 0], grid)
+    latents = latents + _exchange(baseline, latents, mean[owner], region[owner, 0], grid)
 
     far_k, far_v = baseline.write(latents.flatten(1)).view(len(owner), 2, *q.shape[1:]).unbind(1)
     far = attend(q, far_k, far_v, member[:, None] == owner)
@@ -122,7 +117,7 @@ def _latents(
 def _exchange(
     baseline: LatentAttention, latents: Tensor, mean: Tensor, sample: Tensor, grid: WindowGrid
 ) -> Tensor:
-    """Let the latents [W m, H, D] attend to those of their sample."""
+    """Let the latents [R m, H, D] attend to those of their sample."""
     parts = baseline.exchange(latents.flatten(1)).view(len(latents), 3, *latents.shape[1:])
     q, k, v = parts.unbind(1)
     q, k = (rotate_means(baseline, x, mean, grid) for x in (q, k))
@@ -169,8 +164,9 @@ def _factor(baseline: FactorizedAttention, grid: WindowGrid) -> list[Tensor]:
     """Return the labels [N, 4] that rows of one mean share, for the three shares of the heads."""
     sample, place = grid.coords[:, :1], grid.coords[:, 1:]
     coarse = place // torch.tensor((1, baseline.dilation, baseline.dilation), device=place.device)
-    found = (place // baseline.reduction, place % baseline.window, coarse % baseline.window)
-    return [torch.cat([sample, label], 1) for label in found]
+    repeated = [place % baseline.window, coarse % baseline.window]
+    labels = [torch.cat([sample, label], 1) for label in repeated]
+    return [regions(grid, baseline.regions), *labels]
 
 
 def _scan(baseline: ScanAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -119,34 +120,49 @@ def batches_for_ops(points: Path | None, quick: bool) -> list[VoxelBatch]:
 
 
 def take_rows(batch: VoxelBatch, rows: int) -> VoxelBatch:
-    """A batch of that many rows at the same density.
+    """A batch of that many rows at the same density, on a larger or smaller area.
 
-    These are the first rows by y, or copies of all rows side by side along y where there are too
-    few; copies are whole windows apart.
+    The area grows along x and y alike, as a longer range does, so that strips and lines become
+    longer: copies of all rows lie side by side, whole windows apart, and fill a square. Of the last
+    copy, or of a single one, it takes the square corner that has enough rows.
     """
     num_rows = len(batch.coords)
     copies = -(-rows // num_rows)
     copy = torch.arange(copies).repeat_interleave(num_rows)[:rows]
-    order = batch.coords[:, 2].long().argsort(stable=True)
-    order = order.repeat(copies)[:rows]
+    corner = batch.coords[:, 2:].long().amax(1).argsort(stable=True)
+    order = corner.repeat(copies)[:rows]
 
-    depth, height, width = batch.spatial_shape
-    window = batch.window_shape[1]
-    step = -(-height // window) * window  # voxels from one copy to the next
+    depth, *sizes = batch.spatial_shape
+    places = _square_places(copies)  # [copies, 2] (y, x)
+    steps = [-(-size // n) * n for size, n in zip(sizes, batch.window_shape[1:])]
+    moved = places[copy] * torch.tensor(steps)  # [rows, 2] voxels
 
     coords = batch.coords[order].clone()
-    coords[:, 2] += (copy * step).int()
+    coords[:, 2:] += moved.int()
     positions = batch.positions[order].clone()
-    positions[:, 1] += copy * step * _voxel_length(batch)
-    return batch._replace(
-        coords=coords,
-        positions=positions,
-        spatial_shape=(depth, copies * step, width),
+    positions[:, :2] += moved.flip(1) * _voxel_length(batch)
+    height, width = (
+        int(count) * step for count, step in zip(places.amax(0) + 1, steps, strict=True)
     )
+    return batch._replace(coords=coords, positions=positions, spatial_shape=(depth, height, width))
+
+
+def _square_places(count: int) -> Tensor:
+    """The first cells (y, x) of a field that grows as a square, one row and column at a time."""
+    side = math.isqrt(max(0, count - 1)) + 1
+    places = torch.cartesian_prod(torch.arange(side), torch.arange(side))
+    return places[places.amax(1).argsort(stable=True)][:count]
+
+
+def thin_rows(batch: VoxelBatch, rows: int) -> VoxelBatch:
+    """A batch with that many of the rows, drawn at random: the same area at a lower density."""
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(batch.coords), generator=generator)[:rows].sort().values
+    return batch._replace(coords=batch.coords[chosen], positions=batch.positions[chosen])
 
 
 def _voxel_length(batch: VoxelBatch) -> Tensor:
-    """Meters of a voxel along y."""
-    y = batch.coords[:, 2]
-    meters = batch.positions[:, 1]
-    return (meters.max() - meters.min()) / (y.max() - y.min()).clamp(min=1)
+    """Meters of a voxel along x and y, [2]."""
+    voxels = batch.coords[:, [3, 2]]
+    meters = batch.positions[:, :2]
+    return (meters.amax(0) - meters.amin(0)) / (voxels.amax(0) - voxels.amin(0)).clamp(min=1)

@@ -35,9 +35,8 @@ class WindowGrid(NamedTuple):
         positions: [N, 3] meters, in window order.
         coords: [N, 4] int32 (batch, z, y, x), in window order.
         rotary: (cos, sin) of the rows; None without rotary embedding.
-        window_shape, shift: (z, y, x) in voxels; voxel c lies in window
-            floor((c + shift) / window_shape).
-        spatial_shape: (z, y, x) voxels of the whole grid.
+        window_shape, shift, spatial_shape: (z, y, x) in voxels, the last of the whole grid; voxel c
+            lies in window floor((c + shift) / window_shape).
         derived: what mixers computed from the grid, see `once`.
         is_sorted: the voxels themselves lie in window order, so that nothing has to be moved.
     """
@@ -106,14 +105,7 @@ def build_window_grid(
     positions = positions[plan.order]
     rotary = None if head_dim is None else rotary_angles(positions, head_dim)
     return WindowGrid(
-        plan=plan,
-        positions=positions,
-        coords=coords[plan.order],
-        rotary=rotary,
-        window_shape=window_shape,
-        shift=shift,
-        spatial_shape=spatial_shape,
-        derived={},
+        plan, positions, coords[plan.order], rotary, window_shape, shift, spatial_shape, derived={}
     )
 
 

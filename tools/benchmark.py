@@ -60,6 +60,7 @@ def run_ops(args: argparse.Namespace) -> None:
     # written after each point cloud
     for result in ops.run(batches, args.device, args.dtype, args.runs, args.only, args.limit):
         folder = finish(args, result, ops.render(result))
+        ops.draw(result, folder / 'ops.png')
     roofline.draw(result, folder / 'roofline.png')
 
 

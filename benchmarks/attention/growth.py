@@ -43,7 +43,8 @@ from stratified3d.layers.attention import WindowGrid
 CPU = torch.device('cpu')
 # torch's kernels are counted, and numba's would not be: those do not take this dtype
 DTYPE = torch.float64
-TIMES = 4  # as many rows in a size as in the one before
+COPIES = (1, 4, 9)  # of a sweep, side by side: areas of one density
+THINNED = 4  # times fewer rows on one area
 # layouts that run on a GPU, or whose kernel torch does not count; and all pairs, which take minutes
 BY_FORMULA = (VarlenAttention, NestedAttention, FlexAttention, FullAttention)
 
@@ -167,7 +168,7 @@ def draw(growths: dict[str, Growth], path: Path) -> None:
     axis.set_yticks(range(len(ordered)), [name.removesuffix('Attention') for name in ordered])
     axis.set(
         xscale='log',
-        xlabel=f'operations per voxel: one sweep (dot), {TIMES**2} times the area (arrow)',
+        xlabel=f'operations per voxel: one sweep (dot), {COPIES[-1]} times its area (arrow)',
     )
     axis.grid(True, axis='x', alpha=0.3)
     axis.margins(y=0.02)
@@ -202,8 +203,8 @@ def main() -> None:
     sweep = voxelize_samples('simulated sweep', [simulate_points(1)])
     dense = voxelize_samples('simulated, 10 sweeps', [simulate_points(10)])
     rows = len(sweep.coords)
-    areas = [take_rows(sweep, times * rows) for times in (1, TIMES, TIMES**2)]
-    densities = [thin_rows(dense, len(dense.coords) // TIMES), dense]
+    areas = [take_rows(sweep, copies * rows) for copies in COPIES]
+    densities = [thin_rows(dense, len(dense.coords) // THINNED), dense]
     growths = {}
     for method in tqdm(methods(CPU, DTYPE, WINDOW_SHAPE, args.only, tuned=False)):
         if method.group != 'ours' or method.name == 'stratified3d sdpa':
@@ -211,7 +212,7 @@ def main() -> None:
     draw(growths, args.picture)
     print(
         f'H = {HEADS}, D = {WIDTH}. Operations per voxel of one sweep, {rows:,} voxels; area: '
-        f'{TIMES} and {TIMES**2} times as many; density: {len(densities[0].coords):,} and '
+        f'{COPIES[-2]} and {COPIES[-1]} times as many; density: {len(densities[0].coords):,} and '
         f'{len(dense.coords):,} voxels.\n\n{render(growths)}'
     )
 

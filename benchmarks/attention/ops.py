@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ GROUPS = dict(
     same='the same function: one softmax over window and strata',
     other='another function: their times, no ratio',
 )
+
+
+COLORS = dict(ours='tab:blue', same='tab:orange', other='0.6')  # of the groups, in pictures
 
 
 def time_method(
@@ -272,3 +276,51 @@ def _label(row: dict[str, Any]) -> str:
         return row['name']
     default = '; default' if row['default'] else ''
     return f'{row["name"]} ({settings}{default})'
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Draw the time of the fastest variant of every method as bars, one panel per point cloud.
+
+    Full bars are forward and backward pass; hatched ones are the forward pass of methods that have
+    nothing else.
+    """
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter
+
+    clouds = list(dict.fromkeys(row['point_cloud'] for row in result['rows']))
+    fastest = [_fastest([r for r in result['rows'] if r['point_cloud'] == name]) for name in clouds]
+    timed_rows = [[row for row in rows if _median(row, 'forward_ms')] for rows in fastest]
+    most = max((len(rows) for rows in timed_rows), default=0)
+    figure, axes = pyplot.subplots(
+        1,
+        max(1, len(clouds)),
+        figsize=(5 * max(1, len(clouds)), 0.2 * most + 1.2),
+        squeeze=False,
+        layout='constrained',
+    )
+    for axis, name, rows in zip(axes[0], clouds, timed_rows):
+        for place, row in enumerate(reversed(rows)):
+            both = _median(row, 'both_ms')
+            axis.barh(
+                place,
+                both or _median(row, 'forward_ms'),
+                color=COLORS[row['group']],
+                alpha=1.0 if both else 0.4,
+                hatch=None if both else '///',
+            )
+        names = [row['name'].removesuffix('Attention') for row in reversed(rows)]
+        axis.set_yticks(range(len(rows)), names, fontsize=8)
+        axis.set(xscale='log', xlabel='ms, forward + backward (hatched: forward)')
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.set_title(name, fontsize=9)
+        axis.grid(True, axis='x', which='both', alpha=0.2)
+        axis.margins(y=0.01)
+
+    patches = [pyplot.Rectangle((0, 0), 1, 1, color=color) for color in COLORS.values()]
+    labels = ['ours', 'the same function', 'another function']
+    figure.legend(patches, labels, loc='outside lower center', ncols=3, fontsize=8)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

@@ -16,6 +16,7 @@ from benchmarks.report import number, table
 
 ROWS = (10_000, 20_000, 40_000, 80_000, 160_000, 320_000, 640_000, 1_000_000)
 MEASURES = ('forward_ms', 'both_ms', 'peak_mib')
+PANELS = 5  # of the picture, side by side
 
 
 def exponent(rows: list[int], values: list[float]) -> float | None:
@@ -38,7 +39,7 @@ def run(
     limit: float,
     quick: bool,
 ) -> dict[str, Any]:
-    """Time every method with its default settings on more and more rows of one density.
+    """Time every method with its default settings on a larger and larger area of one density.
 
     Args:
         limit: seconds; a method stops where its last two sizes predict that it takes longer.
@@ -115,7 +116,7 @@ def render(result: dict[str, Any]) -> str:
         series = [row for row in result['rows'] if row['name'] == name]
         times.append(_row_of_times(name, series, sizes))
     return (
-        f'Rows of "{result["point_cloud"]}", repeated side by side.\n\n'
+        f'Rows of "{result["point_cloud"]}", repeated side by side along x and y.\n\n'
         f'## Exponents: value ~ rows^e\n\n{table(exponents)}\n\n'
         f'## Median milliseconds\n\n{table(times)}'
     )
@@ -134,43 +135,52 @@ def _row_of_times(name: str, series: list[dict[str, Any]], sizes: list[int]) -> 
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Plot time and memory over rows, both axes logarithmic."""
+    """Plot the time per row over rows, one panel per method with all others in gray.
+
+    A level curve is linear in the rows; the title has the exponents of time and memory.
+    """
     import matplotlib
 
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
-    figure, (time_axis, memory_axis) = pyplot.subplots(1, 2, figsize=(12, 5), layout='constrained')
-    colors = pyplot.get_cmap('tab20')
-    for i, name in enumerate(result['exponents']):
-        series = [row for row in result['rows'] if row['name'] == name]
-        style = dict(
-            label=name,
-            color=colors(i % 20),
-            marker='.',
-            linewidth=2.5 if series[0]['group'] == 'ours' else 1,
-        )
-        _plot(time_axis, series, ('both_ms', 'forward_ms'), style)
-        _plot(memory_axis, series, ('peak_mib',), style)
+    curves = {name: _times_per_row(result['rows'], name) for name in result['exponents']}
+    names = [name for name, (sizes, _) in curves.items() if sizes]
+    lines = max(1, -(-len(names) // PANELS))
+    figure, axes = pyplot.subplots(
+        lines,
+        PANELS,
+        figsize=(2.2 * PANELS, 1.7 * lines + 0.5),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout='constrained',
+    )
+    for axis in axes.flat[len(names) :]:
+        axis.set_axis_off()
 
-    time_axis.set(xlabel='rows', ylabel='ms, forward + backward (forward where that is all)')
-    memory_axis.set(xlabel='rows', ylabel='peak memory, MiB')
-    for axis in (time_axis, memory_axis):
-        axis.grid(True, which='both', alpha=0.2)
-    time_axis.legend(fontsize=7)
+    for axis, name in zip(axes.flat, names):
+        for curve in curves.values():
+            axis.loglog(*curve, color='0.85', linewidth=0.7)
+        axis.loglog(*curves[name], color='tab:blue', marker='.', linewidth=2)
+        axis.grid(True, alpha=0.3)
+        powers = result['exponents'][name]
+        time, memory = (number(powers[key]) for key in ('both_ms', 'peak_mib'))
+        if powers['both_ms'] is None:
+            time = f'{number(powers["forward_ms"])} (forward)'
+        title = name.removesuffix('Attention')
+        axis.set_title(f'{title}\ntime {time}, memory {memory}', fontsize=8)
+
+    figure.supxlabel('rows', fontsize=9)
+    figure.supylabel('microseconds per row, forward + backward (or forward)', fontsize=9)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 
-def _plot(
-    axis: Any, series: list[dict[str, Any]], keys: tuple[str, ...], style: dict[str, Any]
-) -> None:
-    """The first of the keys that each row has, over rows."""
-    sizes, values = [], []
-    for row in series:
-        measured = [row[key] for key in keys if row.get(key)]
-        if measured:
-            sizes.append(row['rows'])
-            values.append(_value(measured[0]))
-    if sizes:
-        axis.loglog(sizes, values, **style)
+def _times_per_row(rows: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    """Sizes, and microseconds per row: of both passes where any size has both."""
+    series = [row for row in rows if row['name'] == name]
+    key = 'both_ms' if any(row.get('both_ms') for row in series) else 'forward_ms'
+    measured = [row for row in series if row.get(key)]
+    sizes = [row['rows'] for row in measured]
+    return sizes, [1e3 * _value(row[key]) / row['rows'] for row in measured]

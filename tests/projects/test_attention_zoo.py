@@ -79,6 +79,7 @@ SMALL = dict(
     CrossShapedAttention=[dict(width=3)],
     LongShortAttention=[dict(interval=2)],
     DilatedAttention=[dict(kernel=3, dilation=(2, 2, 3))],
+    SampledWindowAttention=[dict(part=0.4)],  # not one of so many
     SlidingAttention=[dict(reach=5, num_global=3), dict(reach=1, num_global=0)],
     ScanAttention=[dict(chunk=1), dict(chunk=7)],
     RoutedAttention=[dict(region=7, topk=3)],

@@ -50,7 +50,7 @@ def test_benchmarks_write_tables_plots_and_json(root, tmp_path):
         (['complexity', '--quick'], ['complexity.json', 'complexity.md']),
         (
             ['ops', '--quick', '--runs', '1', '--only', 'stratified3d sdpa', 'SSTAttention'],
-            ['ops.json', 'ops.md', 'roofline.png'],
+            ['ops.json', 'ops.md', 'ops.png', 'roofline.png'],
         ),
         (
             [

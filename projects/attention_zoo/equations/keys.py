@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import functools
 from collections.abc import Callable
 
@@ -70,7 +71,7 @@ def _sampled_rows(baseline: SampledWindowAttention, grid: WindowGrid) -> Tensor:
     """Return which rows are sampled, bool [N]."""
     sampled = torch.zeros(len(grid.coords), dtype=torch.bool, device=grid.coords.device)
     for rows in sample_rows(grid):
-        count = -(-len(rows) // round(1 / baseline.part))
+        count = math.ceil(len(rows) * baseline.part)
         chosen = [i * len(rows) // count for i in range(count)]
         if baseline.sampling == 'fps':
             chosen = chosen[:1]

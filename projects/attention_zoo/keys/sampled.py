@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -36,7 +37,7 @@ class SampledWindowAttention(Baseline):
 
     Far keys lie in the doubled window but not in the window itself; one softmax runs over near and
     far keys. Shifted blocks move both by half of their own length, as the authors' code does. The
-    `part` of a sample is found by farthest point sampling ('fps') or is every n-th row of window
+    `part` of a sample, rounded up to a whole row, is found by farthest point sampling ('fps') or is every n-th row of window
     order ('stride'). contextual adds relative positions (section 3.3): tables over the offset along
     each axis, multiplied by the query and by the key, and added to the value.
 
@@ -111,7 +112,7 @@ class SampledWindowAttention(Baseline):
         rows = [grid.plan.order[:0]]
         for start, end in zip(offsets, offsets[1:]):
             size = end - start
-            count = -(-size // round(1 / self.part))
+            count = math.ceil(size * self.part)
             if self.sampling == 'fps' and count:
                 chosen = farthest_points(grid.positions[start:end], count)
             else:

@@ -37,9 +37,9 @@ class SampledWindowAttention(Baseline):
 
     Far keys lie in the doubled window but not in the window itself; one softmax runs over near and
     far keys. Shifted blocks move both by half of their own length, as the authors' code does. The
-    `part` of a sample, rounded up to a whole row, is found by farthest point sampling ('fps') or is every n-th row of window
-    order ('stride'). contextual adds relative positions (section 3.3): tables over the offset along
-    each axis, multiplied by the query and by the key, and added to the value.
+    `part` of a sample, rounded up to a whole row, is found by farthest point sampling ('fps') or
+    lies evenly in window order ('stride'). contextual adds relative positions (section 3.3): tables
+    over the offset along each axis, multiplied by the query and by the key, and added to the value.
 
     Stratified Transformer (Lai et al. 2022, section 3.2).
     """

@@ -322,3 +322,12 @@ def test_ablate_trains_scores_and_skips_rows_with_a_result(ablate, tmp_path):
 def test_ablate_names_an_unknown_row(ablate):
     status, said = ablate('--rows', 'm = 1')
     assert status == 2 and "no row 'm = 1'" in said.err
+
+
+def test_results_of_other_sensors_are_kept_apart(root, tmp_path):
+    tool = runpy.run_path(str(root / 'tools/ablate.py'))
+    names = []
+    for settings in ({}, dict(sensor='nuscenes'), dict(sensor='mixed')):
+        (tmp_path / 'simulation.json').write_text(json.dumps(settings))
+        names.append(tool['Results'](tmp_path, 20, tmp_path).name)
+    assert names == ['ablation-20', 'ablation-20', 'ablation-20-mixed']

@@ -60,6 +60,8 @@ def test_other_files_are_refused(tmp_path):
         (dict(capacity=0), 'capacity'),
         (dict(overflow='wrap'), 'overflow'),
         (dict(bev_dtype='fp8'), 'bev_dtype'),
+        (dict(capacity=9, num_points=0), 'num_points'),
+        (dict(num_points=9), 'needs a capacity'),
     ],
 )
 def test_settings_are_checked_before_the_work(detector, settings, key):
@@ -105,6 +107,11 @@ def test_bad_frames_are_one_sentence(package, frame):
         packaged(np.zeros((5, 3), np.float32))
     with pytest.warns(UserWarning, match='5 points have NaN'):
         assert len(packaged(np.full((5, 4), np.nan, np.float32)).boxes) == 0
+
+
+@pytest.mark.slow
+def test_frames_in_a_row_do_not_fill_the_memory(package, assert_memory_is_flat):
+    assert_memory_is_flat(load(package))
 
 
 @pytest.mark.slow

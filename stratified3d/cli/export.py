@@ -56,7 +56,6 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
         type=int,
         help='largest number of points in range: with it and --capacity all shapes are static',
     )
-    return parser
     parser.add_argument(
         '--check',
         type=int,

@@ -11,7 +11,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 import stratified3d
-from stratified3d.deploy.package import KEY, release
+from stratified3d.deploy.package import KEY, processor_of, release
 from stratified3d.deploy.program import LARGEST, MAX_POINTS, DetectorProgram
 from stratified3d.models.bev_format import has_fast_bf16
 from stratified3d.sensors import model_sensor
@@ -95,12 +95,14 @@ def build_program(
     kept = capacity if is_static or overflow == 'drop' else None
     program = DetectorProgram(model, bev_dtype, kept, is_static)
     encoder = model.voxel_encoder
+    device = next(model.parameters()).device.type
     info = dict(
         classes=list(model.class_names),
         point_cloud_range=list(encoder.point_cloud_range),
         voxel_size=list(encoder.voxel_size),
         sensor=asdict(model_sensor(model.cfg)),
-        device=next(model.parameters()).device.type,
+        device=device,
+        processor=processor_of(device),
         bev_dtype=str(bev_dtype).removeprefix('torch.'),
         capacity=capacity,
         overflow=overflow,

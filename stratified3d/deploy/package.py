@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import warnings
 import zipfile
 from pathlib import Path
@@ -24,7 +25,8 @@ def load(path: str | Path) -> PackagedDetector:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not such a file, one for another device or of another version of torch.
+        ValueError: not such a file, one for another device or processor, or of another version of
+            torch.
     """
     path = Path(path)
     info = read_info(path)
@@ -38,6 +40,11 @@ def load(path: str | Path) -> PackagedDetector:
         raise ValueError(
             f'{path} was compiled by torch {info["versions"]["torch"]} and this is torch '
             f'{torch.__version__}: install that version, or export again with this one'
+        )
+    needed, here = info.get('processor'), processor_of(device)
+    if needed not in (None, here, here.replace('AVX512', 'AVX2')):
+        raise ValueError(
+            f'{path} was compiled for {needed} and this is {here}: export it on such a machine'
         )
     return PackagedDetector(torch._inductor.aoti_load_package(str(path)), info)
 
@@ -58,6 +65,14 @@ def read_info(path: str | Path) -> dict[str, Any]:
         return json.loads(content[KEY])
     except (zipfile.BadZipFile, IndexError, KeyError, ValueError):
         raise ValueError(f'{path} is not a package that `stratified3d export` wrote') from None
+
+
+def processor_of(device: str) -> str:
+    """Return what instructions code for a device of this machine has: x86_64 AVX512, sm_90."""
+    if device == 'cuda':
+        major, minor = torch.cuda.get_device_capability()
+        return f'sm_{major}{minor}'
+    return f'{platform.machine()} {torch.backends.cpu.get_cpu_capability()}'
 
 
 def release(version: str) -> str:

@@ -1,11 +1,14 @@
 """Which boxes of two lists are equal, and which reasons count for those that are not."""
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from stratified3d.cli.export import main
 from stratified3d.deploy.compare import _no_nms, compare, render, vary_size
+from stratified3d.deploy.package import PackagedDetector
 from stratified3d.detections import Detections
 
 HEAD = SimpleNamespace(
@@ -108,3 +111,53 @@ def test_head_without_nms_returns_all_candidates(detector, frame, monkeypatch):
     assert not compare(expected, expected, candidates, detector.head).reasons
     again = detect(detector, points)
     np.testing.assert_array_equal(again.boxes, expected.boxes)
+
+
+@pytest.fixture
+def export(small_detector, detector, frame, tmp_path, monkeypatch):
+    """Runs the command with a program that is not compiled and that may be changed first."""
+    import torch
+
+    from stratified3d.deploy.export import build_program
+
+    program, info = build_program(copy.copy(detector), torch.float32)
+    monkeypatch.setattr('stratified3d.deploy.export.export_detector', lambda *_, **__: info)
+    monkeypatch.setattr('stratified3d.deploy.load', lambda _: PackagedDetector(program, info))
+    (tmp_path / 'frames').mkdir()
+    for i in range(2):
+        frame(400, seed=i)[:, :4].tofile(tmp_path / f'frames/{i}.bin')
+
+    def run(*options, change=lambda program: None):
+        change(program)
+        model = [str(small_detector / name) for name in ('config.py', 'model.pth')]
+        return main([*model, 'a.pt2', '--device', 'cpu', *options], 'stratified3d export')
+
+    return run, str(tmp_path / 'frames')
+
+
+def test_command_compares_frames_of_a_folder(export, capsys):
+    run, folder = export
+    check = ('--bev-dtype', 'fp32', '--check', '3', '--check-folder', folder)
+    assert run(*check) == 0
+    assert '3 frames of 0 to 400 points' in capsys.readouterr().out
+
+    def break_it(program):
+        program.encoder.norm.bias += 0.5
+
+    assert run(*check, change=break_it) == 1
+    assert 'only found: no reason' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    'options, key',
+    [
+        (['--check', '0', '--bev-dtype', 'fp32'], 'at least 1, not 0'),
+        (['--check', '3'], '--bev-dtype fp32'),
+        (['--check-folder', '.'], 'without --check'),
+        (['--check', '3', '--bev-dtype', 'fp32', '--check-folder', 'none'], 'no folder none'),
+    ],
+)
+def test_checks_that_cannot_be_made_are_refused_before_the_work(export, options, key):
+    run, _ = export
+    with pytest.raises(SystemExit, match=key):
+        run(*options)

@@ -42,6 +42,18 @@ def test_package_for_cuda_is_refused_without_one(tmp_path):
         load(path)
 
 
+def test_package_of_another_processor_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match='compiled for arm64 NEON and this is'):
+        load(fake_package(tmp_path / 'a.pt2', processor='arm64 NEON'))
+    monkeypatch.setattr('stratified3d.deploy.package.processor_of', lambda device: 'x86_64 AVX2')
+    with pytest.raises(ValueError, match='for x86_64 AVX512 and this is x86_64 AVX2'):
+        load(fake_package(tmp_path / 'a.pt2', processor='x86_64 AVX512'))
+    # older instructions run on newer processors
+    monkeypatch.setattr('stratified3d.deploy.package.processor_of', lambda device: 'x86_64 AVX512')
+    monkeypatch.setattr(torch._inductor, 'aoti_load_package', lambda path: 'program')
+    load(fake_package(tmp_path / 'a.pt2', processor='x86_64 AVX2'))
+
+
 def test_other_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match='no package'):
         load(tmp_path / 'none.pt2')

@@ -133,6 +133,21 @@ def test_points_out_of_range_or_broken_are_no_points(detector, run, frame, asser
     assert len(packaged(points).boxes) == 0
 
 
+@pytest.mark.parametrize(
+    'points, key',
+    [
+        (np.zeros((5, 3)), r'not \[5, 3\]'),
+        (np.zeros((5, 6)), r'not \[5, 6\]'),
+        (np.zeros(5), r'not \[5\]'),
+        (np.full((5, 5), 31.0), 'ring index'),
+    ],
+)
+def test_other_columns_are_one_sentence(run, points, key):
+    with pytest.raises(ValueError, match=key) as error:
+        run()(points.astype(np.float32))
+    assert '\n' not in str(error.value)
+
+
 def test_frame_over_the_capacity_is_an_error_before_any_work(run, frame):
     points = frame(500)
     *_, voxels = run()._program(torch.from_numpy(points))

@@ -33,6 +33,7 @@ def arguments(small_detector, tmp_path, monkeypatch):
     return [str(config), str(checkpoint), 'a.pt2', str(tmp_path / 'frames/0.bin')]
 
 
+@pytest.mark.filterwarnings('ignore:no ground was found')
 def test_benchmark_prints_time_memory_and_boxes(arguments, tmp_path, capsys):
     counts = [
         '--runs',

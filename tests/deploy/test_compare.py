@@ -1,6 +1,5 @@
 """Which boxes of two lists are equal, and which reasons count for those that are not."""
 
-import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -120,7 +119,7 @@ def export(small_detector, detector, frame, tmp_path, monkeypatch):
 
     from stratified3d.deploy.export import build_program
 
-    program, info = build_program(copy.copy(detector), torch.float32)
+    program, info = build_program(detector, torch.float32)
     monkeypatch.setattr('stratified3d.deploy.export.export_detector', lambda *_, **__: info)
     monkeypatch.setattr('stratified3d.deploy.load', lambda _: PackagedDetector(program, info))
     (tmp_path / 'frames').mkdir()

@@ -65,6 +65,7 @@ def test_static_program_keeps_padding_apart(run, frame):
     np.testing.assert_array_equal(found.scores, expected.scores)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures('few_peaks')
 def test_static_shapes_do_not_depend_on_the_data(run, monkeypatch):
     from stratified3d.deploy.export import trace

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from mmengine.config import Config
 from benchmarks.ablation.costs import bev_gflop, stream_ms
 from benchmarks.ablation.rows import Row
 from stratified3d.evaluation.heading import axis_errors
+from stratified3d.evaluation.occlusion import occluded_ap
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'benchmarks/ablation/configs/ablation.py'
@@ -88,7 +89,7 @@ def train(
     Returns:
         seconds_per_iteration (median), and with score: mAP, NDS, AP {class: value}, errors {name:
         value}, heading and axis (rad, orientation error of cars and the same modulo pi),
-        ms_per_frame (mean of a detection).
+        occluded_mAP (of the objects that are mostly hidden), ms_per_frame (mean of a detection).
     Raises:
         RuntimeError: the training failed; names its log.
     """
@@ -139,10 +140,12 @@ def _read_score(folder: Path, data: Path, evaluation: dict[str, float]) -> dict[
     """The scores that the devkit wrote, and the time from the log line of the evaluation."""
     results = folder / 'results/pred_instances_3d'
     metrics = json.loads((results / 'metrics_summary.json').read_text())
+    submission = (data, 'v1.0-mini', results / 'results_nusc.json')
     try:
-        axis = axis_errors(data, 'v1.0-mini', results / 'results_nusc.json')['car']
+        axis = axis_errors(*submission)['car']
+        occluded = mean(occluded_ap(*submission).values())
     except ValueError:  # nothing was found
-        axis = None
+        axis, occluded = None, 0.0
     seconds = evaluation['time'] - evaluation['data_time']
     return dict(
         mAP=metrics['mean_ap'],
@@ -151,6 +154,7 @@ def _read_score(folder: Path, data: Path, evaluation: dict[str, float]) -> dict[
         errors=metrics['tp_errors'],
         heading=metrics['label_tp_errors']['car']['orient_err'],
         axis=axis,
+        occluded_mAP=occluded,
         ms_per_frame=round(1e3 * seconds, 1),
     )
 

@@ -4,6 +4,7 @@ import copy
 import json
 import runpy
 import sys
+from statistics import variance
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +21,7 @@ from benchmarks.ablation.costs import bev_gflop
 from benchmarks.ablation.full_size import CHANGES
 from benchmarks.ablation.rows import ROWS
 from benchmarks.ablation.runs import CONFIG, TrainingSettings, make_config
-from benchmarks.ablation.tables import compare, render, standard_error
+from benchmarks.ablation.tables import compare, render
 from benchmarks.detectors.config_table import list_configs
 
 pytestmark = pytest.mark.slow
@@ -204,19 +205,20 @@ def test_centerpoint_computes_the_same_with_a_fast_dense_part(tmp_path, monkeypa
     'scores, verdict',
     [
         ((0.30, 0.32), 'no difference'),
-        ((0.35, 0.36), 'better'),
-        ((0.20, 0.21), 'worse'),
-        ((0.20, 0.40), 'no difference'),
+        ((0.35, 0.36, 0.37), 'better'),
+        ((0.20, 0.22), 'worse'),
+        ((0.20, 0.45), 'no difference'),
         ((0.35,), 'too few seeds'),
     ],
 )
-def test_verdicts_compare_difference_and_spread(scores, verdict):
-    results = [result('default', seed, score) for seed, score in enumerate((0.30, 0.31))]
+def test_verdicts_need_two_standard_errors(scores, verdict):
+    first = (0.30, 0.31, 0.33)
+    results = [result('default', seed, score) for seed, score in enumerate(first)]
     results += [result('m = 0', seed, score) for seed, score in enumerate(scores)]
     default, row = compare(results)
     assert default['verdict'] == '' and row['verdict'] == verdict
     assert row['difference'] == pytest.approx(
-        sum(a - b for a, b in zip(scores, (0.30, 0.31))) / len(scores)
+        sum(a - b for a, b in zip(scores, first)) / len(scores)
     )
     assert verdict in render(results)
 
@@ -231,23 +233,31 @@ def test_comparison_uses_shared_seeds_only():
     assert compare(results)[1]['difference'] == pytest.approx(0.01)
 
 
-def test_standard_error_pools_the_variance_of_all_rows():
-    scores = {'default': (0.30, 0.32), 'm = 0': (0.20, 0.24), 'gated': (0.5,)}
-    results = [
-        result(row, seed, score)
-        for row, values in scores.items()
-        for seed, score in enumerate(values)
-    ]
-    # variances 2e-4 and 8e-4, one degree of freedom each
-    assert standard_error(results) == pytest.approx((2 * 5e-4 / 2) ** 0.5)
-    assert standard_error(results, seeds=8) == pytest.approx((2 * 5e-4 / 8) ** 0.5)
-    wild = [dict(result('CenterPoint', seed, seed), group='detector') for seed in range(2)]
-    assert (
-        standard_error(results + wild) == standard_error(results) and standard_error(wild) is None
-    )
-    assert '0.022 mAP, 0.022 NDS' in render(results) and 'Standard error' not in render(
-        results[-1:]
-    )
+def make_results(differences):
+    """Rows whose differences from the default, of NDS, are these."""
+    seeds = range(max(map(len, differences.values())))
+    results = [result('default', seed, 0.3 + 0.1 * seed) for seed in seeds]
+    for row, values in differences.items():
+        results += [result(row, i, 0.3 + 0.1 * i + value) for i, value in enumerate(values)]
+    return results
+
+
+def test_standard_error_is_of_paired_differences():
+    # of few seeds: variances 2e-4 and 8e-4, one degree of freedom each
+    results = make_results({'m = 0': (0.01, 0.03), 'gated': (0.02, -0.02), 'random': (0.01,)})
+    errors = [row['error'] for row in compare(results)]
+    assert errors[0] is None
+    assert errors[1:] == pytest.approx([(5e-4 / 2) ** 0.5] * 2 + [5e-4**0.5])
+    # rows of other detectors do not count
+    wild = [dict(result('CenterPoint', i, i), group='detector') for i in range(2)]
+    assert [row['error'] for row in compare(results + wild)][1:4] == pytest.approx(errors[1:])
+    assert '(0.016)' in render(results)
+
+
+def test_many_seeds_have_a_variance_of_their_own():
+    own = (0.01, 0.02, 0.03, 0.04)
+    results = make_results({'m = 0': own, 'gated': (0.5, -0.5)})
+    assert compare(results)[1]['error'] == pytest.approx((variance(own) / 4) ** 0.5)
 
 
 @pytest.fixture
@@ -312,3 +322,12 @@ def test_ablate_trains_scores_and_skips_rows_with_a_result(ablate, tmp_path):
 def test_ablate_names_an_unknown_row(ablate):
     status, said = ablate('--rows', 'm = 1')
     assert status == 2 and "no row 'm = 1'" in said.err
+
+
+def test_results_of_other_sensors_are_kept_apart(root, tmp_path):
+    tool = runpy.run_path(str(root / 'tools/ablate.py'))
+    names = []
+    for settings in ({}, dict(sensor='nuscenes'), dict(sensor='mixed')):
+        (tmp_path / 'simulation.json').write_text(json.dumps(settings))
+        names.append(tool['Results'](tmp_path, 20, tmp_path).name)
+    assert names == ['ablation-20', 'ablation-20', 'ablation-20-mixed']

@@ -139,19 +139,23 @@ def _make_padded_buckets(plan: WindowPlan, lengths: list[int]) -> list[Bucket]:
     """Buckets of the windows of sample 0, as many as its rows could fill."""
     start, end = plan.window_start.long(), plan.window_end.long()
     count = start.shape[0]
-    is_first = (torch.arange(count, device=start.device) == start) & (plan.sample == 0)
+    is_first = torch.arange(count, device=start.device) == start
+    size = torch.where(is_first & (plan.sample == 0), end - start, 0)
     buckets = []
     shorter = 0
     for length in lengths:
-        size = max(count // (shorter + 1), 1)
-        is_in = is_first & (end - start > shorter) & (end - start <= length)
-        place = torch.where(is_in, is_in.cumsum(0) - 1, size)
-        bounds = [x.new_zeros(size + 1).index_put((place,), x)[:size] for x in (start, end)]
-        is_used = torch.arange(size, device=start.device) < is_in.sum()
-        chosen = [torch.where(is_used, x, 0) for x in bounds]
-        buckets.append(_make_bucket(*chosen, length, count))
+        is_in = (size > shorter) & (size <= length)
+        room = max(count // (shorter + 1), 1)
+        bounds = _take_padded(start, is_in, room), _take_padded(end, is_in, room)
+        buckets.append(_make_bucket(*bounds, length, count))
         shorter = length
     return buckets
+
+
+def _take_padded(values: Tensor, chosen: Tensor, room: int) -> Tensor:
+    """values[chosen] of [N] in the first of so many rows, 0 in the others."""
+    place = torch.where(chosen, chosen.cumsum(0) - 1, room)
+    return values.new_zeros(room + 1).index_put((place,), values)[:room]
 
 
 def _make_bucket(start: Tensor, end: Tensor, length: int, count: int) -> Bucket:

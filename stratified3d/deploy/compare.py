@@ -162,18 +162,22 @@ def _equal_pairs(
     found: Detections, expected: Detections, limit: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows of equal boxes in both lists; no box has two partners, and the nearest meet first."""
+    gap = _gaps_in_class(found, expected)
+    rows, columns = np.nonzero(gap <= limit)
+    partner: dict[int, int] = {}
+    for k in gap[rows, columns].argsort(kind='stable'):
+        row, column = int(rows[k]), int(columns[k])
+        if row not in partner and column not in partner.values():
+            partner[row] = column
+    return np.array([*partner], int), np.array([*partner.values()], int)
+
+
+def _gaps_in_class(found: Detections, expected: Detections) -> np.ndarray:
+    """[F, E] largest difference of two boxes and their scores, infinite between classes."""
     gap = _gap(found.boxes[:, None], expected.boxes)
     gap = np.maximum(gap, np.abs(found.scores[:, None] - expected.scores))
     gap[np.array(found.names)[:, None] != np.array(expected.names)] = np.inf
-    pairs = []
-    rows, columns = np.nonzero(gap <= limit)
-    is_free = np.ones(len(found.names), bool), np.ones(len(expected.names), bool)
-    for k in gap[rows, columns].argsort(kind='stable'):
-        if is_free[0][rows[k]] and is_free[1][columns[k]]:
-            is_free[0][rows[k]] = is_free[1][columns[k]] = False
-            pairs.append((rows[k], columns[k]))
-    ours, theirs = np.array(pairs, int).reshape(-1, 2).T
-    return ours, theirs
+    return gap
 
 
 class _Boxes(NamedTuple):
@@ -199,16 +203,26 @@ def _join(
     task_of = {name: i for i, names in enumerate(head.class_names) for name in names}
     task = np.array([task_of[name] for name in [*found.names, *expected.names]], int)
     is_found = np.arange(len(task)) < len(found.names)
-    scores = np.concatenate([found.scores, expected.scores])
     has_equal = np.zeros(len(task), bool)
-    has_equal[ours] = has_equal[len(found.names) + theirs] = True
-    lowest = np.full(len(task), -np.inf)
-    for t, side in np.ndindex(len(head.class_names), 2):
-        own = scores[(task == t) & (is_found == side)]
-        if len(own) >= head.post_max_size:
-            lowest[(task == t) & (is_found != side)] = own.min()
+    has_equal[ours] = True
+    has_equal[len(found.names) + theirs] = True
     boxes = np.concatenate([found.boxes, expected.boxes])
+    scores = np.concatenate([found.scores, expected.scores])
+    lowest = _lowest_of_full(scores, task, is_found, head.post_max_size)
     return _Boxes(boxes, scores, task, is_found, has_equal, ~is_found, lowest)
+
+
+def _lowest_of_full(
+    scores: np.ndarray, task: np.ndarray, is_found: np.ndarray, size: int
+) -> np.ndarray:
+    """`_Boxes.lowest` where a list of this size is full."""
+    lowest = np.full(len(scores), -np.inf)
+    for t in np.unique(task):
+        for side in (True, False):
+            own = scores[(task == t) & (is_found == side)]
+            if len(own) >= size:
+                lowest[(task == t) & (is_found != side)] = own.min()
+    return lowest
 
 
 def _explain(x: _Boxes, head: Any) -> dict[int, str]:
@@ -229,13 +243,25 @@ def _reason(row: int, x: _Boxes, head: Any, known: dict[int, str]) -> str:
     is_other = (x.is_found != x.is_found[row]) & (x.task == x.task[row])
     others = np.flatnonzero(is_other & x.is_candidate)
     over = _over_limit(x.boxes[row], x.boxes[others], head.nms, x.task[row])
-    lead = x.scores[others] - x.scores[row]
     meets = over > -_NEAR
+    has_choice = over < _NEAR
+    return _reason_of_nms(x.scores[others] - x.scores[row], others, meets, has_choice, known)
+
+
+def _reason_of_nms(
+    lead: np.ndarray,
+    others: np.ndarray,
+    meets: np.ndarray,
+    has_choice: np.ndarray,
+    known: dict[int, str],
+) -> str:
+    """The same from the score by which others lead and whether they overlap too much, maybe."""
     if (meets & (np.abs(lead) <= _TIE)).any():
         return 'it ties with a box that overlaps it'
-    if (meets & (over < _NEAR) & (lead > 0)).any():
+    is_better = meets & (lead > 0)
+    if (is_better & has_choice).any():
         return 'its overlap with a better box is at the limit of NMS'
-    if any(known.get(int(other)) for other in others[meets & (lead > 0)]):
+    if any(known.get(int(other)) for other in others[is_better]):
         return 'it gives way to a better box that the other list has'
     return ''
 

@@ -191,19 +191,26 @@ class TableConv(nn.Module):
         """Convolve a SparseConvTensor, see `SparseConv.forward`."""
         pairs, coords, shape = self._pairs(x)
         if isinstance(pairs, Pairs):
-            rows = x.features[pairs.source]  # [T, _TILE, I]
-            products = (rows @ self.weight[pairs.weight]).flatten(0, 1)
-            out = F.embedding_bag(
-                pairs.by_target, products, pairs.offsets, mode='sum', include_last_offset=True
-            )
+            out = self._multiply_tiles(x.features, pairs)
         else:
-            feats = F.pad(x.features, (0, 0, 0, 1))  # row -1 is 0
-            out = feats[pairs[0]] @ self.weight[0]
-            for rows, weight in zip(pairs[1:], self.weight[1:]):
-                out = out + feats[rows] @ weight
+            out = self._multiply_rows(x.features, pairs)
         if self.bias is not None:
             out = out + self.bias
         return type(x)(out, coords, shape, x.batch_size, indice_dict=x.indice_dict)
+
+    def _multiply_tiles(self, feats: Tensor, pairs: Pairs) -> Tensor:
+        rows = feats[pairs.source]  # [T, _TILE, I]
+        products = (rows @ self.weight[pairs.weight]).flatten(0, 1)
+        return F.embedding_bag(
+            pairs.by_target, products, pairs.offsets, mode='sum', include_last_offset=True
+        )
+
+    def _multiply_rows(self, feats: Tensor, table: Tensor) -> Tensor:
+        feats = F.pad(feats, (0, 0, 0, 1))  # row -1 is 0
+        out = feats[table[0]] @ self.weight[0]
+        for rows, weight in zip(table[1:], self.weight[1:]):
+            out = out + feats[rows] @ weight
+        return out
 
     def _pairs(self, x: Any) -> tuple[Pairs | Tensor, Tensor, list[int]]:
         """Pairs (a table if padded), coords and grid of the output; kept for the same key."""

@@ -59,13 +59,17 @@ def _decode_task(head: Any, shared: Tensor, task: int, is_static: bool) -> tuple
     boxes, scores, is_good = boxes[order], scores[order], is_good[order]
     labels = peaks.label[order] + sum(head.num_classes[:task])
     overlaps = _overlaps(head.nms, boxes, is_good, task, is_static)
-    if is_static:
-        keep, is_done = greedy_keep_within(overlaps, _ROUNDS)
-    else:
-        keep, is_done = greedy_keep(overlaps), torch.ones_like(is_good[0])
+    keep, is_done = _keep(overlaps, is_static)
     keep = keep & is_good
     first = (~keep).int().argsort(stable=True)[: head.post_max_size]
     return boxes[first], scores[first], labels[first], keep[first], is_done[None]
+
+
+def _keep(overlaps: Tensor, is_static: bool) -> tuple[Tensor, Tensor]:
+    """Greedy NMS: [K] bool, and whether it came to its end, [] bool."""
+    if is_static:
+        return greedy_keep_within(overlaps, _ROUNDS)
+    return greedy_keep(overlaps), torch.ones_like(overlaps[0, 0])
 
 
 def _overlaps(nms: dict, boxes: Tensor, is_good: Tensor, task: int, is_static: bool) -> Tensor:

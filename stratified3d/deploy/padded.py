@@ -31,25 +31,29 @@ def voxelize_padded(
         Voxels of capacity + 1 rows and all P points, and the number of voxels in the frame.
     """
     shape = grid_shape(voxel_size, point_cloud_range)
-    cells = shape[0] * shape[1] * shape[2]
-    key, order = torch.sort(_cell_of(points, shape, voxel_size, point_cloud_range), stable=True)
-    is_first = _starts(key) & (key < cells)
-    coords = _coords_of(key, shape)
+    cell = _cell_of(points, shape, voxel_size, point_cloud_range)
+    cell, order = torch.sort(cell, stable=True)
+    coords = _coords_of(cell, shape)
+    is_first = _starts(cell) & (cell < _num_cells(shape))
     center = voxel_centers(coords, voxel_size, point_cloud_range)
     distance = torch.where(is_first, center[:, :2].square().sum(1), torch.inf)
-    rank = distance.argsort(stable=True).argsort()
+    is_kept = is_first & (distance.argsort(stable=True).argsort() < capacity)
 
-    # the voxel of each point is that of the last first point before it
-    place = torch.arange(key.shape[0], device=key.device)
-    is_kept = is_first & (rank < capacity)
-    first = torch.where(is_first, place, 0).cummax(0).values
-    row = torch.where(is_kept[first] & (key < cells), (is_kept.cumsum(0) - 1)[first], capacity)
+    row = _row_of(is_first, is_kept, cell < _num_cells(shape), capacity)
     row, back = torch.sort(row, stable=True)
-    rows = torch.arange(capacity + 2, device=key.device)
+    rows = torch.arange(capacity + 2, device=cell.device)
     offsets = torch.searchsorted(row, rows)
-    first = back[offsets[:-1].clamp(max=key.shape[0] - 1)]
-    is_voxel = rows[:-1] < is_kept.sum()
-    return Voxels(pad_coords(coords[first], is_voxel), offsets, order[back]), is_first.sum()
+    first = back[offsets[:-1].clamp(max=cell.shape[0] - 1)]
+    coords = pad_coords(coords[first], rows[:-1] < is_kept.sum())
+    return Voxels(coords, offsets, order[back]), is_first.sum()
+
+
+def _row_of(is_first: Tensor, is_kept: Tensor, is_inside: Tensor, capacity: int) -> Tensor:
+    """[P] row of the voxel of each point; points of one voxel follow its first."""
+    place = torch.arange(is_first.shape[0], device=is_first.device)
+    first = torch.where(is_first, place, 0).cummax(0).values
+    row = (is_kept.cumsum(0) - 1)[first]
+    return torch.where(is_kept[first] & is_inside, row, capacity)
 
 
 def pad_coords(coords: Tensor, is_voxel: Tensor) -> Tensor:
@@ -81,7 +85,11 @@ def _cell_of(
     index = ((points[:, :3] - lowest) / points.new_tensor(voxel_size)).floor()
     is_inside = ((index >= 0) & (index < points.new_tensor(shape[::-1]))).all(1)
     x, y, z = torch.where(is_inside[:, None], index, 0).long().unbind(1)
-    return torch.where(is_inside, (z * shape[1] + y) * shape[2] + x, shape[0] * shape[1] * shape[2])
+    return torch.where(is_inside, (z * shape[1] + y) * shape[2] + x, _num_cells(shape))
+
+
+def _num_cells(shape: tuple[int, int, int]) -> int:
+    return shape[0] * shape[1] * shape[2]
 
 
 def _coords_of(cell: Tensor, shape: tuple[int, int, int]) -> Tensor:

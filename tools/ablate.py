@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from benchmarks import report
 from benchmarks.ablation.rows import ROWS, Row
-from benchmarks.ablation.runs import TrainingSettings, run_all
+from benchmarks.ablation.runs import PLAIN, TrainingSettings, read_world, run_all
 from benchmarks.ablation.tables import render
 
 ROOT = Path(__file__).parents[1]
@@ -132,9 +132,9 @@ class Results:
     def __init__(self, out: Path, iterations: int, data: Path):
         device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
         self.out = out
-        sensor = json.loads((data / 'simulation.json').read_text()).get('sensor', 'nuscenes')
+        sensor = read_world(data)['sensor']
         self.name = f'ablation-{iterations}'
-        if sensor != 'nuscenes':
+        if sensor != PLAIN:
             self.name += f'-{sensor}'
         self.environment = report.environment(device, torch.float32)
         self.folder = report.folder_of(out, self.environment)

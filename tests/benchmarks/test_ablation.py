@@ -41,6 +41,12 @@ def result(row, seed, score):
     )
 
 
+def settings_in(folder, **world):
+    """Of trainings on a simulated dataset that has its settings only."""
+    (folder / 'simulation.json').write_text(json.dumps(dict(version='v1.0-mini', **world)))
+    return TrainingSettings(folder, folder / 'work', 50, 1)
+
+
 def test_names_of_rows_are_unique():
     assert len({row.name for row in ROWS}) == len(ROWS)
 
@@ -57,7 +63,7 @@ def test_each_row_changes_the_default_config():
 
 @pytest.mark.parametrize('row', {row.group: row for row in ROWS}.values(), ids=lambda row: row.name)
 def test_config_of_a_row_of_each_group_survives_a_dump(row, tmp_path):
-    settings = TrainingSettings(tmp_path / 'data', tmp_path / 'work', 50, 1)
+    settings = settings_in(tmp_path)
     config, first = make_config(row, 3, settings, 50), make_config(ROWS[0], 3, settings, 50)
     config.dump(tmp_path / 'config.py')
     again = Config.fromfile(tmp_path / 'config.py')
@@ -68,7 +74,7 @@ def test_config_of_a_row_of_each_group_survives_a_dump(row, tmp_path):
     assert [s.total_steps for s in config.param_scheduler] == [50] * (row.group != 'schedule')
     for transform in config.train_dataloader.dataset.pipeline:
         if transform.type == 'ObjectSample':
-            assert str(tmp_path / 'data') in transform.db_sampler.info_path
+            assert str(tmp_path) in transform.db_sampler.info_path
 
 
 @pytest.mark.slow
@@ -89,7 +95,7 @@ def test_encoder_of_each_row_can_be_built():
 
 
 def test_data_rows_differ_in_one_transform(tmp_path):
-    settings = TrainingSettings(tmp_path, tmp_path, 50, 1)
+    settings = settings_in(tmp_path)
     own, *others = (
         [t.to_dict() for t in make_config(row, 0, settings, 50).train_dataloader.dataset.pipeline]
         for row in ROWS
@@ -109,7 +115,7 @@ def test_data_rows_differ_in_one_transform(tmp_path):
 @pytest.mark.parametrize('name', ['default', 'wide, a branch for each number', 'cells of 1.6 m'])
 def test_operations_of_the_bev_part_are_those_of_its_convolutions(name, tmp_path):
     row = next(row for row in ROWS if row.name == name)
-    config = make_config(row, 0, TrainingSettings(tmp_path, tmp_path, 50, 1), 50)
+    config = make_config(row, 0, settings_in(tmp_path), 50)
     config.model.point_cloud_range = [-9.6, -9.6, -5.0, 9.6, 9.6, 3.0]
     with DefaultScope.overwrite_default_scope('mmdet3d'):
         model = MODELS.build(config.model).eval()
@@ -130,7 +136,7 @@ def test_operations_of_the_bev_part_are_those_of_its_convolutions(name, tmp_path
 
 def test_other_detectors_have_no_operations_to_compare(tmp_path):
     row = next(row for row in ROWS if row.name.startswith('CenterPoint pillar 0.4'))
-    assert bev_gflop(make_config(row, 0, TrainingSettings(tmp_path, tmp_path, 50, 1), 50)) is None
+    assert bev_gflop(make_config(row, 0, settings_in(tmp_path), 50)) is None
 
 
 def test_plain_backbone_is_ours_without_shortcuts():
@@ -161,7 +167,7 @@ def test_plain_backbone_is_ours_without_shortcuts():
 def test_config_rows_are_full_size_except_for_head_settings(name, tmp_path):
     row, settings = (
         next(row for row in ROWS if row.name == name),
-        TrainingSettings(tmp_path, tmp_path, 50, 1),
+        settings_in(tmp_path),
     )
     model, first = (make_config(r, 0, settings, 50).model for r in (row, ROWS[0]))
     full_size = Config.fromfile(list_configs()[name]).model
@@ -178,7 +184,7 @@ def test_config_rows_are_full_size_except_for_head_settings(name, tmp_path):
 @pytest.mark.parametrize('fast', [False, True])
 def test_centerpoint_computes_the_same_with_a_fast_dense_part(tmp_path, monkeypatch, fast):
     row = next(row for row in ROWS if row.name == 'CenterPoint pillar 0.4, rate 0.001')
-    config = make_config(row, 0, TrainingSettings(tmp_path, tmp_path, 50, 1), 50)
+    config = make_config(row, 0, settings_in(tmp_path), 50)
     assert 'FastDensePart' in [hook.type for hook in config.custom_hooks]
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope('mmdet3d'):
@@ -322,6 +328,19 @@ def test_ablate_trains_scores_and_skips_rows_with_a_result(ablate, tmp_path):
 def test_ablate_names_an_unknown_row(ablate):
     status, said = ablate('--rows', 'm = 1')
     assert status == 2 and "no row 'm = 1'" in said.err
+
+
+def test_objects_of_other_sensors_are_pasted_on_the_ground(tmp_path):
+    pipelines = []
+    for sensor in ('nuscenes', 'mixed'):
+        config = make_config(ROWS[0], 0, settings_in(tmp_path, sensor=sensor), 50)
+        pipelines.append(config.train_dataloader.dataset.pipeline)
+    plain, mixed = pipelines
+    added = [t['type'] for t in mixed if t not in plain and t['type'] != 'ObjectSample']
+    assert added == ['FindGroundPlane']
+    for pipeline in pipelines:
+        sample = next(t for t in pipeline if t['type'] == 'ObjectSample')
+        assert sample.get('use_ground_plane', False) == (pipeline is mixed)
 
 
 def test_results_of_other_sensors_are_kept_apart(root, tmp_path):

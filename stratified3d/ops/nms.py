@@ -60,14 +60,20 @@ def rotated_overlaps(
     near = torch.cdist(boxes[:, :2], boxes[:, :2]) <= reach[:, None] + reach
     if counted is not None:
         near = near & counted[:, None] & counted
-    if all_pairs:
-        count = boxes.shape[0]
-        first, second = torch.triu_indices(count, count, 1, device=boxes.device).unbind()
-    else:
-        first, second = near.triu(1).nonzero(as_tuple=True)
+    first, second = _pairs_above_diagonal(near, all_pairs)
     overlaps = torch.zeros_like(near)
     overlaps[first, second] = rotated_iou(boxes[first], boxes[second]) > iou
     return overlaps & near
+
+
+def _pairs_above_diagonal(near: Tensor, all_pairs: bool) -> tuple[Tensor, Tensor]:
+    """Rows and columns of what is True in near [K, K], or of everything, above the diagonal."""
+    if not all_pairs:
+        first, second = near.triu(1).nonzero(as_tuple=True)
+        return first, second
+    count = near.shape[0]
+    first, second = torch.triu_indices(count, count, 1, device=near.device).unbind()
+    return first, second
 
 
 def circle_overlaps(centers: Tensor, radius: float) -> Tensor:

@@ -6,9 +6,12 @@ python -m benchmarks.detectors.deployed CONFIG CHECKPOINT detector.pt2 sweep.pcd
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -16,45 +19,105 @@ import torch
 
 from benchmarks.measure import spread, timed
 from stratified3d.apis import detect, init_detector
+from stratified3d.cli.export import frames_to_check
+from stratified3d.datasets.custom.infos import list_frames
 from stratified3d.datasets.io.point_files import read_points
 from stratified3d.deploy import load
-from stratified3d.deploy.export import describe
+from stratified3d.deploy.compare import LIMIT, compare_frames, render, vary_size
+from stratified3d.deploy.export import build_program
 from stratified3d.deploy.package import PackagedDetector
-from stratified3d.deploy.program import DetectorProgram
 from stratified3d.detections import Detections
 from stratified3d.simulation import simulate_frame
 
+# run in a process of its own, which has imported nothing yet
+_START = """
+import time
+start = time.perf_counter()
+import sys
+import numpy
+from stratified3d.deploy import load
+imported = time.perf_counter()
+detector = load(sys.argv[1])
+loaded = time.perf_counter()
+detector(numpy.load(sys.argv[2]))
+done = time.perf_counter()
+print(imported - start, loaded - imported, done - loaded)
+"""
+_SIZES = 16  # of the frames that follow each other
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config')
-    parser.add_argument('checkpoint')
-    parser.add_argument('package', type=Path)
-    parser.add_argument('points', type=Path, help='a file of points')
-    parser.add_argument('--runs', type=int, default=10, help='rounds that are timed (default: 10)')
-    parser.add_argument('--frames', type=int, default=100, help='simulated, to compare boxes')
-    parser.add_argument('--score', type=float, default=0.0, help='of the boxes that are compared')
-    parser.add_argument('--limit', type=float, default=1e-3, help='within which boxes are equal')
-    parser.add_argument('--repeat', type=int, default=200, help='frames in a row, for memory')
-    args = parser.parse_args()
-    packaged = load(args.package)
-    points = read_points(args.points)[:, :4]
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = _parse(arguments)
+    try:
+        packaged = load(args.package)
+        points = read_points(args.points)[:, :4]
+        if args.folder is not None and packaged.info['bev_dtype'] != 'float32':
+            raise ValueError('--folder compares boxes of a package in fp32, and this is none')
+    except (OSError, ValueError) as error:
+        sys.exit(f'deployed: {error}')
     print(f'{torch.get_num_threads()} threads, torch {torch.__version__}, {len(points)} points')
-    watch_memory(packaged, points, args.repeat)
-    time_all(args, packaged, points)
+    if args.starts:
+        time_start(args.package, points, args.starts)
+    if args.repeat:
+        watch_memory(packaged, points, args.repeat)
+    if args.runs:
+        time_all(args, packaged, points)
     if args.frames:
         compare_all(args, packaged)
     return 0
 
 
-def watch_memory(packaged: PackagedDetector, points: np.ndarray, repeat: int) -> None:
-    """Print the resident memory while frames of several sizes follow each other."""
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog='deployed', description=__doc__)
+    parser.add_argument('config')
+    parser.add_argument('checkpoint')
+    parser.add_argument('package', type=Path)
+    parser.add_argument('points', type=Path, help='a file of points')
+    parser.add_argument('--starts', type=int, default=0, help='new processes that are timed')
+    parser.add_argument('--repeat', type=int, default=200, help='frames in a row, for memory')
+    parser.add_argument('--runs', type=int, default=10, help='rounds that are timed (default: 10)')
+    parser.add_argument('--frames', type=int, default=100, help='to compare boxes (default: 100)')
+    parser.add_argument(
+        '--folder', type=Path, help='of point files to compare boxes in (default: simulated)'
+    )
+    parser.add_argument('--score', type=float, default=0.0, help='of compared boxes, in bf16')
+    parser.add_argument('--limit', type=float, default=LIMIT, help='within which boxes are equal')
+    args = parser.parse_args(arguments)
+    for name in ('starts', 'repeat', 'runs', 'frames'):
+        if getattr(args, name) < 0:
+            parser.error(f'--{name} is 0 (leave out) or more, not {getattr(args, name)}')
+    return args
+
+
+def time_start(package: Path, points: np.ndarray, starts: int) -> None:
+    """Print the seconds that a new process takes for imports, `load` and its first frame."""
+    spent = []
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(f'{folder}/points.npy', points)
+        files = [str(package), f'{folder}/points.npy']
+        command = [sys.executable, '-W', 'ignore', '-c', _START, *files]
+        for _ in range(starts + 1):  # the first finds files that the machine has not read yet
+            result = subprocess.run(command, capture_output=True, text=True, check=True)
+            spent.append([float(word) for word in result.stdout.split()])
+    imports, loading, first = (spread(column).median for column in zip(*spent[1:]))
+    print(f'start: {imports:.2f} s imports, {loading:.2f} s load, {first:.2f} s first frame')
+
+
+def watch_memory(packaged: PackagedDetector, points: np.ndarray, repeat: int) -> list[float]:
+    """Return and print the resident memory (MiB) while frames of all sizes follow each other.
+
+    The first is that before any frame, the others follow at equal steps.
+    """
     process = psutil.Process()
-    print(f'resident memory after loading: {process.memory_info().rss / 2**20:.0f} MiB')
+    sizes = [vary_size(points, i, _SIZES) for i in range(_SIZES)]
+    used = [process.memory_info().rss / 2**20]
+    print(f'resident memory after loading: {used[0]:.0f} MiB')
     for i in range(repeat):
-        packaged(points[:: 1 + i % 4])
+        packaged(sizes[i % _SIZES])
         if (i + 1) % max(repeat // 10, 1) == 0:
-            print(f'after {i + 1} frames: {process.memory_info().rss / 2**20:.0f} MiB', flush=True)
+            used.append(process.memory_info().rss / 2**20)
+            print(f'after {i + 1} frames: {used[-1]:.0f} MiB', flush=True)
+    return used
 
 
 def time_all(args: argparse.Namespace, packaged: PackagedDetector, points: np.ndarray) -> None:
@@ -64,9 +127,7 @@ def time_all(args: argparse.Namespace, packaged: PackagedDetector, points: np.nd
     exact.bev_dtype = 'fp32'
     dtype = getattr(torch, packaged.info['bev_dtype'])
     with torch.no_grad():
-        program = PackagedDetector(
-            DetectorProgram(model, dtype), describe(model, dtype, None, 'error')
-        )
+        program = PackagedDetector(*build_program(model, dtype))
         ways: dict[str, Callable[[], Detections]] = {
             f'model, BEV part in {model.bev_dtype}': lambda: detect(model, points),
             'model, BEV part in fp32': lambda: detect(exact, points),
@@ -83,17 +144,26 @@ def time_all(args: argparse.Namespace, packaged: PackagedDetector, points: np.nd
 
 
 def compare_all(args: argparse.Namespace, packaged: PackagedDetector) -> None:
-    """Print how far boxes and scores of simulated frames are from the model's in fp32.
-
-    For a package in bf16, how far those of the model in bf16 are, too.
-    """
+    """Print how far boxes and scores are from the model's in fp32."""
     exact = init_detector(args.config, args.checkpoint, packaged.info['device'])
     exact.bev_dtype = 'fp32'
-    ways: dict[str, Callable[[np.ndarray], Detections]] = {'package': packaged}
     if packaged.info['bev_dtype'] == 'bfloat16':
-        rounded = init_detector(args.config, args.checkpoint, packaged.info['device'])
-        rounded.bev_dtype = 'bf16'
-        ways['model in bf16'] = lambda points: detect(rounded, points)
+        print_rounding(args, packaged, exact)
+        return
+    files = None if args.folder is None else list(list_frames(args.folder).values())
+    frames = frames_to_check(args.frames, files)
+    differences = list(compare_frames(packaged, exact, detect, frames, args.limit))
+    print(render(differences, args.limit))
+
+
+def print_rounding(args: argparse.Namespace, packaged: PackagedDetector, exact: Any) -> None:
+    """Print how far a package and a model in bf16 are from the model in fp32, in whole frames."""
+    rounded = init_detector(args.config, args.checkpoint, packaged.info['device'])
+    rounded.bev_dtype = 'bf16'
+    ways: dict[str, Callable[[np.ndarray], Detections]] = {
+        'package': packaged,
+        'model in bf16': lambda points: detect(rounded, points),
+    }
     gaps: dict[str, list[np.ndarray]] = {name: [] for name in ways}
     for seed in range(args.frames):
         points = simulate_frame(seed, sensor='mixed')['points']
@@ -105,7 +175,7 @@ def compare_all(args: argparse.Namespace, packaged: PackagedDetector) -> None:
     print(f'{args.frames} simulated frames, boxes with a score of {args.score} or more')
     for name, parts in gaps.items():
         gap = np.concatenate(parts)
-        middle, most = np.quantile(gap, (0.5, 0.95))
+        middle, most = np.quantile(gap, (0.5, 0.95)) if len(gap) else (np.nan, np.nan)
         print(
             f'{name}: {len(gap)} boxes of either side, {(gap > args.limit).sum()} with no equal '
             f'within {args.limit}; median {middle:.1e}, 95% within {most:.1e}, '

@@ -74,21 +74,43 @@ void check_package(const std::string& json, const std::string& path) {
     throw std::runtime_error(path + " is a package for cuda, and this machine has no CUDA device");
 }
 
-// the voxels of a frame are counted before anything is computed
-void check_capacity(const std::string& json, const torch::Tensor& points) {
-  const std::string capacity = value_of(json, "capacity");
-  if (capacity == "null" || value_of(json, "overflow") == "\"drop\"") return;
+// [P] number of the voxel that each point lies in, -1 where it lies in none
+torch::Tensor voxels_of(const std::string& json, const torch::Tensor& points) {
   const auto range = numbers_in(value_of(json, "point_cloud_range"));
   const auto size = numbers_in(value_of(json, "voxel_size"));
   const auto lowest = range.slice(0, 0, 3), limit = ((range.slice(0, 3) - lowest) / size).round();
   const auto largest = numbers_in(value_of(json, "largest")).item<float>();
-  const auto is_valid = (points.abs() <= largest).all(1);
   const auto index = ((points.slice(1, 0, 3) - lowest) / size).floor();
-  const auto is_inside = is_valid & (index >= 0).all(1) & (index < limit).all(1);
-  const auto column = index.index({is_inside}).to(torch::kLong).unbind(1);
+  const auto is_inside = (points.abs() <= largest).all(1) & (index >= 0).all(1) & (index < limit).all(1);
+  const auto column = index.masked_fill(~is_inside.unsqueeze(1), 0).to(torch::kLong).unbind(1);
   const auto shape = limit.to(torch::kLong);
-  const auto key = (column[2] * shape[1] + column[1]) * shape[0] + column[0];
-  const int64_t voxels = std::get<0>(at::_unique(key)).numel();
+  return ((column[2] * shape[1] + column[1]) * shape[0] + column[0]).masked_fill(~is_inside, -1);
+}
+
+// the rows that a package of static shapes asks for
+torch::Tensor fit(const std::string& json, const torch::Tensor& points) {
+  const std::string room = value_of(json, "num_points");
+  if (room == "null") return points;
+  const int64_t rows = std::stoll(room);
+  auto inside = points.index({voxels_of(json, points) >= 0});
+  if (inside.size(0) > rows) {
+    if (value_of(json, "overflow") != "\"drop\"")
+      throw std::runtime_error("the frame has " + std::to_string(inside.size(0)) +
+                               " points in range and the package room for " + room);
+    const auto distance = inside.slice(1, 0, 2).square().sum(1);
+    inside = inside.index_select(0, distance.argsort().slice(0, 0, rows));
+  }
+  auto padded = torch::full({rows, points.size(1)}, NAN);
+  padded.slice(0, 0, inside.size(0)).copy_(inside);
+  return padded;
+}
+
+// the voxels of a frame are counted before anything is computed
+void check_capacity(const std::string& json, const torch::Tensor& points) {
+  const std::string capacity = value_of(json, "capacity");
+  if (capacity == "null" || value_of(json, "overflow") == "\"drop\"") return;
+  const auto voxel = voxels_of(json, points);
+  const int64_t voxels = std::get<0>(at::_unique(voxel.index({voxel >= 0}))).numel();
   if (voxels > std::stoll(capacity))
     throw std::runtime_error("the frame has " + std::to_string(voxels) + " voxels and the package a capacity of " + capacity);
 }
@@ -101,7 +123,7 @@ void detect(const std::string& package, const std::string& file) {
   check_package(json, package);
   const std::string device = names_in(value_of(json, "device")).at(0);
   const std::vector<std::string> classes = names_in(value_of(json, "classes"));
-  const auto points = read_points(file);
+  const auto points = fit(json, read_points(file));
   check_capacity(json, points);
 
   AOTIModelPackageLoader program(package);
@@ -109,6 +131,7 @@ void detect(const std::string& package, const std::string& file) {
   std::vector<torch::Tensor> outputs = program.run(inputs);
 
   const auto boxes = outputs[0].cpu(), scores = outputs[1].cpu(), labels = outputs[2].cpu();
+  if (outputs[3].item<int64_t>() < 0) throw std::runtime_error("NMS of this frame takes more rounds than the package has");
   for (int64_t i = 0; i < outputs[3].item<int64_t>(); ++i) {
     std::printf("%s %.6f", classes.at(labels[i].item<int64_t>()).c_str(), scores[i].item<float>());
     for (int64_t k = 0; k < boxes.size(1); ++k) std::printf(" %.5f", boxes[i][k].item<float>());

@@ -37,9 +37,12 @@ class BucketedAttention:
 
     Args:
         longest: the largest number of rows that a window can have.
+        is_padded: whether the batch has a second sample, which is padding, so that no shape depends
+            on the data: every bucket is as large as the rows allow.
     """
 
-    def __init__(self, longest: int):
+    def __init__(self, longest: int, is_padded: bool = False):
+        self.is_padded = is_padded
         lengths = [_SHORTEST]
         while lengths[-1] < longest:
             lengths.append(_GROWTH * lengths[-1])
@@ -84,7 +87,14 @@ class BucketedAttention:
     ) -> Tensor:
         """See `ops.collect_strata`."""
         keys, values = k.transpose(0, 1)[None], v.transpose(0, 1)[None]
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, scale=scale)
+        mask = None
+        if self.is_padded:
+            rows = torch.arange(k.shape[0], device=k.device)
+            mask = torch.where(rows < batch_offsets[1], 0.0, -torch.inf).expand(q.shape[1], -1)
+            keys, values = (x.expand(q.shape[0], -1, -1, -1) for x in (keys, values))
+        out = F.scaled_dot_product_attention(
+            q.transpose(1, 2), keys, values, attn_mask=mask, scale=scale
+        )
         return out.transpose(1, 2)
 
     def read_strata(
@@ -104,7 +114,8 @@ class BucketedAttention:
         """The windows of a plan by length; kept, because the blocks of a stage share plans."""
         key = id(plan.window_start)
         if key not in self._kept:
-            self._kept[key] = plan, _make_buckets(plan, self.lengths)
+            make = _make_padded_buckets if self.is_padded else _make_buckets
+            self._kept[key] = plan, make(plan, self.lengths)
         return self._kept[key][1]
 
 
@@ -124,14 +135,38 @@ def _make_buckets(plan: WindowPlan, lengths: list[int]) -> list[Bucket]:
     return buckets
 
 
+def _make_padded_buckets(plan: WindowPlan, lengths: list[int]) -> list[Bucket]:
+    """Buckets of the windows of sample 0, as many as its rows could fill."""
+    start, end = plan.window_start.long(), plan.window_end.long()
+    count = start.shape[0]
+    is_first = torch.arange(count, device=start.device) == start
+    size = torch.where(is_first & (plan.sample == 0), end - start, 0)
+    buckets = []
+    shorter = 0
+    for length in lengths:
+        is_in = (size > shorter) & (size <= length)
+        room = max(count // (shorter + 1), 1)
+        bounds = _take_padded(start, is_in, room), _take_padded(end, is_in, room)
+        buckets.append(_make_bucket(*bounds, length, count))
+        shorter = length
+    return buckets
+
+
+def _take_padded(values: Tensor, chosen: Tensor, room: int) -> Tensor:
+    """values[chosen] of [N] in the first of so many rows, 0 in the others."""
+    place = torch.where(chosen, chosen.cumsum(0) - 1, room)
+    return values.new_zeros(room + 1).index_put((place,), values)[:room]
+
+
 def _make_bucket(start: Tensor, end: Tensor, length: int, count: int) -> Bucket:
-    """Windows of rows start [W] to end [W] of count, padded to a length."""
+    """Windows of rows start [W] to end [W] of count, padded to a length; empty ones see a row."""
     rows = start[:, None] + torch.arange(length, device=start.device)  # [W, L]
     is_padding = rows >= end[:, None]
     places = rows.masked_fill(is_padding, count).flatten()
-    mask = torch.zeros_like(rows, dtype=torch.float32).masked_fill(is_padding, -torch.inf)
+    is_hidden = is_padding & (rows > start[:, None])
+    mask = torch.zeros_like(rows, dtype=torch.float32).masked_fill(is_hidden, -torch.inf)
     mask = mask[:, None, None, :].expand(-1, 1, length, -1)
-    return Bucket(torch.minimum(rows, end[:, None] - 1), mask, places)
+    return Bucket(torch.minimum(rows, (end[:, None] - 1).clamp(min=0)), mask, places)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stratified3d.deploy.padded import pad_coords, unique_padded
+
 _TILE = 64  # pairs of one weight that are multiplied together
 _MAX_TILES = 1 << 24  # a bound keeps products of sizes within 64 bits
 
@@ -37,7 +39,7 @@ def submanifold_table(coords: Tensor, shape: Sequence[int], kernel_size: Sequenc
     """Find the neighbors of every voxel.
 
     Args:
-        coords: [N, 4] integer (sample, z, y, x) of one sample, each voxel once, in any order.
+        coords: [N, 4] integer (sample, z, y, x), each voxel of sample 0 once, in any order.
         shape: (z, y, x) voxels of the grid.
         kernel_size: (z, y, x), odd.
     Returns:
@@ -48,7 +50,8 @@ def submanifold_table(coords: Tensor, shape: Sequence[int], kernel_size: Sequenc
     # a border as wide as the kernel reaches: no step leads into another row of the grid
     stride_y = shape[2] + 2 * reach_x
     stride_z = (shape[1] + 2 * reach_y) * stride_y
-    _, z, y, x = coords.long().unbind(1)
+    sample, z, y, x = coords.long().unbind(1)
+    z = z + sample * (shape[0] + 2 * reach_z)
     key, order = torch.sort((z + reach_z) * stride_z + (y + reach_y) * stride_y + x + reach_x)
     key = F.pad(key, (0, 1), value=-1)  # behind the last: equals no target
     row = F.pad(order, (0, 1), value=-1)
@@ -81,10 +84,8 @@ def strided_table(
         [K, M] int64: the row of the voxel at step k of the kernel in each cell, or -1; and the M
         cells' coords [M, 4] int32, sorted.
     """
-    _, z, y, x = coords.long().unbind(1)
     rows, columns = shape[1] // stride[1], shape[2] // stride[2]
-    key = ((z // stride[0]) * rows + y // stride[1]) * columns + x // stride[2]
-    step = ((z % stride[0]) * stride[1] + y % stride[1]) * stride[2] + x % stride[2]
+    key, step = _cells_of(coords, shape, stride)
     cells, cell = torch.unique(key, return_inverse=True)  # sorted
     torch._check(cells.shape[0] > 0)
     torch._check(cells.shape[0] <= coords.shape[0])
@@ -93,8 +94,44 @@ def strided_table(
     table = torch.full((size, cells.shape[0]), -1, dtype=torch.long, device=coords.device)
     source = torch.arange(coords.shape[0], device=coords.device)
     table = table.index_put((step, cell), source)
+    return table, _coords_of(cells, rows, columns)
+
+
+def strided_table_padded(
+    coords: Tensor, shape: Sequence[int], stride: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """`strided_table` of voxels of sample 0, with padding of sample 1, in as many rows as before.
+
+    Args:
+        coords: [N, 4] int32, at least one row of them padding.
+        shape, stride: see `strided_table`.
+    Returns:
+        [K, N] int64 and coords [N, 4] int32, whose padding is behind the cells.
+    """
+    key, step = _cells_of(coords, shape, stride)
+    rows, columns = shape[1] // stride[1], shape[2] // stride[2]
+    behind = shape[0] // stride[0] * rows * columns
+    cells, cell = unique_padded(torch.where(coords[:, 0] == 0, key, behind))
+    size = stride[0] * stride[1] * stride[2]
+    table = torch.full((size, coords.shape[0]), -1, dtype=torch.long, device=coords.device)
+    source = torch.arange(coords.shape[0], device=coords.device)
+    table = table.index_put((step, cell), source)
+    return table, pad_coords(_coords_of(cells, rows, columns), cells < behind)
+
+
+def _cells_of(coords: Tensor, shape: Sequence[int], stride: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """[N] numbers of the coarser cells that voxels lie in, and [N] which step of the kernel."""
+    _, z, y, x = coords.long().unbind(1)
+    rows, columns = shape[1] // stride[1], shape[2] // stride[2]
+    key = ((z // stride[0]) * rows + y // stride[1]) * columns + x // stride[2]
+    step = ((z % stride[0]) * stride[1] + y % stride[1]) * stride[2] + x % stride[2]
+    return key, step
+
+
+def _coords_of(cells: Tensor, rows: int, columns: int) -> Tensor:
+    """[M] numbers of cells -> [M, 4] int32 (0, z, y, x)."""
     parts = [torch.zeros_like(cells), cells // columns // rows, cells // columns % rows]
-    return table, torch.stack([*parts, cells % columns], 1).int()
+    return torch.stack([*parts, cells % columns], 1).int()
 
 
 def pairs_of(table: Tensor) -> Pairs:
@@ -124,6 +161,8 @@ class TableConv(nn.Module):
 
     Args:
         conv: submanifold, or strided with a kernel as large as its stride.
+        is_padded: whether a second sample is padding, so that no shape depends on the data: one
+            product for each weight takes the place of the tiles.
     Raises:
         ValueError: a convolution of another kind.
     """
@@ -131,8 +170,9 @@ class TableConv(nn.Module):
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, conv: Any):
+    def __init__(self, conv: Any, is_padded: bool = False):
         super().__init__()
+        self.is_padded = is_padded
         self.kernel_size = list(conv.kernel_size)
         self.kind = conv.kind
         self.key = conv.key
@@ -150,25 +190,41 @@ class TableConv(nn.Module):
     def forward(self, x: Any) -> Any:
         """Convolve a SparseConvTensor, see `SparseConv.forward`."""
         pairs, coords, shape = self._pairs(x)
-        rows = x.features[pairs.source]  # [T, _TILE, I]
-        products = (rows @ self.weight[pairs.weight]).flatten(0, 1)
-        out = F.embedding_bag(
-            pairs.by_target, products, pairs.offsets, mode='sum', include_last_offset=True
-        )
+        if isinstance(pairs, Pairs):
+            out = self._multiply_tiles(x.features, pairs)
+        else:
+            out = self._multiply_rows(x.features, pairs)
         if self.bias is not None:
             out = out + self.bias
         return type(x)(out, coords, shape, x.batch_size, indice_dict=x.indice_dict)
 
-    def _pairs(self, x: Any) -> tuple[Pairs, Tensor, list[int]]:
-        """Pairs, coords and grid of the output; pairs are kept for convolutions of the same key."""
+    def _multiply_tiles(self, feats: Tensor, pairs: Pairs) -> Tensor:
+        rows = feats[pairs.source]  # [T, _TILE, I]
+        products = (rows @ self.weight[pairs.weight]).flatten(0, 1)
+        return F.embedding_bag(
+            pairs.by_target, products, pairs.offsets, mode='sum', include_last_offset=True
+        )
+
+    def _multiply_rows(self, feats: Tensor, table: Tensor) -> Tensor:
+        feats = F.pad(feats, (0, 0, 0, 1))  # row -1 is 0
+        out = feats[table[0]] @ self.weight[0]
+        for rows, weight in zip(table[1:], self.weight[1:]):
+            out = out + feats[rows] @ weight
+        return out
+
+    def _pairs(self, x: Any) -> tuple[Pairs | Tensor, Tensor, list[int]]:
+        """Pairs (a table if padded), coords and grid of the output; kept for the same key."""
         if self.kind == 'strided':
-            table, coords = strided_table(x.indices, x.spatial_shape, self.kernel_size)
+            find = strided_table_padded if self.is_padded else strided_table
+            table, coords = find(x.indices, x.spatial_shape, self.kernel_size)
             shape = [size // step for size, step in zip(x.spatial_shape, self.kernel_size)]
-            return pairs_of(table), coords, shape
+            return self._group(table), coords, shape
         pairs = x.indice_dict.get(self.key) if self.key is not None else None
         if pairs is None:
-            table = submanifold_table(x.indices, x.spatial_shape, self.kernel_size)
-            pairs = pairs_of(table)
+            pairs = self._group(submanifold_table(x.indices, x.spatial_shape, self.kernel_size))
             if self.key is not None:
                 x.indice_dict[self.key] = pairs
         return pairs, x.indices, list(x.spatial_shape)
+
+    def _group(self, table: Tensor) -> Pairs | Tensor:
+        return table if self.is_padded else pairs_of(table)

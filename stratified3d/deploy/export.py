@@ -11,7 +11,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 import stratified3d
-from stratified3d.deploy.package import KEY, release
+from stratified3d.deploy.package import KEY, processor_of, release
 from stratified3d.deploy.program import LARGEST, MAX_POINTS, DetectorProgram
 from stratified3d.models.bev_format import has_fast_bf16
 from stratified3d.sensors import model_sensor
@@ -26,6 +26,7 @@ def export_detector(
     bev_dtype: str = 'auto',
     capacity: int | None = None,
     overflow: str = 'error',
+    num_points: int | None = None,
 ) -> dict[str, Any]:
     """Write a detector as one file that `deploy.load` runs.
 
@@ -38,26 +39,29 @@ def export_detector(
             the model's config allows it and this machine is faster with it.
         capacity: the largest number of voxels; None for any.
         overflow: what happens to a frame with more voxels: 'error', or 'drop' the farthest.
+        num_points: the largest number of points in range; with it and a capacity no shape depends
+            on the data. None for any, and shapes that do.
     Returns:
-        What the file says about itself, see `describe`.
+        What the file says about itself, see `build_program`.
     Raises:
         ValueError: settings that are none, or parts of the model that cannot be exported.
         OSError: the file cannot be written.
     """
     out = Path(out)
-    _check(out, bev_dtype, capacity, overflow)
+    _check(out, bev_dtype, capacity, overflow, num_points)
     if bev_dtype == 'auto':
         bev_dtype = model.bev_dtype
     device = next(model.parameters()).device
     use_bf16 = bev_dtype == 'bf16' or (bev_dtype == 'auto' and has_fast_bf16(device))
     dtype = torch.bfloat16 if use_bf16 else torch.float32
-    info = describe(model, dtype, capacity, overflow)
-    program = DetectorProgram(model, dtype, capacity if overflow == 'drop' else None)
-    compile_program(trace(program), out, info)
+    program, info = build_program(model, dtype, capacity, overflow, num_points)
+    compile_program(trace(program, num_points), out, info)
     return info
 
 
-def _check(out: Path, bev_dtype: str, capacity: int | None, overflow: str) -> None:
+def _check(
+    out: Path, bev_dtype: str, capacity: int | None, overflow: str, num_points: int | None
+) -> None:
     if out.suffix != '.pt2':
         raise ValueError(f'{out}: the name of a package ends in .pt2')
     if bev_dtype not in ('fp32', 'bf16', 'auto'):
@@ -66,36 +70,56 @@ def _check(out: Path, bev_dtype: str, capacity: int | None, overflow: str) -> No
         raise ValueError(f'overflow is one of {", ".join(OVERFLOWS)}, not {overflow!r}')
     if capacity is not None and capacity < 1:
         raise ValueError(f'capacity counts voxels and is at least 1, not {capacity}')
+    if num_points is not None and num_points < 1:
+        raise ValueError(f'num_points is at least 1, not {num_points}')
+    if num_points is not None and capacity is None:
+        raise ValueError(f'num_points={num_points} makes shapes static and needs a capacity')
     if not out.parent.is_dir():
         raise FileNotFoundError(f'there is no folder {out.parent}')
 
 
-def describe(
-    model: Any, bev_dtype: torch.dtype, capacity: int | None, overflow: str
-) -> dict[str, Any]:
-    """Return what a package says about itself, in JSON's types."""
+def build_program(
+    model: Any,
+    bev_dtype: torch.dtype,
+    capacity: int | None = None,
+    overflow: str = 'error',
+    num_points: int | None = None,
+) -> tuple[DetectorProgram, dict[str, Any]]:
+    """Return the program of a detector, and what its package says about itself in JSON's types.
+
+    Args:
+        model, capacity, overflow, num_points: see `export_detector`.
+        bev_dtype: of the convolutions on the BEV feature map.
+    """
+    is_static = num_points is not None
+    kept = capacity if is_static or overflow == 'drop' else None
+    program = DetectorProgram(model, bev_dtype, kept, is_static)
     encoder = model.voxel_encoder
-    return dict(
+    device = next(model.parameters()).device.type
+    info = dict(
         classes=list(model.class_names),
         point_cloud_range=list(encoder.point_cloud_range),
         voxel_size=list(encoder.voxel_size),
         sensor=asdict(model_sensor(model.cfg)),
-        device=next(model.parameters()).device.type,
+        device=device,
+        processor=processor_of(device),
         bev_dtype=str(bev_dtype).removeprefix('torch.'),
         capacity=capacity,
         overflow=overflow,
+        num_points=num_points,
         largest=LARGEST,
         versions=dict(torch=release(torch.__version__), stratified3d=stratified3d.__version__),
     )
+    return program, info
 
 
-def trace(program: DetectorProgram) -> ExportedProgram:
-    """Trace a program for any number of points from 2 to `MAX_POINTS`."""
+def trace(program: DetectorProgram, num_points: int | None = None) -> ExportedProgram:
+    """Trace a program for this number of points, or for any from 2 to `MAX_POINTS`."""
     device = next(program.head.parameters()).device
-    points = torch.rand(100, program.voxel_encoder.in_channels, device=device)
-    rows = Dim('points', min=2, max=MAX_POINTS)
+    points = torch.rand(num_points or 100, program.voxel_encoder.in_channels, device=device)
+    rows = None if num_points is not None else {0: Dim('points', min=2, max=MAX_POINTS)}
     with torch.no_grad():
-        return torch.export.export(program, (points,), dynamic_shapes=({0: rows},))
+        return torch.export.export(program, (points,), dynamic_shapes=(rows,))
 
 
 def compile_program(program: ExportedProgram, out: Path, info: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import warnings
 import zipfile
 from pathlib import Path
@@ -16,7 +17,7 @@ from stratified3d.detections import Detections, points_with_dt
 from stratified3d.sensors import Sensor, frame_change, named_sensor
 
 KEY = 'stratified3d'  # in the package's metadata
-_PADDING = 2  # rows without a point, which a program for any number of rows asks for
+_PADDING = 2  # rows without a point, so that a program for any number of rows has that many
 
 
 def load(path: str | Path) -> PackagedDetector:
@@ -24,7 +25,8 @@ def load(path: str | Path) -> PackagedDetector:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not such a file, one for another device or of another version of torch.
+        ValueError: not such a file, one for another device or processor, or of another version of
+            torch.
     """
     path = Path(path)
     info = read_info(path)
@@ -39,11 +41,16 @@ def load(path: str | Path) -> PackagedDetector:
             f'{path} was compiled by torch {info["versions"]["torch"]} and this is torch '
             f'{torch.__version__}: install that version, or export again with this one'
         )
+    needed, here = info.get('processor'), processor_of(device)
+    if needed not in (None, here, here.replace('AVX512', 'AVX2')):
+        raise ValueError(
+            f'{path} was compiled for {needed} and this is {here}: export it on such a machine'
+        )
     return PackagedDetector(torch._inductor.aoti_load_package(str(path)), info)
 
 
 def read_info(path: str | Path) -> dict[str, Any]:
-    """Return what a package says about itself, see `export.describe`.
+    """Return what a package says about itself, see `export.build_program`.
 
     Raises:
         FileNotFoundError, ValueError: as `load`.
@@ -58,6 +65,14 @@ def read_info(path: str | Path) -> dict[str, Any]:
         return json.loads(content[KEY])
     except (zipfile.BadZipFile, IndexError, KeyError, ValueError):
         raise ValueError(f'{path} is not a package that `stratified3d export` wrote') from None
+
+
+def processor_of(device: str) -> str:
+    """Return what instructions code for a device of this machine has: x86_64 AVX512, sm_90."""
+    if device == 'cuda':
+        major, minor = torch.cuda.get_device_capability()
+        return f'sm_{major}{minor}'
+    return f'{platform.machine()} {torch.backends.cpu.get_cpu_capability()}'
 
 
 def release(version: str) -> str:
@@ -80,6 +95,7 @@ class PackagedDetector:
         self.class_names: list[str] = info['classes']
         self.num_dropped = 0  # points with NaN, infinite or absurd values, so far
         self.num_dropped_voxels = 0  # over the capacity, so far
+        self.num_dropped_points = 0  # over the number of points of static shapes, so far
 
     def __call__(
         self, points: np.ndarray | Tensor, sensor: Sensor | str | None = None
@@ -90,7 +106,9 @@ class PackagedDetector:
             points: [P, 4] or [P, 5], see `apis.detect`; without points there are no detections.
             sensor: see `apis.detect`.
         Raises:
-            ValueError: other columns, more voxels than the package's capacity.
+            ValueError: other columns, more voxels than the package's capacity, more points than
+                its static shapes have room for.
+            RuntimeError: NMS of a package of static shapes takes more rounds than it has.
         """
         points = points_with_dt(points)
         change = None
@@ -103,37 +121,67 @@ class PackagedDetector:
         return Detections(boxes if change is None else change.boxes_to_file(boxes), scores, names)
 
     def _run(self, points: Tensor) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        padding = points.new_full((_PADDING, points.shape[1]), torch.nan)
-        points = torch.cat([points, padding]).to(self.info['device'])
+        points = self._pad(points).to(self.info['device'])
         self._check_capacity(points)
         boxes, scores, labels, count, voxels = self._program(points)
         if self.info['overflow'] == 'drop' and self.info['capacity'] is not None:
             self.num_dropped_voxels += max(int(voxels) - self.info['capacity'], 0)
         found = int(count)
+        if found < 0:
+            raise RuntimeError(
+                'the boxes of this frame overlap in chains longer than the rounds of NMS in a '
+                'package of static shapes: export it without --points'
+            )
         names = [self.class_names[label] for label in labels[:found].tolist()]
         return boxes[:found].cpu().numpy(), scores[:found].cpu().numpy(), names
+
+    def _pad(self, points: Tensor) -> Tensor:
+        """Add rows that are no points, up to the rows that the program asks for."""
+        room = self.info.get('num_points')
+        if room is None:
+            room = len(points) + _PADDING
+        elif len(points) > room:
+            points = self._nearest(points[self._cells(points)[1]], room)
+        return torch.cat(
+            [points, points.new_full((room - len(points), points.shape[1]), torch.nan)]
+        )
+
+    def _nearest(self, points: Tensor, room: int) -> Tensor:
+        """Refuse points in range that are too many, or drop the farthest."""
+        surplus = len(points) - room
+        if surplus > 0 and self.info['overflow'] == 'error':
+            raise ValueError(
+                f'the frame has {len(points)} points in range and the package room for {room}: '
+                'export it with more --points, or with --overflow drop'
+            )
+        self.num_dropped_points += max(surplus, 0)
+        distance = points[:, :2].square().sum(1)
+        return points[distance.argsort(stable=True)[:room].sort().values]
 
     def _check_capacity(self, points: Tensor) -> None:
         """Refuse a frame with too many voxels before anything is computed."""
         capacity = self.info['capacity']
         if capacity is None or self.info['overflow'] == 'drop':
             return
-        voxels = self._count_voxels(points)
+        cells, is_inside = self._cells(points)
+        voxels = len(torch.unique(cells[is_inside]))
         if voxels > capacity:
             raise ValueError(
                 f'the frame has {voxels} voxels and the package a capacity of {capacity}: export '
                 'it with a larger --capacity, or with --overflow drop'
             )
 
-    def _count_voxels(self, points: Tensor) -> int:
-        points = points[(points.abs() <= self.info['largest']).all(1), :3]
+    def _cells(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Number of the voxel that each point lies in, [P] int64, and whether it lies in one."""
+        is_valid = (points.abs() <= self.info['largest']).all(1)
         lowest, highest = points.new_tensor(self.info['point_cloud_range']).chunk(2)
         size = points.new_tensor(self.info['voxel_size'])
         limit = ((highest - lowest) / size).round()
-        index = ((points - lowest) / size).floor()
-        x, y, z = index[((index >= 0) & (index < limit)).all(1)].long().unbind(1)
+        index = ((points[:, :3] - lowest) / size).floor()
+        is_inside = is_valid & ((index >= 0) & (index < limit)).all(1)
+        x, y, z = torch.where(is_inside[:, None], index, 0).long().unbind(1)
         width, depth, _ = limit.long().tolist()
-        return len(torch.unique((z * depth + y) * width + x))
+        return (z * depth + y) * width + x, is_inside
 
     def _count_invalid(self, points: Tensor) -> None:
         count = int((~(points.abs() <= self.info['largest']).all(1)).sum())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from stratified3d.deploy.attention import BucketedAttention
 from stratified3d.deploy.convolution import TableConv
 from stratified3d.deploy.decode import decode_boxes
+from stratified3d.deploy.padded import voxelize_padded
 from stratified3d.layers.attention import StratifiedAttention
 from stratified3d.layers.sparse_conv import SparseConv
 from stratified3d.models.heads.center import StratifiedCenterHead
@@ -28,6 +29,7 @@ class DetectorProgram(nn.Module):
         model: of `init_detector`.
         bev_dtype: of the convolutions on the BEV feature map.
         capacity: voxels that are kept, the nearest to the sensor; None for all.
+        is_static: whether no shape depends on the data but that of the points; needs a capacity.
     Raises:
         ValueError: parts that cannot be exported.
     """
@@ -37,6 +39,7 @@ class DetectorProgram(nn.Module):
         model: Any,
         bev_dtype: torch.dtype = torch.float32,
         capacity: int | None = None,
+        is_static: bool = False,
     ):
         super().__init__()
         _check_parts(model)
@@ -49,9 +52,10 @@ class DetectorProgram(nn.Module):
             part.to(bev_dtype)
         self.bev_dtype = bev_dtype
         self.capacity = capacity
+        self.is_static = is_static
         self.memory_format = model.memory_format
-        self.attentions = [_replace_attention(stage) for stage in self.encoder.stages]
-        _replace_convolutions(self.encoder)
+        self.attentions = [_replace_attention(stage, is_static) for stage in self.encoder.stages]
+        _replace_convolutions(self.encoder, is_static)
         self.requires_grad_(False)
 
     def forward(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -68,6 +72,8 @@ class DetectorProgram(nn.Module):
     def encode(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Return the BEV feature map [1, C, Y, X] and the number of voxels in the frame."""
         points, is_empty = self._with_one_inside(points)
+        if self.is_static:
+            return self._encode_padded(points, is_empty)
         voxels = self._voxelize(points)
         count = (~is_empty) * voxels.coords.shape[0]
         if self.capacity is not None:
@@ -77,6 +83,17 @@ class DetectorProgram(nn.Module):
             attention.forget()
         feats = self.voxel_encoder.describe(points, voxels)
         return self.encoder(feats, voxels.coords, 1), count
+
+    def _encode_padded(self, points: Tensor, is_empty: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.capacity is not None
+        encoder = self.voxel_encoder
+        voxels, count = voxelize_padded(
+            points, self.capacity, encoder.voxel_size, encoder.point_cloud_range
+        )
+        for attention in self.attentions:
+            attention.forget()
+        feats = encoder.describe(points, voxels)
+        return self.encoder(feats, voxels.coords, 2)[:1], ~is_empty * count
 
     def _voxelize(self, points: Tensor) -> Voxels:
         encoder = self.voxel_encoder
@@ -103,7 +120,7 @@ class DetectorProgram(nn.Module):
         """Return `decode_boxes` of a BEV feature map [1, C, Y, X]."""
         bev = bev.to(self.bev_dtype).contiguous(memory_format=self.memory_format)
         (feature_map,) = self.backbone(bev)
-        return decode_boxes(self.head, feature_map)
+        return decode_boxes(self.head, feature_map, self.is_static)
 
     def _with_one_inside(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Points without broken ones, and one in the middle of the range if all are outside.
@@ -144,18 +161,18 @@ def _check_parts(model: Any) -> None:
                 )
 
 
-def _replace_attention(stage: Any) -> BucketedAttention:
+def _replace_attention(stage: Any, is_padded: bool) -> BucketedAttention:
     """Let the blocks of a stage use one `BucketedAttention`, and return it."""
     z, y, x = stage.window_shape
-    attention = BucketedAttention(z * y * x)
+    attention = BucketedAttention(z * y * x, is_padded)
     for block in stage.blocks:
         block.mixer.backend = attention
     return attention
 
 
-def _replace_convolutions(module: nn.Module) -> None:
+def _replace_convolutions(module: nn.Module, is_padded: bool) -> None:
     for name, child in module.named_children():
         if isinstance(child, SparseConv):
-            setattr(module, name, TableConv(child))
+            setattr(module, name, TableConv(child, is_padded))
         else:
-            _replace_convolutions(child)
+            _replace_convolutions(child, is_padded)

@@ -43,12 +43,16 @@ def rotated_nms(boxes: Tensor, scores: Tensor, iou: float, max_keep: int | None 
     return order[greedy_keep(rotated_overlaps(boxes[order], iou))][:max_keep]
 
 
-def rotated_overlaps(boxes: Tensor, iou: float, counted: Tensor | None = None) -> Tensor:
+def rotated_overlaps(
+    boxes: Tensor, iou: float, counted: Tensor | None = None, all_pairs: bool = False
+) -> Tensor:
     """Which of the boxes [K, 5] overlap by more than an IoU: [K, K] bool above the diagonal.
 
     Args:
         boxes, iou: see `rotated_nms`.
         counted: [K] bool; other boxes overlap none. None counts all.
+        all_pairs: whether those too far apart are compared as well, so that no shape depends on the
+            data; the result is the same.
     """
     boxes = boxes.double()
     # only boxes whose circumscribed circles meet can overlap
@@ -56,10 +60,20 @@ def rotated_overlaps(boxes: Tensor, iou: float, counted: Tensor | None = None) -
     near = torch.cdist(boxes[:, :2], boxes[:, :2]) <= reach[:, None] + reach
     if counted is not None:
         near = near & counted[:, None] & counted
-    first, second = near.triu(1).nonzero(as_tuple=True)
+    first, second = _pairs_above_diagonal(near, all_pairs)
     overlaps = torch.zeros_like(near)
     overlaps[first, second] = rotated_iou(boxes[first], boxes[second]) > iou
-    return overlaps
+    return overlaps & near
+
+
+def _pairs_above_diagonal(near: Tensor, all_pairs: bool) -> tuple[Tensor, Tensor]:
+    """Rows and columns of what is True in near [K, K], or of everything, above the diagonal."""
+    if not all_pairs:
+        first, second = near.triu(1).nonzero(as_tuple=True)
+        return first, second
+    count = near.shape[0]
+    first, second = torch.triu_indices(count, count, 1, device=near.device).unbind()
+    return first, second
 
 
 def circle_overlaps(centers: Tensor, radius: float) -> Tensor:
@@ -160,6 +174,19 @@ def greedy_keep(overlaps: Tensor) -> Tensor:
     while is_changed:
         keep, is_changed, _ = _repeat_rule(keep, is_changed, blocks)
     return keep
+
+
+def greedy_keep_within(overlaps: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
+    """`greedy_keep` in a fixed number of rounds, and whether they were enough: [K] bool, [] bool.
+
+    Nothing waits for the device.
+    """
+    blocks = overlaps.triu(1)
+    keep = torch.ones(len(overlaps), dtype=torch.bool, device=overlaps.device)
+    is_changed = torch.ones((), dtype=torch.bool, device=overlaps.device)
+    for _ in range(rounds):
+        keep, is_changed, _ = _repeat_rule(keep, is_changed, blocks)
+    return keep, ~is_changed
 
 
 def _is_unfinished(keep: Tensor, is_changed: Tensor, blocks: Tensor) -> Tensor:

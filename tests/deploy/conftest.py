@@ -50,3 +50,22 @@ def assert_same():
             rest.pop(best)
 
     return compare
+
+
+@pytest.fixture
+def assert_memory_is_flat(frame):
+    """Lets a detector see frames of many sizes and checks that the process does not grow."""
+    import psutil
+
+    def run(packaged):
+        process = psutil.Process()
+        frames = [frame(count) for count in (0, 1, 20, 500, 2000, 1500, 90, 1000)]
+        used = []
+        for i in range(56):
+            packaged(frames[i % len(frames)])
+            used.append(process.memory_info().rss)
+        # the first two rounds fill the allocator's and the libraries' buffers
+        grown = (max(used[-8:]) - max(used[:16])) / 2**20
+        assert grown < 4, f'{grown:.1f} MiB more after 40 frames'
+
+    return run

@@ -42,6 +42,18 @@ def test_package_for_cuda_is_refused_without_one(tmp_path):
         load(path)
 
 
+def test_package_of_another_processor_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match='compiled for arm64 NEON and this is'):
+        load(fake_package(tmp_path / 'a.pt2', processor='arm64 NEON'))
+    monkeypatch.setattr('stratified3d.deploy.package.processor_of', lambda device: 'x86_64 AVX2')
+    with pytest.raises(ValueError, match='for x86_64 AVX512 and this is x86_64 AVX2'):
+        load(fake_package(tmp_path / 'a.pt2', processor='x86_64 AVX512'))
+    # older instructions run on newer processors
+    monkeypatch.setattr('stratified3d.deploy.package.processor_of', lambda device: 'x86_64 AVX512')
+    monkeypatch.setattr(torch._inductor, 'aoti_load_package', lambda path: 'program')
+    load(fake_package(tmp_path / 'a.pt2', processor='x86_64 AVX2'))
+
+
 def test_other_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match='no package'):
         load(tmp_path / 'none.pt2')
@@ -60,6 +72,8 @@ def test_other_files_are_refused(tmp_path):
         (dict(capacity=0), 'capacity'),
         (dict(overflow='wrap'), 'overflow'),
         (dict(bev_dtype='fp8'), 'bev_dtype'),
+        (dict(capacity=9, num_points=0), 'num_points'),
+        (dict(num_points=9), 'needs a capacity'),
     ],
 )
 def test_settings_are_checked_before_the_work(detector, settings, key):
@@ -105,6 +119,11 @@ def test_bad_frames_are_one_sentence(package, frame):
         packaged(np.zeros((5, 3), np.float32))
     with pytest.warns(UserWarning, match='5 points have NaN'):
         assert len(packaged(np.full((5, 4), np.nan, np.float32)).boxes) == 0
+
+
+@pytest.mark.slow
+def test_frames_in_a_row_do_not_fill_the_memory(package, assert_memory_is_flat):
+    assert_memory_is_flat(load(package))
 
 
 @pytest.mark.slow

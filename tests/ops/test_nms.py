@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from shapely import affinity, box
 
 from stratified3d.ops import circle_nms, rotated_intersection, rotated_iou, rotated_nms
-from stratified3d.ops.nms import greedy_keep
+from stratified3d.ops.nms import greedy_keep, greedy_keep_within, rotated_overlaps
 
 
 def polygon(b):
@@ -111,3 +111,24 @@ def test_exported_nms_equals_the_eager_one():
         assert torch.equal(exported(overlaps), greedy_keep(overlaps))
     chain = torch.diag(torch.ones(29), 1) > 0  # each suppresses the next: as many rounds as boxes
     assert torch.equal(exported(chain), torch.arange(30) % 2 == 0)
+
+
+def test_nms_in_fixed_rounds_says_whether_they_were_enough():
+    overlaps = torch.rand(30, 30, generator=torch.Generator().manual_seed(0)) < 0.15
+    keep, is_done = greedy_keep_within(overlaps, 31)
+    assert is_done and torch.equal(keep, greedy_keep(overlaps))
+    chain = torch.diag(torch.ones(29), 1) > 0
+    keep, is_done = greedy_keep_within(chain, 31)
+    assert is_done and torch.equal(keep, greedy_keep(chain))
+    keep, is_done = greedy_keep_within(chain, 28)
+    assert not is_done and torch.equal(keep[:28], greedy_keep(chain)[:28])
+
+
+def test_all_pairs_overlap_as_the_near_ones_do():
+    generator = torch.Generator().manual_seed(0)
+    places = 12 * torch.rand(50, 2, generator=generator)
+    boxes = torch.cat([places, 0.5 + 4 * torch.rand(50, 3, generator=generator)], 1)
+    counted = torch.rand(50, generator=generator) < 0.8
+    expected = rotated_overlaps(boxes, 0.1, counted)
+    assert expected.any()
+    assert torch.equal(rotated_overlaps(boxes, 0.1, counted, all_pairs=True), expected)

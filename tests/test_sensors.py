@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -165,6 +166,7 @@ def test_options_describe_a_sensor():
 
     assert read() is None
     assert read('--sensor', 'kitti') == SENSORS['kitti']
+    assert read('--keep-own') == replace(NUSCENES, drop_own=False)
     assert read('--intensity-max', '1') == Sensor('y', 1.84, 1.0, 32)
     words = ('--sensor', 'vlp16', '--sensor-height', '0.6', '--forward=-x')
     assert read(*words) == Sensor('-x', 0.6, 255.0, 16)

@@ -69,7 +69,7 @@ def check_memory(path: Path, wanted: int) -> None:
     size = path.stat().st_size
     if wanted > _MAX_INFLATION * size + _FREE_BYTES:
         raise PointFileError(
-            f'{path}: damaged: its {size} bytes announce {wanted} bytes of points, over '
+            f'{path}: damaged: its {size} bytes would take {wanted} bytes of memory, over '
             f'{_MAX_INFLATION} times as many; write it again, uncompressed if it is right'
         )
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from benchmarks import report
 from benchmarks.ablation.rows import ROWS, Row
-from benchmarks.ablation.runs import TrainingSettings, run_all
+from benchmarks.ablation.runs import PLAIN, TrainingSettings, read_world, run_all
 from benchmarks.ablation.tables import render
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +32,7 @@ EXAMPLES = """examples:
   python tools/ablate.py --rows default "m = 0" gated      results of other rows stay as they are
   python tools/ablate.py --groups strata fusion --seeds 0 1 2
   python tools/ablate.py --jobs 2                          all rows, two trainings at a time
+  python tools/ablate.py --data data/mixed                 simulated with --sensor mixed
 
 bash tools/quickstart.sh creates the dataset. Rows that have a result are skipped: rerun the same
 command to resume after an interruption. Configs, logs and weights are in --work.
@@ -109,7 +110,8 @@ def check_args(args: argparse.Namespace) -> str | None:
         return f'--iterations must be at least 20, not {args.iterations}'
     if args.jobs < 1:
         return f'--jobs must be at least 1, not {args.jobs}'
-    if not args.list and not (args.data / 'nuscenes_dbinfos_train.pkl').is_file():
+    needed = ('nuscenes_dbinfos_train.pkl', 'simulation.json')
+    if not args.list and not all((args.data / name).is_file() for name in needed):
         return (
             f'{args.data} is not a prepared dataset: create one by bash tools/quickstart.sh, or by '
             f'python tools/simulate.py {args.data} and '
@@ -124,12 +126,16 @@ class Results:
     Args:
         out: folder of all devices.
         iterations: steps of the default.
+        data: simulated dataset; other sensors than nuScenes' have results of their own.
     """
 
-    def __init__(self, out: Path, iterations: int):
+    def __init__(self, out: Path, iterations: int, data: Path):
         device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
         self.out = out
+        sensor = read_world(data)['sensor']
         self.name = f'ablation-{iterations}'
+        if sensor != PLAIN:
+            self.name += f'-{sensor}'
         self.environment = report.environment(device, torch.float32)
         self.folder = report.folder_of(out, self.environment)
         path = self.folder / f'{self.name}.json'
@@ -189,11 +195,11 @@ def main() -> int:
     rows = [row for row in ROWS if row.name in args.rows]
     if args.groups:
         rows = [row for row in ROWS if row.group in args.groups]
-    results = Results(args.out, args.iterations)
+    results = Results(args.out, args.iterations, args.data)
     missing = results.missing(rows, args.seeds)
     settings = TrainingSettings(
         args.data,
-        args.work,
+        args.work / results.name,
         args.iterations,
         threads=max(1, (os.cpu_count() or 1) // args.jobs),
         options=args.cfg_options,

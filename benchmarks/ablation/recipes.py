@@ -46,6 +46,16 @@ def with_turns(config: Config) -> None:
     sample.db_sampler.turned = True
 
 
+def paste_on_ground(config: Config) -> None:
+    """Find the ground of each frame for pasted objects, which sensors of other heights saw."""
+    pipeline = _pipeline(config)
+    for place, transform in enumerate(pipeline):
+        if transform['type'] == 'ObjectSample':
+            transform.use_ground_plane = True
+            pipeline.insert(place, dict(type='FindGroundPlane'))
+            return
+
+
 def use_sweeps(config: Config, count: int, every: int = 1) -> None:
     """Stack so many earlier sweeps on a keyframe, or every second one, and so on."""
     for pipeline in _pipelines(config):

@@ -10,18 +10,21 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from threading import Lock
 from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
 from benchmarks.ablation.costs import bev_gflop, stream_ms
+from benchmarks.ablation.recipes import paste_on_ground
 from benchmarks.ablation.rows import Row
 from stratified3d.evaluation.heading import axis_errors
+from stratified3d.evaluation.occlusion import occluded_ap
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'benchmarks/ablation/configs/ablation.py'
+PLAIN = 'nuscenes'  # the sensor of the quickstart's world
 WARM_UP = 10  # steps before a training is timed
 STREAMED = ('default', 'memory')  # groups whose detectors also run on a stream of frames
 TIMED = 20  # steps that are timed to learn the pace of a training
@@ -40,11 +43,18 @@ class TrainingSettings(NamedTuple):
     options: dict[str, Any] = {}
 
 
+def read_world(data: Path) -> dict[str, Any]:
+    """Settings of a simulated dataset: its version, sensor, and others."""
+    return {'sensor': PLAIN, **json.loads((data / 'simulation.json').read_text())}
+
+
 def make_config(row: Row, seed: int, settings: TrainingSettings, iterations: int) -> Config:
     """The complete config of one training."""
     with _READING, _environment(NUSCENES_ROOT=str(settings.data.resolve())):
         config = Config.fromfile(CONFIG)
         row.apply(config)
+    if read_world(settings.data)['sensor'] != PLAIN:
+        paste_on_ground(config)
     folder = folder_of(row.name, seed, settings)
     for name in ('val_evaluator', 'test_evaluator'):
         config[name].jsonfile_prefix = str(folder / 'results')
@@ -88,7 +98,7 @@ def train(
     Returns:
         seconds_per_iteration (median), and with score: mAP, NDS, AP {class: value}, errors {name:
         value}, heading and axis (rad, orientation error of cars and the same modulo pi),
-        ms_per_frame (mean of a detection).
+        occluded_mAP (of the objects that are mostly hidden), ms_per_frame (mean of a detection).
     Raises:
         RuntimeError: the training failed; names its log.
     """
@@ -139,10 +149,12 @@ def _read_score(folder: Path, data: Path, evaluation: dict[str, float]) -> dict[
     """The scores that the devkit wrote, and the time from the log line of the evaluation."""
     results = folder / 'results/pred_instances_3d'
     metrics = json.loads((results / 'metrics_summary.json').read_text())
+    submission = (data, read_world(data)['version'], results / 'results_nusc.json')
     try:
-        axis = axis_errors(data, 'v1.0-mini', results / 'results_nusc.json')['car']
+        axis = axis_errors(*submission)['car']
+        occluded = mean(occluded_ap(*submission).values())
     except ValueError:  # nothing was found
-        axis = None
+        axis, occluded = None, 0.0
     seconds = evaluation['time'] - evaluation['data_time']
     return dict(
         mAP=metrics['mean_ap'],
@@ -151,6 +163,7 @@ def _read_score(folder: Path, data: Path, evaluation: dict[str, float]) -> dict[
         errors=metrics['tp_errors'],
         heading=metrics['label_tp_errors']['car']['orient_err'],
         axis=axis,
+        occluded_mAP=occluded,
         ms_per_frame=round(1e3 * seconds, 1),
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.report import table
 
+OWN_VARIANCE = 4  # seeds from which a row's own variance counts
 HEAD = (
     'row',
     'question',
@@ -21,6 +22,7 @@ HEAD = (
     'car AP',
     'car heading, axis (rad)',
     'velocity (m/s)',
+    'occluded AP',
     'BEV GFLOP',
     'steps',
     's per step',
@@ -32,39 +34,63 @@ HEAD = (
 def compare(results: Sequence[dict[str, Any]], score: str = 'NDS') -> list[dict[str, Any]]:
     """One dict per row: means over its seeds, and its difference from the first row.
 
-    The difference is the mean over the seeds that both rows share. The spread is the wider of the
-    two rows' ranges over these seeds, None for a single one. The verdict is 'no difference' if the
-    spread is not exceeded.
+    The difference is the mean over the seeds that both rows share, and `error` its standard error,
+    both None where there are too few seeds. The variance is that of the row's own differences from
+    `OWN_VARIANCE` seeds on, else the one of all rows with several seeds together; rows of other
+    detectors are kept apart from ours, because their variance differs. The verdict is 'no
+    difference' up to two standard errors.
     """
     rows: dict[str, dict[int, dict]] = {}
     for result in results:
         rows.setdefault(result['row'], {})[result['seed']] = result
     first = next(iter(rows.values()))
+    groups = {name: next(iter(seeds.values()))['group'] for name, seeds in rows.items()}
+    differences = {
+        name: [
+            seeds[seed][score] - first[seed][score] for seed in sorted(seeds.keys() & first.keys())
+        ]
+        for name, seeds in rows.items()
+        if seeds is not first
+    }
     compared = []
     for name, seeds in rows.items():
-        difference, spread = _difference(seeds, first, score)
-        all_results = list(seeds.values())
+        alike = [
+            values
+            for other, values in differences.items()
+            if (groups[other] == 'detector') == (groups[name] == 'detector')
+        ]
+        own = differences.get(name, [])
+        difference = mean(own) if own else None
+        error = _standard_error(own, alike)
         compared.append(
             dict(
                 row=name,
-                group=all_results[0]['group'],
-                seeds=len(seeds),
-                mAP=mean(result['mAP'] for result in all_results),
-                NDS=mean(result['NDS'] for result in all_results),
-                car=mean(result['AP']['car'] for result in all_results),
+                group=groups[name],
                 difference=difference,
-                spread=spread,
-                verdict='' if seeds is first else _verdict(difference, spread),
-                angles=[_mean_of(all_results, name) for name in ('heading', 'axis')],
-                velocity=_mean_of([result.get('errors', {}) for result in all_results], 'vel_err'),
-                gflop=_mean_of(all_results, 'bev_gflop'),
-                iterations=mean(result['iterations'] for result in all_results),
-                seconds=mean(result['seconds_per_iteration'] for result in all_results),
-                ms_per_frame=mean(result['ms_per_frame'] for result in all_results),
-                stream=_mean_of(all_results, 'stream_ms_per_frame'),
+                error=error,
+                verdict='' if seeds is first else _verdict(difference, error),
+                **_means(list(seeds.values())),
             )
         )
     return compared
+
+
+def _means(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the table shows of a row's results."""
+    return dict(
+        seeds=len(results),
+        mAP=mean(result['mAP'] for result in results),
+        NDS=mean(result['NDS'] for result in results),
+        car=mean(result['AP']['car'] for result in results),
+        angles=[_mean_of(results, name) for name in ('heading', 'axis')],
+        velocity=_mean_of([result.get('errors', {}) for result in results], 'vel_err'),
+        occluded=_mean_of(results, 'occluded_mAP'),
+        gflop=_mean_of(results, 'bev_gflop'),
+        iterations=mean(result['iterations'] for result in results),
+        seconds=mean(result['seconds_per_iteration'] for result in results),
+        ms_per_frame=mean(result['ms_per_frame'] for result in results),
+        stream=_mean_of(results, 'stream_ms_per_frame'),
+    )
 
 
 def _mean_of(results: Sequence[dict[str, Any]], name: str) -> float | None:
@@ -73,56 +99,30 @@ def _mean_of(results: Sequence[dict[str, Any]], name: str) -> float | None:
     return mean(values) if values else None
 
 
-def _difference(
-    seeds: dict[int, dict], first: dict[int, dict], score: str
-) -> tuple[float | None, float | None]:
-    """(difference, spread) over the shared seeds; None where there are too few."""
-    shared = sorted(seeds.keys() & first.keys())
-    if not shared:
-        return None, None
-    own = [seeds[seed][score] for seed in shared]
-    base = [first[seed][score] for seed in shared]
-    difference = mean(a - b for a, b in zip(own, base))
-    if len(shared) == 1:
-        return difference, None
-    return difference, max(max(own) - min(own), max(base) - min(base))
+def _standard_error(own: list[float], alike: list[list[float]]) -> float | None:
+    """Of the mean of a row's differences; None without a variance.
+
+    Args:
+        own: one difference per seed; alike: those of all rows whose variance is taken as equal.
+    """
+    several = [own] if len(own) >= OWN_VARIANCE else [row for row in alike if len(row) > 1]
+    if not own or not several:
+        return None
+    degrees = sum(len(row) - 1 for row in several)
+    pooled = sum(variance(row) * (len(row) - 1) for row in several) / degrees
+    return (pooled / len(own)) ** 0.5
 
 
-def _verdict(difference: float | None, spread: float | None) -> str:
-    if difference is None or spread is None:
+def _verdict(difference: float | None, error: float | None) -> str:
+    if difference is None or error is None:
         return 'too few seeds'
-    if abs(difference) <= spread:
+    if abs(difference) <= 2 * error:
         return 'no difference'
     return 'better' if difference > 0 else 'worse'
 
 
-def standard_error(
-    results: Sequence[dict[str, Any]], score: str = 'NDS', seeds: int = 2
-) -> float | None:
-    """Standard error of a difference between the means of two rows.
-
-    It follows from the variance over seeds, pooled over all rows with several seeds. Rows of other
-    detectors are left out, because their variance differs.
-
-    Args:
-        seeds: of each of the two rows.
-    Returns:
-        None without a row of several seeds.
-    """
-    rows: dict[str, list[float]] = {}
-    for result in results:
-        if result['group'] != 'detector':
-            rows.setdefault(result['row'], []).append(result[score])
-    several = [values for values in rows.values() if len(values) > 1]
-    if not several:
-        return None
-    degrees = sum(len(values) - 1 for values in several)
-    pooled = sum(variance(values) * (len(values) - 1) for values in several) / degrees
-    return (2 * pooled / seeds) ** 0.5
-
-
 def render(results: Sequence[dict[str, Any]]) -> str:
-    """Markdown table with the spread of differences in brackets, and the standard error below."""
+    """Markdown table; differences have their standard error in brackets."""
     lines: list[Sequence[str]] = [HEAD]
     for by_map, by_nds in zip(compare(results, 'mAP'), compare(results, 'NDS')):
         lines.append(
@@ -139,6 +139,7 @@ def render(results: Sequence[dict[str, Any]]) -> str:
                 f'{by_map["car"]:.3f}',
                 ', '.join('' if angle is None else f'{angle:.2f}' for angle in by_map['angles']),
                 _render_value(by_map['velocity'], 2),
+                _render_value(by_map['occluded'], 3),
                 _render_value(by_map['gflop']),
                 f'{by_map["iterations"]:.0f}',
                 f'{by_map["seconds"]:.2f}',
@@ -146,15 +147,7 @@ def render(results: Sequence[dict[str, Any]]) -> str:
                 _render_value(by_map['stream']),
             ]
         )
-    text = table(lines)
-    map_error = standard_error(results, 'mAP')
-    nds_error = standard_error(results, 'NDS')
-    if map_error is not None and nds_error is not None:
-        text += (
-            '\n\nStandard error of a difference between two means of two seeds, from all rows but '
-            f'other detectors: {map_error:.3f} mAP, {nds_error:.3f} NDS.'
-        )
-    return text
+    return table(lines)
 
 
 def _render_value(value: float | None, digits: int = 0) -> str:
@@ -164,5 +157,5 @@ def _render_value(value: float | None, digits: int = 0) -> str:
 def _render_difference(row: dict[str, Any]) -> str:
     if row['difference'] is None or not row['verdict']:
         return ''
-    spread = '' if row['spread'] is None else f' ({row["spread"]:.3f})'
-    return f'{row["difference"]:+.3f}{spread}'
+    error = '' if row['error'] is None else f' ({row["error"]:.3f})'
+    return f'{row["difference"]:+.3f}{error}'

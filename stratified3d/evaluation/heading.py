@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 
-from nuscenes import NuScenes
 from nuscenes.eval.common.data_classes import EvalBoxes
 from nuscenes.eval.common.utils import center_distance
 from nuscenes.eval.detection.algo import accumulate, calc_tp
-from nuscenes.eval.detection.config import config_factory
-from nuscenes.eval.detection.evaluate import DetectionEval
+
+from stratified3d.evaluation.submission import load_submission
 
 # the one class whose orientation error the devkit takes modulo pi
 _MODULO_PI = 'barrier'
@@ -29,18 +27,8 @@ def axis_errors(data_root: str | Path, version: str, results: str | Path) -> dic
     Returns:
         {class: error}; 1 where less than a tenth of the objects is found, as in the devkit.
     """
-    results = Path(results)
-    if not any(json.loads(results.read_bytes())['results'].values()):
-        raise ValueError(f'{results}: contains no boxes, so there are no orientations to compare')
-    config = config_factory('detection_cvpr_2019')
-    evaluation = DetectionEval(
-        NuScenes(version, str(data_root), verbose=False),
-        config,
-        str(results),
-        eval_set='mini_val' if version == 'v1.0-mini' else 'val',
-        output_dir=str(results.parent),
-        verbose=False,
-    )
+    evaluation = load_submission(data_root, version, results)
+    config = evaluation.cfg
     errors = {}
     for name in config.class_names:
         matches = accumulate(

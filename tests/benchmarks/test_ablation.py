@@ -4,6 +4,7 @@ import copy
 import json
 import runpy
 import sys
+from statistics import variance
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +21,7 @@ from benchmarks.ablation.costs import bev_gflop
 from benchmarks.ablation.full_size import CHANGES
 from benchmarks.ablation.rows import ROWS
 from benchmarks.ablation.runs import CONFIG, TrainingSettings, make_config
-from benchmarks.ablation.tables import compare, render, standard_error
+from benchmarks.ablation.tables import compare, render
 from benchmarks.detectors.config_table import list_configs
 
 pytestmark = pytest.mark.slow
@@ -40,6 +41,12 @@ def result(row, seed, score):
     )
 
 
+def settings_in(folder, **world):
+    """Of trainings on a simulated dataset that has its settings only."""
+    (folder / 'simulation.json').write_text(json.dumps(dict(version='v1.0-mini', **world)))
+    return TrainingSettings(folder, folder / 'work', 50, 1)
+
+
 def test_names_of_rows_are_unique():
     assert len({row.name for row in ROWS}) == len(ROWS)
 
@@ -56,7 +63,7 @@ def test_each_row_changes_the_default_config():
 
 @pytest.mark.parametrize('row', {row.group: row for row in ROWS}.values(), ids=lambda row: row.name)
 def test_config_of_a_row_of_each_group_survives_a_dump(row, tmp_path):
-    settings = TrainingSettings(tmp_path / 'data', tmp_path / 'work', 50, 1)
+    settings = settings_in(tmp_path)
     config, first = make_config(row, 3, settings, 50), make_config(ROWS[0], 3, settings, 50)
     config.dump(tmp_path / 'config.py')
     again = Config.fromfile(tmp_path / 'config.py')
@@ -67,7 +74,7 @@ def test_config_of_a_row_of_each_group_survives_a_dump(row, tmp_path):
     assert [s.total_steps for s in config.param_scheduler] == [50] * (row.group != 'schedule')
     for transform in config.train_dataloader.dataset.pipeline:
         if transform.type == 'ObjectSample':
-            assert str(tmp_path / 'data') in transform.db_sampler.info_path
+            assert str(tmp_path) in transform.db_sampler.info_path
 
 
 @pytest.mark.slow
@@ -88,7 +95,7 @@ def test_encoder_of_each_row_can_be_built():
 
 
 def test_data_rows_differ_in_one_transform(tmp_path):
-    settings = TrainingSettings(tmp_path, tmp_path, 50, 1)
+    settings = settings_in(tmp_path)
     own, *others = (
         [t.to_dict() for t in make_config(row, 0, settings, 50).train_dataloader.dataset.pipeline]
         for row in ROWS
@@ -108,7 +115,7 @@ def test_data_rows_differ_in_one_transform(tmp_path):
 @pytest.mark.parametrize('name', ['default', 'wide, a branch for each number', 'cells of 1.6 m'])
 def test_operations_of_the_bev_part_are_those_of_its_convolutions(name, tmp_path):
     row = next(row for row in ROWS if row.name == name)
-    config = make_config(row, 0, TrainingSettings(tmp_path, tmp_path, 50, 1), 50)
+    config = make_config(row, 0, settings_in(tmp_path), 50)
     config.model.point_cloud_range = [-9.6, -9.6, -5.0, 9.6, 9.6, 3.0]
     with DefaultScope.overwrite_default_scope('mmdet3d'):
         model = MODELS.build(config.model).eval()
@@ -129,7 +136,7 @@ def test_operations_of_the_bev_part_are_those_of_its_convolutions(name, tmp_path
 
 def test_other_detectors_have_no_operations_to_compare(tmp_path):
     row = next(row for row in ROWS if row.name.startswith('CenterPoint pillar 0.4'))
-    assert bev_gflop(make_config(row, 0, TrainingSettings(tmp_path, tmp_path, 50, 1), 50)) is None
+    assert bev_gflop(make_config(row, 0, settings_in(tmp_path), 50)) is None
 
 
 def test_plain_backbone_is_ours_without_shortcuts():
@@ -160,7 +167,7 @@ def test_plain_backbone_is_ours_without_shortcuts():
 def test_config_rows_are_full_size_except_for_head_settings(name, tmp_path):
     row, settings = (
         next(row for row in ROWS if row.name == name),
-        TrainingSettings(tmp_path, tmp_path, 50, 1),
+        settings_in(tmp_path),
     )
     model, first = (make_config(r, 0, settings, 50).model for r in (row, ROWS[0]))
     full_size = Config.fromfile(list_configs()[name]).model
@@ -177,7 +184,7 @@ def test_config_rows_are_full_size_except_for_head_settings(name, tmp_path):
 @pytest.mark.parametrize('fast', [False, True])
 def test_centerpoint_computes_the_same_with_a_fast_dense_part(tmp_path, monkeypatch, fast):
     row = next(row for row in ROWS if row.name == 'CenterPoint pillar 0.4, rate 0.001')
-    config = make_config(row, 0, TrainingSettings(tmp_path, tmp_path, 50, 1), 50)
+    config = make_config(row, 0, settings_in(tmp_path), 50)
     assert 'FastDensePart' in [hook.type for hook in config.custom_hooks]
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope('mmdet3d'):
@@ -204,19 +211,20 @@ def test_centerpoint_computes_the_same_with_a_fast_dense_part(tmp_path, monkeypa
     'scores, verdict',
     [
         ((0.30, 0.32), 'no difference'),
-        ((0.35, 0.36), 'better'),
-        ((0.20, 0.21), 'worse'),
-        ((0.20, 0.40), 'no difference'),
+        ((0.35, 0.36, 0.37), 'better'),
+        ((0.20, 0.22), 'worse'),
+        ((0.20, 0.45), 'no difference'),
         ((0.35,), 'too few seeds'),
     ],
 )
-def test_verdicts_compare_difference_and_spread(scores, verdict):
-    results = [result('default', seed, score) for seed, score in enumerate((0.30, 0.31))]
+def test_verdicts_need_two_standard_errors(scores, verdict):
+    first = (0.30, 0.31, 0.33)
+    results = [result('default', seed, score) for seed, score in enumerate(first)]
     results += [result('m = 0', seed, score) for seed, score in enumerate(scores)]
     default, row = compare(results)
     assert default['verdict'] == '' and row['verdict'] == verdict
     assert row['difference'] == pytest.approx(
-        sum(a - b for a, b in zip(scores, (0.30, 0.31))) / len(scores)
+        sum(a - b for a, b in zip(scores, first)) / len(scores)
     )
     assert verdict in render(results)
 
@@ -231,23 +239,31 @@ def test_comparison_uses_shared_seeds_only():
     assert compare(results)[1]['difference'] == pytest.approx(0.01)
 
 
-def test_standard_error_pools_the_variance_of_all_rows():
-    scores = {'default': (0.30, 0.32), 'm = 0': (0.20, 0.24), 'gated': (0.5,)}
-    results = [
-        result(row, seed, score)
-        for row, values in scores.items()
-        for seed, score in enumerate(values)
-    ]
-    # variances 2e-4 and 8e-4, one degree of freedom each
-    assert standard_error(results) == pytest.approx((2 * 5e-4 / 2) ** 0.5)
-    assert standard_error(results, seeds=8) == pytest.approx((2 * 5e-4 / 8) ** 0.5)
-    wild = [dict(result('CenterPoint', seed, seed), group='detector') for seed in range(2)]
-    assert (
-        standard_error(results + wild) == standard_error(results) and standard_error(wild) is None
-    )
-    assert '0.022 mAP, 0.022 NDS' in render(results) and 'Standard error' not in render(
-        results[-1:]
-    )
+def make_results(differences):
+    """Rows whose differences from the default, of NDS, are these."""
+    seeds = range(max(map(len, differences.values())))
+    results = [result('default', seed, 0.3 + 0.1 * seed) for seed in seeds]
+    for row, values in differences.items():
+        results += [result(row, i, 0.3 + 0.1 * i + value) for i, value in enumerate(values)]
+    return results
+
+
+def test_standard_error_is_of_paired_differences():
+    # of few seeds: variances 2e-4 and 8e-4, one degree of freedom each
+    results = make_results({'m = 0': (0.01, 0.03), 'gated': (0.02, -0.02), 'random': (0.01,)})
+    errors = [row['error'] for row in compare(results)]
+    assert errors[0] is None
+    assert errors[1:] == pytest.approx([(5e-4 / 2) ** 0.5] * 2 + [5e-4**0.5])
+    # rows of other detectors do not count
+    wild = [dict(result('CenterPoint', i, i), group='detector') for i in range(2)]
+    assert [row['error'] for row in compare(results + wild)][1:4] == pytest.approx(errors[1:])
+    assert '(0.016)' in render(results)
+
+
+def test_many_seeds_have_a_variance_of_their_own():
+    own = (0.01, 0.02, 0.03, 0.04)
+    results = make_results({'m = 0': own, 'gated': (0.5, -0.5)})
+    assert compare(results)[1]['error'] == pytest.approx((variance(own) / 4) ** 0.5)
 
 
 @pytest.fixture
@@ -312,3 +328,25 @@ def test_ablate_trains_scores_and_skips_rows_with_a_result(ablate, tmp_path):
 def test_ablate_names_an_unknown_row(ablate):
     status, said = ablate('--rows', 'm = 1')
     assert status == 2 and "no row 'm = 1'" in said.err
+
+
+def test_objects_of_other_sensors_are_pasted_on_the_ground(tmp_path):
+    pipelines = []
+    for sensor in ('nuscenes', 'mixed'):
+        config = make_config(ROWS[0], 0, settings_in(tmp_path, sensor=sensor), 50)
+        pipelines.append(config.train_dataloader.dataset.pipeline)
+    plain, mixed = pipelines
+    added = [t['type'] for t in mixed if t not in plain and t['type'] != 'ObjectSample']
+    assert added == ['FindGroundPlane']
+    for pipeline in pipelines:
+        sample = next(t for t in pipeline if t['type'] == 'ObjectSample')
+        assert sample.get('use_ground_plane', False) == (pipeline is mixed)
+
+
+def test_results_of_other_sensors_are_kept_apart(root, tmp_path):
+    tool = runpy.run_path(str(root / 'tools/ablate.py'))
+    names = []
+    for settings in ({}, dict(sensor='nuscenes'), dict(sensor='mixed')):
+        (tmp_path / 'simulation.json').write_text(json.dumps(settings))
+        names.append(tool['Results'](tmp_path, 20, tmp_path).name)
+    assert names == ['ablation-20', 'ablation-20', 'ablation-20-mixed']

@@ -1,15 +1,11 @@
 """The traceable program gives the boxes of the model it was made from."""
 
-import warnings
-
 import numpy as np
 import pytest
 import torch
 
 from stratified3d.apis import detect
 from stratified3d.deploy.package import PackagedDetector
-from stratified3d.detections import drop_own_vehicle
-from stratified3d.sensors import Sensor
 
 
 @pytest.fixture(scope='module')
@@ -34,19 +30,6 @@ def exact(detector, monkeypatch):
 def test_program_equals_the_model(detector, run, frame, assert_same, count):
     points = frame(count)
     assert_same(run()(points), detect(detector, points))
-
-
-@pytest.mark.parametrize('sensor', ['kitti', Sensor('y', 1.84, 255.0, drop_own=False)])
-def test_program_takes_sensors_as_the_model_does(detector, run, frame, assert_same, sensor):
-    points = frame(3000)
-    points[:, 3] /= 255
-    points[:1500, :2] *= 0.02  # around the sensor
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        expected = detect(detector, points, sensor)
-    assert_same(run()(points, sensor), expected)
-    is_kept = len(drop_own_vehicle(expected).boxes) < len(expected.boxes)
-    assert is_kept == (sensor != 'kitti')
 
 
 def test_points_out_of_range_or_broken_are_no_points(detector, run, frame, assert_same):

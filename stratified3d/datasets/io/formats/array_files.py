@@ -57,8 +57,10 @@ def read_npz(path: Path) -> Columns:
         for name in wanted:
             with archive.open(members[name]) as file:
                 arrays[name] = _read_array(path, file, members[name].file_size)
-        rows = max(len(np.atleast_1d(array)) for array in arrays.values())
-        check_memory(path, unpacked + rows * POINT_BYTES)
+
+        lengths = [len(np.atleast_1d(array)) for array in arrays.values()]
+        needed = max(lengths) * POINT_BYTES
+        check_memory(path, unpacked + needed)
 
     tables = [array for name, array in arrays.items() if name not in (*'xyz', *INTENSITY_NAMES)]
     columns = _name_columns(path, tables[0]) if tables else {}
@@ -95,8 +97,9 @@ def _read_array(path: Path, file: IO[bytes], size: int) -> np.ndarray:
     content = np.empty(expected, np.uint8)
     filled = 0
     while part := file.read(min(_PIECE, expected - filled)):  # zipfile holds a piece twice
-        content[filled : filled + len(part)] = np.frombuffer(part, np.uint8)
-        filled += len(part)
+        end = filled + len(part)
+        content[filled:end] = np.frombuffer(part, np.uint8)
+        filled = end
     check_length(path, 'bytes', expected, filled)
     return content.view(dtype).reshape(shape, order='F' if is_fortran else 'C')
 

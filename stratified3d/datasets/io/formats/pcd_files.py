@@ -117,9 +117,11 @@ def _decompress(path: Path, body: bytes, header: _Header) -> bytes:
             f'announces {announced}; write it again'
         )
     check_length(path, 'bytes', compressed, len(body) - 8)
-    check_memory(path, needed + header.points * POINT_BYTES)
+    as_points = header.points * POINT_BYTES
+    check_memory(path, needed + as_points)
     with errors_named(path, 'LZF after its header'):
-        return decompress_lzf(memoryview(body)[8 : 8 + compressed], needed)
+        data = memoryview(body)[8 : 8 + compressed]
+        return decompress_lzf(data, needed)
 
 
 def _split_blocks(header: _Header, content: bytes) -> Columns:

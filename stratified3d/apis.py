@@ -20,7 +20,7 @@ from torch import Tensor
 
 from stratified3d.checkpoints import check_fit, load_checkpoint_file, trained_classes
 from stratified3d.datasets.io.point_files import read_points
-from stratified3d.detections import Detections, points_with_dt
+from stratified3d.detections import Detections, drop_own_vehicle, points_with_dt
 from stratified3d.frame_checks import check_frame
 from stratified3d.layers.strata_record import StrataRecord, record_strata
 from stratified3d.models.streaming import StreamLimits, StreamState, check_pose
@@ -110,7 +110,8 @@ def detect(
             `stratified3d.sensors.SENSORS`; None: those that the model learned, nuScenes' unless
             its config names another `sensor`.
     Returns:
-        Objects in the frame of the points.
+        Objects in the frame of the points, without those that contain its origin, seen from above:
+        they are the vehicle that carries the sensor (`Sensor(drop_own=False)` keeps them).
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file cannot be read, or its columns do not fit; no such sensor.
@@ -147,8 +148,8 @@ def detect_next(
         scene: a name; another one than before starts the stream again.
         limits: when the stream starts again by itself, see `StreamLimits`.
     Returns:
-        Objects in the frame of the points, and the state for the next frame; its `event` says how
-        this frame was taken.
+        Objects in the frame of the points, see `detect`, and the state for the next frame; its
+        `event` says how this frame was taken.
     Raises:
         ValueError: as in `detect`; a pose that is not rigid, a time that is not finite, the state
             of another model.
@@ -253,8 +254,10 @@ def _read_result(
     found = result.pred_instances_3d
     found = found[found.scores_3d.argsort(descending=True)].to('cpu')
     boxes = found.bboxes_3d.tensor.numpy()
-    return Detections(
+    detections = Detections(
         boxes if change is None else change.boxes_to_file(boxes),
         found.scores_3d.numpy(),
         [model.class_names[label] for label in found.labels_3d.tolist()],
     )
+    sensor = change.sensor if change else model_sensor(model.cfg)
+    return drop_own_vehicle(detections) if sensor.drop_own else detections

@@ -10,6 +10,7 @@ from torch import Tensor
 
 # s; sweeps span half a second, and a ring index counts up to 31 or 63
 _MAX_DT = 2.5
+_OWN_MARGIN = 0.1  # m around a box
 
 
 class Detections(NamedTuple):
@@ -25,6 +26,21 @@ class Detections(NamedTuple):
     boxes: np.ndarray
     scores: np.ndarray
     names: list[str]
+
+
+def drop_own_vehicle(found: Detections) -> Detections:
+    """Return the detections whose box, seen from above, does not contain the frame's origin.
+
+    Nothing else can be where the sensor is: what is found there are returns from the roof and the
+    hood of the vehicle that carries it.
+    """
+    x, y, _, length, width, _, yaw = found.boxes[:, :7].T
+    cos, sin = np.cos(yaw), np.sin(yaw)
+    ahead = np.abs(cos * x + sin * y)
+    aside = np.abs(cos * y - sin * x)
+    is_own = (ahead <= length / 2 + _OWN_MARGIN) & (aside <= width / 2 + _OWN_MARGIN)
+    names = [name for name, own in zip(found.names, is_own) if not own]
+    return Detections(found.boxes[~is_own], found.scores[~is_own], names)
 
 
 def points_with_dt(points: np.ndarray | Tensor) -> Tensor:

@@ -10,6 +10,7 @@ REACH = 25.0  # m around the sensor
 _NEAREST = 2.5  # m; closer points are mostly of the car that carries the sensor
 _CELL = 2.0  # m
 _VOTE = 0.1  # m from a trial plane
+_NEARBY = 4.0  # m; up to there, low points count the same
 # m around the plane, of the points that it is fitted to, one after the other
 _LAYERS = (0.15, 0.1, 0.08, 0.06, 0.06, 0.06)
 _LAYER = 0.15  # m above and below the plane: noise, and the curvature of a road
@@ -22,6 +23,7 @@ _SPREAD = 1.0  # m, standard deviation of the plane's points across their longes
 _GAP = 0.45  # m; what is farther from the plane is clearly above or below it
 _MOST_BELOW = (0.03, 0.3)  # share of all points, and of those above
 _DENSITY = 2.0  # of points in the plane, over that in the layer just above it
+_PATCH = 0.5  # m
 
 
 class Ground(NamedTuple):
@@ -41,8 +43,11 @@ def find_ground(points: np.ndarray) -> tuple[Ground | None, str]:
     """Find the ground, up to 8 degrees steep, within 25 m of the sensor.
 
     Planes through three low points each are tried; the one near most low points is fitted to the
-    points close to it. It is the ground if little lies below it, if it is denser than what is just
-    above it, and if it is more than a line.
+    points close to it. It is the ground if little lies below it, if it is denser or wider than what
+    is just above it, and if it is more than a line.
+
+    A sector of 60 degrees ahead is enough. To a side, where a wall or a bank may fill what is seen,
+    60 degrees fail in one frame of ten, 120 in none, by frames of simulated streets.
 
     Args:
         points: [P, >= 3] x, y, z (m), z up.
@@ -83,7 +88,8 @@ def _lowest_per_cell(points: np.ndarray) -> np.ndarray:
 def _best_plane(low: np.ndarray) -> Ground:
     """The plane through three of the low points [C, 3] that is near most of them.
 
-    The first trial is level, at the median, for clouds in which no three points will do.
+    They count by the inverse of their distance, as in `_fit`. The first trial is level, at the
+    median, for clouds in which no three points will do.
     """
     level = np.array([[np.median(low[:, 2]), 0.0, 0.0]])
     rng = np.random.default_rng(0)  # the same points give the same ground
@@ -92,7 +98,8 @@ def _best_plane(low: np.ndarray) -> Ground:
 
     design = np.concatenate([np.ones((len(low), 1)), low[:, :2]], 1)
     distance = np.abs(low[:, 2] - trials @ design.T)  # [trials, C]
-    votes = (distance < _VOTE).sum(1)
+    weight = 1 / np.maximum(np.hypot(*low[:, :2].T), _NEARBY)
+    votes = (distance < _VOTE) @ weight
     return Ground(*trials[votes.argmax()].tolist())
 
 
@@ -135,12 +142,19 @@ def _doubt(ground: Ground, points: np.ndarray) -> str:
 
     is_inside = np.abs(above) < _LAYER
     is_over = (above > _LAYER) & (above < _GAP)
-    least = max(_DENSITY * is_over.sum(), _SHARE * len(points))
-    if is_inside.sum() < least:
-        return 'no flat surface is denser than what is just above it'
+    is_dense = is_inside.sum() >= _DENSITY * is_over.sum()
+    # a wall close by has many points on little area
+    is_wide = _patches(points[is_inside]) >= _DENSITY * _patches(points[is_over])
+    if is_inside.sum() < _SHARE * len(points) or not (is_dense or is_wide):
+        return 'no flat surface is denser or wider than what is just above it'
 
     covariance = np.cov(points[is_inside, :2].T)
     spread = np.linalg.eigvalsh(covariance)[0] ** 0.5
     if spread < _SPREAD:
         return f'the flattest surface is a strip, {2 * spread:.1f} m wide'
     return ''
+
+
+def _patches(points: np.ndarray) -> int:
+    """How many squares of the plan points [N, 3] lie in."""
+    return len(np.unique(np.floor(points[:, :2] / _PATCH).astype(int), axis=0))

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from typing import Any
 
 from stratified3d.sensors import AXES, MODEL_SENSOR, SENSORS, Sensor
 
 
-def add_sensor_options(parser: argparse.ArgumentParser) -> None:
-    """Add --sensor, --forward, --sensor-height and --intensity-max."""
+def add_sensor_options(parser: argparse.ArgumentParser, detects: bool = True) -> None:
+    """Add --sensor, --forward, --sensor-height and --intensity-max.
+
+    Args:
+        parser: of the command.
+        detects: whether the command detects objects; adds --keep-own.
+    """
     parser.add_argument(
         '--sensor',
         choices=SENSORS,
@@ -24,6 +30,14 @@ def add_sensor_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--intensity-max', type=float, metavar='N', help='full scale of the intensity (KITTI: 1)'
+    )
+    parser.set_defaults(keep_own=False)
+    if not detects:
+        return
+    parser.add_argument(
+        '--keep-own',
+        action='store_true',
+        help='keep detections around the origin, by default the vehicle that carries the sensor',
     )
 
 
@@ -41,7 +55,9 @@ def read_sensor_options(
         ValueError: a height or a full scale that cannot be.
     """
     given = dict(forward=args.forward, height=args.sensor_height, intensity_max=args.intensity_max)
-    changes = {name: value for name, value in given.items() if value is not None}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if args.keep_own:
+        changes['drop_own'] = False
     if args.sensor is None and not changes:
         return None
     return replace(SENSORS[args.sensor] if args.sensor else default, **changes)

@@ -25,6 +25,8 @@ class Sensor:
         intensity_max: full scale of the intensity; None: the smallest of 1, 255 and 65535 that a
             frame stays below.
         beams: how many lasers, for information.
+        drop_own: leave out detections that contain the frame's origin, seen from above: they are
+            the vehicle that carries the sensor. False for a sensor above others, as on a gantry.
     Raises:
         ValueError: an unknown axis, a height that is not one in meters, a full scale of 0 or less.
     """
@@ -33,6 +35,7 @@ class Sensor:
     height: float | None = None
     intensity_max: float | None = None
     beams: int | None = None
+    drop_own: bool = True
 
     def __post_init__(self):
         if self.forward not in AXES:

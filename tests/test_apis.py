@@ -1,5 +1,6 @@
 import copy
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from mmengine.config import Config
 from safetensors.torch import save_file
 
 from stratified3d.apis import detect, detect_next, init_detector
+from stratified3d.detections import Detections, drop_own_vehicle
 from stratified3d.sensors import SENSORS, FrameChange, Sensor
 from stratified3d.simulation.frame import simulate_frame
 
@@ -90,6 +92,38 @@ def test_frames_of_other_sensors_warn_once_for_each_sign(model):
     for message, key in zip(said, ('intensity_max=1', 'above the ground', 'is free')):
         assert key in message
     assert len(said) == 3
+
+
+@pytest.mark.parametrize('width', [7, 9])
+def test_a_box_around_the_sensor_is_left_out(width):
+    """Turned by 45 degrees, a box of 4 x 2 m reaches 1.1 m (with its margin) to its sides."""
+    centers = [(0, 0), (1.3, 1.3), (0.7, -0.7), (1.6, 1.6), (0.9, -0.9), (-30, 0)]
+    boxes = np.array([[x, y, -1.8, 4, 2, 1.5, np.pi / 4, 3, 3][:width] for x, y in centers])
+    scores = np.linspace(0.9, 0.4, len(boxes))
+    found = drop_own_vehicle(Detections(boxes, scores, list('abcdef')))
+    assert found.names == ['d', 'e', 'f']
+    np.testing.assert_array_equal(found.boxes, boxes[3:])
+    np.testing.assert_array_equal(found.scores, scores[3:])
+    nothing = drop_own_vehicle(Detections(boxes[:0], scores[:0], []))
+    assert nothing.boxes.shape == (0, width) and nothing.names == []
+
+
+def test_own_vehicle_is_kept_on_demand(config, model, points, monkeypatch):
+    points = np.concatenate([points, points * np.array([0.02, 0.02, 1, 1], np.float32)])
+    own_frame = SENSORS['nuscenes']
+    everything = detect(model, points, replace(own_frame, drop_own=False))
+    for found in (
+        detect(model, points),
+        detect(model, points, own_frame),
+        detect_next(model, points, np.eye(4), 0.0)[0],
+    ):
+        expected = drop_own_vehicle(everything)
+        assert found.names == expected.names and len(found.names) < len(everything.names)
+        np.testing.assert_array_equal(found.boxes, expected.boxes)
+
+    above_others = dict(forward='y', height=1.84, intensity_max=255.0, drop_own=False)
+    monkeypatch.setattr(model, 'cfg', Config(dict(config, sensor=above_others)))
+    assert detect(model, points).names == everything.names
 
 
 def test_an_unknown_sensor_is_named(model, points):

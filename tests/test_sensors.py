@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -165,6 +166,7 @@ def test_options_describe_a_sensor():
 
     assert read() is None
     assert read('--sensor', 'kitti') == SENSORS['kitti']
+    assert read('--keep-own') == replace(NUSCENES, drop_own=False)
     assert read('--intensity-max', '1') == Sensor('y', 1.84, 1.0, 32)
     words = ('--sensor', 'vlp16', '--sensor-height', '0.6', '--forward=-x')
     assert read(*words) == Sensor('-x', 0.6, 255.0, 16)
@@ -188,6 +190,39 @@ def test_the_ground_is_found(points, tilt, count):
 def test_the_ground_of_half_a_frame_is_found(points, half):
     ground, _ = find_ground(points[points[:, :2] @ half > 0])
     assert abs(ground.height + 1.84) < 0.1
+
+
+def cropped(points, degrees, width):
+    """The points of a sector around a direction, counterclockwise from x."""
+    angle = np.degrees(np.arctan2(points[:, 1], points[:, 0]))
+    return points[np.abs((angle - degrees + 180) % 360 - 180) < width / 2]
+
+
+@pytest.mark.parametrize('width', [60, 90, 120, 180])
+def test_the_ground_of_frames_cropped_to_the_front_is_found(points, width):
+    for degrees in (60, 90, 120):  # y is forward
+        ground, reason = find_ground(cropped(points, degrees, width))
+        assert not reason and abs(ground.height + 1.84) < 0.1
+
+
+def test_the_ground_of_cropped_real_frames_is_found(real_keyframe, real_kitti):
+    for width in (60, 90, 120, 180):
+        ground, _ = find_ground(cropped(real_keyframe, 90, width))
+        assert abs(ground.height + 1.84) < 0.1
+    for width in (40, 60):  # of the 80 degrees that the file has
+        ground, _ = find_ground(cropped(real_kitti, 0, width))
+        assert abs(ground.height + 1.73) < 0.1
+
+
+def test_a_wall_close_by_leaves_the_ground(points):
+    """Half a frame, with a low wall 3 m aside that has most of the points."""
+    rng = np.random.default_rng(0)
+    half = cropped(points, 90, 180)[:, :3]
+    half = half[half[:, 0] < 3]
+    count = 2 * len(half)
+    wall = np.stack([np.full(count, 3.0), *rng.uniform([0, -1.84], [12, -1], (count, 2)).T], 1)
+    ground, reason = find_ground(np.concatenate([half, wall]))
+    assert not reason and abs(ground.height + 1.84) < 0.1
 
 
 def test_the_ground_of_real_frames_is_found(real_keyframe, real_kitti):

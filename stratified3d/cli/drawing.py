@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -148,8 +149,9 @@ def visualize(args: argparse.Namespace) -> None:
     config.merge_from_dict(args.cfg_options or {})
     model = init_detector(config, args.checkpoint, args.device)
     names, load = list_frames(args, config)
-    sensor = read_sensor_options(args, model_sensor(config))
-    if sensor and args.dataset:
+    own = model_sensor(config)
+    sensor = read_sensor_options(args, own)
+    if sensor and args.dataset and sensor != replace(own, drop_own=sensor.drop_own):
         raise ValueError("--sensor is for point files; a dataset is in the model's own frame")
 
     def draw(i: int) -> Drawing:

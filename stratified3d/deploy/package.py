@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stratified3d.detections import Detections, points_with_dt
+from stratified3d.detections import Detections, drop_own_vehicle, points_with_dt
 from stratified3d.sensors import Sensor, frame_change, named_sensor
 
 KEY = 'stratified3d'  # in the package's metadata
@@ -112,13 +112,16 @@ class PackagedDetector:
         """
         points = points_with_dt(points)
         change = None
+        taken_for = model = named_sensor(self.info['sensor'])
         if sensor is not None:
-            model = named_sensor(self.info['sensor'])
             change = frame_change(points.cpu().numpy(), sensor, model)
+            taken_for = change.sensor
             points = torch.from_numpy(change.points_to_model(points.cpu().numpy()))
         self._count_invalid(points)
         boxes, scores, names = self._run(points)
-        return Detections(boxes if change is None else change.boxes_to_file(boxes), scores, names)
+        boxes = boxes if change is None else change.boxes_to_file(boxes)
+        found = Detections(boxes, scores, names)
+        return drop_own_vehicle(found) if taken_for.drop_own else found
 
     def _run(self, points: Tensor) -> tuple[np.ndarray, np.ndarray, list[str]]:
         points = self._pad(points).to(self.info['device'])

@@ -11,7 +11,8 @@ import torch
 
 from stratified3d.apis import detect
 from stratified3d.deploy import load, read_info
-from stratified3d.deploy.package import KEY, release
+from stratified3d.deploy.package import KEY, PackagedDetector, release
+from stratified3d.sensors import Sensor
 
 INFO = dict(
     classes=['car'],
@@ -92,6 +93,23 @@ def test_command_names_what_is_wrong(root, tmp_path):
         cwd=root,
     )
     assert result.returncode and result.stderr == 'export.py: there is no config none.py\n'
+
+
+def test_own_vehicle_is_left_out_as_by_detect():
+    boxes = torch.tensor([[0.5, 0, -2, 4, 2, 1.5, 0, 0, 0], [9, 0, -2, 4, 2, 1.5, 0, 0, 0]])
+
+    def find(points):
+        return boxes, torch.tensor([0.9, 0.5]), torch.tensor([0, 0]), 2, 1
+
+    packaged = PackagedDetector(find, INFO | dict(sensor='nuscenes', largest=1e4))
+    points = np.zeros((3, 4))
+    for sensor in (None, 'nuscenes', 'kitti'):
+        found = packaged(points, sensor)
+        assert found.scores.tolist() == [0.5] and found.names == ['car']
+    above_others = Sensor('y', 1.84, 255.0, drop_own=False)
+    assert len(packaged(points, above_others).boxes) == 2
+    packaged.info['sensor'] = dict(forward='y', height=1.84, drop_own=False)
+    assert len(packaged(points).boxes) == 2
 
 
 @pytest.mark.slow

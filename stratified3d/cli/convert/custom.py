@@ -46,7 +46,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
         help='what z refers to (default: center of the box)',
     )
     parser.add_argument('--degrees', action='store_true', help='yaw is in degrees, not radians')
-    add_sensor_options(parser)
+    add_sensor_options(parser, detects=False)
     parser.add_argument(
         '--load-dim',
         type=int,

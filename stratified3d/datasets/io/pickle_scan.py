@@ -23,17 +23,21 @@ _BYTES = dict(
     SHORT_BINUNICODE=56, BINUNICODE=56, BINUNICODE8=56,
     SHORT_BINBYTES=40, BINBYTES=40, BINBYTES8=40, BYTEARRAY8=64,
     EMPTY_TUPLE=0, TUPLE1=56, TUPLE2=56, TUPLE3=56, TUPLE=56,
-    EMPTY_LIST=72, APPEND=24, APPENDS=0, EMPTY_DICT=64, SETITEM=120, SETITEMS=120,
-    BINGET=0, LONG_BINGET=0, BINPUT=0, LONG_BINPUT=0, MEMOIZE=0,
+    EMPTY_LIST=72, APPEND=24, APPENDS=0, EMPTY_DICT=64, SETITEM=150, SETITEMS=110,
+    BINGET=0, LONG_BINGET=0, BINPUT=12, LONG_BINPUT=12, MEMOIZE=12,
 )  # fmt: skip
 _OPCODES = {op.code: op for op in pickletools.opcodes}
 _CODES = {op.name: ord(op.code) for op in pickletools.opcodes}
 _PUTS = ('BINPUT', 'LONG_BINPUT', 'MEMOIZE')
 _GETS = ('BINGET', 'LONG_BINGET')
 _MARK, _STOP, _MEMOIZE = _CODES['MARK'], _CODES['STOP'], _CODES['MEMOIZE']
+_SETITEMS = _CODES['SETITEMS']
+_ITEM = 40  # bytes of a dict's item, beside its two places, just after the dict has grown
 
-_RATIO = 20  # of memory to the size of the file
-_SLACK = 2**24  # bytes; small files of little but brackets take more
+# of memory to the size of the file: right info files take 4 to 7, by the count here up to 11, and a
+# list of small dicts, which others may write, takes 30 as Python's objects, so less is no bound
+_RATIO = 20
+_SLACK = 2**22  # bytes; small files of little but brackets take more
 
 # how the file tells the length of an argument, beside pickletools' ways
 _ABSENT = -9
@@ -227,6 +231,7 @@ def _walk(data, tables, room):
                 return _DAMAGED, at
             memo[index] = stack[top - 1]
             known = max(known, index + 1)
+            used += tables.memory[op]
             continue
         elif tables.is_get[op]:
             index = _number(data, at + 1, length)
@@ -235,6 +240,8 @@ def _walk(data, tables, room):
             given = memo[index]
 
         used += tables.memory[op] + 8 * (top - bottom)
+        if op == _SETITEMS:
+            used += _ITEM * (top - bottom) // 2
         top = bottom
         if tables.gives[op]:
             stack[top] = given

@@ -67,6 +67,7 @@ def read_points(path: str | Path, load_dim: int | None = None) -> np.ndarray:
     points = stack_points(path, columns)
     named = {name.strip().lower(): column for name, column in columns.items()}
     fault = find_integer_fault([named[name] for name in 'xyz'])
+    del columns, named  # as large as the points
     fault = fault or find_fault(points[:, :3], may_be_missing=suffix == '.pcd')
     if fault:
         raise PointFileError(f'{path}: {fault}')

@@ -1,5 +1,6 @@
 """Every format gives its points; what is damaged, unknown or no sweep is refused with a remedy."""
 
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -26,6 +27,57 @@ def test_every_format_gives_the_same_points(tmp_path, name, count):
         found = read_points(tmp_path / name)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, points, atol=1e-3 if 'survey' in name else 0)
+
+
+@pytest.mark.parametrize('name', WRITERS)
+@pytest.mark.parametrize('count', [2000, 20_000])
+def test_a_file_takes_less_memory_than_ten_times_its_size(tmp_path, name, count):
+    if name not in available_samples():
+        pytest.skip('needs laspy and lazrs')
+    path = tmp_path / name
+    WRITERS[name](path, random_sweep(count))
+    read_points(path)  # imports what it needs
+    assert traced_memory(path) < 10 * path.stat().st_size
+
+
+def traced_memory(path):
+    """Bytes that reading a file takes at most."""
+    tracemalloc.start()
+    try:
+        read_points(path)
+    except ValueError:  # refused
+        pass
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    return peak
+
+
+@pytest.mark.parametrize('name', ['arrays.npz', 'bytes.npz', 'survey.laz'])
+def test_files_that_grow_as_much_as_allowed_take_ten_times_their_size(tmp_path, name):
+    """Points that are mostly alike are compressed to little; 1.5 MiB are free for each file."""
+    if name not in (*available_samples(), 'bytes.npz'):
+        pytest.skip('needs laspy and lazrs')
+    path = tmp_path / name
+    outcomes = set()
+    for share in (0.1, 0.5, 1.0):
+        points = random_sweep(200_000).clip(-100, 100)
+        points[int(share * len(points)) :] = points[:1]
+        if name == 'bytes.npz':
+            np.savez_compressed(path, points=points[:, :3].astype(np.int8))
+        else:
+            WRITERS[name](path, points)
+        assert traced_memory(path) < 10 * path.stat().st_size + 3 * 2**19
+        outcomes.add(is_too_large(path))
+    assert outcomes == {True, False}
+
+
+def is_too_large(path):
+    try:
+        read_points(path)
+    except ValueError as error:
+        return 'over 8 times as many' in str(error)
+    return False
 
 
 def test_every_suffix_has_a_sample():

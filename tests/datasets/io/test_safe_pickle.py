@@ -2,6 +2,7 @@
 
 import copyreg
 import importlib
+import io
 import os
 import pickle
 import pickletools
@@ -19,6 +20,7 @@ import torch
 
 import stratified3d.plugin  # noqa: F401  (registers the reader of pickles)
 from benchmarks.mutations import mutate
+from stratified3d.datasets.io import pickle_scan
 from stratified3d.datasets.io.safe_pickle import DamagedPickle, read_plain_pickle
 
 PLAIN = dict(
@@ -260,6 +262,36 @@ def test_shared_tuples_are_visited_once(tmp_path):
     while isinstance(found, tuple):
         found = found[0]
     assert found[0].tolist() == [0, 1]
+
+
+PARTS = {
+    'large dicts': (b'}(' + b''.join(b'K' + bytes([k]) + b'N' for k in range(86)) + b'u') * 300,
+    'small dicts': b'](' + b'}K\x01Ns' * 20_000 + b'e',
+    'lists': b'](' + b']' * 20_000 + b'e',
+    'tuples': b'](' + b'N\x85' * 20_000 + b'e',
+    'texts': b'](' + b'\x8c\x02ab' * 20_000 + b'e',
+    'memo': b'N' + b'\x94' * 50_000,
+}
+
+
+@pytest.mark.parametrize('part', PARTS)
+def test_a_pickle_takes_no_more_than_its_limit(monkeypatch, part):
+    """Without what small files may take; a long text makes room for the part."""
+    monkeypatch.setattr(pickle_scan, '_SLACK', 0)
+    read = 0
+    for room in range(0, 12 * len(PARTS[part]), len(PARTS[part]) // 2):
+        padding = b'X' + struct.pack('<i', room) + b'a' * room
+        data = b'\x80\x04(' + PARTS[part] + padding + b't.'
+        tracemalloc.start()
+        try:
+            read_plain_pickle(io.BytesIO(data))
+            read += 1
+        except DamagedPickle as error:
+            assert 'more than 20 times' in str(error)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 20 * len(data) + 2**18  # of the buffer
+    assert read
 
 
 def test_registered_extension_codes_are_refused(tmp_path):

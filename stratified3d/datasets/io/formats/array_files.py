@@ -12,6 +12,7 @@ from numpy.lib import format as npy_format
 
 from stratified3d.datasets.io.formats.columns import (
     INTENSITY_NAMES,
+    POINT_BYTES,
     Columns,
     PointFileError,
     check_length,
@@ -21,6 +22,7 @@ from stratified3d.datasets.io.formats.columns import (
 )
 
 _TABLE_NAMES = ('points', 'xyz', 'positions', 'data', 'arr_0')
+_PIECE = 2**16  # bytes
 _READ_HEADER = {
     (1, 0): npy_format.read_array_header_1_0,
     (2, 0): npy_format.read_array_header_2_0,
@@ -49,11 +51,16 @@ def read_npz(path: Path) -> Columns:
     with errors_named(path, 'an .npz file'), zipfile.ZipFile(path) as archive:
         members = {info.filename.removesuffix('.npy').lower(): info for info in archive.infolist()}
         wanted = _choose_members(path, list(members))
-        check_memory(path, sum(members[name].file_size for name in wanted))
+        unpacked = sum(members[name].file_size for name in wanted)
+        check_memory(path, unpacked)
         arrays = {}
         for name in wanted:
             with archive.open(members[name]) as file:
                 arrays[name] = _read_array(path, file, members[name].file_size)
+
+        lengths = [len(np.atleast_1d(array)) for array in arrays.values()]
+        needed = max(lengths) * POINT_BYTES
+        check_memory(path, unpacked + needed)
 
     tables = [array for name, array in arrays.items() if name not in (*'xyz', *INTENSITY_NAMES)]
     columns = _name_columns(path, tables[0]) if tables else {}
@@ -87,8 +94,14 @@ def _read_array(path: Path, file: IO[bytes], size: int) -> np.ndarray:
 
     expected = math.prod(shape) * dtype.itemsize
     check_length(path, 'bytes', expected, size - file.tell())
-    array = np.frombuffer(file.read(expected), dtype)
-    return array.reshape(shape, order='F' if is_fortran else 'C')
+    content = np.empty(expected, np.uint8)
+    filled = 0
+    while part := file.read(min(_PIECE, expected - filled)):  # zipfile holds a piece twice
+        end = filled + len(part)
+        content[filled:end] = np.frombuffer(part, np.uint8)
+        filled = end
+    check_length(path, 'bytes', expected, filled)
+    return content.view(dtype).reshape(shape, order='F' if is_fortran else 'C')
 
 
 def _name_columns(path: Path, array: np.ndarray) -> Columns:

@@ -22,8 +22,10 @@ INTENSITY_NAMES = (
     'scalar_intensity',
     'remission',
 )
-# a damaged or hostile header must not make the reader take more memory than this
-_MAX_INFLATION = 10
+POINT_BYTES = 16  # of a row of `stack_points`
+# a damaged or hostile file must not make its reader take more than ten times its size: the file
+# itself and what is read of it at once take up to two
+_MAX_INFLATION = 8
 _FREE_BYTES = 2**20
 
 
@@ -60,14 +62,14 @@ def check_memory(path: Path, wanted: int) -> None:
 
     Args:
         path: of the file.
-        wanted: bytes of its unpacked content, as announced.
+        wanted: bytes of its unpacked content and of its points, as announced.
     Raises:
         PointFileError: the announced size is not credible.
     """
     size = path.stat().st_size
     if wanted > _MAX_INFLATION * size + _FREE_BYTES:
         raise PointFileError(
-            f'{path}: damaged: its {size} bytes announce {wanted} bytes of points, over '
+            f'{path}: damaged: its {size} bytes would take {wanted} bytes of memory, over '
             f'{_MAX_INFLATION} times as many; write it again, uncompressed if it is right'
         )
 

@@ -8,12 +8,13 @@ import numpy as np
 
 from stratified3d.datasets.io.formats.columns import (
     INTENSITY_NAMES,
+    POINT_BYTES,
     Columns,
     check_memory,
     errors_named,
 )
 
-_ROW_BYTES = 16
+_ROW_BYTES = 16 + POINT_BYTES  # four columns of float32, and once more as points
 
 
 def read_feather(path: Path) -> Columns:

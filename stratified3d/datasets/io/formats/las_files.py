@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from stratified3d.datasets.io.formats.columns import (
+    POINT_BYTES,
     Columns,
     PointFileError,
     check_length,
@@ -15,8 +16,8 @@ from stratified3d.datasets.io.formats.columns import (
     errors_named,
 )
 
-_CHUNK = 20_000  # points
-_ROW_BYTES = 16
+_CHUNK = 500  # points
+_ROW_BYTES = 16 + POINT_BYTES  # x, y, z and intensity in float32, and once more as points
 # bytes of the shortest header, of a record after it, and of the first point of a chunk
 _HEADER, _RECORD, _SMALLEST_CHUNK = 227, 54, 20
 

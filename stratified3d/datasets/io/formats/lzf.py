@@ -1,7 +1,7 @@
 """Decompression of LZF, which binary_compressed .pcd files use."""
 
 
-def decompress_lzf(data: bytes, size: int) -> bytes:
+def decompress_lzf(data: bytes | memoryview, size: int) -> bytes:
     """Decompress data whose size is known.
 
     Args:
@@ -36,7 +36,7 @@ def decompress_lzf(data: bytes, size: int) -> bytes:
     return bytes(out)
 
 
-def _read_reference(data: bytes, position: int) -> tuple[int, int, int]:
+def _read_reference(data: bytes | memoryview, position: int) -> tuple[int, int, int]:
     """Length of a reference, its distance backwards, and the position behind it."""
     control = data[position]
     is_long = control >= 224

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from stratified3d.datasets.io.formats.columns import (
+    POINT_BYTES,
     Columns,
     PointFileError,
     check_length,
@@ -49,7 +50,7 @@ def read_pcd(path: Path) -> Columns:
             return read_lines(path, file, header.layout, header.points)
         if header.encoding == 'binary':
             return read_records(path, file, header.layout, header.points)
-        content = _decompress(path, file.read(), header.points * header.layout.row_bytes)
+        content = _decompress(path, file.read(), header)
     return _split_blocks(header, content)
 
 
@@ -103,8 +104,9 @@ def _whole_numbers(path: Path, words: dict[str, list[str]], key: str) -> list[in
     return [int(word) for word in words.get(key, [])]
 
 
-def _decompress(path: Path, body: bytes, needed: int) -> bytes:
+def _decompress(path: Path, body: bytes, header: _Header) -> bytes:
     """The fields of all points, one field after the other."""
+    needed = header.points * header.layout.row_bytes
     if not needed:
         return b''
     check_length(path, 'bytes', 8, len(body))
@@ -115,9 +117,11 @@ def _decompress(path: Path, body: bytes, needed: int) -> bytes:
             f'announces {announced}; write it again'
         )
     check_length(path, 'bytes', compressed, len(body) - 8)
-    check_memory(path, needed)
+    as_points = header.points * POINT_BYTES
+    check_memory(path, needed + as_points)
     with errors_named(path, 'LZF after its header'):
-        return decompress_lzf(body[8 : 8 + compressed], needed)
+        data = memoryview(body)[8 : 8 + compressed]
+        return decompress_lzf(data, needed)
 
 
 def _split_blocks(header: _Header, content: bytes) -> Columns:

@@ -29,8 +29,9 @@ class DenseHalf(nn.Module):
 
 def _stable_sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
     """aten::sort.stable, which torch's exporter lacks: TopK keeps the order of equal values."""
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
 
+    op: Any = opset18
     count = op.Gather(op.Shape(x), op.Constant(value_ints=[dim]))
     return op.TopK(x, count, axis=dim, largest=int(descending), sorted=1)
 

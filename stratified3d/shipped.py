@@ -28,7 +28,7 @@ def find_shipped(name: str) -> str:
 
     Args:
         name: 'stratified3d::FOLDER/FILE': a file of configs/FOLDER, of projects/FOLDER/configs or
-            of projects/FOLDER, such as 'stratified3d::quickstart/quickstart.safetensors'. Names
+            of projects/FOLDER, such as 'stratified3d::quickstart/any-sensor.safetensors'. Names
             without the prefix are paths, and are returned as they are.
     Raises:
         FileNotFoundError: there is no such file; the message lists those of the folder.

@@ -22,7 +22,7 @@ def test_names_lead_to_files(root):
     names = list_shipped()
     assert all(os.path.isfile(find_shipped(name)) for name in names)
     configs = {f'stratified3d::stratified/{p.name}' for p in root.glob('configs/stratified/*.py')}
-    assert configs < {*names} and 'stratified3d::quickstart/quickstart.safetensors' in names
+    assert configs < {*names} and 'stratified3d::quickstart/any-sensor.safetensors' in names
     assert not [name for name in names if 'register' in name or 'sim2real' in name]
     base = 'configs/_base_/datasets/waymo.py'
     assert find_shipped('stratified3d::_base_/datasets/waymo.py') == str(root / base)
@@ -30,7 +30,7 @@ def test_names_lead_to_files(root):
 
 
 def test_a_name_that_does_not_exist_lists_those_that_do():
-    with pytest.raises(FileNotFoundError, match='quickstart/none.py.*quickstart/pretrained.py'):
+    with pytest.raises(FileNotFoundError, match='quickstart/none.py.*quickstart/any_sensor.py'):
         find_shipped('stratified3d::quickstart/none.py')
 
 
@@ -81,14 +81,14 @@ def test_modules_are_changed_when_they_are_imported_later(tmp_path, monkeypatch)
         monkeypatch.delitem(sys.modules, name, raising=False)
     import mim.utils
 
-    assert len(mim.utils.recursively_find('', 'pretrained.py')) == 1
+    assert len(mim.utils.recursively_find('', 'any_sensor.py')) == 1
     for name in ('mim', 'mim.utils'):
         monkeypatch.delitem(sys.modules, name)
 
 
 def test_weights_by_name():
-    weights = 'stratified3d::quickstart/quickstart.safetensors'
-    model = init_detector('stratified3d::quickstart/pretrained.py', weights, 'cpu')
+    weights = 'stratified3d::quickstart/any-sensor.safetensors'
+    model = init_detector('stratified3d::quickstart/any_sensor.py', weights, 'cpu')
     state = load_checkpoint_file(weights)['state_dict']
     assert model.state_dict().keys() == state.keys()
 

@@ -38,7 +38,7 @@ train_cfg = dict(max_epochs=1, val_begin=9)
 NAMES = """
 from mmengine.config import Config  # nothing of ours is imported before it
 for name in ('stratified/stratified-centerpoint_tiny_1xb2-cyclic-20e_nus-3d.py',
-             'quickstart/pretrained.py', 'own_data/own_data.py', 'attention_zoo/attention_zoo.py'):
+             'quickstart/any_sensor.py', 'own_data/own_data.py', 'attention_zoo/attention_zoo.py'):
     config = Config.fromfile(f'stratified3d::{name}')
     assert config.model.type == 'StratifiedCenterPoint', name
 assert Config.fromfile('own.py').model.encoder.channels == 16
@@ -111,9 +111,7 @@ def test_wheel_has_what_its_users_need_and_nothing_else(wheel, root):
         'model-index.yml',
         'configs/stratified/metafile.yml',
         'configs/_base_/datasets/waymo.py',
-        'projects/quickstart/configs/pretrained.py',
-        'projects/quickstart/quickstart.safetensors',
-        'projects/quickstart/quickstart-long.safetensors',
+        'projects/quickstart/configs/any_sensor.py',
         'projects/quickstart/any-sensor.safetensors',
         'projects/attention_zoo/register.py',
         'projects/own_data/configs/own_data.py',

@@ -33,7 +33,7 @@ docs/deploy.md has the rest: C++, ROS 2, ONNX.
 def make_parser(prog: str) -> argparse.ArgumentParser:
     parser = command_parser(prog, __doc__, EXAMPLES)
     parser.add_argument(
-        'config', help='a path, or a name such as stratified3d::quickstart/pretrained.py'
+        'config', help='a path, or a name such as stratified3d::quickstart/any_sensor.py'
     )
     parser.add_argument('checkpoint', help='a .pth or .safetensors file, or such a name')
     parser.add_argument('out', type=Path, help='the .pt2 file')

@@ -17,8 +17,7 @@ from stratified3d.resumable import LineRecord, acquire_folder, describe_error
 from stratified3d.shipped import find_shipped, shipped_root
 
 CONFIG = 'stratified3d::quickstart/quickstart.py'
-PRETRAINED = 'stratified3d::quickstart/pretrained.py'
-WEIGHTS = 'stratified3d::quickstart/quickstart.safetensors'
+WEIGHTS = 'stratified3d::quickstart/any-sensor.safetensors'
 EXAMPLES = """examples:
   {prog}                 everything; interrupted, it resumes when rerun
   {prog} --fresh         from the beginning
@@ -143,7 +142,7 @@ def run_steps(args: argparse.Namespace, steps: Steps, data: Path, out: Path) -> 
     steps.run('simulate', 'simulate.py', data, *scenes)
     steps.run('prepare', 'create_data.py', data, '--sweeps', 4, '--workers', os.cpu_count())
 
-    config = find_shipped(PRETRAINED if args.pretrained else CONFIG)
+    config = find_shipped(CONFIG)
     work_dir = ['--work-dir', out]
     resume = ['--resume'] if (out / 'last_checkpoint').is_file() else []
     # the next step scores: no need to do so after the last epoch as well

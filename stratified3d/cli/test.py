@@ -8,7 +8,7 @@ from stratified3d.commands import command_parser
 
 EXAMPLES = """examples:
   {prog} my_config.py work_dirs/my_config/epoch_20.pth
-  {prog} stratified3d::quickstart/pretrained.py stratified3d::quickstart/quickstart.safetensors
+  {prog} stratified3d::quickstart/any_sensor.py stratified3d::quickstart/any-sensor.safetensors
   {prog} my_config.py epoch_20.pth --show-dir pictures --task lidar_det --score-thr 0.3
 """
 
@@ -17,7 +17,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     """A parser for help and completion; mmdet3d's script reads the options itself."""
     parser = command_parser(prog, __doc__, EXAMPLES)
     parser.add_argument(
-        'config', help='a path, or a name such as stratified3d::quickstart/pretrained.py'
+        'config', help='a path, or a name such as stratified3d::quickstart/any_sensor.py'
     )
     parser.add_argument('checkpoint', help='a .pth or .safetensors file, or such a name')
     parser.add_argument('--work-dir', help='where logs go (default: work_dirs/CONFIG)')

@@ -21,7 +21,6 @@ import stratified3d.plugin  # noqa: F401  (registers the parts of configs)
 CONFIGS = [
     'configs/stratified/stratified-centerpoint_voxel03_8xb4-cyclic-20e_nus-3d.py',
     'projects/quickstart/configs/quickstart.py',
-    'projects/quickstart/configs/pretrain.py',
     'projects/quickstart/configs/any_sensor.py',
 ]
 LOADING = {'LoadKeyframe', 'LoadAlignedSweeps', 'LoadAnnotations3D'}

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from stratified3d.apis import Detections, detect, init_detector, inspect_strata
 from stratified3d.datasets.io.point_files import read_points
 from stratified3d.sensor_options import read_sensor_options
-from stratified3d.sensors import FrameChange, Sensor, model_sensor
+from stratified3d.sensors import AXES, FrameChange, Sensor, model_sensor
 from stratified3d.visualization.drawing import Drawing
 from stratified3d.visualization.perspective import Camera
 from stratified3d.visualization.pictures import PictureFolder
@@ -105,11 +105,19 @@ def visible_area(config: Config, sensor: Sensor | None) -> list[float]:
     return [float(limits[i]) for i in (0, 1, 3, 4)]
 
 
+def camera_behind(config: Config, sensor: Sensor | None) -> Camera:
+    """A camera that looks where the frame of the points has its front."""
+    return Camera(azimuth=90.0 * AXES.index((sensor or model_sensor(config)).forward))
+
+
 def write_pictures(
-    args: argparse.Namespace, area: list[float], names: list[str], draw: Callable[[int], Drawing]
+    args: argparse.Namespace,
+    area: list[float],
+    camera: Camera,
+    names: list[str],
+    draw: Callable[[int], Drawing],
 ) -> None:
     """Write pictures and videos, and print where they are."""
-    camera = Camera(*args.camera)
     videos = []
     with PictureFolder(args.out, area, camera, args.color, not args.no_perspective) as folder:
         for i, name in enumerate(tqdm(names, 'drawing', unit='frame')):
@@ -131,7 +139,8 @@ def draw_detections(
 ) -> None:
     """Write pictures of what `stratified3d detect` found in each file, and print where they are."""
     area = visible_area(config, sensor)
-    with PictureFolder(args.out, area, Camera(), 'height', not args.no_perspective) as folder:
+    camera = camera_behind(config, sensor)
+    with PictureFolder(args.out, area, camera, 'height', not args.no_perspective) as folder:
         for path, points, found in frames:
             title = f'{path.name}: {len(found.scores)} objects with score \u2265 {args.score}'
             folder.write(path.name.split('.')[0], Drawing(points, *found, None, title))
@@ -157,9 +166,10 @@ def visualize(args: argparse.Namespace) -> None:
     def draw(i: int) -> Drawing:
         return make_drawing(args, model, names[i], *load(i), sensor)
 
+    camera = Camera(*args.camera) if args.camera else camera_behind(config, sensor)
     if args.show:
         for key, meaning in KEYS.items():
             print(f'  {key}  {meaning}')
-        Viewer(draw, len(names), Camera(*args.camera)).run()
+        Viewer(draw, len(names), camera).run()
     else:
-        write_pictures(args, visible_area(config, sensor), names, draw)
+        write_pictures(args, visible_area(config, sensor), camera, names, draw)

@@ -106,7 +106,7 @@ def add_drawing_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar='N',
         help='of the perspective: azimuth and elevation (degrees), distance, meters ahead '
-        '(default: 90 36 62 12; azimuth 0: along x)',
+        '(default: 90 36 62 12, 90 being along y; with --sensor where its front is)',
     )
     parser.add_argument(
         '--strata',

@@ -12,6 +12,7 @@ from ctypes.util import find_library
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from PIL import Image
 
 from stratified3d.apis import init_detector, inspect_strata
@@ -173,3 +174,12 @@ def test_inspect_strata_of_a_whole_detector(small_detector):
     )
     assert record.read.shape == record.collected.T.shape and record.read.max() > 0
     assert abs(record.voxels[:, :2]).max() <= 20.4 and record.tokens.shape == (8, 3)
+
+
+def test_pictures_look_where_the_sensor_has_its_front(root):
+    from stratified3d.cli.drawing import camera_behind
+    from stratified3d.sensors import SENSORS, Sensor
+
+    config = Config.fromfile(root / 'projects/quickstart/configs/any_sensor.py')
+    sensors = (None, SENSORS['nuscenes'], SENSORS['kitti'], Sensor(forward='-x'))
+    assert [camera_behind(config, s).azimuth for s in sensors] == [90, 90, 0, 180]

@@ -19,7 +19,7 @@ EXAMPLES = """examples:
     detector.pt2
   {prog} CONFIG CHECKPOINT detector.pt2 --device cuda
   {prog} CONFIG CHECKPOINT detector.pt2 --capacity 40000 --overflow drop
-  {prog} CONFIG CHECKPOINT detector.pt2 --capacity 20000 --points 60000
+  {prog} CONFIG CHECKPOINT detector.pt2 --device cuda --capacity 20000 --points 60000
   {prog} CONFIG CHECKPOINT detector.pt2 --bev-dtype fp32 --check 20
   {prog} CONFIG CHECKPOINT detector.pt2 --bev-dtype fp32 --check 20 --check-folder sweeps/
 
@@ -54,7 +54,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         '--points',
         type=int,
-        help='largest number of points in range: with it and --capacity all shapes are static',
+        help='largest number of points in range: with it and --capacity all shapes are static (GPU only)',
     )
     parser.add_argument(
         '--check',

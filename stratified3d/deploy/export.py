@@ -40,7 +40,7 @@ def export_detector(
         capacity: the largest number of voxels; None for any.
         overflow: what happens to a frame with more voxels: 'error', or 'drop' the farthest.
         num_points: the largest number of points in range; with it and a capacity no shape depends
-            on the data. None for any, and shapes that do.
+            on the data, on a GPU only. None for any, and shapes that do.
     Returns:
         What the file says about itself, see `build_program`.
     Raises:
@@ -52,6 +52,11 @@ def export_detector(
     if bev_dtype == 'auto':
         bev_dtype = model.bev_dtype
     device = next(model.parameters()).device
+    if num_points is not None and device.type == 'cpu':
+        raise ValueError(
+            'static shapes (num_points) cannot be compiled for a CPU: the program that torch 2.13 '
+            'makes of them finds nothing; leave --points out, or export for a GPU'
+        )
     use_bf16 = bev_dtype == 'bf16' or (bev_dtype == 'auto' and has_fast_bf16(device))
     dtype = torch.bfloat16 if use_bf16 else torch.float32
     program, info = build_program(model, dtype, capacity, overflow, num_points)

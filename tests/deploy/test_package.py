@@ -75,6 +75,7 @@ def test_other_files_are_refused(tmp_path):
         (dict(bev_dtype='fp8'), 'bev_dtype'),
         (dict(capacity=9, num_points=0), 'num_points'),
         (dict(num_points=9), 'needs a capacity'),
+        (dict(capacity=9, num_points=9), 'cannot be compiled for a CPU'),
     ],
 )
 def test_settings_are_checked_before_the_work(detector, settings, key):

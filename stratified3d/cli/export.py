@@ -54,7 +54,8 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         '--points',
         type=int,
-        help='largest number of points in range: with it and --capacity all shapes are static (GPU only)',
+        help='largest number of points in range: with it and --capacity all shapes are static; for '
+        'a GPU only',
     )
     parser.add_argument(
         '--check',

@@ -6,6 +6,7 @@ import json
 import platform
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,13 @@ def load(path: str | Path) -> PackagedDetector:
         raise ValueError(
             f'{path} was compiled for {needed} and this is {here}: export it on such a machine'
         )
-    return PackagedDetector(torch._inductor.aoti_load_package(str(path)), info)
+    return PackagedDetector(_load_program(path), info)
+
+
+def _load_program(path: Path) -> Callable[[Tensor], list[Tensor]]:
+    """What `torch._inductor.aoti_load_package` returns, without its two seconds of imports."""
+    loader = torch._C._aoti.AOTIModelPackageLoader(str(path), 'model', False, 1, -1)
+    return lambda points: loader.boxed_run([points])
 
 
 def read_info(path: str | Path) -> dict[str, Any]:

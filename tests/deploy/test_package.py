@@ -51,7 +51,7 @@ def test_package_of_another_processor_is_refused(tmp_path, monkeypatch):
         load(fake_package(tmp_path / 'a.pt2', processor='x86_64 AVX512'))
     # older instructions run on newer processors
     monkeypatch.setattr('stratified3d.deploy.package.processor_of', lambda device: 'x86_64 AVX512')
-    monkeypatch.setattr(torch._inductor, 'aoti_load_package', lambda path: 'program')
+    monkeypatch.setattr('stratified3d.deploy.package._load_program', lambda path: 'program')
     load(fake_package(tmp_path / 'a.pt2', processor='x86_64 AVX2'))
 
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from stratified3d.commands import quiet_console
+from stratified3d.config_options import ConfigOptions
 
 _PACKAGE = str(Path(__file__).parent) + os.sep
 _DISK_ERRORS = {
@@ -41,8 +42,10 @@ def run_host_tool(name: str, parser: argparse.ArgumentParser, arguments: list[st
     if {'-h', '--help'} & {*arguments}:
         parser.print_help()
         print('\nall options, by mmdet3d:', flush=True)
+    import mmengine.config
     from mmengine.logging import MMLogger
 
+    mmengine.config.DictAction = ConfigOptions  # the script takes it from there
     quiet_console(MMLogger.get_current_instance())  # the config is read before the runner's logger
     try:
         runpy.run_path(str(script), run_name='__main__')

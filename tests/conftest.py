@@ -17,6 +17,13 @@ import pytest
 import torch
 
 
+@pytest.fixture(scope='session', autouse=True)
+def heeds_ctrl_c():
+    """Started in the background, a suite ignores SIGINT, and so would all commands it tests."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope='session')
 def root() -> Path:
     """The repository."""

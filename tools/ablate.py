@@ -17,13 +17,13 @@ from stratified3d.commands import begin_command
 begin_command('ablate.py', 'rerun the same command to resume')
 
 import torch
-from mmengine.config import DictAction
 from tqdm import tqdm
 
 from benchmarks import report
 from benchmarks.ablation.rows import ROWS, Row
 from benchmarks.ablation.runs import PLAIN, TrainingSettings, read_world, run_all
 from benchmarks.ablation.tables import render
+from stratified3d.config_options import ConfigOptions
 
 ROOT = Path(__file__).parents[1]
 DEFAULT = ROWS[0]
@@ -87,7 +87,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         default={},
         help='settings of the config for every row, as key=value',
     )

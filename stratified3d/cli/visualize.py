@@ -6,10 +6,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from stratified3d.cli import short_name
 from stratified3d.commands import command_parser
+from stratified3d.config_options import ConfigOptions
 from stratified3d.sensor_options import add_sensor_options
 from stratified3d.visualization.drawing import COLORINGS
 
@@ -20,22 +20,6 @@ EXAMPLES = """examples:
   {prog} CONFIG CHECKPOINT 000008.bin --sensor kitti           another sensor's
   {prog} CONFIG CHECKPOINT --dataset --strata 1 --show         strata tokens
 """
-
-
-class ConfigOptions(argparse.Action):
-    """mmengine's `DictAction`, which is imported with torch, once the option is used."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        from mmengine.config import DictAction
-
-        action = DictAction(self.option_strings, self.dest, nargs=self.nargs)
-        action(parser, namespace, values, option_string)
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:

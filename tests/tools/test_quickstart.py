@@ -64,8 +64,12 @@ OPTIONS = [
 
 @pytest.fixture(scope='module')
 def done(root, tmp_path_factory, start_group, check_group_is_gone):
-    """A quickstart that was interrupted once in every step, and then finished."""
-    folder = tmp_path_factory.mktemp('quickstart')
+    """A quickstart that was interrupted once in every step, and then finished.
+
+    Its folders have a space in their names.
+    """
+    folder = tmp_path_factory.mktemp('quickstart') / 'my data'
+    folder.mkdir()
     for step in STEPS:
         seconds = 1.0 if step in ('simulate', 'draw') else 4.0
         process = start_group(quickstart_command(root, folder, *OPTIONS))

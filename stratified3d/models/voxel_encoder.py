@@ -14,6 +14,10 @@ from stratified3d.ops import Voxels, segment_broadcast, segment_reduce, voxel_ce
 
 # a larger coordinate, intensity or age is as broken as NaN, and would lead to NaN
 _LARGEST = 1e6
+# points whose features a CPU's cache can hold from one operation to the next; 255,000 points in
+# 84,000 voxels on two cores of an AMD EPYC, in ms: all at once 255 to 289, 65,536 at a time 188,
+# 32,768 120, 16,384 137, 8,192 161, 2,048 224
+_POINTS_AT_ONCE = 32_768
 
 
 @MODELS.register_module()
@@ -87,7 +91,10 @@ class DynamicVoxelEncoder(nn.Module):
         all_points, sample = self._join_samples(points)
         all_points, sample = self._drop_invalid(all_points, sample)
         voxels = voxelize(all_points, sample, self.voxel_size, self.point_cloud_range)
-        return self.describe(all_points, voxels), voxels.coords
+        if torch.is_grad_enabled() or all_points.device.type != 'cpu':
+            return self.describe(all_points, voxels), voxels.coords
+        parts = [self.describe(all_points, part) for part in _parts(voxels, _POINTS_AT_ONCE)]
+        return torch.cat(parts), voxels.coords
 
     def describe(self, points: Tensor, voxels: Voxels) -> Tensor:
         """Return the features [N, out_channels] of voxels of points [P, in_channels]."""
@@ -158,6 +165,18 @@ class DynamicVoxelEncoder(nn.Module):
         own = F.linear(x, point_weight, bias)
         shared = F.linear(voxel_max, voxel_weight)
         return activation(norm(own + _gather_at_points(shared, voxels, x.shape[0])))
+
+
+def _parts(voxels: Voxels, num_points: int) -> list[Voxels]:
+    """Consecutive voxels, of about so many points at a time."""
+    starts = torch.arange(0, len(voxels.point_order), num_points)
+    first = torch.searchsorted(voxels.offsets, starts).unique().tolist() or [0]
+    parts = []
+    for low, high in zip(first, [*first[1:], len(voxels.coords)]):
+        offsets = voxels.offsets[low : high + 1]
+        order = voxels.point_order[offsets[0] : offsets[-1]]
+        parts.append(Voxels(voxels.coords[low:high], offsets - offsets[0], order))
+    return parts
 
 
 def _gather_at_points(values: Tensor, voxels: Voxels, num_points: int) -> Tensor:

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from stratified3d.models import voxel_encoder
 from stratified3d.models.voxel_encoder import DynamicVoxelEncoder
 
 RANGE, SIZE = (-4.0, -4.0, -2.0, 4.0, 4.0, 2.0), (0.5, 0.5, 1.0)
@@ -80,3 +81,15 @@ def test_voxel_encoder_of_no_point_and_of_one(encoder, count):
     feats, coords = encoder([torch.zeros(count, 5)])
     assert feats.shape == (count, 6) and coords.shape == (count, 4)
     feats.sum().backward()
+
+
+@pytest.mark.parametrize('at_once', [1, 7, 60, 10_000])
+def test_detection_describes_voxels_in_parts(encoder, monkeypatch, at_once):
+    """One voxel has more points than a part, and there are more voxels than parts."""
+    monkeypatch.setattr(voxel_encoder, '_POINTS_AT_ONCE', at_once)
+    samples = [torch.cat([points(300), points(90) * 0.01]), points(0), points(40, 1)]
+    feats, coords = encoder(samples)
+    with torch.no_grad():
+        parts, places = encoder(samples)
+    assert torch.equal(places, coords) and len(coords) > 100
+    torch.testing.assert_close(parts, feats.detach(), atol=1e-6, rtol=0)

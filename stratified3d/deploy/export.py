@@ -81,6 +81,11 @@ def _check(
         raise ValueError(f'num_points={num_points} makes shapes static and needs a capacity')
     if not out.parent.is_dir():
         raise FileNotFoundError(f'there is no folder {out.parent}')
+    if ' ' in torch.__path__[0]:
+        raise ValueError(
+            f'torch is installed in {torch.__path__[0]}, and its compiler cannot link libraries '
+            'in a folder with a space in its name: export from an environment in another folder'
+        )
 
 
 def build_program(

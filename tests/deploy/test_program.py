@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from stratified3d.apis import detect
+from stratified3d.deploy.export import export_detector
 from stratified3d.deploy.package import PackagedDetector
 
 
@@ -192,3 +193,9 @@ def test_parts_that_cannot_be_traced_are_named(detector, monkeypatch):
     monkeypatch.setitem(detector._modules, 'head', torch.nn.Identity())
     with pytest.raises(ValueError, match='head Identity'):
         DetectorProgram(detector)
+
+
+def test_environment_in_a_folder_with_a_space_is_refused_at_once(detector, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, '__path__', ['/my data/torch'])
+    with pytest.raises(ValueError, match='/my data/torch, and its compiler cannot link .* space'):
+        export_detector(detector, tmp_path / 'a.pt2')

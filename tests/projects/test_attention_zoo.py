@@ -378,3 +378,11 @@ def test_settings_out_of_range_are_named(name, settings, message):
 def test_unknown_settings_are_errors(kind):
     with pytest.raises(ValueError, match="no setting 'sise'"):
         make(kind, sise=3)
+
+
+def test_flex_attention_in_a_folder_with_a_space_says_so(monkeypatch):
+    context = MixerContext(HEADS * WIDTH, HEADS, True)
+    monkeypatch.setattr(torch, '__path__', ['/my data/torch'])
+    q = torch.zeros(3, HEADS, WIDTH)
+    assert 'folder with a space (/my data/torch)' in FlexAttention(context).unsupported_reason(q)
+    assert FlexAttention(context, compiled=False).unsupported_reason(q) is None

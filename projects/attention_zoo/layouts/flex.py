@@ -112,6 +112,11 @@ class FlexAttention(JointBaseline):
         return run(*heads, score_mod=modify, block_mask=mask)[0].transpose(0, 1)
 
     def unsupported_reason(self, q: Tensor) -> str | None:
+        if self.compiled and ' ' in torch.__path__[0]:
+            return (
+                'torch cannot compile FlexAttention in a folder with a space '
+                f'({torch.__path__[0]}): move the environment, set compiled=False or use another mixer'
+            )
         if q.device.type == 'cpu' and q.requires_grad and torch.is_grad_enabled():
             return (
                 'FlexAttention has no backward pass on a CPU: train on a GPU, or use another mixer'

@@ -115,7 +115,8 @@ class FlexAttention(JointBaseline):
         if self.compiled and ' ' in torch.__path__[0]:
             return (
                 'torch cannot compile FlexAttention in a folder with a space '
-                f'({torch.__path__[0]}): move the environment, set compiled=False or use another mixer'
+                f'({torch.__path__[0]}): move the environment, set compiled=False or take another '
+                'mixer'
             )
         if q.device.type == 'cpu' and q.requires_grad and torch.is_grad_enabled():
             return (

@@ -126,7 +126,10 @@ if ! .venv/bin/python -c 'import mmcv, mmcv.ops' 2>/dev/null; then
   mmcv_pid=$!
   trap 'kill -- -$mmcv_pid 2>/dev/null || true; kill $(jobs -p) 2>/dev/null || true' EXIT
 fi
-step "mmdet3d, spconv, open3d and stratified3d" "${pip[@]}" --no-build-isolation -e ".[detection,$device,dev,survey,docs,notebook,deploy]"
+# a torch for CUDA brings the triton that it needs, one for CPUs brings none
+triton=()
+.venv/bin/python -c 'import triton' 2>/dev/null || triton=(triton==3.6.0)
+step "mmdet3d, spconv, open3d and stratified3d" "${pip[@]}" --no-build-isolation "${triton[@]}" -e ".[detection,$device,dev,survey,docs,notebook,deploy]"
 if [ -n "$mmcv_pid" ]; then
   follow "$(pin mmcv), from STRATIFIED3D_WHEELS or compiled (a few minutes on two cores)" "$mmcv_pid" .venv/mmcv.log
   grep '^note: ' .venv/mmcv.log || true

@@ -15,8 +15,8 @@ from stratified3d.ops import Voxels, segment_broadcast, segment_reduce, voxel_ce
 # a larger coordinate, intensity or age is as broken as NaN, and would lead to NaN
 _LARGEST = 1e6
 # points whose features a CPU's cache can hold from one operation to the next; medians of five calls
-# of `describe` for 245,000 random points in 84,000 voxels on two cores of an AMD EPYC, in ms: all at
-# once 255 to 289, 65,536 at a time 188, 32,768 120, 16,384 137, 8,192 161, 2,048 224
+# of `describe` for 245,000 random points in 84,000 voxels on two cores of an AMD EPYC, in ms: all
+# at once 255 to 289, 65,536 at a time 188, 32,768 120, 16,384 137, 8,192 161, 2,048 224
 _POINTS_AT_ONCE = 32_768
 
 

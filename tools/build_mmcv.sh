@@ -16,9 +16,15 @@ sources=.venv/mmcv
 rm -rf "$sources"
 "${pip[@]}" download "${options[@]}" --dest "$sources" "$pin"
 mkdir -p .venv/wheels
-if compgen -G "$sources/*.whl" >/dev/null; then
-  mv "$sources"/*.whl .venv/wheels/
-  exit 0
+if wheel=$(compgen -G "$sources/*.whl"); then
+  "$python" -m zipfile -e "$wheel" "$sources/tried"
+  if "$python" -c 'import sys, torch; sys.path.append(sys.argv[1]); import _ext' "$sources/tried/mmcv"; then
+    mv "$wheel" .venv/wheels/
+    exit 0
+  fi
+  echo "note: ${wheel##*/} was built for another torch than the $("$python" -c 'import torch; print(torch.__version__)') here, see above; compiling mmcv instead"
+  rm "$wheel"
+  "${pip[@]}" download "${options[@]}" --no-binary mmcv --dest "$sources" "$pin"
 fi
 
 # of 77 files each parses torch's headers, which takes most of its time

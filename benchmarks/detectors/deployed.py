@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from torch import Tensor
 
 from benchmarks.measure import spread, timed
 from stratified3d.apis import detect, init_detector
@@ -25,7 +26,9 @@ from stratified3d.datasets.io.point_files import read_points
 from stratified3d.deploy import load
 from stratified3d.deploy.compare import LIMIT, compare_frames, render, vary_size
 from stratified3d.deploy.export import build_program
+from stratified3d.deploy.onnx_half import export_onnx
 from stratified3d.deploy.package import PackagedDetector
+from stratified3d.deploy.program import DetectorProgram
 from stratified3d.detections import Detections
 from stratified3d.simulation import simulate_frame
 
@@ -122,25 +125,49 @@ def watch_memory(packaged: PackagedDetector, points: np.ndarray, repeat: int) ->
 
 def time_all(args: argparse.Namespace, packaged: PackagedDetector, points: np.ndarray) -> None:
     """Print milliseconds per frame, measured in turn."""
-    model = init_detector(args.config, args.checkpoint, packaged.info['device'])
-    exact = init_detector(args.config, args.checkpoint, packaged.info['device'])
+    device, bev_dtype = packaged.info['device'], packaged.info['bev_dtype']
+    model = init_detector(args.config, args.checkpoint, device)
+    exact = init_detector(args.config, args.checkpoint, device)
     exact.bev_dtype = 'fp32'
-    dtype = getattr(torch, packaged.info['bev_dtype'])
     with torch.no_grad():
-        program = PackagedDetector(*build_program(model, dtype))
+        program, info = build_program(model, getattr(torch, bev_dtype))
+        plain = PackagedDetector(program, info)
+        compiled = PackagedDetector(torch.compile(program, dynamic=True), info)
         ways: dict[str, Callable[[], Detections]] = {
             f'model, BEV part in {model.bev_dtype}': lambda: detect(model, points),
             'model, BEV part in fp32': lambda: detect(exact, points),
-            f'program, not compiled, {packaged.info["bev_dtype"]}': lambda: program(points),
-            f'package, {packaged.info["bev_dtype"]}': lambda: packaged(points),
+            f'program, not compiled, {bev_dtype}': lambda: plain(points),
+            f'program, torch.compile, {bev_dtype}': lambda: compiled(points),
+            f'package, {bev_dtype}': lambda: packaged(points),
         }
+        if device == 'cpu':
+            onnx = PackagedDetector(with_onnx_half(build_program(model, torch.float32)[0]), info)
+            ways['program, dense half in onnxruntime'] = lambda: onnx(points)
         spent: dict[str, list[float]] = {name: [] for name in ways}
         for i in range(args.runs + 2):
             for name, way in ways.items():
-                time = timed(way, torch.device(packaged.info['device']), runs=1, warmup=0).median
+                time = timed(way, torch.device(device), runs=1, warmup=0).median
                 spent[name] += [time] if i >= 2 else []
     for name, times in spent.items():
         print(f'{name:<36} {"{:.0f} ms ({:.0f}-{:.0f})".format(*spread(times))}')
+
+
+def with_onnx_half(program: DetectorProgram) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """A program in fp32 that leaves the way from BEV feature map to boxes to onnxruntime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        export_onnx(program, f'{folder}/half.onnx')
+        session = onnxruntime.InferenceSession(f'{folder}/half.onnx', options)
+
+    def run(points: Tensor) -> tuple[Tensor, ...]:
+        bev, voxels = program.encode(points)
+        *found, count = map(torch.as_tensor, session.run(None, {'bev': bev.numpy()}))
+        return *found, count * (voxels > 0), voxels
+
+    return run
 
 
 def compare_all(args: argparse.Namespace, packaged: PackagedDetector) -> None:

@@ -18,6 +18,7 @@ from stratified3d.shipped import find_shipped, shipped_root
 
 CONFIG = 'stratified3d::quickstart/quickstart.py'
 WEIGHTS = 'stratified3d::quickstart/any-sensor.safetensors'
+SCORES = 'results/pred_instances_3d/metrics_summary.json'  # in the folder of the results
 EXAMPLES = """examples:
   {prog}                 everything; interrupted, it resumes when rerun
   {prog} --fresh         from the beginning
@@ -69,12 +70,13 @@ class Steps:
         for line in self._finished.lines:
             self.seconds.update(json.loads(line))
 
-    def run(self, name: str, script: str, *arguments: object) -> None:
-        """Run a script of tools/ unless the step is finished."""
-        if name in self.seconds:
+    def run(self, name: str, makes: Path, script: str, *arguments: object) -> None:
+        """Run a script of tools/ unless the step is finished and what it makes is still there."""
+        is_finished = name in self.seconds
+        if is_finished and makes.exists():
             print(f'== {name}: done before, in {self.seconds[name]:.0f} s')
             return
-        print(f'== {name}', flush=True)
+        print(f'== {name}{f" again: {makes} is gone" if is_finished else ""}', flush=True)
         begin = time.monotonic()
         call(script, *arguments)
         self.seconds[name] = round(time.monotonic() - begin, 1)
@@ -139,8 +141,10 @@ def run_steps(args: argparse.Namespace, steps: Steps, data: Path, out: Path) -> 
         *args.cfg_options,
     ]
     scenes = ['--scenes', args.scenes, '--keyframes', args.keyframes]
-    steps.run('simulate', 'simulate.py', data, *scenes)
-    steps.run('prepare', 'create_data.py', data, '--sweeps', 4, '--workers', os.cpu_count())
+    steps.run('simulate', data / 'simulation.json', 'simulate.py', data, *scenes)
+    infos = data / 'nuscenes_infos_val.pkl'
+    workers = ['--sweeps', 4, '--workers', os.cpu_count()]
+    steps.run('prepare', infos, 'create_data.py', data, *workers)
 
     config = find_shipped(CONFIG)
     work_dir = ['--work-dir', out]
@@ -149,12 +153,15 @@ def run_steps(args: argparse.Namespace, steps: Steps, data: Path, out: Path) -> 
     training = [*options, 'train_cfg.val_begin=1000000']
     if args.pretrained:
         training.append(f'load_from={find_shipped(WEIGHTS)}')
-    steps.run('train', 'train.py', config, *work_dir, *resume, *training)
+    last = out / 'last_checkpoint'
+    steps.run('train', last, 'train.py', config, *work_dir, *resume, *training)
 
-    checkpoint = (out / 'last_checkpoint').read_text().strip()
-    steps.run('test', 'test.py', config, checkpoint, *work_dir, *options)
-    pictures = ['--dataset', '--out', out / 'pictures']
-    steps.run('draw', 'visualize.py', config, checkpoint, *pictures, *options)
+    checkpoint = last.read_text().strip()
+    scores = out / SCORES
+    steps.run('test', scores, 'test.py', config, checkpoint, *work_dir, *options)
+    pictures = out / 'pictures'
+    draw = ['--dataset', '--out', pictures]
+    steps.run('draw', pictures, 'visualize.py', config, checkpoint, *draw, *options)
 
 
 def report(data: Path, out: Path, steps: Steps) -> None:
@@ -162,11 +169,11 @@ def report(data: Path, out: Path, steps: Steps) -> None:
     from stratified3d.evaluation.heading import axis_errors
 
     pictures = sorted(map(str, (out / 'pictures').glob('*/*.png')))
-    results = out / 'results/pred_instances_3d'
-    metrics = json.loads((results / 'metrics_summary.json').read_text())
+    metrics = json.loads((out / SCORES).read_text())
     car = metrics['label_tp_errors']['car']
+    boxes = (out / SCORES).with_name('results_nusc.json')
     try:
-        car['axis_err'] = axis_errors(data, 'v1.0-mini', results / 'results_nusc.json')['car']
+        car['axis_err'] = axis_errors(data, 'v1.0-mini', boxes)['car']
     except ValueError:  # nothing was found
         car['axis_err'] = 1.0
     summary = dict(

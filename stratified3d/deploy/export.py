@@ -135,7 +135,7 @@ def trace(program: DetectorProgram, num_points: int | None = None) -> ExportedPr
 def compile_program(program: ExportedProgram, out: Path, info: dict[str, Any]) -> None:
     """Compile a traced program with AOTInductor and write it with what it says about itself."""
     settings: dict[str, Any] = {
-        'aot_inductor.metadata': {KEY: json.dumps(info)},
+        'aot_inductor.metadata': {KEY: json.dumps(info), **_as_text(info)},
         # as many as the process that runs it has, not as the one that compiles it
         'cpp.dynamic_threads': True,
     }
@@ -147,3 +147,13 @@ def compile_program(program: ExportedProgram, out: Path, info: dict[str, Any]) -
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _as_text(info: dict[str, Any]) -> dict[str, str]:
+    """The entries that a program in C++ needs, one line for each value, for it has no JSON."""
+    names = ('classes', 'device', 'capacity', 'overflow', 'num_points')
+    entries = {name: info[name] for name in names} | {'torch': info['versions']['torch']}
+    return {
+        f'{KEY}.{name}': '\n'.join(value) if isinstance(value, list) else str(value)
+        for name, value in entries.items()
+    }

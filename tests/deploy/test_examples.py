@@ -149,12 +149,14 @@ def test_cpp_program_prints_the_boxes_of_a_file(program, package, frame, tmp_pat
 
 
 @pytest.mark.slow
-def test_cpp_program_names_what_is_wrong(program, package, tmp_path):
+def test_cpp_program_names_what_is_wrong(program, package, frame, tmp_path):
     (tmp_path / 'odd.bin').write_bytes(b'12345')
+    frame(9000)[:, :4].tofile(tmp_path / 'full.bin')
     for arguments, message in (
         ([tmp_path / 'none.pt2', tmp_path / 'odd.bin'], 'there is no package'),
         ([package, tmp_path / 'none.bin'], 'there is no point file'),
         ([package, tmp_path / 'odd.bin'], 'no rows of 4 numbers'),
+        ([package, tmp_path / 'full.bin'], 'and the package a capacity of 3000'),
     ):
         result = subprocess.run([program, *arguments], capture_output=True, text=True)
         assert result.returncode == 1 and message in result.stderr

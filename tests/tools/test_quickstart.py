@@ -113,6 +113,15 @@ def test_finished_steps_are_not_done_again(root, done):
     assert (folder / 'out/epoch_1.pth').stat().st_mtime_ns == before
 
 
+def test_a_finished_step_whose_result_is_gone_is_done_again(root, done):
+    folder, _ = done
+    scores = folder / 'out/results/pred_instances_3d/metrics_summary.json'
+    scores.unlink()
+    result = quickstart(root, folder, *OPTIONS)
+    assert result.returncode == 0 and result.stdout.count('done before') == 4
+    assert f'== test again: {scores} is gone' in result.stdout and scores.is_file()
+
+
 def test_results_of_other_settings_are_not_taken_for_these(root, done):
     result = quickstart(root, done[0], '--seed', '7')
     assert result.returncode != 0 and 'take --fresh or another --out' in result.stderr

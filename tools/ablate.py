@@ -31,6 +31,7 @@ EXAMPLES = """examples:
   python tools/ablate.py --list
   python tools/ablate.py --rows default "m = 0" gated      results of other rows stay as they are
   python tools/ablate.py --groups strata fusion --seeds 0 1 2
+  python tools/ablate.py --rows "m = 0" "offset 0" --against "m = 0"
   python tools/ablate.py --jobs 2                          all rows, two trainings at a time
   python tools/ablate.py --data data/mixed                 simulated with --sensor mixed
 
@@ -56,6 +57,12 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--seeds', nargs='+', type=int, default=[0, 1], help='one training each (default: 0 1)'
+    )
+    parser.add_argument(
+        '--against',
+        metavar='NAME',
+        default=DEFAULT.name,
+        help='the row that the table compares the others with (default: %(default)s)',
     )
     parser.add_argument(
         '--iterations', type=int, default=240, help='steps of two frames (default: %(default)s)'
@@ -102,7 +109,10 @@ def check_args(args: argparse.Namespace) -> str | None:
     """What is wrong with the arguments, or None."""
     names = {row.name for row in ROWS}
     groups = {row.group for row in ROWS}
-    for kind, given, known in (('row', args.rows, names), ('group', args.groups or [], groups)):
+    for kind, given, known in (
+        ('row', [*args.rows, args.against], names),
+        ('group', args.groups or [], groups),
+    ):
         for name in given:
             if name not in known:
                 return f'there is no {kind} {name!r}; there are {", ".join(sorted(known))}'
@@ -127,11 +137,13 @@ class Results:
         out: folder of all devices.
         iterations: steps of the default.
         data: simulated dataset; other sensors than nuScenes' have results of their own.
+        against: row that the table compares the others with, once it has a result.
     """
 
-    def __init__(self, out: Path, iterations: int, data: Path):
+    def __init__(self, out: Path, iterations: int, data: Path, against: str):
         device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
         self.out = out
+        self.against = against
         sensor = read_world(data)['sensor']
         self.name = f'ablation-{iterations}'
         if sensor != PLAIN:
@@ -164,7 +176,12 @@ class Results:
         # rows that no longer exist come last
         self.entries = sorted([*others, entry], key=lambda e: order.get(e['row'], len(order)))
         content = dict(environment=self.environment, results=self.entries)
-        report.save(self.out, self.name, content, render(self.entries), 'ablate.py')
+        report.save(self.out, self.name, content, self.table(), 'ablate.py')
+
+    def table(self) -> str:
+        """Markdown table of all results."""
+        is_there = any(entry['row'] == self.against for entry in self.entries)
+        return render(self.entries, self.against if is_there else None)
 
 
 def train_rows(
@@ -195,7 +212,7 @@ def main() -> int:
     rows = [row for row in ROWS if row.name in args.rows]
     if args.groups:
         rows = [row for row in ROWS if row.group in args.groups]
-    results = Results(args.out, args.iterations, args.data)
+    results = Results(args.out, args.iterations, args.data, args.against)
     missing = results.missing(rows, args.seeds)
     settings = TrainingSettings(
         args.data,
@@ -210,7 +227,7 @@ def main() -> int:
         pairs = [(row, seed) for row, seed in missing if row.equal_time == equal_time]
         failures += train_rows(pairs, results, settings, args.jobs)
     if results.entries:
-        print(f'\n{render(results.entries)}\n\nwritten to {results.folder}')
+        print(f'\n{results.table()}\n\nwritten to {results.folder}')
     else:
         print('no result yet')
     return 1 if failures else 0

@@ -14,10 +14,10 @@ HEAD = (
     'question',
     'seeds',
     'mAP',
-    'against default',
+    'against {}',
     'verdict',
     'NDS',
-    'against default',
+    'against {}',
     'verdict',
     'car AP',
     'car heading, axis (rad)',
@@ -31,8 +31,10 @@ HEAD = (
 )
 
 
-def compare(results: Sequence[dict[str, Any]], score: str = 'NDS') -> list[dict[str, Any]]:
-    """One dict per row: means over its seeds, and its difference from the first row.
+def compare(
+    results: Sequence[dict[str, Any]], score: str = 'NDS', against: str | None = None
+) -> list[dict[str, Any]]:
+    """One dict per row: means over its seeds, and its difference from one row (default: the first).
 
     The difference is the mean over the seeds that both rows share, and `error` its standard error,
     both None where there are too few seeds. The variance is that of the row's own differences from
@@ -43,14 +45,14 @@ def compare(results: Sequence[dict[str, Any]], score: str = 'NDS') -> list[dict[
     rows: dict[str, dict[int, dict]] = {}
     for result in results:
         rows.setdefault(result['row'], {})[result['seed']] = result
-    first = next(iter(rows.values()))
+    base = rows[against or next(iter(rows))]
     groups = {name: next(iter(seeds.values()))['group'] for name, seeds in rows.items()}
     differences = {
         name: [
-            seeds[seed][score] - first[seed][score] for seed in sorted(seeds.keys() & first.keys())
+            seeds[seed][score] - base[seed][score] for seed in sorted(seeds.keys() & base.keys())
         ]
         for name, seeds in rows.items()
-        if seeds is not first
+        if seeds is not base
     }
     compared = []
     for name, seeds in rows.items():
@@ -68,7 +70,7 @@ def compare(results: Sequence[dict[str, Any]], score: str = 'NDS') -> list[dict[
                 group=groups[name],
                 difference=difference,
                 error=error,
-                verdict='' if seeds is first else _verdict(difference, error),
+                verdict='' if seeds is base else _verdict(difference, error),
                 **_means(list(seeds.values())),
             )
         )
@@ -121,10 +123,11 @@ def _verdict(difference: float | None, error: float | None) -> str:
     return 'better' if difference > 0 else 'worse'
 
 
-def render(results: Sequence[dict[str, Any]]) -> str:
-    """Markdown table; differences have their standard error in brackets."""
-    lines: list[Sequence[str]] = [HEAD]
-    for by_map, by_nds in zip(compare(results, 'mAP'), compare(results, 'NDS')):
+def render(results: Sequence[dict[str, Any]], against: str | None = None) -> str:
+    """Markdown table; differences from one row have their standard error in brackets."""
+    name = against or results[0]['row']
+    lines: list[Sequence[str]] = [[title.format(name) for title in HEAD]]
+    for by_map, by_nds in zip(*(compare(results, score, name) for score in ('mAP', 'NDS'))):
         lines.append(
             [
                 by_map['row'],

@@ -239,6 +239,14 @@ def test_comparison_uses_shared_seeds_only():
     assert compare(results)[1]['difference'] == pytest.approx(0.01)
 
 
+def test_any_row_can_be_the_one_that_others_are_compared_with():
+    results = make_results({'m = 0': (0.01, 0.03), 'gated': (0.02, 0.02)})
+    default, none, gated = compare(results, against='m = 0')
+    assert none['verdict'] == '' and default['difference'] == pytest.approx(-0.02)
+    assert gated['difference'] == pytest.approx(0.0)
+    assert 'against m = 0' in render(results, 'm = 0') and 'default |' in render(results)
+
+
 def make_results(differences):
     """Rows whose differences from the default, of NDS, are these."""
     seeds = range(max(map(len, differences.values())))

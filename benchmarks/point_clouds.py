@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.default_config import POINT_CLOUD_RANGE, VOXEL_SIZE, WINDOW_SHAPE
 from stratified3d.datasets.io.point_files import read_points
-from stratified3d.layers.attention import WindowGrid, build_window_grid
+from stratified3d.layers.window_grid import WindowGrid, build_window_grid
 from stratified3d.ops import grid_shape, voxel_centers, voxelize
 from stratified3d.simulation.frame import simulate_frame
 

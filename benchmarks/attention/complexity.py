@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.default_config import HEADS, STRATA, WIDTH
 from benchmarks.report import table
 from projects.attention_zoo import FullAttention, LinformerAttention, PerformerAttention
-from stratified3d.layers.attention import MixerContext, StratifiedAttention, build_window_grid
+from stratified3d.layers.attention import MixerContext, StratifiedAttention
+from stratified3d.layers.window_grid import build_window_grid
 
 C = HEADS * WIDTH  # channels
 FEATURES = 256  # of Performer

@@ -38,7 +38,7 @@ from projects.attention_zoo import (
     NestedAttention,
     VarlenAttention,
 )
-from stratified3d.layers.attention import WindowGrid
+from stratified3d.layers.window_grid import WindowGrid
 
 CPU = torch.device('cpu')
 # torch's kernels are counted, and numba's would not be: those do not take this dtype

@@ -20,7 +20,7 @@ from benchmarks.attention.methods import Method, make_inputs, methods
 from benchmarks.default_config import WIDTH, WINDOW_SHAPE
 from benchmarks.point_clouds import simulate_points, voxelize_samples
 from benchmarks.report import table
-from stratified3d.layers.attention import WindowGrid
+from stratified3d.layers.window_grid import WindowGrid
 
 CPU = torch.device('cpu')
 COLUMNS = 6

@@ -12,12 +12,8 @@ from benchmarks.default_config import HEADS, STRATA, WIDTH
 from projects.attention_zoo import OTHER_FUNCTION, SAME_FUNCTION
 from projects.attention_zoo.equations import equation
 from projects.attention_zoo.mixer import Baseline, Configurable
-from stratified3d.layers.attention import (
-    MixerContext,
-    StratifiedAttention,
-    WindowGrid,
-    build_window_grid,
-)
+from stratified3d.layers.attention import MixerContext, StratifiedAttention
+from stratified3d.layers.window_grid import WindowGrid, build_window_grid
 from stratified3d.ops import unsupported_reason
 from stratified3d.ops.stratified_attention import BACKENDS
 from stratified3d.testing import TOLERANCES, random_coords, relative_error

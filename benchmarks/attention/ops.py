@@ -16,7 +16,7 @@ from benchmarks.measure import bounded_memory, ceilings, kernel_time, peak_memor
 from benchmarks.point_clouds import VoxelBatch
 from benchmarks.report import number, table
 from projects.attention_zoo.mixer import Configurable
-from stratified3d.layers.attention import WindowGrid
+from stratified3d.layers.window_grid import WindowGrid
 
 GROUPS = dict(
     ours='ours',

@@ -20,7 +20,7 @@ from projects.attention_zoo.groups import (
 )
 from projects.attention_zoo.orders import window_index
 from projects.attention_zoo.partitions import fold_columns
-from stratified3d.layers.attention import WindowGrid
+from stratified3d.layers.window_grid import WindowGrid
 from stratified3d.ops import rotary_angles, segment_reduce
 
 

@@ -6,13 +6,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from stratified3d.layers.attention import (
-    MixerContext,
-    StratifiedAttention,
-    WindowGrid,
-    project_rows,
-)
+from stratified3d.layers.attention import MixerContext, StratifiedAttention, project_rows
 from stratified3d.layers.strata import Strata
+from stratified3d.layers.window_grid import WindowGrid
 from stratified3d.ops import apply_rotary
 
 

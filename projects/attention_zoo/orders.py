@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stratified3d.layers.attention import WindowGrid
+from stratified3d.layers.window_grid import WindowGrid
 
 # the axis that block i sorts along, 0 for x and 1 for y: blocks of regular and of shifted windows
 # alternate, and any two successive ones sort along both axes, any four in all combinations

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from projects.attention_zoo.mixer import Baseline
-from stratified3d.layers.attention import WindowGrid
+from stratified3d.layers.window_grid import WindowGrid
 from stratified3d.ops import WindowPlan, permute_rows, stratified_attention
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from stratified3d.layers.attention import WindowGrid, build_window_grid
 from stratified3d.layers.sparse_conv import SparseConv, SparseConvTensor
 from stratified3d.layers.strata import Strata, VoxelScores
 from stratified3d.layers.strata_memory import PastTokens
+from stratified3d.layers.window_grid import WindowGrid, build_window_grid
 
 
 class StratifiedBlock(nn.Module):

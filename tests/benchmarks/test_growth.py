@@ -18,7 +18,8 @@ from projects.attention_zoo import (
     SampledWindowAttention,
     SpatialReductionAttention,
 )
-from stratified3d.layers.attention import MixerContext, build_window_grid
+from stratified3d.layers.attention import MixerContext
+from stratified3d.layers.window_grid import build_window_grid
 from stratified3d.testing import random_coords
 
 HEADS, WIDTH, TOKENS = 4, 8, 8

@@ -4,8 +4,9 @@ import math
 import pytest
 import torch
 
-from stratified3d.layers.attention import MixerContext, StratifiedAttention, build_window_grid
+from stratified3d.layers.attention import MixerContext, StratifiedAttention
 from stratified3d.layers.strata import SELECTIONS
+from stratified3d.layers.window_grid import build_window_grid
 from stratified3d.testing import random_coords, relative_error
 
 SHAPE = (4, 20, 20)

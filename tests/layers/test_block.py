@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from stratified3d.layers.attention import MixerContext, StratifiedAttention, build_window_grid
+from stratified3d.layers.attention import MixerContext, StratifiedAttention
 from stratified3d.layers.block import StratifiedStage
 from stratified3d.layers.sparse_conv import SparseConvTensor
+from stratified3d.layers.window_grid import build_window_grid
 from stratified3d.testing import random_coords, relative_error
 
 SHAPE = (4, 16, 16)

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from stratified3d.layers.attention import MixerContext, StratifiedAttention, build_window_grid
+from stratified3d.layers.attention import MixerContext, StratifiedAttention
 from stratified3d.layers.strata_memory import PastTokens, TokenMemory
+from stratified3d.layers.window_grid import build_window_grid
 from stratified3d.testing import random_coords
 
 GRID = (4, 16, 16)

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from stratified3d.layers.attention import MixerContext, StratifiedAttention, build_window_grid
+from stratified3d.layers.attention import MixerContext, StratifiedAttention
 from stratified3d.layers.strata import SELECTIONS
 from stratified3d.layers.token_mixing import TokenMixing
+from stratified3d.layers.window_grid import build_window_grid
 from stratified3d.ops import apply_rotary, rotary_angles
 from stratified3d.testing import random_coords, relative_error
 

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from stratified3d.layers.attention import MixerContext, StratifiedAttention, build_window_grid
+from stratified3d.layers.attention import MixerContext, StratifiedAttention
 from stratified3d.layers.strata_record import StrataRecord, _Recorder, record_strata
+from stratified3d.layers.window_grid import build_window_grid
 from stratified3d.ops.stratified_attention import BACKENDS
 from stratified3d.testing import random_coords
 

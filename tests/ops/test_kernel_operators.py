@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 from stratified3d import ops
-from stratified3d.layers.attention import MixerContext, StratifiedAttention, build_window_grid
+from stratified3d.layers.attention import MixerContext, StratifiedAttention
+from stratified3d.layers.window_grid import build_window_grid
 from stratified3d.testing import TOLERANCES, poisoned_memory, random_coords, relative_error
 
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'

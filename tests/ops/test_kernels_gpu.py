@@ -5,7 +5,8 @@ import torch
 
 from stratified3d import ops
 from stratified3d.doctor.execution import check_long_addresses, no_waiting
-from stratified3d.layers.attention import MixerContext, StratifiedAttention, build_window_grid
+from stratified3d.layers.attention import MixerContext, StratifiedAttention
+from stratified3d.layers.window_grid import build_window_grid
 from stratified3d.testing import random_coords, relative_error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')

@@ -13,7 +13,8 @@ from projects.attention_zoo.keys import sampled as sampled_module
 from projects.attention_zoo.layouts import varlen
 from projects.attention_zoo.layouts.flex import FlexAttention
 from projects.attention_zoo.layouts.varlen import VarlenAttention
-from stratified3d.layers.attention import MixerContext, StratifiedAttention, build_window_grid
+from stratified3d.layers.attention import MixerContext, StratifiedAttention
+from stratified3d.layers.window_grid import build_window_grid
 from stratified3d.testing import TOLERANCES, random_coords, relative_error
 
 SHAPE = (6, 11, 13)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from projects.attention_zoo.equations import keys, summaries
 from projects.attention_zoo.equations import windows as parts
 from projects.attention_zoo.equations.dense import attend, same, windows
-from stratified3d.layers.attention import StratifiedAttention, WindowGrid
+from stratified3d.layers.attention import StratifiedAttention
+from stratified3d.layers.window_grid import WindowGrid
 
 EQUATIONS = {**parts.EQUATIONS, **keys.EQUATIONS, **summaries.EQUATIONS}
 

@@ -25,7 +25,7 @@ from projects.attention_zoo.keys.sampled import SampledWindowAttention
 from projects.attention_zoo.keys.sliding import SlidingAttention
 from projects.attention_zoo.keys.varied import VariedWindowAttention
 from projects.attention_zoo.keys.varying import VaryingWindowAttention
-from stratified3d.layers.attention import WindowGrid
+from stratified3d.layers.window_grid import WindowGrid
 
 
 def _full(baseline: FullAttention, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:

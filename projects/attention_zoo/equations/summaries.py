@@ -26,7 +26,7 @@ from projects.attention_zoo.summaries.linear import LinearWindowAttention, Perfo
 from projects.attention_zoo.summaries.proxies import ProxyAttention
 from projects.attention_zoo.summaries.reduced import LinformerAttention, SpatialReductionAttention
 from projects.attention_zoo.summaries.scan import ScanAttention
-from stratified3d.layers.attention import WindowGrid
+from stratified3d.layers.window_grid import WindowGrid
 
 
 def _reduced(

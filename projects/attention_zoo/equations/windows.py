@@ -21,7 +21,7 @@ from projects.attention_zoo.windows.equal_groups import EqualGroupAttention
 from projects.attention_zoo.windows.long_short import LongShortAttention
 from projects.attention_zoo.windows.planes import PlaneAttention
 from projects.attention_zoo.windows.sets import SetAttention
-from stratified3d.layers.attention import WindowGrid
+from stratified3d.layers.window_grid import WindowGrid
 
 
 def _axis_key(grid: WindowGrid, block: int) -> Tensor:

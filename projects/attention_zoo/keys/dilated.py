@@ -10,7 +10,7 @@ from projects.attention_zoo.cells import cells_around, group_cells, rows_of
 from projects.attention_zoo.groups import Groups, attend_groups, pad_groups
 from projects.attention_zoo.mixer import Baseline
 from projects.attention_zoo.partitions import fold_columns
-from stratified3d.layers.attention import WindowGrid
+from stratified3d.layers.window_grid import WindowGrid
 
 _LENGTHS = (2, 4, 8, 16, 32, 64, 128, 256)
 

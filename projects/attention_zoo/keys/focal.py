@@ -8,7 +8,7 @@ from torch import Tensor
 from projects.attention_zoo.cells import Cells, average, cells_around, window_cells
 from projects.attention_zoo.groups import Groups, Ragged, attend_groups, join, pad_groups
 from projects.attention_zoo.mixer import Baseline
-from stratified3d.layers.attention import WindowGrid
+from stratified3d.layers.window_grid import WindowGrid
 
 _LENGTHS = (16, 32, 64, 128, 256, 512, 1024)
 

@@ -14,7 +14,7 @@ from projects.attention_zoo.groups import (
     take,
 )
 from projects.attention_zoo.mixer import Baseline
-from stratified3d.layers.attention import WindowGrid
+from stratified3d.layers.window_grid import WindowGrid
 
 
 class FullAttention(Baseline):

@@ -23,7 +23,7 @@ from projects.attention_zoo.groups import (
     scatter,
 )
 from projects.attention_zoo.mixer import Baseline
-from stratified3d.layers.attention import WindowGrid
+from stratified3d.layers.window_grid import WindowGrid
 
 # logits that are written out at a time
 _LOGITS = 1 << 24

@@ -14,7 +14,7 @@ from projects.attention_zoo.keys.points import attend_points, interpolate
 from projects.attention_zoo.mixer import Baseline
 from projects.attention_zoo.orders import window_index
 from projects.attention_zoo.partitions import fold_columns
-from stratified3d.layers.attention import WindowGrid
+from stratified3d.layers.window_grid import WindowGrid
 
 _LENGTHS = (16, 32, 64, 128, 256, 512, 1024)
 

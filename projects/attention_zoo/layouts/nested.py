@@ -16,7 +16,7 @@ from projects.attention_zoo.groups import (
     window_rows,
 )
 from projects.attention_zoo.mixer import JointBaseline
-from stratified3d.layers.attention import WindowGrid
+from stratified3d.layers.window_grid import WindowGrid
 
 
 class Jagged(NamedTuple):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from projects.attention_zoo.groups import Groups, attend_groups, pad_groups, window_rows
 from projects.attention_zoo.mixer import JointBaseline
-from stratified3d.layers.attention import WindowGrid
+from stratified3d.layers.window_grid import WindowGrid
 
 
 class _PaddedAttention(JointBaseline):

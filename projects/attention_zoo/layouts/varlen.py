@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from projects.attention_zoo.groups import fold_bias, window_rows
 from projects.attention_zoo.layouts.nested import append_strata
 from projects.attention_zoo.mixer import JointBaseline
-from stratified3d.layers.attention import WindowGrid
+from stratified3d.layers.window_grid import WindowGrid
 
 
 class Sequences(NamedTuple):

@@ -9,7 +9,7 @@ from projects.attention_zoo.cells import cells_around, group_cells
 from projects.attention_zoo.groups import number_members
 from projects.attention_zoo.mixer import Baseline
 from projects.attention_zoo.summaries.linear import read_state
-from stratified3d.layers.attention import WindowGrid
+from stratified3d.layers.window_grid import WindowGrid
 from stratified3d.ops import stratified_attention
 
 

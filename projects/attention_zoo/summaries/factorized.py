@@ -11,7 +11,7 @@ from projects.attention_zoo.cells import Cells, average, group_cells, group_samp
 from projects.attention_zoo.groups import Groups, attend_groups
 from projects.attention_zoo.mixer import Baseline
 from projects.attention_zoo.partitions import check_heads
-from stratified3d.layers.attention import WindowGrid
+from stratified3d.layers.window_grid import WindowGrid
 
 
 class Share(NamedTuple):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from projects.attention_zoo.cells import Cells, group_samples, region_cells
 from projects.attention_zoo.groups import Groups, Ragged, attend_groups, pad_groups
 from projects.attention_zoo.mixer import Baseline
-from stratified3d.layers.attention import WindowGrid
+from stratified3d.layers.window_grid import WindowGrid
 from stratified3d.ops import stratified_attention
 
 # of latents, and of the voxels of a region

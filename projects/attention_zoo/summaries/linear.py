@@ -13,7 +13,7 @@ from torch import Tensor
 
 from projects.attention_zoo.groups import Groups, gather, pad_groups, scatter, window_rows
 from projects.attention_zoo.mixer import Baseline
-from stratified3d.layers.attention import WindowGrid
+from stratified3d.layers.window_grid import WindowGrid
 
 
 class LinearWindowAttention(Baseline):

@@ -7,7 +7,7 @@ from torch import Tensor
 from projects.attention_zoo.cells import Cells, average, group_samples, region_cells
 from projects.attention_zoo.groups import Groups, attend_groups
 from projects.attention_zoo.mixer import Baseline
-from stratified3d.layers.attention import WindowGrid
+from stratified3d.layers.window_grid import WindowGrid
 from stratified3d.ops import stratified_attention
 
 

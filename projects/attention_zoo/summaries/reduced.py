@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from projects.attention_zoo.cells import Cells, average, group_cells, group_samples
 from projects.attention_zoo.groups import Groups, attend_groups
 from projects.attention_zoo.mixer import Baseline
-from stratified3d.layers.attention import WindowGrid
+from stratified3d.layers.window_grid import WindowGrid
 from stratified3d.ops import chunk_offsets, segment_reduce
 
 

@@ -12,7 +12,7 @@ from projects.attention_zoo.groups import split_samples
 from projects.attention_zoo.mixer import Baseline
 from projects.attention_zoo.orders import AXIS_OF_BLOCK, sort_along_snake
 from projects.attention_zoo.summaries.recurrence import Inputs, scan_chunks
-from stratified3d.layers.attention import WindowGrid
+from stratified3d.layers.window_grid import WindowGrid
 
 
 class Chunks(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from projects.attention_zoo.partitions import PartitionAttention, check_heads
-from stratified3d.layers.attention import WindowGrid
+from stratified3d.layers.window_grid import WindowGrid
 
 
 class AxialAttention(PartitionAttention):

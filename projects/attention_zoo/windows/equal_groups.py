@@ -11,7 +11,7 @@ from torch import Tensor
 from projects.attention_zoo.groups import gather, number_members, offsets_of
 from projects.attention_zoo.mixer import Baseline
 from projects.attention_zoo.orders import AXIS_OF_BLOCK, sort_along_snake
-from stratified3d.layers.attention import WindowGrid
+from stratified3d.layers.window_grid import WindowGrid
 from stratified3d.ops import WindowPlan
 
 

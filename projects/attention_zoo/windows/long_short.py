@@ -8,7 +8,7 @@ from torch import Tensor
 
 from projects.attention_zoo.orders import window_index
 from projects.attention_zoo.partitions import PartitionAttention
-from stratified3d.layers.attention import WindowGrid
+from stratified3d.layers.window_grid import WindowGrid
 
 
 class LongShortAttention(PartitionAttention):

@@ -73,6 +73,22 @@ def parse_args() -> argparse.Namespace:
         default=1,
         help='trainings at a time; they share the cores (default: %(default)s)',
     )
+    _add_folders(parser)
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=ConfigOptions,
+        default={},
+        help='settings of the config for every row, as key=value',
+    )
+    args = parser.parse_args()
+    problem = check_args(args)
+    if problem:
+        parser.error(problem)
+    return args
+
+
+def _add_folders(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--data',
         type=Path,
@@ -91,18 +107,6 @@ def parse_args() -> argparse.Namespace:
         default=ROOT / 'benchmarks/results',
         help='results go to OUT/<device>/ (default: benchmarks/results)',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=ConfigOptions,
-        default={},
-        help='settings of the config for every row, as key=value',
-    )
-    args = parser.parse_args()
-    problem = check_args(args)
-    if problem:
-        parser.error(problem)
-    return args
 
 
 def check_args(args: argparse.Namespace) -> str | None:

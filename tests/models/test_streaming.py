@@ -235,6 +235,18 @@ def test_another_scene_starts_again_and_no_name_keeps_the_scene(with_memory):
     assert_same(sample.pred_instances_3d, run(model, frames[3:])[0][0])
 
 
+@pytest.mark.parametrize('change', [jump_in_time, jump_in_place])
+def test_the_scene_is_known_after_a_break_without_a_name(with_memory, change):
+    model, frames = with_memory(), drive(3)
+    frames[1:] = change(frames[1:])
+    state, scenes = None, []
+    for frame, scene in zip(frames, ('a', None, 'b')):
+        sample, state = model.stream(*frame, state, scene=scene)
+        scenes.append(state.scene)
+    assert scenes == ['a', 'a', 'b'] and state.event == 'new scene'
+    assert_same(sample.pred_instances_3d, run(model, frames[2:])[0][0])
+
+
 def test_late_frames_see_what_came_before_them_and_change_nothing(with_memory):
     model, frames = with_memory(frames=3), drive(5)
     _, _, state = run(model, frames[:2])

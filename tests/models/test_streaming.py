@@ -10,6 +10,7 @@ from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from scipy.spatial.transform import Rotation
 
 from stratified3d.layers.strata import Strata
+from stratified3d.layers.strata_record import record_strata
 from stratified3d.models.streaming import StreamLimits, StreamState, recall, remember
 
 STEP = 0.1  # s
@@ -188,6 +189,16 @@ def test_tokens_turn_and_date_as_their_frames_do():
         world = np.c_[places[i].numpy(), np.ones(5)] @ then[i].numpy().T
         expected = (world @ np.linalg.inv(now[i].numpy()).T)[:, :3]
         np.testing.assert_allclose(past.positions[i, 5:], expected, atol=1e-3)
+
+
+def test_what_is_read_of_the_past_can_be_recorded(with_memory):
+    model, reads = with_memory(), []
+    with record_strata(model.encoder.mixers[-1], reads) as records:
+        run(model, drive(3))
+    for i, (record, read) in enumerate(zip(records, reads, strict=True)):
+        assert read.shape == (len(record.voxels), 8 * i)
+        frames = read.reshape(len(read), i, 8).sum(2)  # newest first
+        assert (frames > 0).all() and (frames.sum(1) + record.read.sum(1) < 1).all()
 
 
 def jump_in_time(frames):

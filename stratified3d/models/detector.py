@@ -120,6 +120,8 @@ class StratifiedCenterPoint(Base3DDetector):
                 with torch.no_grad():
                     *_, new = self._encode(frame.points, memory, frame.poses, frame.times)
                 memory = (new, *memory)[: self.memory_frames]
+            # older torch would reuse what autocast cast without gradient: pytorch PR 165068
+            torch.clear_autocast_cache()
         bev, coords, _ = self._encode(points, memory, poses, times, scores)
         return self._run_backbone(bev), coords
 

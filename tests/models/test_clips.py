@@ -56,6 +56,21 @@ def test_every_parameter_learns_also_where_nothing_came_before(
         assert all(bool(grad.any()) == bool(ages[0]) for grad in memory)
 
 
+def test_every_parameter_learns_under_autocast(clip_config, build, clip_batch, monkeypatch):
+    """The keyframe casts its weights anew: older torch kept them without gradient."""
+    model, events = build(clip_config).train(), []
+    encode, clear = model._encode, torch.clear_autocast_cache
+    monkeypatch.setattr(model, '_encode', lambda *args: (events.append('encode'), encode(*args))[1])
+    monkeypatch.setattr(torch, 'clear_autocast_cache', lambda: (events.append('clear'), clear()))
+    with torch.autocast('cpu', torch.bfloat16):
+        losses = model.loss(*clip_batch((600, 300), ((0.05, 0.1),)))
+        assert events == ['encode', 'encode', 'clear', 'encode']
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.any() or not name.startswith('encoder'), name
+
+
 def test_no_gradient_flows_into_the_past(clip_config, build, clip_batch, monkeypatch):
     model = build(clip_config).train()
     seen = []

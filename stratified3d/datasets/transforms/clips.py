@@ -52,9 +52,20 @@ class PackClip(Pack3DDetInputs):
 
 
 def _augmentation(results: dict) -> np.ndarray:
-    """[4, 4] of the turns, scales, flips and shifts that mmdet3d's transforms recorded."""
+    """[4, 4] of what moved the points since they were loaded: mmdet3d's transforms and tilts."""
+    flow = results.get('transformation_3d_flow', [])
+    matrix, done = np.eye(4), 0
+    for before, tilt in results.get('tilts', []):
+        matrix = tilt @ _recorded(results, flow[done:before]) @ matrix
+        done = before
+    return _recorded(results, flow[done:]) @ matrix
+
+
+def _recorded(results: dict, flow: Sequence[str]) -> np.ndarray:
+    """[4, 4] of so much of the turns, scales, flips and shifts that mmdet3d recorded."""
     corners = torch.cat([torch.zeros(1, 3), torch.eye(3)])
-    moved = apply_3d_transformation(corners, 'LIDAR', results).double().numpy()
+    part = {**results, 'transformation_3d_flow': flow}
+    moved = apply_3d_transformation(corners, 'LIDAR', part).double().numpy()
     matrix = np.eye(4)
     matrix[:3, 3] = moved[0]
     matrix[:3, :3] = (moved[1:] - moved[0]).T

@@ -18,8 +18,9 @@ class PackClip(Pack3DDetInputs):
 
     The points stay one tensor in the keyframe's LiDAR frame, with ages in column 4, so that all
     augmentations and `ObjectSample` work as they do on stacked sweeps. The detector takes the
-    sweeps apart and moves each back into its own LiDAR frame, turned, scaled and flipped as the
-    keyframe was: what a stream would see.
+    sweeps apart and moves each back into its own LiDAR frame, turned, scaled, flipped and tilted as
+    the keyframe was. A stream sees nearly that: what crops or thins points here does so about the
+    keyframe's sensor or with all sweeps together (docs/streaming.md, Training).
 
     `LoadAlignedSweeps` must come before. The metainfo `clip` is a dict: frames; ages, seconds, and
     poses [4, 4], from the LiDAR frame of a sweep to the keyframe's, both with the nearest sweep

@@ -12,7 +12,7 @@ from torch.export import Dim, ExportedProgram
 
 import stratified3d
 from stratified3d.deploy.package import KEY, processor_of, release
-from stratified3d.deploy.program import LARGEST, MAX_POINTS, DetectorProgram
+from stratified3d.deploy.program import COLUMNS, LARGEST, MAX_POINTS, DetectorProgram
 from stratified3d.models.bev_format import has_fast_bf16
 from stratified3d.sensors import model_sensor
 
@@ -126,7 +126,7 @@ def build_program(
 def trace(program: DetectorProgram, num_points: int | None = None) -> ExportedProgram:
     """Trace a program for this number of points, or for any from 2 to `MAX_POINTS`."""
     device = next(program.head.parameters()).device
-    points = torch.rand(num_points or 100, program.voxel_encoder.in_channels, device=device)
+    points = torch.rand(num_points or 100, COLUMNS, device=device)
     rows = None if num_points is not None else {0: Dim('points', min=2, max=MAX_POINTS)}
     with torch.no_grad():
         return torch.export.export(program, (points,), dynamic_shapes=(rows,))

@@ -11,7 +11,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 import stratified3d
-from stratified3d.deploy.package import KEY, processor_of, release
+from stratified3d.deploy.package import KEY, host_instructions, processor_of, release
 from stratified3d.deploy.program import COLUMNS, LARGEST, MAX_POINTS, DetectorProgram
 from stratified3d.models.bev_format import has_fast_bf16
 from stratified3d.sensors import model_sensor
@@ -113,6 +113,7 @@ def build_program(
         sensor=asdict(model_sensor(model.cfg)),
         device=device,
         processor=processor_of(device),
+        instructions=host_instructions(),
         bev_dtype=str(bev_dtype).removeprefix('torch.'),
         capacity=capacity,
         overflow=overflow,

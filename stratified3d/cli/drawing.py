@@ -146,22 +146,11 @@ def write_pictures(
         print(path)
 
 
-def draw_detections(
-    args: argparse.Namespace,
-    config: Config,
-    sensor: Sensor | None,
-    frames: list[tuple[Path, np.ndarray, Detections]],
-) -> None:
-    """Write pictures of what `stratified3d detect` found in each file, and print where they are."""
+def open_pictures(args: argparse.Namespace, config: Config, sensor: Sensor | None) -> PictureFolder:
+    """The folder for pictures of what `stratified3d detect` finds."""
     area = visible_area(config, sensor)
     camera = camera_behind(config, sensor)
-    names = name_pictures([path for path, *_ in frames])
-    with PictureFolder(args.out, area, camera, 'height', not args.no_perspective) as folder:
-        for name, (path, points, found) in zip(names, frames):
-            title = f'{path.name}: {len(found.scores)} objects with score \u2265 {args.score}'
-            folder.write(name, Drawing(points, *found, None, title))
-    for paths in folder.written.values():
-        print(*paths, sep='\n')
+    return PictureFolder(args.out, area, camera, 'height', not args.no_perspective)
 
 
 def visualize(args: argparse.Namespace) -> None:

@@ -216,6 +216,17 @@ def test_missing_files_are_named(config):
         init_detector(config, 'nowhere.pth')
 
 
+def test_missing_devices_are_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
+    with pytest.raises(ValueError, match='no device cuda: torch .* finds 0 CUDA devices'):
+        init_detector('nowhere.py', device='cuda')
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    with pytest.raises(ValueError, match='no device cuda:2'):
+        init_detector('nowhere.py', device=torch.device('cuda:2'))
+    with pytest.raises(ValueError, match="not 'gpu'"):
+        init_detector('nowhere.py', device='gpu')
+
+
 def frames_of_a_drive(points, count=3):
     """(points, pose, time): the same cloud from a car that drives along y and turns."""
     poses = []

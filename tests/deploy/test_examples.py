@@ -194,6 +194,11 @@ def test_cpp_program_prints_the_boxes_of_a_file(program, package, frame, tmp_pat
     numbers = np.array([line[1:] for line in lines], np.float32)
     np.testing.assert_allclose(numbers[:, 0], found.scores, atol=1e-5)
     np.testing.assert_allclose(numbers[:, 1:], found.boxes, atol=1e-4)
+    points.tofile(tmp_path / 'sweep5.bin')
+    wider = subprocess.run(
+        [program, package, tmp_path / 'sweep5.bin', '5'], capture_output=True, text=True
+    )
+    assert wider.stdout == result.stdout
 
 
 @pytest.mark.slow
@@ -204,6 +209,8 @@ def test_cpp_program_names_what_is_wrong(program, package, frame, tmp_path):
         ([tmp_path / 'none.pt2', tmp_path / 'odd.bin'], 'there is no package'),
         ([package, tmp_path / 'none.bin'], 'there is no point file'),
         ([package, tmp_path / 'odd.bin'], 'no rows of 4 numbers'),
+        ([package, tmp_path / 'full.bin', '7'], 'no rows of 7 numbers'),
+        ([package, tmp_path / 'full.bin', 'four'], 'COLUMNS is a number'),
         ([package, tmp_path / 'full.bin'], 'and the package a capacity of 3000'),
     ):
         result = subprocess.run([program, *arguments], capture_output=True, text=True)

@@ -150,6 +150,18 @@ class PackagedDetector:
         found = Detections(boxes, scores, names)
         return drop_own_vehicle(found) if taken_for.drop_own else found
 
+    def has_room(self, points: np.ndarray | Tensor) -> bool:
+        """Return whether a frame in the model's own frame is within the capacity and the number of
+        points, so that nothing of it is dropped and it is not refused.
+
+        Args:
+            points: [P, 4] or [P, 5].
+        """
+        capacity, room = self.info['capacity'], self.info.get('num_points')
+        cells, is_inside = self._cells(points_with_dt(points))
+        has_voxels = capacity is None or len(torch.unique(cells[is_inside])) <= capacity
+        return has_voxels and (room is None or int(is_inside.sum()) <= room)
+
     def _run(self, points: Tensor) -> tuple[np.ndarray, np.ndarray, list[str]]:
         points = self._pad(points).to(self.info['device'])
         self._check_capacity(points)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 CONFIG = 'stratified3d::quickstart/any_sensor.py'
 WEIGHTS = 'stratified3d::quickstart/any-sensor.safetensors'
+PICTURES = Path('work_dirs/detections')
 EXAMPLES = """examples:
   {prog} sweep.pcd.bin                                 a table of what is there
   {prog} sweep.pcd.bin --draw                          pictures from above and in perspective, too
@@ -69,8 +70,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument(
         '--out',
         type=Path,
-        default=Path('work_dirs/detections'),
-        help='folder of the pictures (default: %(default)s)',
+        help=f'folder of the pictures (default: {PICTURES})',
     )
     parser.add_argument(
         '--no-perspective', action='store_true', help='draw from above only: needs no Open3D'
@@ -86,6 +86,9 @@ def main(arguments: list[str], prog: str) -> int:
         if args.config != CONFIG:
             parser.error('--config needs --checkpoint, the weights of that model')
         args.checkpoint = WEIGHTS
+    if not args.draw and (args.out is not None or args.no_perspective):
+        parser.error('--out and --no-perspective are for pictures: add --draw')
+    args.out = args.out or PICTURES
     try:
         return 0 if run(args, short_name(prog)) else 1
     except (OSError, ValueError, RuntimeError) as error:

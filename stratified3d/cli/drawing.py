@@ -26,6 +26,7 @@ from stratified3d.visualization.window import KEYS, Viewer
 if TYPE_CHECKING:
     from mmdet3d.models.detectors import Base3DDetector
 
+_COUNT = 4  # frames of a dataset
 # index of a frame -> points [P, 5] and annotated boxes [K, 7 or 9], None where they are unknown
 Load = Callable[[int], tuple[np.ndarray, np.ndarray | None]]
 
@@ -80,7 +81,7 @@ def choose_frames(args: argparse.Namespace, total: int) -> list[int]:
     if args.index:
         chosen = [index for indices in args.index for index in indices]
     else:
-        count = min(args.count, total)
+        count = min(args.count or _COUNT, total)
         chosen = [(2 * k + 1) * total // (2 * count) for k in range(count)]
 
     if not chosen or max(chosen) >= total:

@@ -126,8 +126,25 @@ def call(script: str, *arguments: object) -> None:
         )
 
 
+def parse_args(arguments: list[str], prog: str) -> argparse.Namespace:
+    """Refuse a dataset that cannot be before the folder of the results records its settings."""
+    from stratified3d.cli.simulate import parse_scenes
+    from stratified3d.simulation import NuScenesSettings
+
+    parser = make_parser(prog)
+    args = parser.parse_args(arguments)
+    try:
+        train, val = parse_scenes(args.scenes)
+        NuScenesSettings(train=train, val=val, keyframes=args.keyframes).check()
+    except (argparse.ArgumentTypeError, ValueError) as error:
+        parser.error(str(error))
+    if not train or not val:
+        parser.error(f'--scenes {args.scenes}: one scene to train on and one to score at least')
+    return args
+
+
 def main(arguments: list[str], prog: str) -> int:
-    args = make_parser(prog).parse_args(arguments)
+    args = parse_args(arguments, prog)
     data = args.data.resolve()
     out = args.out.resolve()
     if args.fresh:

@@ -51,6 +51,22 @@ def run(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.parametrize(
+    'option, named',
+    [
+        ('--scenes=foo', "'foo' is neither"),
+        ('--scenes=99+1', '99+1 scenes'),
+        ('--scenes=2+0', 'one to score'),
+        ('--keyframes=1', '1 keyframes'),
+    ],
+)
+def test_settings_that_cannot_be_are_not_recorded(tmp_path, capsys, option, named):
+    with pytest.raises(SystemExit) as left:
+        quickstart.main(['--out', str(tmp_path / 'out'), option], 'quickstart')
+    assert left.value.code == 2 and named in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+
+
 def test_nothing_is_done_twice(run):
     assert run()[0] == STEPS
     assert run()[0] == []

@@ -29,7 +29,9 @@ TEXT
 device='' fresh=''
 while [ $# -gt 0 ]; do
   case $1 in
-    --device) device=${2:-}; shift ;;
+    --device)
+      [ $# -gt 1 ] || { echo "setup.sh: --device needs a value, cpu or gpu" >&2; exit 2; }
+      device=$2; shift ;;
     --fresh) fresh=1 ;;
     -h|--help) usage; exit 0 ;;
     *) echo "setup.sh: unknown option '$1'; see bash tools/setup.sh --help" >&2; exit 2 ;;

@@ -29,6 +29,7 @@ def test_help_shows_examples(root):
     'arguments, variables, message',
     [
         (['--device', 'tpu'], {}, "--device is cpu or gpu, not 'tpu'"),
+        (['--device'], {}, '--device needs a value'),
         (['--devise'], {}, "unknown option '--devise'"),
         ([], dict(PYTHON='/bin/false'), "'/bin/false' is no Python 3.10 to 3.12"),
         (

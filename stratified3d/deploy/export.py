@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ def export_detector(
     Raises:
         ValueError: settings that are none, or parts of the model that cannot be exported.
         OSError: the file cannot be written.
+    Warns:
+        UserWarning: the model has a memory of earlier frames, which the package leaves out.
     """
     out = Path(out)
     _check(out, bev_dtype, capacity, overflow, num_points)
@@ -60,6 +63,12 @@ def export_detector(
     use_bf16 = bev_dtype == 'bf16' or (bev_dtype == 'auto' and has_fast_bf16(device))
     dtype = torch.bfloat16 if use_bf16 else torch.float32
     program, info = build_program(model, dtype, capacity, overflow, num_points)
+    if info['memory_frames']:
+        warnings.warn(
+            f'the memory of {info["memory_frames"]} earlier frames is left out: the package '
+            'detects in every frame alone, as `detect` does and `detect_next` in the first of a stream',
+            stacklevel=2,
+        )
     compile_program(trace(program, num_points), out, info)
     return info
 
@@ -114,6 +123,7 @@ def build_program(
         device=device,
         processor=processor_of(device),
         instructions=host_instructions(),
+        memory_frames=model.memory_frames,
         bev_dtype=str(bev_dtype).removeprefix('torch.'),
         capacity=capacity,
         overflow=overflow,

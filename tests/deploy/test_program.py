@@ -214,6 +214,15 @@ def test_a_model_of_more_columns_is_refused(detector, monkeypatch):
         build_program(detector, torch.float32)
 
 
+def test_a_memory_that_is_left_out_is_a_warning(detector, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(detector), 'memory_frames', 3)
+    monkeypatch.setattr('stratified3d.deploy.export.trace', lambda *_: None)
+    monkeypatch.setattr('stratified3d.deploy.export.compile_program', lambda *_: None)
+    with pytest.warns(UserWarning, match='memory of 3 earlier frames is left out'):
+        info = export_detector(detector, tmp_path / 'a.pt2')
+    assert info['memory_frames'] == 3
+
+
 def test_environment_in_a_folder_with_a_space_is_refused_at_once(detector, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, '__path__', ['/my data/torch'])
     with pytest.raises(ValueError, match='/my data/torch, and its compiler cannot link .* space'):

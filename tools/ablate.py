@@ -144,7 +144,7 @@ class Results:
         against: row that the table compares the others with, once it has a result.
     """
 
-    def __init__(self, out: Path, iterations: int, data: Path, against: str):
+    def __init__(self, out: Path, iterations: int, data: Path, against: str = DEFAULT.name):
         device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
         self.out = out
         self.against = against

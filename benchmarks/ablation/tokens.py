@@ -28,8 +28,8 @@ EXAMPLES = """examples:
   python tools/test.py CONFIG silent.pth
 
 columns:
-  share             part of a voxel's attention that goes to the tokens; with gated fusion it is all
-                    of it, and the gate says how much it counts
+  share             part of a voxel's attention that goes to the tokens; with gated and separate
+                    fusion it is all of it, and the gate or the projection says how much it counts
   readers           how evenly a voxel's reading is spread over the tokens: exponential of the
                     entropy, 1 if all have the same weight
   read from         mean distance by weight; in brackets, that of even weights
@@ -135,14 +135,17 @@ def blocks_with_strata(model: nn.Module) -> Iterator[tuple[int, int, nn.Module]]
 
 
 def learned_weight(mixer: nn.Module) -> nn.Parameter | None:
-    """The learned weight of a mixer's tokens, one number per head."""
-    name = 'gate' if mixer.fusion == 'gated' else 'strata_offset'
-    return getattr(mixer, name)
+    """The learned weight of a mixer's tokens, one number per head; None if it has none."""
+    names = dict(joint='strata_offset', gated='gate')
+    return getattr(mixer, names[mixer.fusion]) if mixer.fusion in names else None
 
 
 def silence(model: nn.Module) -> None:
     """Set the learned weights so that no voxel reads a token."""
     for _, _, mixer in blocks_with_strata(model):
+        if mixer.fusion == 'separate':
+            mixer.out.weight.data[:, mixer.out.out_features :] = 0
+            continue
         parameter = learned_weight(mixer)
         if parameter is None:
             raise ValueError(

@@ -23,7 +23,7 @@ class StrataRecord(NamedTuple):
         tokens: [M, 3] meters.
         collected: [M, N], how the attention of a token is spread over the voxels; rows sum to 1.
         read: [N, M], the part of a voxel's attention that goes to each token. The rest goes to
-            its window (joint), or there is no rest (gated).
+            its window (joint), or there is no rest (gated, separate).
         effective_voxels: [M], the number of voxels that a token collects from: exponential of the
             entropy of its weights, from 1 (one voxel) to N (the plain mean of all). Taken head by
             head, since heads may collect from different voxels.

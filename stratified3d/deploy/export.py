@@ -66,7 +66,7 @@ def export_detector(
     if info['memory_frames']:
         warnings.warn(
             f'the memory of {info["memory_frames"]} earlier frames is left out: the package '
-            'detects in every frame alone, as `detect` does and `detect_next` in the first of a stream',
+            'detects in every frame alone, as `detect` does',
             stacklevel=2,
         )
     compile_program(trace(program, num_points), out, info)

@@ -56,7 +56,7 @@ def points_of(message: Any) -> np.ndarray:
     content = np.frombuffer(message.data, np.uint8, count=message.height * step)
     rows = content.reshape(message.height, step)[:, :length].reshape(-1).view(dtype)
     points = np.zeros((len(rows), 4), np.float32)
-    for column, name in enumerate(rows.dtype.names):
+    for column, name in enumerate(dtype.names or ()):
         points[:, column] = rows[name]
     return points
 

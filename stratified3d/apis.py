@@ -50,8 +50,9 @@ def init_detector(
         The model in evaluation mode, with `cfg` and `class_names`.
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the checkpoint is damaged or of another model.
+        ValueError: the checkpoint is damaged or of another model; there is no such device.
     """
+    device = _choose_device(device)
     if not isinstance(config, Config):
         make_projects_importable()
         path = find_shipped(str(config))
@@ -71,9 +72,24 @@ def init_detector(
     else:
         _load_weights(model, str(checkpoint))
 
-    if device is None:
-        device = 'cuda' if torch.cuda.is_available() else 'cpu'
     return model.to(device).eval()
+
+
+def _choose_device(device: str | torch.device | None) -> torch.device:
+    """The device of this name; None: the GPU where there is one."""
+    if device is None:
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device is 'cpu', 'cuda' or 'cuda:N', not {device!r}") from None
+    count = torch.cuda.device_count()
+    if chosen.type == 'cuda' and (chosen.index or 0) >= count:
+        raise ValueError(
+            f'there is no device {device}: torch {torch.__version__} finds {count} CUDA devices '
+            'here; take cpu, or leave the device out'
+        )
+    return chosen
 
 
 @contextmanager

@@ -51,7 +51,11 @@ def points_with_dt(points: np.ndarray | Tensor) -> Tensor:
     Raises:
         ValueError: other columns.
     """
-    points = torch.as_tensor(points).float()
+    if not isinstance(points, Tensor):
+        # torch takes no reversed array and none of the other byte order
+        with np.errstate(over='ignore'):
+            points = torch.from_numpy(np.ascontiguousarray(points, np.float32))
+    points = points.float()
     if points.dim() != 2 or points.shape[1] not in (4, 5):
         raise ValueError(
             f'points are [P, 4] x, y, z, intensity, or [P, 5] with dt, not {list(points.shape)}'

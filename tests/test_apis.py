@@ -9,7 +9,7 @@ from mmengine.config import Config
 from safetensors.torch import save_file
 
 from stratified3d.apis import detect, detect_next, init_detector
-from stratified3d.detections import Detections, drop_own_vehicle
+from stratified3d.detections import Detections, drop_own_vehicle, points_with_dt
 from stratified3d.sensors import SENSORS, FrameChange, Sensor
 from stratified3d.simulation.frame import simulate_frame
 
@@ -214,6 +214,34 @@ def test_missing_files_are_named(config):
         init_detector('nowhere.py')
     with pytest.raises(FileNotFoundError, match='no checkpoint nowhere.pth'):
         init_detector(config, 'nowhere.pth')
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda points: points[::-1],
+        lambda points: points[:, [3, 2, 1, 0]][:, ::-1],
+        lambda points: points.astype('>f4'),
+        lambda points: points.astype(np.float64),
+    ],
+)
+def test_arrays_may_lie_in_memory_as_they_like(points, change):
+    changed = change(points)
+    found = points_with_dt(changed)
+    assert found.dtype == torch.float32
+    np.testing.assert_array_equal(found[:, :4], changed.astype(np.float32))
+    assert points_with_dt(np.full((1, 4), 1e300)).isinf().any()
+
+
+def test_missing_devices_are_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
+    with pytest.raises(ValueError, match='no device cuda: torch .* finds 0 CUDA devices'):
+        init_detector('nowhere.py', device='cuda')
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    with pytest.raises(ValueError, match='no device cuda:2'):
+        init_detector('nowhere.py', device=torch.device('cuda:2'))
+    with pytest.raises(ValueError, match="not 'gpu'"):
+        init_detector('nowhere.py', device='gpu')
 
 
 def frames_of_a_drive(points, count=3):

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Puts a wheel of mmcv into .venv/wheels: a prebuilt one that pip finds, else compiled from the sdist.
+# Puts one wheel of mmcv, and nothing else, into .venv/wheels: a prebuilt one that pip finds, else compiled from the sdist.
 # Usage: bash tools/build_mmcv.sh mmcv==VERSION [pip options]; tools/setup.sh calls it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -15,7 +15,8 @@ export CFLAGS="-g0 -O2 ${CFLAGS:-}" MMCV_WITH_OPS=1 FORCE_CUDA=0 CUDA_VISIBLE_DE
 sources=.venv/mmcv
 rm -rf "$sources"
 "${pip[@]}" download "${options[@]}" --dest "$sources" "$pin"
-mkdir -p .venv/wheels
+rm -rf .venv/wheels  # of an interrupted run
+mkdir .venv/wheels
 if wheel=$(compgen -G "$sources/*.whl"); then
   "$python" -m zipfile -e "$wheel" "$sources/tried"
   if "$python" -c 'import sys, torch; sys.path.append(sys.argv[1]); import _ext' "$sources/tried/mmcv"; then

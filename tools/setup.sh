@@ -29,7 +29,9 @@ TEXT
 device='' fresh=''
 while [ $# -gt 0 ]; do
   case $1 in
-    --device) device=${2:-}; shift ;;
+    --device)
+      [ $# -gt 1 ] || { echo "setup.sh: --device needs a value, cpu or gpu" >&2; exit 2; }
+      device=$2; shift ;;
     --fresh) fresh=1 ;;
     -h|--help) usage; exit 0 ;;
     *) echo "setup.sh: unknown option '$1'; see bash tools/setup.sh --help" >&2; exit 2 ;;
@@ -121,6 +123,8 @@ pin() { grep "^$1==" tools/constraints.txt; }
 step "$(pin torch) and build tools" "${pip[@]}" "${torch_index[@]}" "$(pin torch)" "$(pin numpy)" 'setuptools<81' wheel ninja psutil
 mmcv_pid=''
 if ! .venv/bin/python -c 'import mmcv, mmcv.ops' 2>/dev/null; then
+  # one that is there was built for another torch, and pip would keep it for its version
+  .venv/bin/python -m pip uninstall --yes mmcv >>"$log" 2>&1
   # compiled while the rest is fetched
   setsid bash tools/build_mmcv.sh "$(pin mmcv)" "${options[@]}" >.venv/mmcv.log 2>&1 &
   mmcv_pid=$!
@@ -133,7 +137,7 @@ step "mmdet3d, spconv, open3d and stratified3d" "${pip[@]}" --no-build-isolation
 if [ -n "$mmcv_pid" ]; then
   follow "$(pin mmcv), from STRATIFIED3D_WHEELS or compiled (a few minutes on two cores)" "$mmcv_pid" .venv/mmcv.log
   grep '^note: ' .venv/mmcv.log || true
-  step "$(pin mmcv) into .venv" "${pip[@]}" --find-links .venv/wheels "$(pin mmcv)"
+  step "$(pin mmcv) into .venv" "${pip[@]}" .venv/wheels/*.whl
 fi
 step "check that everything imports" .venv/bin/python -c '
 import mmcv.ops, mmdet3d.models, numba, open3d, spconv.pytorch, stratified3d, torch

@@ -2,7 +2,8 @@
 //
 //   cmake -B build -S projects/deploy -DCMAKE_PREFIX_PATH="$(python -c 'import torch; print(torch.utils.cmake_prefix_path)')"
 //   cmake --build build
-//   build/detect detector.pt2 sweep.bin        one line for each box: class, score, x y z dx dy dz yaw [vx vy]
+//   build/detect detector.pt2 sweep.bin [COLUMNS]   one line for each box: class, score, x y z dx dy dz yaw [vx vy]
+// COLUMNS: of the file, by default 5 for .pcd.bin and else 4; nothing in the file itself says how many it has
 
 #include <torch/torch.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
@@ -10,6 +11,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <sstream>
 #include <stdexcept>
@@ -24,13 +26,6 @@ void require(bool holds, const std::string& otherwise) {
   if (!holds) throw std::runtime_error(otherwise);
 }
 
-std::vector<std::string> lines_of(const std::string& text) {
-  std::istringstream stream(text);
-  std::vector<std::string> lines;
-  for (std::string line; std::getline(stream, line);) lines.push_back(line);
-  return lines;
-}
-
 void check(const About& about, const std::string& path) {
   require(about.count("stratified3d.torch"), path + " is not a package that `stratified3d export` of this version wrote");
   const std::string& torch = about.at("stratified3d.torch");
@@ -41,14 +36,15 @@ void check(const About& about, const std::string& path) {
 }
 
 // [P, 5] x, y, z, intensity and an age of 0; files of nuScenes have a ring index, which is left out
-torch::Tensor read_points(const std::string& path) {
+torch::Tensor read_points(const std::string& path, int64_t columns) {
   std::ifstream file(path, std::ios::binary | std::ios::ate);
   require(bool(file), "there is no point file " + path);
-  const int64_t columns = path.ends_with(".pcd.bin") ? 5 : 4, bytes = file.tellg(), row = columns * sizeof(float);
+  require(columns >= 4, "COLUMNS is a number and at least 4: x, y, z, intensity");
+  const int64_t bytes = file.tellg(), row = columns * sizeof(float);
   require(bytes % row == 0, path + " has " + std::to_string(bytes) + " bytes, which are no rows of " +
                                 std::to_string(columns) + " numbers");
   auto points = torch::zeros({bytes / row, 5}), table = torch::empty({bytes / row, columns});
-  file.seekg(0).read(static_cast<char*>(table.data_ptr()), bytes);
+  require(bool(file.seekg(0).read(static_cast<char*>(table.data_ptr()), bytes)), path + " cannot be read");
   points.slice(1, 0, 4).copy_(table.slice(1, 0, 4));
   return points;
 }
@@ -63,20 +59,24 @@ torch::Tensor fit(const torch::Tensor& points, const About& about) {
   return padded;
 }
 
-void detect(const std::string& package, const std::string& file) {
+void detect(const std::string& package, const std::string& file, int64_t columns) {
   require(bool(std::ifstream(package)), "there is no package " + package);
   const About about = AOTIModelPackageLoader::load_metadata_from_package(package, "model");
   check(about, package);
-  const auto points = fit(read_points(file), about).to(torch::Device(about.at("stratified3d.device")));
-  const auto outputs = AOTIModelPackageLoader(package).run({points});
-
+  const auto points = fit(read_points(file, columns), about).to(torch::Device(about.at("stratified3d.device")));
+  AOTIModelPackageLoader loader(package);  // its outputs are gone when it is
+  const auto outputs = loader.run({points});
   const int64_t found = outputs[3].item<int64_t>(), voxels = outputs[4].item<int64_t>();
   const std::string& capacity = about.at("stratified3d.capacity");
-  require(capacity == "None" || about.at("stratified3d.overflow") == "drop" || voxels <= std::stoll(capacity),
-          "the frame has " + std::to_string(voxels) + " voxels and the package a capacity of " + capacity);
+  const std::string full = "the frame has " + std::to_string(voxels) + " voxels and the package a capacity of " + capacity;
+  const bool is_full = capacity != "None" && voxels > std::stoll(capacity);
+  require(!is_full || about.at("stratified3d.overflow") == "drop", full);
+  if (is_full) std::fprintf(stderr, "detect: %s; the farthest are dropped\n", full.c_str());
   require(found >= 0, "NMS of this frame takes more rounds than the package has");
   const auto boxes = outputs[0].cpu(), scores = outputs[1].cpu(), labels = outputs[2].cpu();
-  const auto classes = lines_of(about.at("stratified3d.classes"));
+  std::istringstream lines(about.at("stratified3d.classes"));
+  std::vector<std::string> classes;
+  for (std::string name; std::getline(lines, name);) classes.push_back(name);
   for (int64_t i = 0; i < found; ++i) {
     std::printf("%s %.6f", classes.at(labels[i].item<int64_t>()).c_str(), scores[i].item<float>());
     for (int64_t k = 0; k < boxes.size(1); ++k) std::printf(" %.5f", boxes[i][k].item<float>());
@@ -85,13 +85,14 @@ void detect(const std::string& package, const std::string& file) {
 }
 
 int main(int argc, char** argv) {
-  if (argc != 3) {
-    std::fprintf(stderr, "usage: detect PACKAGE.pt2 POINTS.bin\n");
+  if (argc != 3 && argc != 4) {
+    std::fprintf(stderr, "usage: detect PACKAGE.pt2 POINTS.bin [COLUMNS]\n");
     return 2;
   }
   try {
     torch::NoGradGuard no_grad;
-    detect(argv[1], argv[2]);
+    const std::string file = argv[2];
+    detect(argv[1], file, argc == 4 ? std::atoll(argv[3]) : file.ends_with(".pcd.bin") ? 5 : 4);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "detect: %s\n", error.what());
     return 1;

@@ -21,22 +21,42 @@ from stratified3d.deploy import load
 _TYPES = {1: 'i1', 2: 'u1', 3: 'i2', 4: 'u2', 5: 'i4', 6: 'u4', 7: 'f4', 8: 'f8'}
 
 
-def points_of(message: Any) -> np.ndarray:
-    """Points [P, 4] float32 x, y, z (m), intensity (0 if it has none) of a PointCloud2."""
-    order = '>' if message.is_bigendian else '<'
+def row_type(message: Any) -> np.dtype:
+    """The fields x, y, z and intensity, if it has one, of a point of a PointCloud2.
+
+    Raises:
+        ValueError: a coordinate is missing.
+    """
     fields = {field.name: field for field in message.fields}
-    names = [name for name in ('x', 'y', 'z', 'intensity') if name in fields]
-    dtype = np.dtype(
+    missing = [name for name in 'xyz' if name not in fields]
+    if missing:
+        raise ValueError(f'the cloud has no field {", ".join(missing)}, only {", ".join(fields)}')
+    order = '>' if message.is_bigendian else '<'
+    read = [fields[name] for name in ('x', 'y', 'z', 'intensity') if name in fields]
+    return np.dtype(
         dict(
-            names=names,
-            formats=[order + _TYPES[fields[name].datatype] for name in names],
-            offsets=[fields[name].offset for name in names],
+            names=[field.name for field in read],
+            formats=[order + _TYPES[field.datatype] for field in read],
+            offsets=[field.offset for field in read],
             itemsize=message.point_step,
         )
     )
-    rows = np.frombuffer(message.data, dtype, count=message.width * message.height)
+
+
+def points_of(message: Any) -> np.ndarray:
+    """Points [P, 4] float32 x, y, z (m), intensity (0 if it has none) of a PointCloud2.
+
+    Raises:
+        ValueError: a coordinate is missing, or there are fewer bytes than points.
+    """
+    dtype = row_type(message)
+    # rows of an organized cloud may end in padding
+    length = message.width * message.point_step
+    step = max(length, message.row_step)
+    content = np.frombuffer(message.data, np.uint8, count=message.height * step)
+    rows = content.reshape(message.height, step)[:, :length].reshape(-1).view(dtype)
     points = np.zeros((len(rows), 4), np.float32)
-    for column, name in enumerate(names):
+    for column, name in enumerate(dtype.names or ()):
         points[:, column] = rows[name]
     return points
 
@@ -70,9 +90,13 @@ class DetectorNode(Node):
     def detect(self, message: Any) -> None:
         """Answer one point cloud; a frame that cannot be used is logged and skipped."""
         out = Detection3DArray(header=message.header)
+        names = [field.name for field in message.fields]
+        if 'intensity' not in names:
+            text = f'no field intensity among {", ".join(names)}: it is taken as 0'
+            self.get_logger().warning(text, once=True)
         try:
             found = self.detector(points_of(message), sensor=self.sensor)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             self.get_logger().error(str(error))
             return
         for box, score, name in zip(*found):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from mmengine.registry import DefaultScope
 from tqdm import tqdm
 
 from stratified3d.apis import Detections, detect, init_detector, inspect_strata
-from stratified3d.datasets.io.point_files import read_points
+from stratified3d.datasets.io.point_files import frame_name, read_points
 from stratified3d.sensor_options import read_sensor_options
 from stratified3d.sensors import AXES, FrameChange, Sensor, model_sensor
 from stratified3d.visualization.drawing import Drawing
@@ -26,6 +26,7 @@ from stratified3d.visualization.window import KEYS, Viewer
 if TYPE_CHECKING:
     from mmdet3d.models.detectors import Base3DDetector
 
+_COUNT = 4  # frames of a dataset
 # index of a frame -> points [P, 5] and annotated boxes [K, 7 or 9], None where they are unknown
 Load = Callable[[int], tuple[np.ndarray, np.ndarray | None]]
 
@@ -33,8 +34,10 @@ Load = Callable[[int], tuple[np.ndarray, np.ndarray | None]]
 def list_frames(args: argparse.Namespace, config: Config) -> tuple[list[str], Load]:
     """Names of the frames to draw, and a function that loads the one of an index."""
     if args.files:
-        names = [path.name.split('.')[0] for path in args.files]
-        return names, lambda i: (read_points(args.files[i], args.load_dim), None)
+        return name_pictures(args.files), lambda i: (
+            read_points(args.files[i], args.load_dim),
+            None,
+        )
 
     with DefaultScope.overwrite_default_scope('mmdet3d'):
         dataset = DATASETS.build(config.test_dataloader.dataset)
@@ -46,6 +49,19 @@ def list_frames(args: argparse.Namespace, config: Config) -> tuple[list[str], Lo
         return sample['inputs']['points'].numpy(), known_boxes(info.get('eval_ann_info'))
 
     return [f'frame_{index:04d}' for index in chosen], load
+
+
+def name_pictures(paths: Sequence[Path]) -> list[str]:
+    """Names of the frames in point files, numbered where one comes again."""
+    names: dict[str, None] = {}
+    for path in paths:
+        name = frame_name(path)
+        number = 1
+        while name in names:
+            number += 1
+            name = f'{frame_name(path)}-{number}'
+        names[name] = None
+    return list(names)
 
 
 def known_boxes(annotations: dict | None) -> np.ndarray | None:
@@ -65,7 +81,7 @@ def choose_frames(args: argparse.Namespace, total: int) -> list[int]:
     if args.index:
         chosen = [index for indices in args.index for index in indices]
     else:
-        count = min(args.count, total)
+        count = min(args.count or _COUNT, total)
         chosen = [(2 * k + 1) * total // (2 * count) for k in range(count)]
 
     if not chosen or max(chosen) >= total:
@@ -131,21 +147,11 @@ def write_pictures(
         print(path)
 
 
-def draw_detections(
-    args: argparse.Namespace,
-    config: Config,
-    sensor: Sensor | None,
-    frames: list[tuple[Path, np.ndarray, Detections]],
-) -> None:
-    """Write pictures of what `stratified3d detect` found in each file, and print where they are."""
+def open_pictures(args: argparse.Namespace, config: Config, sensor: Sensor | None) -> PictureFolder:
+    """The folder for pictures of what `stratified3d detect` finds."""
     area = visible_area(config, sensor)
     camera = camera_behind(config, sensor)
-    with PictureFolder(args.out, area, camera, 'height', not args.no_perspective) as folder:
-        for path, points, found in frames:
-            title = f'{path.name}: {len(found.scores)} objects with score \u2265 {args.score}'
-            folder.write(path.name.split('.')[0], Drawing(points, *found, None, title))
-    for paths in folder.written.values():
-        print(*paths, sep='\n')
+    return PictureFolder(args.out, area, camera, 'height', not args.no_perspective)
 
 
 def visualize(args: argparse.Namespace) -> None:

@@ -90,7 +90,7 @@ def main(arguments: list[str], prog: str) -> int:
             f'{args.out}: {len(info["classes"])} classes, {info["device"]}, {info["bev_dtype"]}, '
             f'torch {info["versions"]["torch"]}'
         )
-        is_equal = args.check is None or _check(model, args.out, frames_to_check(args.check, files))
+        is_equal = args.check is None or _check(model, args.out, args.check, files)
     except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f'{short_name(prog)}: {error}')
     return 0 if is_equal else 1
@@ -133,13 +133,21 @@ def _files_to_check(args: argparse.Namespace) -> list[Path] | None:
     return list(list_frames(args.check_folder).values())
 
 
-def _check(model: Any, package: Path, frames: Iterator[np.ndarray]) -> bool:
-    """Print how far the package's boxes are from the model's; whether none lacks a reason."""
+def _check(model: Any, package: Path, count: int, files: list[Path] | None) -> bool:
+    """Print how far the package's boxes are from the model's; whether none lacks a reason.
+
+    Frames that the package has no room for are left out: the model has no capacity.
+    """
     from stratified3d.apis import detect
     from stratified3d.deploy import load
     from stratified3d.deploy.compare import compare_frames, render
 
     model.bev_dtype = 'fp32'
-    differences = list(compare_frames(load(package), model, detect, frames))
+    detector = load(package)
+    frames = (points for points in frames_to_check(count, files) if detector.has_room(points))
+    differences = list(compare_frames(detector, model, detect, frames))
+    left_out = count - len(differences)
+    if left_out:
+        print(f'{left_out} of {count} frames are over --capacity or --points and left out')
     print(render(differences))
-    return not any(difference.num_unexplained for difference in differences)
+    return bool(differences) and not any(d.num_unexplained for d in differences)

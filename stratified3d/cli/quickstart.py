@@ -55,6 +55,8 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
 class Steps:
     """Named steps; a finished one is recorded with its seconds and skipped when rerun.
 
+    A step that runs again, because what it makes is gone, makes those after it run again as well.
+
     Args:
         folder: of the results.
         settings: of the run; results of other settings are refused.
@@ -68,7 +70,21 @@ class Steps:
         self._finished = LineRecord(folder / 'steps.jsonl')
         self.seconds: dict[str, float] = {}
         for line in self._finished.lines:
-            self.seconds.update(json.loads(line))
+            self._note(json.loads(line))
+
+    def _note(self, step: dict[str, float | None]) -> None:
+        """Note the seconds of a finished step; None undoes it and all that came after it."""
+        for name, seconds in step.items():
+            if seconds is not None:
+                self.seconds[name] = seconds
+                continue
+            names = list(self.seconds)
+            for later in names[names.index(name) :]:
+                del self.seconds[later]
+
+    def _record(self, step: dict[str, float | None]) -> None:
+        self._finished.append(json.dumps(step))
+        self._note(step)
 
     def run(self, name: str, makes: Path, script: str, *arguments: object) -> None:
         """Run a script of tools/ unless the step is finished and what it makes is still there."""
@@ -77,10 +93,11 @@ class Steps:
             print(f'== {name}: done before, in {self.seconds[name]:.0f} s')
             return
         print(f'== {name}{f" again: {makes} is gone" if is_finished else ""}', flush=True)
+        if is_finished:
+            self._record({name: None})
         begin = time.monotonic()
         call(script, *arguments)
-        self.seconds[name] = round(time.monotonic() - begin, 1)
-        self._finished.append(json.dumps({name: self.seconds[name]}))
+        self._record({name: round(time.monotonic() - begin, 1)})
 
 
 def remove(folder: Path, mark: str) -> None:
@@ -109,8 +126,25 @@ def call(script: str, *arguments: object) -> None:
         )
 
 
+def parse_args(arguments: list[str], prog: str) -> argparse.Namespace:
+    """Refuse a dataset that cannot be before the folder of the results records its settings."""
+    from stratified3d.cli.simulate import parse_scenes
+    from stratified3d.simulation import NuScenesSettings
+
+    parser = make_parser(prog)
+    args = parser.parse_args(arguments)
+    try:
+        train, val = parse_scenes(args.scenes)
+        NuScenesSettings(train=train, val=val, keyframes=args.keyframes).check()
+    except (argparse.ArgumentTypeError, ValueError) as error:
+        parser.error(str(error))
+    if not train or not val:
+        parser.error(f'--scenes {args.scenes}: one scene to train on and one to score at least')
+    return args
+
+
 def main(arguments: list[str], prog: str) -> int:
-    args = make_parser(prog).parse_args(arguments)
+    args = parse_args(arguments, prog)
     data = args.data.resolve()
     out = args.out.resolve()
     if args.fresh:
@@ -148,20 +182,27 @@ def run_steps(args: argparse.Namespace, steps: Steps, data: Path, out: Path) -> 
 
     config = find_shipped(CONFIG)
     work_dir = ['--work-dir', out]
-    resume = ['--resume'] if (out / 'last_checkpoint').is_file() else []
+    # without a checkpoint --resume would leave out the weights of --pretrained
+    resume = ['--resume'] if any(out.glob('*.pth')) else []
     # the next step scores: no need to do so after the last epoch as well
     training = [*options, 'train_cfg.val_begin=1000000']
     if args.pretrained:
         training.append(f'load_from={find_shipped(WEIGHTS)}')
-    last = out / 'last_checkpoint'
-    steps.run('train', last, 'train.py', config, *work_dir, *resume, *training)
+    steps.run('train', last_checkpoint(out), 'train.py', config, *work_dir, *resume, *training)
 
-    checkpoint = last.read_text().strip()
+    checkpoint = last_checkpoint(out)
     scores = out / SCORES
     steps.run('test', scores, 'test.py', config, checkpoint, *work_dir, *options)
     pictures = out / 'pictures'
     draw = ['--dataset', '--out', pictures]
     steps.run('draw', pictures, 'visualize.py', config, checkpoint, *draw, *options)
+
+
+def last_checkpoint(out: Path) -> Path:
+    """The checkpoint that training wrote last, which mmengine names in a file; absent before."""
+    note = out / 'last_checkpoint'
+    named = note.read_text().strip() if note.is_file() else ''
+    return out / (Path(named).name or 'epoch_1.pth')
 
 
 def report(data: Path, out: Path, steps: Steps) -> None:

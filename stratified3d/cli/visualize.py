@@ -47,7 +47,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
         '--index', nargs='+', type=_indices, metavar='I', help='which: numbers, or ranges like 0-9'
     )
     parser.add_argument(
-        '--count', type=int, default=4, help='without --index: so many, evenly spread (default: 4)'
+        '--count', type=int, help='without --index: so many, evenly spread (default: 4)'
     )
     add_sensor_options(parser)
     add_drawing_options(parser)
@@ -61,14 +61,21 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
 def parse_args(arguments: list[str], prog: str) -> argparse.Namespace:
     parser = make_parser(prog)
     args = parser.parse_intermixed_args(arguments)
-    if args.dataset == bool(args.files):
-        parser.error('give either --dataset or point files')
-    if args.rate <= 0:
-        parser.error(f'--rate is above 0, not {args.rate}')
-    if args.count < 1:
-        parser.error(f'--count is at least 1, not {args.count}')
-    if len(args.camera) > 4:
-        parser.error(f'--camera is at most four numbers, not {len(args.camera)}')
+    chooses = args.index is not None or args.count is not None
+    for is_wrong, message in (
+        (args.dataset == bool(args.files), 'give either --dataset or point files'),
+        (args.files and chooses, '--index and --count are for --dataset'),
+        (args.index and args.count is not None, 'give either --index or --count'),
+        (args.dataset and args.load_dim is not None, '--load-dim is for point files'),
+        (args.show and args.video, '--video joins pictures, and --show writes none'),
+        (args.token is not None and args.strata is None, '--token is for --strata'),
+        (args.token is not None and args.show, '--token is for pictures; press K in the window'),
+        (args.rate <= 0, f'--rate is above 0, not {args.rate}'),
+        (args.count is not None and args.count < 1, f'--count is at least 1, not {args.count}'),
+        (len(args.camera) > 4, f'--camera is at most four numbers, not {len(args.camera)}'),
+    ):
+        if is_wrong:
+            parser.error(message)
     return args
 
 

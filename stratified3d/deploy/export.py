@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 import stratified3d
-from stratified3d.deploy.package import KEY, processor_of, release
-from stratified3d.deploy.program import LARGEST, MAX_POINTS, DetectorProgram
+from stratified3d.deploy.package import KEY, host_instructions, processor_of, release
+from stratified3d.deploy.program import COLUMNS, LARGEST, MAX_POINTS, DetectorProgram
 from stratified3d.models.bev_format import has_fast_bf16
 from stratified3d.sensors import model_sensor
 
@@ -46,6 +47,8 @@ def export_detector(
     Raises:
         ValueError: settings that are none, or parts of the model that cannot be exported.
         OSError: the file cannot be written.
+    Warns:
+        UserWarning: the model has a memory of earlier frames, which the package leaves out.
     """
     out = Path(out)
     _check(out, bev_dtype, capacity, overflow, num_points)
@@ -60,6 +63,12 @@ def export_detector(
     use_bf16 = bev_dtype == 'bf16' or (bev_dtype == 'auto' and has_fast_bf16(device))
     dtype = torch.bfloat16 if use_bf16 else torch.float32
     program, info = build_program(model, dtype, capacity, overflow, num_points)
+    if info['memory_frames']:
+        warnings.warn(
+            f'the memory of {info["memory_frames"]} earlier frames is left out: the package '
+            'detects in every frame alone, as `detect` does',
+            stacklevel=2,
+        )
     compile_program(trace(program, num_points), out, info)
     return info
 
@@ -113,6 +122,8 @@ def build_program(
         sensor=asdict(model_sensor(model.cfg)),
         device=device,
         processor=processor_of(device),
+        instructions=host_instructions(),
+        memory_frames=model.memory_frames,
         bev_dtype=str(bev_dtype).removeprefix('torch.'),
         capacity=capacity,
         overflow=overflow,
@@ -126,7 +137,7 @@ def build_program(
 def trace(program: DetectorProgram, num_points: int | None = None) -> ExportedProgram:
     """Trace a program for this number of points, or for any from 2 to `MAX_POINTS`."""
     device = next(program.head.parameters()).device
-    points = torch.rand(num_points or 100, program.voxel_encoder.in_channels, device=device)
+    points = torch.rand(num_points or 100, COLUMNS, device=device)
     rows = None if num_points is not None else {0: Dim('points', min=2, max=MAX_POINTS)}
     with torch.no_grad():
         return torch.export.export(program, (points,), dynamic_shapes=(rows,))

@@ -18,6 +18,8 @@ from stratified3d.detections import Detections, drop_own_vehicle, points_with_dt
 from stratified3d.sensors import Sensor, frame_change, named_sensor
 
 KEY = 'stratified3d'  # in the package's metadata
+# instructions that no compiler makes of code like a program's, and that differ between makers
+_UNUSED = {'aes', 'avx512_vp2intersect', 'clflush', 'clflushopt', 'clwb', 'sha', 'sse4a'}
 _PADDING = 2  # rows without a point, so that a program for any number of rows has that many
 
 
@@ -46,6 +48,12 @@ def load(path: str | Path) -> PackagedDetector:
     if needed not in (None, here, here.replace('AVX512', 'AVX2')):
         raise ValueError(
             f'{path} was compiled for {needed} and this is {here}: export it on such a machine'
+        )
+    missing = set(info.get('instructions', ())) - set(host_instructions())
+    if missing:
+        raise ValueError(
+            f'{path} was compiled for a processor with {", ".join(sorted(missing))}, which this '
+            'one lacks: export it on this machine, or on one like it'
         )
     return PackagedDetector(_load_program(path), info)
 
@@ -80,6 +88,18 @@ def processor_of(device: str) -> str:
         major, minor = torch.cuda.get_device_capability()
         return f'sm_{major}{minor}'
     return f'{platform.machine()} {torch.backends.cpu.get_cpu_capability()}'
+
+
+def host_instructions() -> list[str]:
+    """Return the instruction sets of this processor that a compiler may use: avx2, avx512_f, ...
+
+    Code is compiled for all of them, that around the kernels of a GPU as well. The list is empty
+    where torch cannot tell.
+    """
+    if not hasattr(torch.cpu, 'get_capabilities'):
+        return []
+    found = torch.cpu.get_capabilities()
+    return sorted(name for name, value in found.items() if value is True and name not in _UNUSED)
 
 
 def release(version: str) -> str:
@@ -129,6 +149,18 @@ class PackagedDetector:
         boxes = boxes if change is None else change.boxes_to_file(boxes)
         found = Detections(boxes, scores, names)
         return drop_own_vehicle(found) if taken_for.drop_own else found
+
+    def has_room(self, points: np.ndarray | Tensor) -> bool:
+        """Return whether a frame in the model's own frame is within the capacity and the number of
+        points, so that nothing of it is dropped and it is not refused.
+
+        Args:
+            points: [P, 4] or [P, 5].
+        """
+        capacity, room = self.info['capacity'], self.info.get('num_points')
+        cells, is_inside = self._cells(points_with_dt(points))
+        has_voxels = capacity is None or len(torch.unique(cells[is_inside])) <= capacity
+        return has_voxels and (room is None or int(is_inside.sum()) <= room)
 
     def _run(self, points: Tensor) -> tuple[np.ndarray, np.ndarray, list[str]]:
         points = self._pad(points).to(self.info['device'])

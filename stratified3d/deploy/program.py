@@ -19,6 +19,7 @@ from stratified3d.models.heads.center import StratifiedCenterHead
 from stratified3d.ops import Voxels, segment_broadcast, voxel_centers, voxelize
 
 MAX_POINTS = 1 << 24  # rows of a frame; a bound keeps products of sizes within 64 bits
+COLUMNS = 5  # of a program's points, as of `points_with_dt`
 LARGEST = 1e6  # a larger value is as broken as NaN, see `DynamicVoxelEncoder`
 
 
@@ -59,7 +60,7 @@ class DetectorProgram(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Detect objects in points [P, in_channels].
+        """Detect objects in points [P, COLUMNS], of which the voxel encoder reads the first ones.
 
         Returns:
             boxes, scores, labels and the number of detections, see `decode_boxes`, and the number
@@ -146,6 +147,12 @@ def _check_parts(model: Any) -> None:
     if not isinstance(model.head, StratifiedCenterHead):
         raise ValueError(
             f'the head {type(model.head).__name__} cannot be exported: only StratifiedCenterHead'
+        )
+    channels = model.voxel_encoder.in_channels
+    if channels > COLUMNS:
+        raise ValueError(
+            f'a voxel encoder of {channels} columns cannot be exported: a package has points of '
+            f'{COLUMNS}, x, y, z, intensity and dt'
         )
     for stage in model.encoder.stages:
         for block in stage.blocks:

@@ -157,7 +157,7 @@ def _gt_boxes(sample: Det3DDataSample) -> np.ndarray | None:
 
 
 def _frame_name(sample: Det3DDataSample) -> str:
-    return Path(sample.lidar_path).name.split('.')[0]
+    return Path(sample.lidar_path).stem.removesuffix('.pcd')
 
 
 def _area(runner: Runner) -> list[float]:

@@ -88,6 +88,27 @@ def test_every_command_has_examples_of_itself(name):
     assert examples.count(f'  stratified3d {name}') >= 2 and '{prog}' not in examples
 
 
+@pytest.mark.parametrize(
+    'line, named',
+    [
+        ('detect a.bin --out pictures', '--out'),
+        ('detect a.bin --no-perspective', '--no-perspective'),
+        ('visualize CONFIG WEIGHTS a.bin --index 0', '--index'),
+        ('visualize CONFIG WEIGHTS a.bin --count 4', '--count'),
+        ('visualize CONFIG WEIGHTS --dataset --index 0 --count 4', '--index or --count'),
+        ('visualize CONFIG WEIGHTS --dataset --load-dim 4', '--load-dim'),
+        ('visualize CONFIG WEIGHTS --dataset --show --video', '--video'),
+        ('visualize CONFIG WEIGHTS --dataset --token 0', '--strata'),
+        ('visualize CONFIG WEIGHTS --dataset --strata --show --token 0', 'press K'),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(monkeypatch, capsys, line, named):
+    with pytest.raises(SystemExit) as left:
+        call(monkeypatch, capsys, *line.split())
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert left.value.code == 2 and named in message
+
+
 @pytest.mark.parametrize('name, tool', TOOLS.items())
 def test_tools_are_thin_callers(root, name, tool):
     source = (root / f'tools/{tool}.py').read_text()

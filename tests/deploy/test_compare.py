@@ -131,6 +131,7 @@ def export(small_detector, detector, frame, tmp_path, monkeypatch):
         model = [str(small_detector / name) for name in ('config.py', 'model.pth')]
         return main([*model, 'a.pt2', '--device', 'cpu', *options], 'stratified3d export')
 
+    run.info = info
     return run, str(tmp_path / 'frames')
 
 
@@ -145,6 +146,19 @@ def test_command_compares_frames_of_a_folder(export, capsys):
 
     assert run(*check, change=break_it) == 1
     assert 'only found: no reason' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('limits', [dict(capacity=250), dict(capacity=400, num_points=250)])
+@pytest.mark.parametrize('overflow', ['drop', 'error'])
+def test_frames_that_a_package_has_no_room_for_are_not_compared(export, capsys, limits, overflow):
+    run, folder = export
+    run.info.update(limits, overflow=overflow)
+    check = ('--bev-dtype', 'fp32', '--check', '3', '--check-folder', folder)
+    assert run(*check) == 0
+    said = capsys.readouterr().out
+    assert '1 of 3 frames are over' in said and '2 frames of 0 to 100 points' in said
+    run.info['capacity'] = -1
+    assert run(*check) == 1
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ class _Node:
     parameters = dict(threshold=0.5)
 
     def __init__(self, name):
-        self.published, self.errors = [], []
+        self.published, self.errors, self.warnings = [], [], set()
 
     def declare_parameter(self, name, default):
         return SimpleNamespace(value=self.parameters.get(name, default))
@@ -39,7 +39,9 @@ class _Node:
         self.callback = callback
 
     def get_logger(self):
-        return SimpleNamespace(error=self.errors.append)
+        return SimpleNamespace(
+            error=self.errors.append, warning=lambda text, once: self.warnings.add(text)
+        )
 
 
 @pytest.fixture
@@ -80,6 +82,7 @@ def cloud(points):
         fields=fields,
         is_bigendian=False,
         point_step=24,
+        row_step=24 * len(points),
         width=len(points),
         height=1,
         data=rows.tobytes(),
@@ -106,13 +109,58 @@ def test_node_publishes_the_boxes_of_a_cloud(node):
     assert detection.results[0].hypothesis.class_id == 'car'
 
 
-def test_node_goes_on_after_a_bad_cloud(node):
+@pytest.fixture
+def seen(node):
+    """Points that a detector which finds nothing was called with."""
+    calls = []
+
     def detector(points, sensor):
-        raise ValueError('too many voxels')
+        calls.append(points)
+        return Detections(np.zeros((0, 7)), np.zeros(0), [])
+
+    node.detector = detector
+    return calls
+
+
+def test_rows_of_an_organized_cloud_may_be_padded(node, seen):
+    points = np.arange(24, dtype=np.float32).reshape(6, 4)
+    message = cloud(points)
+    rows = [message.data[row * 48 : (row + 1) * 48] + b'\x7f' * 16 for row in range(3)]
+    vars(message).update(width=2, height=3, row_step=64, data=b''.join(rows))
+    node.callback(message)
+    message = cloud(points)
+    message.row_step = 0  # as some drivers leave it
+    node.callback(message)
+    message = cloud(points[:0])
+    node.callback(message)
+    for found, expected in zip(seen, (points, points, points[:0])):
+        np.testing.assert_array_equal(found, expected)
+    assert not node.errors
+
+
+def test_a_cloud_without_coordinates_is_skipped_and_one_without_intensity_reported(node, seen):
+    message = cloud(np.ones((2, 4)))
+    message.fields.pop(1)
+    node.callback(message)
+    assert node.errors == ['the cloud has no field y, only x, z, intensity'] and not seen
+    message = cloud(np.ones((2, 4)))
+    message.fields[3].name = 'reflectivity'
+    node.callback(message)
+    assert len(node.errors) == len(node.warnings) == 1
+    np.testing.assert_array_equal(seen[0], [[1, 1, 1, 0]] * 2)
+
+
+@pytest.mark.parametrize('error', [ValueError('too many voxels'), RuntimeError('rounds of NMS')])
+def test_node_goes_on_after_a_bad_cloud(node, error):
+    def detector(points, sensor):
+        raise error
 
     node.detector = detector
     node.callback(cloud(np.zeros((1, 4))))
-    assert node.errors == ['too many voxels'] and not node.published
+    message = cloud(np.zeros((1, 4)))
+    message.data = message.data[1:]
+    node.callback(message)
+    assert node.errors[0] == str(error) and len(node.errors) == 2 and not node.published
 
 
 @pytest.fixture(scope='module')
@@ -146,6 +194,11 @@ def test_cpp_program_prints_the_boxes_of_a_file(program, package, frame, tmp_pat
     numbers = np.array([line[1:] for line in lines], np.float32)
     np.testing.assert_allclose(numbers[:, 0], found.scores, atol=1e-5)
     np.testing.assert_allclose(numbers[:, 1:], found.boxes, atol=1e-4)
+    points.tofile(tmp_path / 'sweep5.bin')
+    wider = subprocess.run(
+        [program, package, tmp_path / 'sweep5.bin', '5'], capture_output=True, text=True
+    )
+    assert wider.stdout == result.stdout
 
 
 @pytest.mark.slow
@@ -156,6 +209,8 @@ def test_cpp_program_names_what_is_wrong(program, package, frame, tmp_path):
         ([tmp_path / 'none.pt2', tmp_path / 'odd.bin'], 'there is no package'),
         ([package, tmp_path / 'none.bin'], 'there is no point file'),
         ([package, tmp_path / 'odd.bin'], 'no rows of 4 numbers'),
+        ([package, tmp_path / 'full.bin', '7'], 'no rows of 7 numbers'),
+        ([package, tmp_path / 'full.bin', 'four'], 'COLUMNS is a number'),
         ([package, tmp_path / 'full.bin'], 'and the package a capacity of 3000'),
     ):
         result = subprocess.run([program, *arguments], capture_output=True, text=True)

@@ -11,7 +11,7 @@ import torch
 
 from stratified3d.apis import detect
 from stratified3d.deploy import load, read_info
-from stratified3d.deploy.package import KEY, PackagedDetector, release
+from stratified3d.deploy.package import KEY, PackagedDetector, host_instructions, release
 from stratified3d.sensors import Sensor
 
 INFO = dict(
@@ -53,6 +53,26 @@ def test_package_of_another_processor_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr('stratified3d.deploy.package.processor_of', lambda device: 'x86_64 AVX512')
     monkeypatch.setattr('stratified3d.deploy.package._load_program', lambda path: 'program')
     load(fake_package(tmp_path / 'a.pt2', processor='x86_64 AVX2'))
+
+
+def test_package_with_instructions_that_are_not_here_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr('stratified3d.deploy.package._load_program', lambda path: 'program')
+    here = dict(avx2=True, avx512_f=True, avx512_bf16=False, sse4a=True, l2_cache_size=2**20)
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: here)
+    load(fake_package(tmp_path / 'a.pt2', instructions=['avx2']))
+    newer = fake_package(tmp_path / 'b.pt2', instructions=['amx_bf16', 'avx2', 'avx512_bf16'])
+    with pytest.raises(ValueError, match='processor with amx_bf16, avx512_bf16, which'):
+        load(newer)
+    assert host_instructions() == ['avx2', 'avx512_f']
+    monkeypatch.delattr(torch.cpu, 'get_capabilities')  # of an older torch
+    assert host_instructions() == []
+
+
+def test_a_program_says_which_instructions_it_is_compiled_for(detector):
+    from stratified3d.deploy.export import build_program
+
+    _, info = build_program(detector, torch.float32)
+    assert info['instructions'] == host_instructions()
 
 
 def test_other_files_are_refused(tmp_path):

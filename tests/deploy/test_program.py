@@ -216,6 +216,34 @@ def test_parts_that_cannot_be_traced_are_named(detector, monkeypatch):
         DetectorProgram(detector)
 
 
+@pytest.mark.parametrize('channels', [3, 4, 5])
+def test_packages_take_five_columns_of_which_models_may_read_fewer(detector, monkeypatch, channels):
+    from stratified3d.deploy.export import build_program, trace
+
+    monkeypatch.setattr(detector.voxel_encoder, 'in_channels', channels)
+    program, _ = build_program(detector, torch.float32)
+    monkeypatch.setattr(torch.export, 'export', lambda program, points, **_: points)
+    (points,) = trace(program)
+    assert points.shape == (100, 5)
+
+
+def test_a_model_of_more_columns_is_refused(detector, monkeypatch):
+    from stratified3d.deploy.export import build_program
+
+    monkeypatch.setattr(detector.voxel_encoder, 'in_channels', 6)
+    with pytest.raises(ValueError, match='voxel encoder of 6 columns'):
+        build_program(detector, torch.float32)
+
+
+def test_a_memory_that_is_left_out_is_a_warning(detector, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(detector), 'memory_frames', 3)
+    monkeypatch.setattr('stratified3d.deploy.export.trace', lambda *_: None)
+    monkeypatch.setattr('stratified3d.deploy.export.compile_program', lambda *_: None)
+    with pytest.warns(UserWarning, match='memory of 3 earlier frames is left out'):
+        info = export_detector(detector, tmp_path / 'a.pt2')
+    assert info['memory_frames'] == 3
+
+
 def test_environment_in_a_folder_with_a_space_is_refused_at_once(detector, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, '__path__', ['/my data/torch'])
     with pytest.raises(ValueError, match='/my data/torch, and its compiler cannot link .* space'):

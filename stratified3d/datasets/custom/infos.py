@@ -12,7 +12,7 @@ from mmdet3d.structures.ops.box_np_ops import points_in_rbbox
 from tqdm import tqdm
 
 from stratified3d.datasets.custom.box_files import NamedBox
-from stratified3d.datasets.io.point_files import SUFFIXES, read_points
+from stratified3d.datasets.io.point_files import SUFFIXES, frame_name, read_points
 from stratified3d.ground import find_ground
 from stratified3d.resumable import acquire_folder, atomic_write
 from stratified3d.sensors import MODEL_SENSOR, SENSORS, FrameChange, Sensor, full_scale
@@ -48,7 +48,7 @@ class Conversion(NamedTuple):
 
 
 def list_frames(folder: str | Path) -> dict[str, Path]:
-    """Point files of a folder by frame, the file's name up to its first dot.
+    """Point files of a folder by frame, see `frame_name`.
 
     Texts (.txt, .csv) beside point files of other kinds are left out: they are labels or notes.
 
@@ -61,9 +61,12 @@ def list_frames(folder: str | Path) -> dict[str, Path]:
         raise FileNotFoundError(f'there is no folder {folder}')
     frames: dict[str, Path] = {}
     for path in _point_files(folder):
-        name = path.name.split('.')[0]
+        name = frame_name(path)
         if name in frames:
-            raise ValueError(f'{frames[name]} and {path.name} are both of frame {name}')
+            raise ValueError(
+                f'{frames[name]} and {path.name} are both of frame {name}: rename one of them, or '
+                'move it to another folder'
+            )
         frames[name] = path
     if not frames:
         raise FileNotFoundError(f'{folder} contains no {", ".join(SUFFIXES)} file')

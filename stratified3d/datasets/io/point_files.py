@@ -33,6 +33,11 @@ SUFFIXES = tuple(_READERS)
 _BAGS = ('.bag', '.db3', '.mcap')
 
 
+def frame_name(path: str | Path) -> str:
+    """Return the name of the frame in a point file: the file's, without .pcd.bin or its suffix."""
+    return Path(path).stem.removesuffix('.pcd')
+
+
 def read_points(path: str | Path, load_dim: int | None = None) -> np.ndarray:
     """Read one sweep.
 

@@ -16,13 +16,11 @@ FAR = NamedBox('bus', (50.0, 0.0, 0.0, 4.0, 2.0, 2.0, 0.0, 0.0, 0.0))
 
 
 def test_texts_beside_point_files_are_no_frames(tmp_path):
-    for name in ('a.BIN', 'b.pcd.bin', 'a.txt', 'notes.csv', 'a.png'):
+    clouds = {'a': 'a.BIN', 'b': 'b.pcd.bin', '12.049': '12.049.pcd', '12.149': '12.149.pcd'}
+    for name in (*clouds.values(), 'a.txt', 'notes.csv', 'a.png'):
         (tmp_path / name).touch()
-    assert {name: path.name for name, path in list_frames(tmp_path).items()} == {
-        'a': 'a.BIN',
-        'b': 'b.pcd.bin',
-    }
-    for name in ('a.BIN', 'b.pcd.bin'):
+    assert {name: path.name for name, path in list_frames(tmp_path).items()} == clouds
+    for name in clouds.values():
         (tmp_path / name).unlink()
     assert [path.name for path in list_frames(tmp_path).values()] == ['a.txt', 'notes.csv']
 

@@ -117,8 +117,9 @@ def test_other_numbers_are_refused_with_the_remedy(tmp_path, kind, named):
 def test_wrong_sizes_are_named(tmp_path):
     path = tmp_path / 'a.bin'
     random_sweep(20).tofile(path)
-    with pytest.raises(ValueError, match='load_dim is 2'):
-        read_points(path, 2)
+    for load_dim in (0, 2):
+        with pytest.raises(ValueError, match=f'load_dim is {load_dim}'):
+            read_points(path, load_dim)
     with pytest.raises(ValueError, match='a.bin: 320 bytes .*points of 6.*truncated.*load_dim'):
         read_points(path, 6)
     path.write_bytes(path.read_bytes()[:-3])

@@ -40,6 +40,18 @@ def test_a_file_takes_less_memory_than_ten_times_its_size(tmp_path, name, count)
     assert traced_memory(path) < 10 * path.stat().st_size
 
 
+@pytest.mark.parametrize('rows', [3, 4, 5, 12])
+def test_transposed_arrays_are_refused(tmp_path, rows):
+    points = np.hstack([random_sweep(200), np.zeros((200, 8))])[:, :rows]
+    np.save(tmp_path / 'a.npy', points.T)
+    np.savez(tmp_path / 'a.npz', points=points.T)
+    for name in ('a.npy', 'a.npz'):
+        with pytest.raises(ValueError, match=rf'{name}: .*\({rows}, 200\).*transpose'):
+            read_points(tmp_path / name)
+    np.save(tmp_path / 'few.npy', points[:rows])
+    assert len(read_points(tmp_path / 'few.npy')) == rows
+
+
 def traced_memory(path):
     """Bytes that reading a file takes at most."""
     tracemalloc.start()

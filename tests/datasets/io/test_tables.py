@@ -46,12 +46,24 @@ def test_columns_are_chosen_by_name(tmp_path, points):
         ('1 2 3 4\n5 6 7\n', 'lines of numbers'),
         ('x,y,z,i\n1,2,3\n', 'names 4 columns but has 3'),
         ('1 2 3 4' * 2000, 'too long'),
+        ('x,y,z,i\n\n1,2,,4\n5,6,7,8\n', "line 3 is not numbers: '1,2,,4'"),
+        ('# X Y Z\n1 2 3 four\n', "line 2 is not numbers: '1 2 3 four'"),
+        ('x,y,z,i\n1,2,3,\n', 'names 4 columns but has 3'),
+        ('x,y,z,i,\n1,2,3,4,\n5,6,7,8,9\n', "'9' to float64 at row 1"),
     ],
 )
 def test_other_lines_are_named(tmp_path, text, named):
     (tmp_path / 'a.txt').write_text(text)
     with pytest.raises(ValueError, match=f'a.txt: .*{named}'):
         read_points(tmp_path / 'a.txt')
+
+
+@pytest.mark.parametrize('head', ['', 'x,y,z,i\n', 'x,y,z,i,\n'])
+def test_lines_may_end_in_a_delimiter(tmp_path, points, head):
+    (tmp_path / 'a.csv').write_text(head + rows(points, ',').replace('\n', ', \n'))
+    np.testing.assert_array_equal(read_points(tmp_path / 'a.csv'), points)
+    (tmp_path / 'a.csv').write_text(head + rows(points, ','))
+    np.testing.assert_array_equal(read_points(tmp_path / 'a.csv'), points)
 
 
 def test_names_alone_have_no_points(tmp_path):

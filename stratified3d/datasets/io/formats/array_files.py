@@ -22,6 +22,7 @@ from stratified3d.datasets.io.formats.columns import (
 )
 
 _TABLE_NAMES = ('points', 'xyz', 'positions', 'data', 'arr_0')
+_MOST_COLUMNS = 12  # of a point
 _PIECE = 2**16  # bytes
 _READ_HEADER = {
     (1, 0): npy_format.read_array_header_1_0,
@@ -33,7 +34,8 @@ def read_npy(path: Path) -> Columns:
     """Read an array [P, >= 3], or a structured one with fields x, y, z.
 
     Raises:
-        PointFileError: damaged, or another array.
+        PointFileError: damaged, or another array, such as the transposed one [4, P] of nuScenes'
+            devkit.
     """
     with path.open('rb') as file, errors_named(path, 'an .npy file'):
         array = _read_array(path, file, path.stat().st_size)
@@ -107,4 +109,9 @@ def _read_array(path: Path, file: IO[bytes], size: int) -> np.ndarray:
 def _name_columns(path: Path, array: np.ndarray) -> Columns:
     if array.dtype.names:
         return {name: array[name].reshape(-1) for name in array.dtype.names}
+    if array.ndim == 2 and 3 <= array.shape[0] <= _MOST_COLUMNS < array.shape[1]:
+        raise PointFileError(
+            f'{path}: contains an array {array.shape}, which looks like one column for '
+            f'each of {array.shape[1]} points: transpose it (points.T) to one row for each'
+        )
     return name_rows(path, array)

@@ -25,8 +25,11 @@ def read_bin(path: Path, load_dim: int | None = None) -> Columns:
     Raises:
         PointFileError: truncated, not float32, or the number of columns cannot be told.
     """
-    default = load_dim or (5 if path.name.endswith('.pcd.bin') else 4)
-    widths = _fitting_widths(path, [load_dim] if load_dim else list(_WIDTHS), default)
+    default = 5 if path.name.endswith('.pcd.bin') else 4
+    candidates = list(_WIDTHS)
+    if load_dim is not None:
+        default, candidates = load_dim, [load_dim]
+    widths = _fitting_widths(path, candidates, default)
     words = np.fromfile(path, np.float32)
     if _is_float64(words):
         raise PointFileError(

@@ -88,7 +88,11 @@ def check_length(path: Path, unit: str, expected: int, found: int) -> None:
 
 
 def parse_numbers(
-    path: Path, file: BinaryIO, rows: int | None, delimiter: str | None = None
+    path: Path,
+    file: BinaryIO,
+    rows: int | None,
+    delimiter: str | None = None,
+    empty: int | None = None,
 ) -> np.ndarray:
     """Read lines of numbers from where the file stands.
 
@@ -97,6 +101,7 @@ def parse_numbers(
         file: the open file.
         rows: number of lines; None reads all.
         delimiter: between numbers; None: white space.
+        empty: index of a column in which no line has anything; it is returned as 0.
     Returns:
         [rows, columns] float64.
     Raises:
@@ -106,9 +111,22 @@ def parse_numbers(
     with warnings.catch_warnings(), errors_named(path, 'lines of numbers of one length'):
         warnings.simplefilter('ignore')  # of no lines; their count is checked
         try:
-            return np.loadtxt(text, delimiter=delimiter, comments=None, max_rows=rows, ndmin=2)
+            return np.loadtxt(
+                text,
+                delimiter=delimiter,
+                comments=None,
+                max_rows=rows,
+                ndmin=2,
+                converters=None if empty is None else {empty: _read_nothing},
+            )
         finally:
             text.detach()  # the file is not its own
+
+
+def _read_nothing(word: str | bytes) -> float:
+    if word.strip():
+        raise ValueError(word)
+    return 0.0
 
 
 def name_rows(path: Path, rows: np.ndarray) -> Columns:

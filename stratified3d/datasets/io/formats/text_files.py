@@ -35,7 +35,11 @@ def read_text(path: Path) -> Columns:
         if not first:
             rows = np.zeros((0, len(names) or 3))
         else:
-            rows = parse_numbers(path, file, None, _delimiter(first))
+            mark = _delimiter(first)
+            width = len(_split(first))
+            is_closed = mark is not None and first.rstrip().endswith(mark)
+            empty = width if is_closed else None
+            rows = parse_numbers(path, file, None, mark, empty)[:, :width]
     if not names:
         return name_rows(path, rows)
     if len(names) != rows.shape[1]:
@@ -50,7 +54,9 @@ def _read_names(path: Path, file: BinaryIO) -> tuple[list[str], str]:
     """Names of the columns, if there are any, and the first line of numbers, where the file then
     stands."""
     names: list[str] = []
+    number = 0
     while True:
+        number += 1
         start = file.tell()
         line = file.readline(_MAX_LINE).decode('utf-8', 'replace')
         if len(line) >= _MAX_LINE:
@@ -60,7 +66,13 @@ def _read_names(path: Path, file: BinaryIO) -> tuple[list[str], str]:
         if not line or words and not is_comment and _are_numbers(words):
             file.seek(start)
             return names, line
-        if words and (not is_comment or {'x', 'y', 'z'} <= {word.lower() for word in words}):
+        has_names = _has_coordinates(words)
+        if words and not is_comment and _has_coordinates(names) and not has_names:
+            raise PointFileError(
+                f'{path}: line {number} is not numbers: {line.rstrip()[:60]!r}; give every column '
+                'a number, or leave the line out'
+            )
+        if words and (not is_comment or has_names):
             names = words
 
 
@@ -69,7 +81,13 @@ def _delimiter(line: str) -> str | None:
 
 
 def _split(line: str) -> list[str]:
-    return [word.strip(' \t"\'') for word in line.strip().split(_delimiter(line))]
+    """Words of a line, which may end in a delimiter."""
+    words = [word.strip(' \t"\'') for word in line.strip().split(_delimiter(line))]
+    return words if words and words[-1] else words[:-1]
+
+
+def _has_coordinates(words: list[str]) -> bool:
+    return {'x', 'y', 'z'} <= {word.lower() for word in words}
 
 
 def _are_numbers(words: list[str]) -> bool:

@@ -7,6 +7,7 @@ import sys
 from statistics import variance
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from mmdet3d.registry import MODELS
@@ -217,7 +218,7 @@ def test_centerpoint_computes_the_same_with_a_fast_dense_part(tmp_path, monkeypa
         ((0.35,), 'too few seeds'),
     ],
 )
-def test_verdicts_need_two_standard_errors(scores, verdict):
+def test_verdicts_need_a_difference_beyond_chance(scores, verdict):
     first = (0.30, 0.31, 0.33)
     results = [result('default', seed, score) for seed, score in enumerate(first)]
     results += [result('m = 0', seed, score) for seed, score in enumerate(scores)]
@@ -227,6 +228,21 @@ def test_verdicts_need_two_standard_errors(scores, verdict):
         sum(a - b for a, b in zip(scores, first)) / len(scores)
     )
     assert verdict in render(results)
+
+
+@pytest.mark.parametrize('rows, seeds', [(1, 2), (2, 2), (1, 4)])
+def test_rows_that_do_not_differ_are_seldom_called_better_or_worse(rows, seeds):
+    generator = np.random.default_rng(0)
+    called = []
+    for _ in range(500):
+        scores = generator.normal(size=(rows + 1, seeds)).tolist()
+        results = [
+            result(str(row), seed, value)
+            for row, values in enumerate(scores)
+            for seed, value in enumerate(values)
+        ]
+        called += [row['verdict'] in ('better', 'worse') for row in compare(results)[1:]]
+    assert 0 < np.mean(called) < 0.08  # two standard errors: 0.30, 0.20 and 0.14
 
 
 def test_comparison_uses_shared_seeds_only():
@@ -271,7 +287,8 @@ def test_standard_error_is_of_paired_differences():
 def test_many_seeds_have_a_variance_of_their_own():
     own = (0.01, 0.02, 0.03, 0.04)
     results = make_results({'m = 0': own, 'gated': (0.5, -0.5)})
-    assert compare(results)[1]['error'] == pytest.approx((variance(own) / 4) ** 0.5)
+    row = compare(results)[1]
+    assert row['error'] == pytest.approx((variance(own) / 4) ** 0.5) and row['degrees'] == 3
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 from threading import Lock
@@ -46,6 +48,37 @@ class TrainingSettings(NamedTuple):
 def read_world(data: Path) -> dict[str, Any]:
     """Settings of a simulated dataset: its version, sensor, and others."""
     return {'sensor': PLAIN, **json.loads((data / 'simulation.json').read_text())}
+
+
+def name_results(settings: TrainingSettings) -> str:
+    """The name of the results of such trainings, for their files and their folder of work."""
+    name = f'ablation-{settings.iterations}'
+    sensor = read_world(settings.data)['sensor']
+    if sensor != PLAIN:
+        name += f'-{sensor}'
+    if settings.options:
+        text = repr(sorted(settings.options.items()))
+        name += f'-{hashlib.sha256(text.encode()).hexdigest()[:8]}'
+    return name
+
+
+def _describe(row: Row) -> dict[str, str]:
+    """What an entry of the results says of its row's definition."""
+    change = ''
+    if row.change is not None:
+        call = row.change if isinstance(row.change, partial) else partial(row.change)
+        change = f'{call.func.__name__}{call.args}{call.keywords}'
+    return dict(options=repr(row.options), change=change)
+
+
+def is_result_of(row: Row, entry: dict[str, Any] | None) -> bool:
+    """Whether an entry is of the row as it is defined now.
+
+    Entries of before changes were recorded count as of the same change.
+    """
+    return entry is not None and all(
+        entry.get(key, value) == value for key, value in _describe(row).items()
+    )
 
 
 def make_config(row: Row, seed: int, settings: TrainingSettings, iterations: int) -> Config:
@@ -193,7 +226,9 @@ def measure(row: Row, seed: int, settings: TrainingSettings, pace: float | None)
         group=row.group,
         seed=seed,
         iterations=iterations,
-        options=repr(row.options),
+        **_describe(row),
+        cfg_options=repr(settings.options),
+        data=read_world(settings.data),
         bev_gflop=None if gflop is None else round(gflop, 1),
         stream_ms_per_frame=None if stream is None else round(stream, 1),
         **result,

@@ -366,12 +366,3 @@ def test_objects_of_other_sensors_are_pasted_on_the_ground(tmp_path):
     for pipeline in pipelines:
         sample = next(t for t in pipeline if t['type'] == 'ObjectSample')
         assert sample.get('use_ground_plane', False) == (pipeline is mixed)
-
-
-def test_results_of_other_sensors_are_kept_apart(root, tmp_path):
-    tool = runpy.run_path(str(root / 'tools/ablate.py'))
-    names = []
-    for settings in ({}, dict(sensor='nuscenes'), dict(sensor='mixed')):
-        (tmp_path / 'simulation.json').write_text(json.dumps(settings))
-        names.append(tool['Results'](tmp_path, 20, tmp_path).name)
-    assert names == ['ablation-20', 'ablation-20', 'ablation-20-mixed']

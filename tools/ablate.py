@@ -178,13 +178,6 @@ class Results:
             (row, seed) for row, seed in pairs if not is_result_of(row, done.get((row.name, seed)))
         ]
 
-    def pace(self) -> float | None:
-        """Seconds per step of the default, the fastest of its seeds."""
-        paces = [
-            entry['seconds_per_iteration'] for entry in self.entries if entry['row'] == DEFAULT.name
-        ]
-        return min(paces, default=None)
-
     def add(self, row: Row, seed: int, result: dict[str, Any]) -> None:
         """Add a result in the order of the rows, in place of an older one, and write all."""
         entry = dict(result, commit=self.environment['commit'])
@@ -202,12 +195,12 @@ class Results:
 
 
 def train_rows(
-    pairs: list[tuple[Row, int]], results: Results, settings: TrainingSettings, jobs: int
+    pairs: list[tuple[Row, int]], results: Results, settings: TrainingSettings
 ) -> list[str]:
     """Train (row, seed) pairs; returns the messages of those that failed."""
     failures = []
     with tqdm(total=len(pairs), unit='training', disable=not pairs) as bar:
-        for row, seed, result in run_all(pairs, settings, results.pace(), jobs):
+        for row, seed, result in run_all(pairs, settings):
             bar.update()
             if isinstance(result, BaseException):
                 failures.append(str(result))
@@ -234,6 +227,7 @@ def main() -> int:
         args.work,
         args.iterations,
         threads=max(1, (os.cpu_count() or 1) // args.jobs),
+        jobs=args.jobs,
         options=args.cfg_options,
     )
     try:
@@ -242,12 +236,7 @@ def main() -> int:
         print(f'ablate.py: {error}', file=sys.stderr)
         return 2
     settings = settings._replace(work=args.work / results.name)
-    missing = results.missing(rows, args.seeds)
-    # rows of equal time need the pace of the default, so they come last
-    failures = []
-    for equal_time in (False, True):
-        pairs = [(row, seed) for row, seed in missing if row.equal_time == equal_time]
-        failures += train_rows(pairs, results, settings, args.jobs)
+    failures = train_rows(results.missing(rows, args.seeds), results, settings)
     if results.entries:
         print(f'\n{results.table()}\n\nwritten to {results.folder}')
     else:

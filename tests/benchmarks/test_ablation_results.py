@@ -37,7 +37,7 @@ def environment(monkeypatch):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Replaces trainings; a list of (row, work, threads, whether it is scored)."""
+    """Replaces trainings; a list of (row, steps, settings, whether it is scored)."""
     calls = []
 
     def train(row, seed, settings, iterations, score=True):
@@ -61,7 +61,7 @@ def load(root, tmp_path, environment):
 
 
 def store(results, row, settings):
-    results.add(row, 0, measure(row, 0, settings, None))
+    results.add(row, 0, measure(row, 0, settings))
 
 
 def test_rows_with_a_result_are_not_trained_again(load, settings, trained):
@@ -124,3 +124,16 @@ def test_results_of_other_sensors_are_kept_apart(settings, tmp_path):
         (tmp_path / 'simulation.json').write_text(json.dumps(world))
         names.append(runs.name_results(settings))
     assert names == ['ablation-20', 'ablation-20', 'ablation-20-mixed']
+
+
+def test_rows_of_equal_time_are_paced_beside_the_default(settings, trained):
+    settings = settings._replace(threads=3, jobs=2)
+    row = Row('other', 'detector', {}, equal_time=True)
+    entry = measure(row, 0, settings)
+    assert entry['iterations'] == settings.iterations / 2  # its steps take twice as long
+    assert (entry['threads'], entry['jobs']) == (3, 2)
+    trials, (last, steps, *_) = trained[:2], trained[2]
+    assert [name for name, *_ in trials] == ['default', 'other'] and (last, steps) == ('other', 10)
+    for _, _, trial, is_scored in trials:
+        # with the threads of the training, and away from the results of the default's own
+        assert not is_scored and trial.threads == 3 and trial.work != settings.work

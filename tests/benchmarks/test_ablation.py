@@ -335,7 +335,7 @@ def test_ablate_trains_scores_and_skips_rows_with_a_result(ablate, tmp_path):
     ]
     status, said = ablate('--rows', 'default', *small)
     assert status == 0 and '| default' in said.out
-    (kept,) = (tmp_path / 'out').glob('*/ablation-20.json')
+    (kept,) = (tmp_path / 'out').glob('*/ablation-20-*.json')
     found = json.loads(kept.read_text())['results']
     assert (
         [r['row'] for r in found] == ['default']

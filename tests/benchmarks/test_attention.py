@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.attention import complexity, ops, scaling
-from benchmarks.attention.methods import check, methods
+from benchmarks.attention.methods import check, make_inputs, methods
 from benchmarks.default_config import WIDTH
 from benchmarks.measure import Timing, bounded_memory, peak_memory
 from benchmarks.point_clouds import take_rows, voxelize_samples
@@ -165,6 +165,17 @@ def test_forecast_extrapolates_the_last_two_sizes():
 
 def test_peak_memory_counts_what_is_allocated_at_once():
     assert abs(peak_memory(lambda: torch.ones(1 << 20) + torch.ones(1 << 20), CPU) - 12) < 0.1
+
+
+@pytest.mark.parametrize('backend', ['numba', 'sdpa'])
+def test_peak_memory_of_a_backward_pass_has_the_gradients(batch, backend):
+    method = methods(CPU, FP32, batch.window_shape, [f'stratified3d {backend}'])[0]
+    grid = batch.prepare(WIDTH, CPU)
+    inputs = make_inputs(grid, CPU, FP32)
+    out = method.attend(inputs, grid)
+    gradient = torch.ones_like(out)
+    peak = peak_memory(lambda: torch.autograd.grad(out, inputs, gradient), CPU)
+    assert peak * 2**20 >= sum(x.nbytes for x in inputs)
 
 
 @pytest.mark.parametrize('tokens', [196, pytest.param(4096, marks=pytest.mark.slow)])

@@ -1,5 +1,6 @@
 """The attention benchmarks apart from their times: checks, refusals, counts and tables."""
 
+import itertools
 import math
 import resource
 
@@ -18,6 +19,8 @@ from stratified3d.ops.stratified_attention import BACKENDS
 pytestmark = pytest.mark.slow
 
 CPU, FP32 = torch.device('cpu'), torch.float32
+CEILINGS = dict(copy_gb_s=10.0, matmul_gflop_s=100.0)
+LIMITS = dict(bytes_ms=1.0, flops_ms=1.0)
 
 
 @pytest.fixture(scope='module')
@@ -113,11 +116,11 @@ def test_rows_and_tables_of_methods(batch):
             assert (
                 row['forward_ms'].median > 0 and row['both_ms'].median > 0 and row['peak_mib'] > 0
             )
-    limits = ops.lower_limits(batch, CPU, FP32, dict(copy_gb_s=10.0, matmul_gflop_s=100.0))
+    limits = ops.lower_limits(batch, CPU, FP32, CEILINGS)
     assert limits['bytes_ms'] > 0 and limits['flops_ms'] > 0
     text = ops.render(
         dict(
-            ceilings=dict(copy_gb_s=10.0, matmul_gflop_s=100.0),
+            ceilings=CEILINGS,
             rows=rows,
             limits={batch.name: limits},
         )
@@ -129,14 +132,20 @@ def test_rows_and_tables_of_methods(batch):
     )  # one setting of each baseline
 
 
-def test_slow_method_runs_once(batch):
+@pytest.mark.parametrize('second', [20.0, 4000.0])
+def test_method_is_slow_if_its_second_forward_pass_is(batch, monkeypatch, second):
     method = methods(CPU, FP32, batch.window_shape, ['FullAttention'], tuned=False)[0]
-    row = ops.time_method(method, batch, CPU, FP32, 1, limit=0)
-    assert (
-        'forward_ms' in row
-        and 'both_ms' not in row
-        and row['refused'] == 'one forward pass takes over 0 s'
-    )
+    times = itertools.chain([5000.0, second], itertools.repeat(30.0))
+    monkeypatch.setattr(ops, 'timed', lambda *args, **kwargs: Timing(*[next(times)] * 3))
+    row = ops.time_method(method, batch, CPU, FP32, 1, limit=1)
+    assert row['first_ms'].median == 5000
+    if second < 1000:
+        assert row['forward_ms'].median == 30 == row['both_ms'].median and 'refused' not in row
+    else:
+        assert row['forward_ms'].median == second and 'both_ms' not in row
+        assert row['refused'] == 'one forward pass takes over 1 s'
+    text = ops.render(dict(ceilings=CEILINGS, rows=[row], limits={batch.name: LIMITS}))
+    assert 'the first call takes 5.00 s' in text
 
 
 def test_take_rows_keeps_the_density(batch):

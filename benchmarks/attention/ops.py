@@ -103,7 +103,7 @@ def _measure(
     """
     device = inputs[0].device
     gradients = inputs[0].requires_grad
-    differentiated = inputs[:3] if method.group == 'other' else inputs
+    differentiated = inputs if method.group != 'other' else [*inputs[:3], *_own_parameters(method)]
 
     def forward() -> None:
         with torch.no_grad():
@@ -111,7 +111,8 @@ def _measure(
 
     def both() -> None:
         out = method.attend(inputs, grid)
-        torch.autograd.grad(out, differentiated, torch.ones_like(out))
+        # a form of every other block may not use all of its parameters
+        torch.autograd.grad(out, differentiated, torch.ones_like(out), allow_unused=True)
 
     first = timed(forward, device, runs=1, warmup=0)
     row['plan_ms'], row['padding'] = _time_plan(method, grid, device, runs)
@@ -129,6 +130,12 @@ def _measure(
         row['both_ms'] = timed(both, device, runs)
         row['both_kernels_ms'] = kernel_time(both, device)
     row['peak_mib'] = peak_memory(both if gradients else forward, device)
+
+
+def _own_parameters(method: Method) -> list[Tensor]:
+    """Parameters inside the attention, without those of the projections that all have."""
+    named = method.mixer.named_parameters()
+    return [x for name, x in named if name.split('.')[0] not in ('qkv', 'out')]
 
 
 def _time_plan(

@@ -148,6 +148,14 @@ def test_method_is_slow_if_its_second_forward_pass_is(batch, monkeypatch, second
     assert 'the first call takes 5.00 s' in text
 
 
+def test_parameters_inside_an_attention_get_their_gradient(batch):
+    method = methods(CPU, FP32, batch.window_shape, ['LinformerAttention'], tuned=False)[0]
+    gradients = []
+    method.mixer.projection.register_hook(gradients.append)
+    row = ops.time_method(method, batch, CPU, FP32, 1, 30)
+    assert 'both_ms' in row and len(gradients) >= 2  # of the warm-up and of the run
+
+
 def test_take_rows_keeps_the_density(batch):
     n = len(batch.coords)
     larger = take_rows(batch, 5 * n + 7)

@@ -120,6 +120,11 @@ def test_thinned_rows_keep_their_area():
     assert float((thin.positions[:, 0] - thin.coords[:, 3] * 0.3 + 5).abs().max()) < 1e-5
 
 
+def test_colors_tell_linear_from_strips_and_pairs():
+    colors = [growth._color(power) for power in (0.89, 1.2, 1.43, 1.6, 1.9, 2.0)]
+    assert colors == ['tab:green'] * 2 + ['tab:orange'] * 2 + ['tab:red'] * 2
+
+
 def test_table_and_picture_have_every_attention(tmp_path):
     growths = {
         'LongAttention': growth.Growth([10.0, 20.0, 40.0], 1.5, 2.0, None),

@@ -153,7 +153,7 @@ class Results:
         ValueError: the results there are of another dataset.
     """
 
-    def __init__(self, out: Path, settings: TrainingSettings, against: str):
+    def __init__(self, out: Path, settings: TrainingSettings, against: str = DEFAULT.name):
         device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
         self.against = against
         self.name = name_results(settings)

@@ -50,6 +50,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     'tokens mix': dict(strata_offset=0.0, token_mixing=True),
     'farthest': dict(strata_offset=0.0, selection='farthest'),
     'topk': dict(strata_offset=0.0, selection='topk'),
+    'separate': dict(fusion='separate'),
+    'separate, learned': dict(fusion='separate', selection='learned'),
+    'separate, learned, mix': dict(fusion='separate', selection='learned', token_mixing=True),
     'all': dict(strata_offset=0.0, selection='topk', collect_scale=0.43, token_mixing=True),
 }
 VOXEL_SIZE = (0.8, 0.8, 1.0)

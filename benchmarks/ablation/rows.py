@@ -86,7 +86,12 @@ def _tokens() -> list[Row]:
     for name, settings in variants.items():
         rows.append(_mixer(name, 'tokens', strata_offset=0.0, **settings))
     # the loss of objectness with tokens that are hardly read: what it brings by itself
-    return [*rows, _mixer('topk, silent start', 'tokens', **topk)]
+    rows.append(_mixer('topk, silent start', 'tokens', **topk))
+    learned: dict[str, Any] = dict(fusion='separate', selection='learned')
+    rows.append(_mixer('separate', 'tokens', fusion='separate'))
+    rows.append(_mixer('separate, learned', 'tokens', **learned))
+    rows.append(_mixer('separate, learned, mix', 'tokens', **learned, token_mixing=True))
+    return rows
 
 
 def _bev_parts() -> list[Row]:

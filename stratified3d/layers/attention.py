@@ -21,7 +21,11 @@ from stratified3d.ops import (
     stratified_attention,
 )
 
-FUSIONS = ('joint', 'gated')
+FUSIONS = ('joint', 'gated', 'separate')
+# of 'separate': two of three channels say what a token is, the rest where, from a chunk's length to
+# twice the scene
+_FAR_CHANNELS = 12
+_FAR_WAVELENGTHS = dict(min_wavelength=16.0, max_wavelength=256.0)
 
 
 def project_rows(
@@ -77,7 +81,7 @@ class StratifiedAttention(nn.Module):
 
     The tokens first attend to every voxel of their sample and are refined. Then every voxel attends
     to its window and to the tokens of its sample: in one softmax (joint), or in two whose results
-    are added (gated). In the joint softmax the logits of the tokens start at -log m +
+    are added (gated, separate). In the joint softmax the logits of the tokens start at -log m +
     strata_offset, so that the module starts close to plain window attention.
 
     Args:
@@ -86,7 +90,9 @@ class StratifiedAttention(nn.Module):
         selection: 'pool', 'random', 'first', 'farthest' or 'topk', see `StrataSelection`.
         max_per_window, objectness_weight: of 'topk', see `StrataSelection`.
         fusion: 'joint', one softmax over window and strata; 'gated', window + gate * strata, the
-            gate starting at 0.
+            gate starting at 0; 'separate', out(window, strata), where queries, keys and values
+            between voxels and tokens have projections of their own, and rotate in few channels
+            and slowly, so that tokens are found by what they are at any distance.
         carry_tokens: tokens go from block to block of a stage; else every block creates its own.
         strata_offset: first value of the learned per-head offset of the strata logits (joint only);
             None for no bias at all: a token weighs as much as a voxel from the start.
@@ -126,8 +132,8 @@ class StratifiedAttention(nn.Module):
             raise ValueError(f'fusion is one of {", ".join(FUSIONS)}, not {fusion!r}')
         if collect_scale is not None and not 0 < collect_scale < math.inf:
             raise ValueError(f'collect_scale is a number above 0 or None, not {collect_scale}')
-        if fusion == 'gated':
-            _refuse_changed("fusion='gated'", strata_offset=strata_offset)
+        if fusion != 'joint':
+            _refuse_changed(f'fusion={fusion!r}', strata_offset=strata_offset)
         if not num_strata:
             _refuse_changed(
                 'num_strata=0',
@@ -150,7 +156,7 @@ class StratifiedAttention(nn.Module):
 
         channels = context.channels
         self.qkv = nn.Linear(channels, 3 * channels)
-        self.out = nn.Linear(channels, channels)
+        self.out = nn.Linear(channels * (2 if fusion == 'separate' else 1), channels)
         self.selection = None
         if num_strata:
             creates_tokens = context.block == 0 or not carry_tokens
@@ -167,7 +173,9 @@ class StratifiedAttention(nn.Module):
         self.strata_out = nn.Linear(channels, channels)
         self.strata_kv = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, 2 * channels))
 
-        if self.fusion == 'gated':
+        if self.fusion == 'separate':
+            self.far_qkv = nn.Linear(channels, 3 * channels)
+        elif self.fusion == 'gated':
             self.gate = nn.Parameter(torch.zeros(self.num_heads, 1))
         elif strata_offset is None:
             self.strata_offset = None
@@ -206,12 +214,18 @@ class StratifiedAttention(nn.Module):
             mixed = self.attend(q, k, v, grid)
             return self.out(grid.into_voxels(mixed.flatten(1))), None
 
+        far_q, far_k, far_v = q, k, v
+        if self.fusion == 'separate':
+            rotary = grid.once('far rotary', lambda: self._far_rotary(grid.positions))
+            far_q, far_k, far_v = project_rows(
+                self.far_qkv, x, self.num_heads, rotary, self.backend
+            )
         offsets = grid.plan.batch_offsets
         if self.selection is not None:
             earlier = () if strata is None else strata.scores
             strata = self.selection(x, grid.positions, grid.plan)
             strata = strata._replace(scores=(*earlier, *strata.scores))
-        strata, strata_k, strata_v = self._refine(strata, k, v, offsets)
+        strata, strata_k, strata_v = self._refine(strata, far_k, far_v, offsets)
         bias = self._strata_bias(strata.present)  # [B, M, H]
         if past is not None:
             parts = zip((strata_k, strata_v, bias), self._recall(past, k.dtype))
@@ -222,9 +236,12 @@ class StratifiedAttention(nn.Module):
         else:
             local = self.attend(q, k, v, grid)
             far = read_strata(
-                q, strata_k, strata_v, offsets, strata_bias=bias, backend=self.backend
+                far_q, strata_k, strata_v, offsets, strata_bias=bias, backend=self.backend
             )
-            mixed = local + self.gate.to(far.dtype) * far
+            if self.fusion == 'separate':
+                mixed = torch.cat([local, far], 1)
+            else:
+                mixed = local + self.gate.to(far.dtype) * far
         return self.out(grid.into_voxels(mixed.flatten(1))), strata
 
     def attend(
@@ -254,7 +271,7 @@ class StratifiedAttention(nn.Module):
 
         batch, num, _ = strata.feats.shape
         heads = (batch, num, self.num_heads, self.head_dim)
-        rotary = rotary_angles(strata.positions, self.head_dim) if self.use_rotary else None
+        rotary = self._far_rotary(strata.positions)
 
         q = self.strata_query(strata.feats).view(heads)
         if self.collect_scale is not None:
@@ -282,9 +299,18 @@ class StratifiedAttention(nn.Module):
         """Keys and values [B, P, H, D] and bias [B, P, H] of tokens of earlier frames."""
         if self.memory is None:
             raise ValueError('this mixer has no memory: set memory=dict(frames=...)')
-        rotary = rotary_angles(past.positions, self.head_dim) if self.use_rotary else None
+        rotary = self._far_rotary(past.positions)
         bias = self._strata_bias(past.present, self.memory.offset)
         return *self._token_keys(self.memory(past), rotary, dtype), bias
+
+    def _far_rotary(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Rotary tables between voxels and tokens; None without rotary embedding."""
+        if not self.use_rotary:
+            return None
+        if self.fusion == 'separate':
+            width = min(self.head_dim, _FAR_CHANNELS)
+            return rotary_angles(positions, width, **_FAR_WAVELENGTHS)
+        return rotary_angles(positions, self.head_dim)
 
     def _rotate(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
         return x if rotary is None else apply_rotary(x, *rotary, backend=self.backend)

@@ -15,7 +15,7 @@ from stratified3d.ops import (
     top_strata,
 )
 
-SELECTIONS = ('pool', 'random', 'first', 'farthest', 'topk')
+SELECTIONS = ('pool', 'random', 'first', 'farthest', 'topk', 'learned')
 # of 'topk'
 _MAX_PER_WINDOW = 2
 _OBJECTNESS_WEIGHT = 1.0
@@ -54,7 +54,7 @@ class Strata(NamedTuple):
 
 
 class StrataSelection(nn.Module):
-    """Create tokens: one per chunk of window order, or one at each of m chosen voxels.
+    """Create tokens: one per chunk of window order, one at each of m chosen voxels, or learned.
 
     Args:
         channels: C.
@@ -63,7 +63,9 @@ class StrataSelection(nn.Module):
             takes the first voxel of the chunk; 'random' draws one with torch's global generator in
             training and takes the first in evaluation. 'farthest' chooses voxels of the whole
             sample by farthest-point sampling; 'topk' those of highest objectness, a learned linear
-            score that the detector teaches whether a voxel lies in a box.
+            score that the detector teaches whether a voxel lies in a box. 'learned' tokens are
+            parameters, the same for all samples, at the sensor: the inducing points of Set
+            Transformer (Lee et al. 2019, section 3.1).
         max_per_window: most tokens of one window ('topk' only; None is 2).
         objectness_weight: of the score's loss ('topk' only; None is 1).
     Raises:
@@ -88,6 +90,10 @@ class StrataSelection(nn.Module):
         self.selection = selection
         self.max_per_window = max_per_window or _MAX_PER_WINDOW
         self.objectness_weight = objectness_weight or _OBJECTNESS_WEIGHT
+        self.tokens = None
+        if selection == 'learned':
+            # as large as what they collect, so that they stay different from each other
+            self.tokens = nn.Parameter(torch.randn(num_strata, channels))
         self.score = None
         if selection in ('pool', 'topk'):
             # pool: no bias, because it would cancel in the softmax
@@ -102,12 +108,19 @@ class StrataSelection(nn.Module):
             plan: of these rows.
         """
         batch_offsets = plan.batch_offsets
+        if self.tokens is not None:
+            present = (batch_offsets.diff() > 0).unsqueeze(1).expand(-1, self.num_strata)
+            tokens = self.tokens.to(feats.dtype).expand(len(present), -1, -1)
+            return Strata(tokens, positions.new_zeros(*present.shape, 3), present)
         if self.selection == 'farthest':
             return Strata(*farthest_strata(feats, positions, batch_offsets, self.num_strata))
         if self.score is not None:
-            score = self.score(feats)
             if self.selection == 'topk':
+                # not in autocast's dtype: bf16 scores tie, and of equal ones the first row is taken
+                with torch.autocast(feats.device.type, enabled=False):
+                    score = self.score(feats.to(self.score.weight.dtype))
                 return self._choose_objects(feats, positions, score.squeeze(1), plan)
+            score = self.score(feats)
             return Strata(*pool_strata(feats, positions, score, batch_offsets, self.num_strata))
 
         draw = None

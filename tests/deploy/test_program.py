@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 
-from stratified3d.apis import detect
+from stratified3d.apis import detect, init_detector
 from stratified3d.deploy.export import export_detector
 from stratified3d.deploy.package import PackagedDetector
 
@@ -29,6 +30,26 @@ def exact(detector, monkeypatch):
 def test_program_equals_the_model(detector, run, frame, assert_same, count):
     points = frame(count)
     assert_same(run()(points), detect(detector, points))
+
+
+@pytest.mark.parametrize('fusion', ['gated', 'separate'])
+def test_program_of_other_fusions_equals_the_model(small_detector, fusion, frame, assert_same):
+    from stratified3d.deploy.export import build_program
+
+    torch.manual_seed(0)
+    config = Config.fromfile(small_detector / 'config.py')
+    config.merge_from_dict(
+        {'model.encoder.mixer.fusion': fusion, 'model.bev_dtype': 'fp32', 'model.head.max_num': 40}
+    )
+    model = init_detector(config, device='cpu')
+    for block in model.encoder.stages[0].blocks:
+        if fusion == 'gated':
+            torch.nn.init.ones_(block.mixer.gate)  # starts at 0
+    points = frame(300)
+    expected = detect(model, points)
+    assert_same(PackagedDetector(*build_program(model, torch.float32))(points), expected)
+    static = PackagedDetector(*build_program(model, torch.float32, 400, num_points=400))
+    assert_same(static(points), expected)
 
 
 @pytest.fixture

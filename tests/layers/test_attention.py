@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from stratified3d.layers.attention import MixerContext, StratifiedAttention
+from stratified3d.layers.attention import FUSIONS, MixerContext, StratifiedAttention
 from stratified3d.layers.strata import SELECTIONS
 from stratified3d.layers.window_grid import build_window_grid
 from stratified3d.testing import random_coords, relative_error
@@ -28,7 +28,7 @@ def setting(sizes=(60, 0, 35), channels=24, heads=2, seed=0, window=(4, 5, 5)):
     return torch.randn(len(coords), channels), grid
 
 
-COMBINATIONS = list(itertools.product(SELECTIONS, ['joint', 'gated'], [True, False]))
+COMBINATIONS = list(itertools.product(SELECTIONS, FUSIONS, [True, False]))
 
 
 @pytest.mark.parametrize('selection, fusion, rotary', COMBINATIONS)
@@ -77,6 +77,51 @@ def test_it_starts_as_window_attention(fusion):
         with torch.no_grad():
             module.strata_offset.fill_(3.0)
             assert float((module(x, grid)[0] - near).norm() / near.norm()) > 0.2
+
+
+@pytest.mark.parametrize('mixing', [False, True])
+def test_separate_fusion_equals_its_equation(mixing):
+    x, grid = setting(sizes=(50,))
+    context = MixerContext(24, 2, use_rotary=False)
+    module = StratifiedAttention(
+        context, num_strata=5, selection='learned', fusion='separate', token_mixing=mixing
+    )
+    local = StratifiedAttention(context, num_strata=0)
+    local.qkv = module.qkv
+    torch.nn.init.eye_(local.out.weight)
+    torch.nn.init.zeros_(local.out.bias)
+
+    def attend(q, k, v):
+        heads = (rows.unflatten(1, (2, 12)).transpose(0, 1) for rows in (q, k, v))
+        q, k, v = heads
+        weights = (q @ k.transpose(1, 2) / math.sqrt(12)).softmax(-1)
+        return (weights @ v).transpose(0, 1).flatten(1)
+
+    with torch.no_grad():
+        q, k, v = module.far_qkv(x).chunk(3, 1)
+        tokens = module.selection.tokens
+        tokens = tokens + module.strata_out(attend(module.strata_query(tokens), k, v))
+        if mixing:
+            present = torch.ones(1, 5, dtype=torch.bool)
+            tokens = module.token_mixing(tokens[None], present)[0]
+        far = attend(q, *module.strata_kv(tokens).chunk(2, 1))
+        expected = module.out(torch.cat([local(x, grid)[0], far], 1))
+        out, strata = module(x, grid)
+    assert relative_error(out, expected) < 1e-5
+    assert relative_error(strata.feats[0], tokens) < 1e-5
+
+
+def test_separate_tokens_are_found_by_what_they_are_far_away():
+    """Most of a query's match with an equal key survives 50 m; in joint fusion it does not."""
+    q = torch.randn(200, 1, 32)
+    places = torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([[40.3, 29.6, 2.2]])
+    matches = {}
+    for fusion in ('joint', 'separate'):
+        module = StratifiedAttention(MixerContext(32, 1), num_strata=4, fusion=fusion)
+        tables = (module._far_rotary(place.expand(200, 3)) for place in places)
+        here, there = (module._rotate(q, table) for table in tables)
+        matches[fusion] = float(((here * there).sum(-1) / (q * q).sum(-1)).mean())
+    assert matches['separate'] > 0.6 > 2 * abs(matches['joint'])
 
 
 def test_without_a_bias_a_token_weighs_as_a_voxel():
@@ -159,7 +204,7 @@ def test_random_selection_follows_the_seed_and_is_quiet_in_evaluation():
         (dict(num_heads=8), 'rotary embedding needs heads of width 6 or more, not 3'),
         (dict(num_strata=-1), r'num_strata is 0 \(off\) or more, not -1'),
         (dict(selection='fps'), "selection is one of pool, .*, not 'fps'"),
-        (dict(fusion='sum'), "fusion is one of joint, gated, not 'sum'"),
+        (dict(fusion='sum'), "fusion is one of joint, gated, separate, not 'sum'"),
     ],
 )
 def test_bad_settings_are_named(arguments, message):

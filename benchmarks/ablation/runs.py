@@ -75,7 +75,7 @@ def _describe(row: Row) -> dict[str, str]:
 def is_result_of(row: Row, entry: dict[str, Any] | None) -> bool:
     """Whether an entry is of the row as it is defined now.
 
-    Entries of before changes were recorded count as of the same change.
+    Entries that are older than the record of changes count as of the same change.
     """
     return entry is not None and all(
         entry.get(key, value) == value for key, value in _describe(row).items()

@@ -21,7 +21,13 @@ from tqdm import tqdm
 
 from benchmarks import report
 from benchmarks.ablation.rows import ROWS, Row
-from benchmarks.ablation.runs import PLAIN, TrainingSettings, read_world, run_all
+from benchmarks.ablation.runs import (
+    TrainingSettings,
+    is_result_of,
+    name_results,
+    read_world,
+    run_all,
+)
 from benchmarks.ablation.tables import render
 from stratified3d.config_options import ConfigOptions
 
@@ -36,7 +42,8 @@ EXAMPLES = """examples:
   python tools/ablate.py --data data/mixed                 simulated with --sensor mixed
 
 bash tools/quickstart.sh creates the dataset. Rows that have a result are skipped: rerun the same
-command to resume after an interruption. Configs, logs and weights are in --work.
+command to resume after an interruption. Other --cfg-options have results of their own. Configs,
+logs and weights are in --work.
 """
 
 
@@ -139,38 +146,37 @@ class Results:
 
     Args:
         out: folder of all devices.
-        iterations: steps of the default.
-        data: simulated dataset; other sensors than nuScenes' have results of their own.
+        settings: of the trainings; other sensors than nuScenes' and other settings of the config
+            have results of their own.
         against: row that the table compares the others with, once it has a result.
+    Raises:
+        ValueError: the results there are of another dataset.
     """
 
-    def __init__(self, out: Path, iterations: int, data: Path, against: str = DEFAULT.name):
+    def __init__(self, out: Path, settings: TrainingSettings, against: str = DEFAULT.name):
         device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-        self.out = out
         self.against = against
-        sensor = read_world(data)['sensor']
-        self.name = f'ablation-{iterations}'
-        if sensor != PLAIN:
-            self.name += f'-{sensor}'
+        self.name = name_results(settings)
         self.environment = report.environment(device, torch.float32)
-        self.folder = report.folder_of(out, self.environment)
+        self.out = report.keep_out_of_results(out, self.environment)
+        self.folder = report.folder_of(self.out, self.environment)
         path = self.folder / f'{self.name}.json'
         self.entries = json.loads(path.read_text())['results'] if path.is_file() else []
+        world = read_world(settings.data)
+        for entry in self.entries:
+            if entry.get('data', world) != world:
+                raise ValueError(
+                    f'{path} has results of another dataset, {entry["data"]}, but {settings.data} '
+                    f'is {world}: give another folder as --out, or move that file away'
+                )
 
     def missing(self, rows: list[Row], seeds: list[int]) -> list[tuple[Row, int]]:
-        """(row, seed) pairs without a result of the row's present options."""
-        done = {(entry['row'], entry['seed'], entry['options']) for entry in self.entries}
+        """(row, seed) pairs without a result of the row's present options and change."""
+        done = {(entry['row'], entry['seed']): entry for entry in self.entries}
         pairs = [(row, seed) for seed in seeds for row in rows]
         return [
-            (row, seed) for row, seed in pairs if (row.name, seed, repr(row.options)) not in done
+            (row, seed) for row, seed in pairs if not is_result_of(row, done.get((row.name, seed)))
         ]
-
-    def pace(self) -> float | None:
-        """Seconds per step of the default, the fastest of its seeds."""
-        paces = [
-            entry['seconds_per_iteration'] for entry in self.entries if entry['row'] == DEFAULT.name
-        ]
-        return min(paces, default=None)
 
     def add(self, row: Row, seed: int, result: dict[str, Any]) -> None:
         """Add a result in the order of the rows, in place of an older one, and write all."""
@@ -189,12 +195,12 @@ class Results:
 
 
 def train_rows(
-    pairs: list[tuple[Row, int]], results: Results, settings: TrainingSettings, jobs: int
+    pairs: list[tuple[Row, int]], results: Results, settings: TrainingSettings
 ) -> list[str]:
     """Train (row, seed) pairs; returns the messages of those that failed."""
     failures = []
     with tqdm(total=len(pairs), unit='training', disable=not pairs) as bar:
-        for row, seed, result in run_all(pairs, settings, results.pace(), jobs):
+        for row, seed, result in run_all(pairs, settings):
             bar.update()
             if isinstance(result, BaseException):
                 failures.append(str(result))
@@ -216,20 +222,21 @@ def main() -> int:
     rows = [row for row in ROWS if row.name in args.rows]
     if args.groups:
         rows = [row for row in ROWS if row.group in args.groups]
-    results = Results(args.out, args.iterations, args.data, args.against)
-    missing = results.missing(rows, args.seeds)
     settings = TrainingSettings(
         args.data,
-        args.work / results.name,
+        args.work,
         args.iterations,
         threads=max(1, (os.cpu_count() or 1) // args.jobs),
+        jobs=args.jobs,
         options=args.cfg_options,
     )
-    # rows of equal time need the pace of the default, so they come last
-    failures = []
-    for equal_time in (False, True):
-        pairs = [(row, seed) for row, seed in missing if row.equal_time == equal_time]
-        failures += train_rows(pairs, results, settings, args.jobs)
+    try:
+        results = Results(args.out, settings, args.against)
+    except ValueError as error:
+        print(f'ablate.py: {error}', file=sys.stderr)
+        return 2
+    settings = settings._replace(work=args.work / results.name)
+    failures = train_rows(results.missing(rows, args.seeds), results, settings)
     if results.entries:
         print(f'\n{results.table()}\n\nwritten to {results.folder}')
     else:

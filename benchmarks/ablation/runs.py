@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 from threading import Lock
@@ -18,7 +20,7 @@ from mmengine.config import Config
 
 from benchmarks.ablation.costs import bev_gflop, stream_ms
 from benchmarks.ablation.recipes import paste_on_ground
-from benchmarks.ablation.rows import Row
+from benchmarks.ablation.rows import ROWS, Row
 from stratified3d.evaluation.heading import axis_errors
 from stratified3d.evaluation.occlusion import occluded_ap
 
@@ -34,18 +36,50 @@ _READING = Lock()
 
 class TrainingSettings(NamedTuple):
     """data: prepared dataset; work: folder of trainings; iterations: steps of the default; threads:
-    of each process; options: more settings of every config."""
+    of each process; jobs: trainings at a time; options: more settings of every config."""
 
     data: Path
     work: Path
     iterations: int
     threads: int
+    jobs: int = 1
     options: dict[str, Any] = {}
 
 
 def read_world(data: Path) -> dict[str, Any]:
     """Settings of a simulated dataset: its version, sensor, and others."""
     return {'sensor': PLAIN, **json.loads((data / 'simulation.json').read_text())}
+
+
+def name_results(settings: TrainingSettings) -> str:
+    """The name of the results of such trainings, for their files and their folder of work."""
+    name = f'ablation-{settings.iterations}'
+    sensor = read_world(settings.data)['sensor']
+    if sensor != PLAIN:
+        name += f'-{sensor}'
+    if settings.options:
+        text = repr(sorted(settings.options.items()))
+        name += f'-{hashlib.sha256(text.encode()).hexdigest()[:8]}'
+    return name
+
+
+def _describe(row: Row) -> dict[str, str]:
+    """What an entry of the results says of its row's definition."""
+    change = ''
+    if row.change is not None:
+        call = row.change if isinstance(row.change, partial) else partial(row.change)
+        change = f'{call.func.__name__}{call.args}{call.keywords}'
+    return dict(options=repr(row.options), change=change)
+
+
+def is_result_of(row: Row, entry: dict[str, Any] | None) -> bool:
+    """Whether an entry is of the row as it is defined now.
+
+    Entries that are older than the record of changes count as of the same change.
+    """
+    return entry is not None and all(
+        entry.get(key, value) == value for key, value in _describe(row).items()
+    )
 
 
 def make_config(row: Row, seed: int, settings: TrainingSettings, iterations: int) -> Config:
@@ -168,22 +202,24 @@ def _read_score(folder: Path, data: Path, evaluation: dict[str, float]) -> dict[
     )
 
 
-def measure(row: Row, seed: int, settings: TrainingSettings, pace: float | None) -> dict[str, Any]:
-    """One entry of the results: what was trained, for how long, and its score.
+def _iterations_of_equal_time(row: Row, seed: int, settings: TrainingSettings) -> int:
+    """Steps that a row makes in the time of the default's, by a short trial of both.
 
-    Args:
-        pace: seconds per step of the default, for rows that train equally long.
+    A pace that was stored would be that of other threads, neighbors or code.
     """
+    trials = settings._replace(work=folder_of(row.name, seed, settings) / 'pace')
+    pace, own = (
+        train(each, seed, trials, WARM_UP + TIMED, score=False)['seconds_per_iteration']
+        for each in (ROWS[0], row)
+    )
+    return max(1, round(settings.iterations * pace / own))
+
+
+def measure(row: Row, seed: int, settings: TrainingSettings) -> dict[str, Any]:
+    """One entry of the results: what was trained, for how long, and its score."""
     iterations = settings.iterations
     if row.equal_time:
-        if pace is None:
-            raise ValueError(
-                f'{row.name} trains as long as the default, which has no result yet: run the '
-                'default first'
-            )
-        trial = train(row, seed, settings, WARM_UP + TIMED, score=False)
-        ratio = pace / trial['seconds_per_iteration']
-        iterations = max(1, round(settings.iterations * ratio))
+        iterations = _iterations_of_equal_time(row, seed, settings)
     result = train(row, seed, settings, iterations)
     config = make_config(row, seed, settings, iterations)
     gflop = bev_gflop(config)
@@ -193,7 +229,11 @@ def measure(row: Row, seed: int, settings: TrainingSettings, pace: float | None)
         group=row.group,
         seed=seed,
         iterations=iterations,
-        options=repr(row.options),
+        **_describe(row),
+        cfg_options=repr(settings.options),
+        data=read_world(settings.data),
+        threads=settings.threads,
+        jobs=settings.jobs,
         bev_gflop=None if gflop is None else round(gflop, 1),
         stream_ms_per_frame=None if stream is None else round(stream, 1),
         **result,
@@ -201,13 +241,13 @@ def measure(row: Row, seed: int, settings: TrainingSettings, pace: float | None)
 
 
 def run_all(
-    todo: list[tuple[Row, int]], settings: TrainingSettings, pace: float | None, jobs: int
+    todo: list[tuple[Row, int]], settings: TrainingSettings
 ) -> Iterator[tuple[Row, int, dict[str, Any] | BaseException]]:
-    """Measure (row, seed) pairs, `jobs` at a time; yields each result or exception as it comes."""
-    with ThreadPoolExecutor(jobs) as pool:
+    """Measure (row, seed) pairs; yields each result or exception as it comes."""
+    with ThreadPoolExecutor(settings.jobs) as pool:
         running = {}
         for row, seed in todo:
-            running[pool.submit(measure, row, seed, settings, pace)] = (row, seed)
+            running[pool.submit(measure, row, seed, settings)] = (row, seed)
         try:
             for future in as_completed(running):
                 row, seed = running[future]

@@ -177,8 +177,11 @@ def draw(growths: dict[str, Growth], path: Path) -> None:
 
 
 def _color(power: float) -> str:
-    """Green for linear, orange for strips, red for all pairs of cells or voxels."""
-    return 'tab:green' if power <= 1.1 else 'tab:orange' if power <= 1.6 else 'tab:red'
+    """Green for linear, orange for strips, red for all pairs of cells or voxels.
+
+    Up to 1.3 is linear: a bounded number of regions may still fill.
+    """
+    return 'tab:green' if power <= 1.3 else 'tab:orange' if power <= 1.6 else 'tab:red'
 
 
 def render(growths: dict[str, Growth]) -> str:

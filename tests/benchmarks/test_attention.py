@@ -1,5 +1,6 @@
 """The attention benchmarks apart from their times: checks, refusals, counts and tables."""
 
+import itertools
 import math
 import resource
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.attention import complexity, ops, scaling
-from benchmarks.attention.methods import check, methods
+from benchmarks.attention.methods import check, make_inputs, methods
 from benchmarks.default_config import WIDTH
 from benchmarks.measure import Timing, bounded_memory, peak_memory
 from benchmarks.point_clouds import take_rows, voxelize_samples
@@ -18,6 +19,8 @@ from stratified3d.ops.stratified_attention import BACKENDS
 pytestmark = pytest.mark.slow
 
 CPU, FP32 = torch.device('cpu'), torch.float32
+CEILINGS = dict(copy_gb_s=10.0, matmul_gflop_s=100.0)
+LIMITS = dict(bytes_ms=1.0, flops_ms=1.0)
 
 
 @pytest.fixture(scope='module')
@@ -113,11 +116,11 @@ def test_rows_and_tables_of_methods(batch):
             assert (
                 row['forward_ms'].median > 0 and row['both_ms'].median > 0 and row['peak_mib'] > 0
             )
-    limits = ops.lower_limits(batch, CPU, FP32, dict(copy_gb_s=10.0, matmul_gflop_s=100.0))
+    limits = ops.lower_limits(batch, CPU, FP32, CEILINGS)
     assert limits['bytes_ms'] > 0 and limits['flops_ms'] > 0
     text = ops.render(
         dict(
-            ceilings=dict(copy_gb_s=10.0, matmul_gflop_s=100.0),
+            ceilings=CEILINGS,
             rows=rows,
             limits={batch.name: limits},
         )
@@ -129,14 +132,28 @@ def test_rows_and_tables_of_methods(batch):
     )  # one setting of each baseline
 
 
-def test_slow_method_runs_once(batch):
+@pytest.mark.parametrize('second', [20.0, 4000.0])
+def test_method_is_slow_if_its_second_forward_pass_is(batch, monkeypatch, second):
     method = methods(CPU, FP32, batch.window_shape, ['FullAttention'], tuned=False)[0]
-    row = ops.time_method(method, batch, CPU, FP32, 1, limit=0)
-    assert (
-        'forward_ms' in row
-        and 'both_ms' not in row
-        and row['refused'] == 'one forward pass takes over 0 s'
-    )
+    times = itertools.chain([5000.0, second], itertools.repeat(30.0))
+    monkeypatch.setattr(ops, 'timed', lambda *args, **kwargs: Timing(*[next(times)] * 3))
+    row = ops.time_method(method, batch, CPU, FP32, 1, limit=1)
+    assert row['first_ms'].median == 5000
+    if second < 1000:
+        assert row['forward_ms'].median == 30 == row['both_ms'].median and 'refused' not in row
+    else:
+        assert row['forward_ms'].median == second and 'both_ms' not in row
+        assert row['refused'] == 'one forward pass takes over 1 s'
+    text = ops.render(dict(ceilings=CEILINGS, rows=[row], limits={batch.name: LIMITS}))
+    assert 'the first call takes 5.00 s' in text
+
+
+def test_parameters_inside_an_attention_get_their_gradient(batch):
+    method = methods(CPU, FP32, batch.window_shape, ['LinformerAttention'], tuned=False)[0]
+    gradients = []
+    method.mixer.projection.register_hook(gradients.append)
+    row = ops.time_method(method, batch, CPU, FP32, 1, 30)
+    assert 'both_ms' in row and len(gradients) >= 2  # of the warm-up and of the run
 
 
 def test_take_rows_keeps_the_density(batch):
@@ -165,6 +182,17 @@ def test_forecast_extrapolates_the_last_two_sizes():
 
 def test_peak_memory_counts_what_is_allocated_at_once():
     assert abs(peak_memory(lambda: torch.ones(1 << 20) + torch.ones(1 << 20), CPU) - 12) < 0.1
+
+
+@pytest.mark.parametrize('backend', ['numba', 'sdpa'])
+def test_peak_memory_of_a_backward_pass_has_the_gradients(batch, backend):
+    method = methods(CPU, FP32, batch.window_shape, [f'stratified3d {backend}'])[0]
+    grid = batch.prepare(WIDTH, CPU)
+    inputs = make_inputs(grid, CPU, FP32)
+    out = method.attend(inputs, grid)
+    gradient = torch.ones_like(out)
+    peak = peak_memory(lambda: torch.autograd.grad(out, inputs, gradient), CPU)
+    assert peak * 2**20 >= sum(x.nbytes for x in inputs)
 
 
 @pytest.mark.parametrize('tokens', [196, pytest.param(4096, marks=pytest.mark.slow)])

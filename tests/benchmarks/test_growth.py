@@ -24,7 +24,9 @@ from stratified3d.testing import random_coords
 
 HEADS, WIDTH, TOKENS = 4, 8, 8
 WINDOW = (8, 2, 2)  # so small that an area has more windows than there are regions
-AREAS = ((64, 1000), (128, 4000))  # sides and rows, of one density
+# sides and rows, of one density; FlexAttention's tokens, right behind the rows, would lie in one
+# block of 128 keys and in two
+AREAS = ((64, 950), (128, 3800))
 LINEAR, STRIPS, PAIRS = (0.0, 1.1), (1.12, 1.6), (1.9, 2.1)  # exponents
 # strips and lines are as long as the scene; the others pair voxels with all voxels or all cells
 EXPECTED = {
@@ -116,6 +118,11 @@ def test_thinned_rows_keep_their_area():
     both = torch.cat([thin.coords, batch.coords]).unique(dim=0)
     assert len(both) == 800
     assert float((thin.positions[:, 0] - thin.coords[:, 3] * 0.3 + 5).abs().max()) < 1e-5
+
+
+def test_colors_tell_linear_from_strips_and_pairs():
+    colors = [growth._color(power) for power in (0.89, 1.2, 1.43, 1.6, 1.9, 2.0)]
+    assert colors == ['tab:green'] * 2 + ['tab:orange'] * 2 + ['tab:red'] * 2
 
 
 def test_table_and_picture_have_every_attention(tmp_path):

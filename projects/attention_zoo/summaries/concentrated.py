@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from projects.attention_zoo.cells import cells_around, group_cells
-from projects.attention_zoo.groups import number_members
+from projects.attention_zoo.groups import Ragged, number_members
 from projects.attention_zoo.mixer import Baseline
-from projects.attention_zoo.summaries.linear import read_state
+from projects.attention_zoo.summaries.linear import attend_features
 from stratified3d.layers.window_grid import WindowGrid
-from stratified3d.ops import stratified_attention
+from stratified3d.ops import segment_reduce, stratified_attention
 
 
 class ConcentratedLinearAttention(Baseline):
@@ -38,30 +38,30 @@ class ConcentratedLinearAttention(Baseline):
             places = self.kernel**2
             self.weights = nn.Parameter(torch.zeros(places, self.num_heads, self.head_dim))
 
-    def prepare(self, grid: WindowGrid) -> tuple[Tensor, Tensor]:
-        """Return all pairs of near rows [2, P], and the place of each in the kernel."""
+    def prepare(self, grid: WindowGrid) -> tuple[Ragged, Tensor, Tensor]:
+        """Return the near rows of every cell, the place of each in the kernel, and the cell of
+        every row."""
         cells = group_cells(grid, grid.coords[:, 1:])
         radius = self.kernel // 2
         around = cells_around(cells, cells.places, (0, radius, radius))
 
-        # one voxel per cell
         owner, _ = number_members(around.offsets.diff())
         step = cells.places[around.rows] - cells.places[owner] + radius
-        pairs = torch.stack([cells.order[owner], cells.order[around.rows]])
-        return pairs, step[:, 2] * self.kernel + step[:, 3]
+        near = Ragged(cells.order[around.rows], around.offsets)  # one voxel per cell
+        return near, step[:, 2] * self.kernel + step[:, 3], cells.members
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: WindowGrid) -> Tensor:
         if not self.phase:
             queries, keys = (self.rotate(x, grid.rotary) for x in (q, k))
             return stratified_attention(queries, keys, v, grid.plan)
 
-        (rows, near), place = self.prepared(grid)
+        near, place, cell = self.prepared(grid)
         ends = grid.plan.batch_offsets.tolist()
         outs = [q[:0]]
         for start, end in zip(ends, ends[1:]):
             queries, keys, values = (x[start:end].transpose(0, 1) for x in (q.relu(), k.relu(), v))
-            state = keys.transpose(-1, -2) @ values  # [H, D, D]
-            out = read_state(queries, state, keys.sum(1).unsqueeze(-1))
-            outs.append(out.transpose(0, 1))
+            outs.append(attend_features(queries, keys, values).transpose(0, 1))
         out = torch.cat(outs)
-        return out.index_add(0, rows, self.weights[place] * out[near])
+        terms = (self.weights[place] * out[near.rows]).flatten(1)
+        around = segment_reduce(terms, near.offsets, 'sum')[cell]
+        return out + around.view_as(out).to(out.dtype)

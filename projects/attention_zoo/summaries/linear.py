@@ -54,15 +54,25 @@ class LinearWindowAttention(Baseline):
             values = gather(v, bucket.keys)
             if bucket.key_valid is not None:
                 keys = keys.masked_fill(~bucket.key_valid[:, None, :, None], 0)
-            state = keys.transpose(-1, -2) @ values  # [G, H, D, D]
-            outs.append(read_state(queries, state, keys.sum(2).unsqueeze(-1)))
+            outs.append(attend_features(queries, keys, values))
         return scatter(outs, groups, q)
 
 
-def read_state(queries: Tensor, state: Tensor, weight: Tensor) -> Tensor:
-    """Read a state [..., F, D] with queries [..., L, F], normalized by weight [..., F, 1]."""
-    total = queries @ weight
-    return queries @ state / total.masked_fill(total == 0, 1)
+def attend_features(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attend with weights f(q) f(k), normalized to a sum of one: [..., L, D].
+
+    Computed in fp32 or wider, also under autocast: sums over a sample overflow fp16.
+
+    Args:
+        queries, keys: features [..., L, F] and [..., K, F], not negative.
+        values: [..., K, D].
+    """
+    wide = torch.promote_types(values.dtype, torch.float32)
+    with torch.autocast(values.device.type, enabled=False):
+        queries, keys = queries.to(wide), keys.to(wide)
+        state = keys.transpose(-1, -2) @ values.to(wide)  # [..., F, D]
+        total = queries @ keys.sum(-2).unsqueeze(-1)
+        return (queries @ state / total.masked_fill(total == 0, 1)).to(values.dtype)
 
 
 class PerformerAttention(Baseline):
@@ -105,8 +115,7 @@ class PerformerAttention(Baseline):
         queries = (queries - queries.detach().amax(-1, keepdim=True)).exp()
         keys = (keys - keys.detach().amax((1, 2), keepdim=True)).exp()
 
-        state = keys.transpose(-1, -2) @ v.transpose(0, 1)  # [H, F, D]
-        return read_state(queries, state, keys.sum(1).unsqueeze(-1)).transpose(0, 1)
+        return attend_features(queries, keys, v.transpose(0, 1)).transpose(0, 1)
 
     def _exponents(self, x: Tensor) -> Tensor:
         """Return the exponents [H, n, F] of the features of x [n, H, D]."""

@@ -20,7 +20,8 @@ class ProxyAttention(Baseline):
     attention inside the window.
 
     PT-DiT (Wang et al. 2024, Qihoo-T2X, section 3.2), where the two follow one another in a block.
-    Its regions grow with the image, too, so that the number of proxies stays.
+    Its regions grow with the image, too, so that the number of proxies stays; here that is the
+    bound, and fewer are occupied.
     """
 
     defaults = dict(regions=16, local=True)

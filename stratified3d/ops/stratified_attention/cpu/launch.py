@@ -134,9 +134,12 @@ def _like(x: Tensor, original: Tensor) -> Tensor:
 
 
 def _new_gradients(arrays: _Arrays, groups: int) -> Gradients:
-    """Gradients of all rows, and those of the strata [groups, ...] for each group."""
-    rows = [np.empty_like(x) for x in arrays[:3]]
-    strata = [np.zeros((groups, *x.shape), np.float32) for x in arrays.strata[0]]
+    """Gradients of all rows, and those of the strata [groups, ...] for each group.
+
+    torch allocates them, so that its profiler counts them.
+    """
+    rows = [torch.empty(x.shape).numpy() for x in arrays[:3]]
+    strata = [torch.zeros(groups, *x.shape).numpy() for x in arrays.strata[0]]
     return Gradients(*rows, *strata)
 
 

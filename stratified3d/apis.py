@@ -168,7 +168,7 @@ def detect_next(
         `event` says how this frame was taken.
     Raises:
         ValueError: as in `detect`; a pose that is not rigid, a time that is not finite, the state
-            of another model.
+            of another model, points of several sweeps for a model with memory.
     """
     points, change = _load_checked(model, points, sensor)
     pose = check_pose(pose)

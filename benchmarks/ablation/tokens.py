@@ -19,6 +19,7 @@ from tqdm import tqdm
 from stratified3d.apis import init_detector, inspect_strata
 from stratified3d.datasets.io.info_files import read_info_file
 from stratified3d.datasets.nuscenes.frames import read_frame
+from stratified3d.layers.attention import StratifiedAttention
 from stratified3d.layers.strata_record import StrataRecord
 
 EXAMPLES = """examples:
@@ -100,7 +101,7 @@ def mean(values: Sequence[float], form: str) -> str:
     return format(np.mean(finite), form) if finite else '-'
 
 
-def describe(block: str, uses: list[TokenUse], mixer: nn.Module) -> list[str]:
+def describe(block: str, uses: list[TokenUse], mixer: StratifiedAttention) -> list[str]:
     """One row of the table, means over the samples."""
     shares = np.concatenate([use.share for use in uses])
     low, high = np.quantile(shares, (0.05, 0.95))
@@ -124,17 +125,17 @@ def _describe_distances(distances: list[tuple[float, float]]) -> str:
     return f'{mean(by_weight, ".1f")} ({mean(even, ".1f")})'
 
 
-def blocks_with_strata(model: nn.Module) -> Iterator[tuple[int, int, nn.Module]]:
+def blocks_with_strata(model: nn.Module) -> Iterator[tuple[int, int, StratifiedAttention]]:
     """(stage, block, mixer) of every block that has tokens."""
     encoder: nn.Module = model.get_submodule('encoder')
     for i, stage in enumerate(encoder.get_submodule('stages').children()):
         for j, block in enumerate(stage.get_submodule('blocks').children()):
             mixer = block.get_submodule('mixer')
-            if getattr(mixer, 'num_strata', 0):
+            if isinstance(mixer, StratifiedAttention) and mixer.num_strata:
                 yield i, j, mixer
 
 
-def learned_weight(mixer: nn.Module) -> nn.Parameter | None:
+def learned_weight(mixer: StratifiedAttention) -> nn.Parameter | None:
     """The learned weight of a mixer's tokens, one number per head; None if it has none."""
     names = dict(joint='strata_offset', gated='gate')
     return getattr(mixer, names[mixer.fusion]) if mixer.fusion in names else None
@@ -214,7 +215,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def measure_frames(
-    model: nn.Module, blocks: list[tuple[int, int, nn.Module]], info: Path, frames: int
+    model: nn.Module, blocks: list[tuple[int, int, StratifiedAttention]], info: Path, frames: int
 ) -> dict[tuple[int, int], list[TokenUse]]:
     """{(stage, block): one TokenUse per frame that has voxels in range}."""
     count = len(read_info_file(info)['data_list'])

@@ -115,9 +115,12 @@ class StrataSelection(nn.Module):
         if self.selection == 'farthest':
             return Strata(*farthest_strata(feats, positions, batch_offsets, self.num_strata))
         if self.score is not None:
-            score = self.score(feats)
             if self.selection == 'topk':
+                # not in autocast's dtype: bf16 scores tie, and of equal ones the first row is taken
+                with torch.autocast(feats.device.type, enabled=False):
+                    score = self.score(feats.to(self.score.weight.dtype))
                 return self._choose_objects(feats, positions, score.squeeze(1), plan)
+            score = self.score(feats)
             return Strata(*pool_strata(feats, positions, score, batch_offsets, self.num_strata))
 
         draw = None

@@ -23,7 +23,7 @@ class StrataRecord(NamedTuple):
         tokens: [M, 3] meters.
         collected: [M, N], how the attention of a token is spread over the voxels; rows sum to 1.
         read: [N, M], the part of a voxel's attention that goes to each token. The rest goes to
-            its window (joint), or there is no rest (gated, separate).
+            its window (joint) and to tokens of earlier frames (memory), or there is no rest.
         effective_voxels: [M], the number of voxels that a token collects from: exponential of the
             entropy of its weights, from 1 (one voxel) to N (the plain mean of all). Taken head by
             head, since heads may collect from different voxels.
@@ -101,7 +101,9 @@ def _weights(strata_v: Tensor, attend) -> Tensor:
 
 
 @contextmanager
-def record_strata(mixer: StratifiedAttention) -> Iterator[list[StrataRecord]]:
+def record_strata(
+    mixer: StratifiedAttention, past: list[np.ndarray] | None = None
+) -> Iterator[list[StrataRecord]]:
     """Within the context, every forward pass of the mixer over one sample adds a StrataRecord to
     the list.
 
@@ -109,6 +111,9 @@ def record_strata(mixer: StratifiedAttention) -> Iterator[list[StrataRecord]]:
 
     Args:
         mixer: of a block that has strata.
+        past: receives, for each record, the part [N, P] of a voxel's attention that goes to each
+            token of earlier frames: m of the newest frame, then m of the one before, and so on;
+            0 for absent tokens. P is 0 where nothing is remembered.
     Raises:
         ValueError: the mixer has no strata, or runs over another number of samples than one.
     """
@@ -126,14 +131,17 @@ def record_strata(mixer: StratifiedAttention) -> Iterator[list[StrataRecord]]:
                 f'strata are recorded for one cloud at a time, not {len(strata.feats)}'
             )
         present = strata.present[0]
+        read, read_past = recorder.read.tensor_split([len(present)], 1)
         parts = (
             grid.positions,
             strata.positions[0][present],
             recorder.collected[present],
-            recorder.read[:, present],
+            read[:, present],
             recorder.effective_voxels[present],
         )
         records.append(StrataRecord(*(part.detach().cpu().numpy() for part in parts)))
+        if past is not None:
+            past.append(read_past.detach().cpu().numpy())
 
     handle = mixer.register_forward_hook(keep)
     mixer.backend = recorder

@@ -70,6 +70,17 @@ def has_clips(samples: Sequence[Det3DDataSample] | None) -> bool:
     return any('clip' in sample.metainfo for sample in samples or [])
 
 
+def oldest_age(points: Sequence[Tensor]) -> float:
+    """Return the largest age (s) of points, either sign; 0.0 for single sweeps.
+
+    Args:
+        points: one [P, C] per sample, with ages in column 4, if there is one.
+    """
+    ages = torch.cat([x[:, 4:5] for x in points]).abs()
+    ages = ages[ages.isfinite()]  # points with others are left out
+    return float(ages.max()) if len(ages) else 0.0
+
+
 def _cut_frame(points: Tensor, clip: dict[str, Any], step: int) -> tuple[Tensor, Tensor, float]:
     """Points [P, C] of one step of a clip in their own frame, its pose and time."""
     ages = [0.0, *clip['ages']]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -14,7 +15,7 @@ from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from torch import Tensor
 
 from stratified3d.models.bev_format import fast_memory_format, has_fast_bf16
-from stratified3d.models.clips import has_clips, split_clip
+from stratified3d.models.clips import has_clips, oldest_age, split_clip
 from stratified3d.models.contracts import BEVBackbone, Encoder, Head, VoxelEncoder, build_part
 from stratified3d.models.objectness import objectness_loss
 from stratified3d.models.streaming import (
@@ -71,6 +72,7 @@ class StratifiedCenterPoint(Base3DDetector):
         if bev_dtype not in ('fp32', 'bf16', 'auto'):
             raise ValueError(f"bev_dtype is 'fp32', 'bf16' or 'auto', not {bev_dtype!r}")
         self.bev_dtype = bev_dtype
+        self.has_warned_of_sweeps = False
 
         grid = dict(voxel_size=voxel_size, point_cloud_range=point_cloud_range)
         self.voxel_encoder = build_part('voxel_encoder', voxel_encoder, **grid)
@@ -102,7 +104,8 @@ class StratifiedCenterPoint(Base3DDetector):
 
         With memory, samples from `PackClip` are clips: their earlier sweeps fill the memory, the
         oldest first and without gradient, and the feature maps are those of the keyframe. Without
-        clips the memory is empty, as at the first frame of a stream; in training that is an error.
+        clips the memory is empty, as at the first frame of a stream; in training that is an error,
+        and the first points of earlier sweeps are warned of.
 
         Args:
             batch_inputs_dict: points, one [P, C] per sample.
@@ -120,8 +123,26 @@ class StratifiedCenterPoint(Base3DDetector):
                 with torch.no_grad():
                     *_, new = self._encode(frame.points, memory, frame.poses, frame.times)
                 memory = (new, *memory)[: self.memory_frames]
+            # older torch would reuse what autocast cast without gradient: pytorch PR 165068
+            torch.clear_autocast_cache()
+        elif self.memory_frames:
+            self._warn_of_stacked_sweeps(points)
         bev, coords, _ = self._encode(points, memory, poses, times, scores)
         return self._run_backbone(bev), coords
+
+    def _warn_of_stacked_sweeps(self, points: Sequence[Tensor]) -> None:
+        """Warn once of earlier sweeps that are not taken apart, as they were in training."""
+        if self.has_warned_of_sweeps:
+            return
+        age = oldest_age(points)
+        if age > 0:
+            self.has_warned_of_sweeps = True
+            warnings.warn(
+                f'points of earlier sweeps (ages up to {age:.3g} s) are taken for one frame, and '
+                "the detector's memory stays empty: end the pipelines of validation and test with "
+                'dict(type="PackClip", frames=...), or give it the points of one sweep',
+                stacklevel=3,
+            )
 
     def _encode(
         self,
@@ -229,11 +250,18 @@ class StratifiedCenterPoint(Base3DDetector):
             The sample with `pred_instances_3d`, and the state for the next frame. A late frame is
             detected in with the frames before it in time, and leaves the state as it was.
         Raises:
-            ValueError: a pose that is not rigid, a time that is not finite, another model's state.
+            ValueError: a pose that is not rigid, a time that is not finite, another model's state;
+                for a detector with memory, points of several sweeps.
         """
         pose = check_pose(pose)
         if not math.isfinite(timestamp):
             raise ValueError(f'timestamp is a number of seconds, not {timestamp}')
+        age = oldest_age([points]) if self.memory_frames else 0.0
+        if age > 0:
+            raise ValueError(
+                'points of a stream are of one sweep, with ages (column 4) of 0, not up to '
+                f'{age:.3g} s: hand over every sweep by itself; of one sweep, set column 4 to 0'
+            )
         limits = limits or StreamLimits()
         event = classify_frame(state, pose, timestamp, scene, limits)
         memory = frames_before(state, event, timestamp)

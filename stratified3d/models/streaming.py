@@ -242,15 +242,14 @@ def frames_before(
 def next_state(state: StreamState | None, new: StreamState) -> StreamState:
     """Return the state after a frame, of which `new` is the state had it come in time.
 
-    A late frame changes nothing but the event. A stream keeps its scene until another one is named.
+    A late frame changes nothing but the event. A stream keeps its scene until another one is named,
+    also where a gap or a jump starts it again.
     """
     if state is None:
         return new
     if new.event == 'late':
         return replace(state, event=new.event)
-    if new.event == 'next' and new.scene is None:
-        return replace(new, scene=state.scene)
-    return new
+    return replace(new, scene=state.scene) if new.scene is None else new
 
 
 def check_fits(memory: Sequence[RememberedFrame], encoder: Any) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stratified3d.layers.attention import MixerContext, StratifiedAttention
-from stratified3d.layers.strata import SELECTIONS
+from stratified3d.layers.strata import SELECTIONS, StrataSelection
 from stratified3d.layers.token_mixing import TokenMixing
 from stratified3d.layers.window_grid import build_window_grid
 from stratified3d.ops import apply_rotary, rotary_angles
@@ -216,6 +216,20 @@ def test_default_parameters_are_those_of_released_weights():
 def test_settings_without_effect_are_refused(settings, key):
     with pytest.raises(ValueError, match=key):
         StratifiedAttention(MixerContext(16, 2), **settings)
+
+
+def test_topk_tells_close_scores_apart_under_autocast():
+    """Scores of 1 + k / 10000 are all 1 in bf16; the best rows are the last ones."""
+    choose = StrataSelection(16, num_strata=4, selection='topk', max_per_window=100)
+    with torch.no_grad():
+        choose.score.weight.fill_(1 / 16)
+        choose.score.bias.zero_()
+    _, grid = setting((30,), head_dim=8)
+    feats = (1 + torch.arange(30.0) / 10000).unsqueeze(1).expand(30, 16)
+    with torch.autocast('cpu', torch.bfloat16):
+        strata = choose(feats, grid.positions, grid.plan)
+    assert strata.feats[0, :, 0].tolist() == feats[[29, 28, 27, 26], 0].tolist()
+    assert strata.scores[0].logits.dtype == torch.float32
 
 
 @pytest.mark.parametrize('selection', SELECTIONS)

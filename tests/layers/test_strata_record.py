@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from stratified3d.layers.attention import MixerContext, StratifiedAttention
+from stratified3d.layers.strata_memory import PastTokens
 from stratified3d.layers.strata_record import StrataRecord, _Recorder, record_strata
 from stratified3d.layers.window_grid import build_window_grid
 from stratified3d.ops.stratified_attention import BACKENDS
@@ -68,6 +69,36 @@ def test_joint_weights_follow_from_the_logits(grid):
         )
         expected = torch.cat([near, far]).softmax(0)[-4:].mean(1)
     torch.testing.assert_close(torch.from_numpy(records[0].read[20]), expected)
+
+
+@pytest.mark.parametrize('fusion', ['joint', 'gated', 'separate'])
+def test_tokens_of_earlier_frames_are_recorded_apart(grid, fusion):
+    """Two frames that left the present tokens, at age 0, weigh e^offset of them; absent ones 0."""
+    torch.manual_seed(3)
+    memory = dict(frames=2, offset=1.0)
+    mixer = StratifiedAttention(MixerContext(16, 2), num_strata=70, fusion=fusion, memory=memory)
+    x, reads = torch.randn(60, 16), []
+    with torch.no_grad():
+        _, (feats, positions, present, _) = mixer(x, grid)
+        twice = (part.repeat(1, 2, *[1] * (part.dim() - 2)) for part in (feats, positions, present))
+        past = PastTokens(*twice, torch.zeros(1, 140))
+        plain, _ = mixer(x, grid, None, past)
+        with record_strata(mixer, reads) as records:
+            mixed, _ = mixer(x, grid, None, past)
+            mixer(x, grid)
+    torch.testing.assert_close(mixed, plain)
+    read, before = torch.from_numpy(records[0].read), torch.from_numpy(reads[0])
+    assert read.shape == (60, 60) and before.shape == (60, 140)
+    offset = mixer.memory.offset[0].exp().item()
+    for frame in before.chunk(2, 1):
+        torch.testing.assert_close(frame[:, present[0]], read * offset)
+        assert not frame[:, ~present[0]].any()
+    mass = read.sum(1) + before.sum(1)
+    if fusion == 'joint':
+        assert (mass > 0).all() and (mass < 1).all()
+    else:
+        torch.testing.assert_close(mass, torch.ones(60))
+    assert reads[1].shape == (60, 0) and records[1].read.sum() > records[0].read.sum()
 
 
 def test_the_mixer_is_left_as_it_was(grid):

@@ -1,6 +1,7 @@
 """Training on clips: gradients end at the keyframe, all parameters take part, processes agree."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -54,6 +55,21 @@ def test_every_parameter_learns_also_where_nothing_came_before(
         memory = [p.grad for name, p in model.named_parameters() if '.memory.' in name]
         assert len(memory) == 8
         assert all(bool(grad.any()) == bool(ages[0]) for grad in memory)
+
+
+def test_every_parameter_learns_under_autocast(clip_config, build, clip_batch, monkeypatch):
+    """The keyframe casts its weights anew: older torch kept them without gradient."""
+    model, events = build(clip_config).train(), []
+    encode, clear = model._encode, torch.clear_autocast_cache
+    monkeypatch.setattr(model, '_encode', lambda *args: (events.append('encode'), encode(*args))[1])
+    monkeypatch.setattr(torch, 'clear_autocast_cache', lambda: (events.append('clear'), clear()))
+    with torch.autocast('cpu', torch.bfloat16):
+        losses = model.loss(*clip_batch((600, 300), ((0.05, 0.1),)))
+        assert events == ['encode', 'encode', 'clear', 'encode']
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.any() or not name.startswith('encoder'), name
 
 
 def test_no_gradient_flows_into_the_past(clip_config, build, clip_batch, monkeypatch):
@@ -116,6 +132,38 @@ def test_training_without_clips_is_an_error(clip_config, build, batch, clip_batc
 def test_prediction_without_clips_is_that_of_a_first_frame(clip_config, build, batch):
     model = build(clip_config).eval()
     inputs, samples = batch((400,))
+    inputs['points'][0][:, 4] = 0
     (found,) = model.predict(inputs, copy.deepcopy(samples))
     first, _ = model.stream(inputs['points'][0], torch.eye(4), 0.0)
     assert torch.equal(found.pred_instances_3d.scores_3d, first.pred_instances_3d.scores_3d)
+
+
+def test_stacked_sweeps_without_clips_are_warned_of_once(clip_config, build, batch):
+    model, (inputs, samples) = build(clip_config).eval(), batch((400, 0))
+    inputs['points'][0][5, 4] = -3.21
+    inputs['points'][0][9, 4] = torch.inf  # such points are left out
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter('always')
+        model.predict(inputs, copy.deepcopy(samples))
+        model.predict(inputs, copy.deepcopy(samples))
+    told = [str(each.message) for each in found if 'PackClip' in str(each.message)]
+    assert len(told) == 1 and '3.21 s' in told[0]
+
+
+def test_a_stream_takes_one_sweep_at_a_time(clip_config, build, batch):
+    model, (inputs, _) = build(clip_config).eval(), batch((400,))
+    (points,) = inputs['points']
+    points[:, 4] = torch.where(torch.arange(400) % 2 > 0, 0.05, 0.0)
+    with pytest.raises(ValueError, match=r'not up to 0\.05 s'):
+        model.stream(points, torch.eye(4), 0.0)
+    points[:, 4] = 0
+    points[7, 4] = torch.nan  # left out
+    with pytest.warns(UserWarning, match='1 points have NaN'):
+        model.stream(points, torch.eye(4), 0.0)
+
+
+def test_detectors_without_memory_take_stacked_sweeps(small_config, build, batch):
+    model, (inputs, samples) = build(small_config).eval(), batch((400,))
+    (found,) = model.predict(inputs, copy.deepcopy(samples))
+    streamed, _ = model.stream(inputs['points'][0], torch.eye(4), 0.0)
+    assert torch.equal(found.pred_instances_3d.scores_3d, streamed.pred_instances_3d.scores_3d)

@@ -10,6 +10,7 @@ from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from scipy.spatial.transform import Rotation
 
 from stratified3d.layers.strata import Strata
+from stratified3d.layers.strata_record import record_strata
 from stratified3d.models.streaming import StreamLimits, StreamState, recall, remember
 
 STEP = 0.1  # s
@@ -190,6 +191,16 @@ def test_tokens_turn_and_date_as_their_frames_do():
         np.testing.assert_allclose(past.positions[i, 5:], expected, atol=1e-3)
 
 
+def test_what_is_read_of_the_past_can_be_recorded(with_memory):
+    model, reads = with_memory(), []
+    with record_strata(model.encoder.mixers[-1], reads) as records:
+        run(model, drive(3))
+    for i, (record, read) in enumerate(zip(records, reads, strict=True)):
+        assert read.shape == (len(record.voxels), 8 * i)
+        frames = read.reshape(len(read), i, 8).sum(2)  # newest first
+        assert (frames > 0).all() and (frames.sum(1) + record.read.sum(1) < 1).all()
+
+
 def jump_in_time(frames):
     return [(points, pose, time + 5) for points, pose, time in frames]
 
@@ -233,6 +244,18 @@ def test_another_scene_starts_again_and_no_name_keeps_the_scene(with_memory):
         events.append(state.event)
     assert events == ['first', 'next', 'next', 'new scene'] and state.scene == 'b'
     assert_same(sample.pred_instances_3d, run(model, frames[3:])[0][0])
+
+
+@pytest.mark.parametrize('change', [jump_in_time, jump_in_place])
+def test_the_scene_is_known_after_a_break_without_a_name(with_memory, change):
+    model, frames = with_memory(), drive(3)
+    frames[1:] = change(frames[1:])
+    state, scenes = None, []
+    for frame, scene in zip(frames, ('a', None, 'b')):
+        sample, state = model.stream(*frame, state, scene=scene)
+        scenes.append(state.scene)
+    assert scenes == ['a', 'a', 'b'] and state.event == 'new scene'
+    assert_same(sample.pred_instances_3d, run(model, frames[2:])[0][0])
 
 
 def test_late_frames_see_what_came_before_them_and_change_nothing(with_memory):

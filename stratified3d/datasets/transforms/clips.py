@@ -18,8 +18,9 @@ class PackClip(Pack3DDetInputs):
 
     The points stay one tensor in the keyframe's LiDAR frame, with ages in column 4, so that all
     augmentations and `ObjectSample` work as they do on stacked sweeps. The detector takes the
-    sweeps apart and moves each back into its own LiDAR frame, turned, scaled and flipped as the
-    keyframe was: what a stream would see.
+    sweeps apart and moves each back into its own LiDAR frame, turned, scaled, flipped and tilted as
+    the keyframe was. A stream sees nearly that: what crops or thins points here does so about the
+    keyframe's sensor or with all sweeps together (docs/streaming.md, Training).
 
     `LoadAlignedSweeps` must come before. The metainfo `clip` is a dict: frames; ages, seconds, and
     poses [4, 4], from the LiDAR frame of a sweep to the keyframe's, both with the nearest sweep
@@ -52,9 +53,20 @@ class PackClip(Pack3DDetInputs):
 
 
 def _augmentation(results: dict) -> np.ndarray:
-    """[4, 4] of the turns, scales, flips and shifts that mmdet3d's transforms recorded."""
+    """[4, 4] of what moved the points since they were loaded: mmdet3d's transforms and tilts."""
+    flow = results.get('transformation_3d_flow', [])
+    matrix, done = np.eye(4), 0
+    for before, tilt in results.get('tilts', []):
+        matrix = tilt @ _recorded(results, flow[done:before]) @ matrix
+        done = before
+    return _recorded(results, flow[done:]) @ matrix
+
+
+def _recorded(results: dict, flow: Sequence[str]) -> np.ndarray:
+    """[4, 4] of so much of the turns, scales, flips and shifts that mmdet3d recorded."""
     corners = torch.cat([torch.zeros(1, 3), torch.eye(3)])
-    moved = apply_3d_transformation(corners, 'LIDAR', results).double().numpy()
+    part = {**results, 'transformation_3d_flow': flow}
+    moved = apply_3d_transformation(corners, 'LIDAR', part).double().numpy()
     matrix = np.eye(4)
     matrix[:3, 3] = moved[0]
     matrix[:3, :3] = (moved[1:] - moved[0]).T

@@ -28,7 +28,11 @@ class TiltGround(BaseTransform):
         self.degrees = degrees
 
     def transform(self, results: dict) -> dict:
-        """Tilt `points`, and `gt_bboxes_3d` where there are some."""
+        """Tilt `points`, and `gt_bboxes_3d` where there are some.
+
+        mmdet3d's record of what moved the points keeps one rotation. `tilts` has a pair for every
+        tilt: how many entries of `transformation_3d_flow` came before it, and its matrix [4, 4].
+        """
         draws = np.clip(np.random.normal(size=2), -3, 3)
         angle_x, angle_y = np.radians(draws * self.degrees)
         rotation = (_rotate_x(angle_x) @ _rotate_y(angle_y)).T  # of rows
@@ -38,6 +42,10 @@ class TiltGround(BaseTransform):
         if 'gt_bboxes_3d' in results:
             boxes = results['gt_bboxes_3d']
             boxes.tensor[:, :3] += boxes.gravity_center @ rotation - boxes.gravity_center
+        matrix = np.eye(4)
+        matrix[:3, :3] = rotation.T
+        before = len(results.get('transformation_3d_flow', []))
+        results['tilts'] = [*results.get('tilts', []), (before, matrix)]
         return results
 
     def __repr__(self) -> str:

@@ -69,10 +69,21 @@ def test_sweeps_come_back_as_the_sensor_saw_them(prepared_set, every):
     assert 0.05 < travelled < 4 and not np.allclose(sweeps[0].poses[0], keyframe.poses[0])
 
 
-def test_augmented_sweeps_are_augmented_as_the_keyframe(prepared_set):
+TILT = dict(type='TiltGround', degrees=3.0)
+
+
+@pytest.mark.parametrize(
+    'augmentations',
+    [
+        AUGMENTATIONS,
+        (*AUGMENTATIONS, TILT),
+        (TILT, AUGMENTATIONS[0], TILT, TILT, AUGMENTATIONS[1]),
+    ],
+)
+def test_augmented_sweeps_are_augmented_as_the_keyframe(prepared_set, augmentations):
     """Taken apart, then augmented, a sweep is what it is augmented, then taken apart."""
     plain = split_clip(*([x] for x in load(prepared_set)[:2]))
-    points, sample, _ = load(prepared_set, *AUGMENTATIONS)
+    points, sample, _ = load(prepared_set, *augmentations)
     changed = split_clip([points], [sample])
 
     def fit(source, target):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--starts', type=int, default=0, help='new processes that are timed')
     parser.add_argument('--repeat', type=int, default=200, help='frames in a row, for memory')
     parser.add_argument('--runs', type=int, default=10, help='rounds that are timed (default: 10)')
+    parser.add_argument(
+        '--compile', action='store_true', help='time torch.compile, too: takes minutes to start'
+    )
     parser.add_argument('--frames', type=int, default=100, help='to compare boxes (default: 100)')
     parser.add_argument(
         '--folder', type=Path, help='of point files to compare boxes in (default: simulated)'
@@ -132,15 +136,16 @@ def time_all(args: argparse.Namespace, packaged: PackagedDetector, points: np.nd
     with torch.no_grad():
         program, info = build_program(model, getattr(torch, bev_dtype))
         plain = PackagedDetector(program, info)
-        compiled = PackagedDetector(torch.compile(program, dynamic=True), info)
         ways: dict[str, Callable[[], Detections]] = {
             f'model, BEV part in {model.bev_dtype}': lambda: detect(model, points),
             'model, BEV part in fp32': lambda: detect(exact, points),
             f'program, not compiled, {bev_dtype}': lambda: plain(points),
-            f'program, torch.compile, {bev_dtype}': lambda: compiled(points),
             f'package, {bev_dtype}': lambda: packaged(points),
         }
-        if device == 'cpu':
+        if args.compile:
+            compiled = PackagedDetector(torch.compile(program, dynamic=True), info)
+            ways[f'program, torch.compile, {bev_dtype}'] = lambda: compiled(points)
+        if device == 'cpu' and find_spec('onnxruntime'):
             onnx = PackagedDetector(with_onnx_half(build_program(model, torch.float32)[0]), info)
             ways['program, dense half in onnxruntime'] = lambda: onnx(points)
         spent: dict[str, list[float]] = {name: [] for name in ways}

@@ -126,7 +126,10 @@ def test_velocity_is_an_option(small_config, build, batch):
             dict(encoder=dict(mixer=dict(selection='fps'))),
             "selection is one of pool, .*, not 'fps'",
         ),
-        (dict(encoder=dict(mixer=dict(fusion='add'))), "fusion is one of joint, gated, not 'add'"),
+        (
+            dict(encoder=dict(mixer=dict(fusion='add'))),
+            "fusion is one of joint, gated, separate, not 'add'",
+        ),
         (dict(encoder=dict(stages=[])), 'stages is empty'),
         (
             dict(encoder=dict(stages=[dict(depth=1, window_shape=(8, 8, 8), stride=(3, 1, 1))])),

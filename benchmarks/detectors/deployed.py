@@ -163,6 +163,8 @@ def with_onnx_half(program: DetectorProgram) -> Callable[[Tensor], tuple[Tensor,
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    # threads that spin after the last frame would slow what is timed next
+    options.add_session_config_entry('session.intra_op.allow_spinning', '0')
     with tempfile.TemporaryDirectory() as folder:
         export_onnx(program, f'{folder}/half.onnx')
         session = onnxruntime.InferenceSession(f'{folder}/half.onnx', options)

@@ -77,8 +77,9 @@ def oldest_age(points: Sequence[Tensor]) -> float:
         points: one [P, C] per sample, with ages in column 4, if there is one.
     """
     ages = torch.cat([x[:, 4:5] for x in points]).abs()
-    ages = ages[ages.isfinite()]  # points with others are left out
-    return float(ages.max()) if len(ages) else 0.0
+    # points with others are left out; not by an index, which would wait for the device once more
+    ages = ages.nan_to_num(0.0, posinf=0.0)
+    return float(ages.max()) if ages.numel() else 0.0
 
 
 def _cut_frame(points: Tensor, clip: dict[str, Any], step: int) -> tuple[Tensor, Tensor, float]:

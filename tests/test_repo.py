@@ -145,6 +145,7 @@ def test_packaged_detectors_run_without_openmmlab():
         'import sys\n'
         'for name in ("mmengine", "mmcv", "mmdet", "mmdet3d", "spconv", "numba", "scipy"):\n'
         '    sys.modules[name] = None\nfrom stratified3d.deploy import load\n'
+        'from stratified3d.datasets.io.point_cloud2 import read_point_cloud2\n'
     )
     subprocess.run([sys.executable, '-c', blocked], check=True)
 

@@ -146,11 +146,11 @@ def name_rows(path: Path, rows: np.ndarray) -> Columns:
     return dict(zip(('x', 'y', 'z', 'intensity'), rows.T))
 
 
-def stack_points(path: Path, columns: Columns) -> np.ndarray:
+def stack_points(path: Path | str, columns: Columns) -> np.ndarray:
     """Choose coordinates and intensity by their names; warn where there is no intensity.
 
     Args:
-        path: of the file.
+        path: of the file, or a name for what is read.
         columns: [P] each, by name; upper and lower case are the same.
     Returns:
         [P, 4] float32 x, y, z, intensity, which is 0 where the file has none.

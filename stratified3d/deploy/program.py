@@ -19,6 +19,7 @@ from stratified3d.models.heads.center import StratifiedCenterHead
 from stratified3d.ops import Voxels, segment_broadcast, voxel_centers, voxelize
 
 MAX_POINTS = 1 << 24  # rows of a frame; a bound keeps products of sizes within 64 bits
+SELECTIONS = ('pool', 'random', 'first', 'learned')  # of strata that can be traced
 COLUMNS = 5  # of a program's points, as of `points_with_dt`
 LARGEST = 1e6  # a larger value is as broken as NaN, see `DynamicVoxelEncoder`
 
@@ -162,9 +163,10 @@ def _check_parts(model: Any) -> None:
                     'StratifiedAttention'
                 )
             chosen = block.mixer.selection
-            if chosen is not None and chosen.selection != 'pool':
+            if chosen is not None and chosen.selection not in SELECTIONS:
                 raise ValueError(
-                    f'strata of selection={chosen.selection!r} cannot be exported: only pool'
+                    f'strata of selection={chosen.selection!r} cannot be exported: only '
+                    f'{", ".join(SELECTIONS)}'
                 )
 
 

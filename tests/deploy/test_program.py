@@ -32,18 +32,29 @@ def test_program_equals_the_model(detector, run, frame, assert_same, count):
     assert_same(run()(points), detect(detector, points))
 
 
-@pytest.mark.parametrize('fusion', ['gated', 'separate'])
-def test_program_of_other_fusions_equals_the_model(small_detector, fusion, frame, assert_same):
+@pytest.mark.parametrize(
+    'mixer',
+    [
+        dict(fusion='gated'),
+        dict(fusion='separate'),
+        dict(selection='learned'),
+        dict(selection='first'),
+        dict(token_mixing=True),
+        dict(num_strata=0),
+    ],
+    ids=str,
+)
+def test_program_of_other_mixers_equals_the_model(small_detector, mixer, frame, assert_same):
     from stratified3d.deploy.export import build_program
 
     torch.manual_seed(0)
     config = Config.fromfile(small_detector / 'config.py')
     config.merge_from_dict(
-        {'model.encoder.mixer.fusion': fusion, 'model.bev_dtype': 'fp32', 'model.head.max_num': 40}
+        dict(model=dict(encoder=dict(mixer=mixer), bev_dtype='fp32', head=dict(max_num=40)))
     )
     model = init_detector(config, device='cpu')
     for block in model.encoder.stages[0].blocks:
-        if fusion == 'gated':
+        if block.mixer.fusion == 'gated':
             torch.nn.init.ones_(block.mixer.gate)  # starts at 0
     points = frame(300)
     expected = detect(model, points)

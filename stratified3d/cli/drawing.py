@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from stratified3d.apis import Detections, detect, init_detector, inspect_strata
 from stratified3d.datasets.io.point_files import frame_name, read_points
+from stratified3d.resumable import describe_error
 from stratified3d.sensor_options import read_sensor_options
 from stratified3d.sensors import AXES, FrameChange, Sensor, model_sensor
 from stratified3d.visualization.drawing import Drawing
@@ -133,11 +135,21 @@ def write_pictures(
     names: list[str],
     draw: Callable[[int], Drawing],
 ) -> None:
-    """Write pictures and videos, and print where they are."""
-    videos = []
+    """Write pictures and videos, and print where they are.
+
+    Raises:
+        ValueError: some of several frames could not be drawn; they were named on standard error.
+    """
+    videos, num_failed = [], 0
     with PictureFolder(args.out, area, camera, args.color, not args.no_perspective) as folder:
         for i, name in enumerate(tqdm(names, 'drawing', unit='frame')):
-            folder.write(name, draw(i), args.token)
+            try:
+                folder.write(name, draw(i), args.token)
+            except (OSError, ValueError, RuntimeError) as error:
+                if len(names) == 1:
+                    raise
+                num_failed += 1
+                tqdm.write(f'{name}: {describe_error(error)}', file=sys.stderr)
         if args.video:
             videos = folder.write_videos(args.video, args.rate)
 
@@ -145,6 +157,8 @@ def write_pictures(
         print(f'{args.out / kind}: {len(paths)} pictures')
     for path in videos:
         print(path)
+    if num_failed:
+        raise ValueError(f'{num_failed} of {len(names)} frames could not be drawn, see above')
 
 
 def open_pictures(args: argparse.Namespace, config: Config, sensor: Sensor | None) -> PictureFolder:

@@ -143,6 +143,17 @@ def test_columns_of_a_bin_can_be_given(visualize, tmp_path):
     assert code != 0 and 'points of 6' in err and 'Traceback' not in err
 
 
+def test_one_bad_file_costs_no_picture_of_others(visualize, tmp_path):
+    names = [tmp_path / f'{name}.npy' for name in 'abc']
+    for path in (names[0], names[2]):
+        np.save(path, simulate_frame(0)['points'])
+    names[1].write_bytes(b'no array')
+    code, out, err = visualize(*names, '--no-perspective', '--out', tmp_path / 'out')
+    assert code != 0 and '1 of 3 frames could not be drawn, see above' in err
+    assert str(names[1]) in err and 'bev: 2 pictures' in out and 'Traceback' not in err
+    assert sorted(path.name for path in (tmp_path / 'out/bev').iterdir()) == ['a.png', 'c.png']
+
+
 def test_pictures_of_another_sensor(visualize, tmp_path):
     """A frame of KITTI's sensor, with strata: no sign of another frame."""
     points = FrameChange(SENSORS['nuscenes'], SENSORS['kitti']).points_to_model(

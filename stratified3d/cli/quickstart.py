@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from stratified3d.commands import command_parser, environment_of_step
+from stratified3d.config_options import ConfigOptions
 from stratified3d.resumable import LineRecord, acquire_folder, describe_error
 from stratified3d.shipped import find_shipped, shipped_root
 
@@ -127,7 +128,7 @@ def call(script: str, *arguments: object) -> None:
 
 
 def parse_args(arguments: list[str], prog: str) -> argparse.Namespace:
-    """Refuse a dataset that cannot be before the folder of the results records its settings."""
+    """Refuse what cannot be before the folder of the results records its settings."""
     from stratified3d.cli.simulate import parse_scenes
     from stratified3d.simulation import NuScenesSettings
 
@@ -140,6 +141,8 @@ def parse_args(arguments: list[str], prog: str) -> argparse.Namespace:
         parser.error(str(error))
     if not train or not val:
         parser.error(f'--scenes {args.scenes}: one scene to train on and one to score at least')
+    read_options = ConfigOptions(['--cfg-options'], 'checked')
+    read_options(parser, argparse.Namespace(), args.cfg_options, '--cfg-options')
     return args
 
 

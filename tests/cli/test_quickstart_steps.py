@@ -57,6 +57,8 @@ def run(tmp_path, monkeypatch):
         ('--scenes=foo', "'foo' is neither"),
         ('--scenes=99+1', '99+1 scenes'),
         ('--scenes=2+0', 'one to score'),
+        ('--cfg-options=train_cfg.max_epochs', 'takes KEY=VALUE'),
+        ('--cfg-options=a=[1,2', 'a=[1,2'),
         ('--keyframes=1', '1 keyframes'),
     ],
 )

@@ -30,6 +30,16 @@ def test_fuzz_agrees_on_a_few_batches(fuzz):
     assert 30 < samples < 120
 
 
+@pytest.mark.slow
+def test_fuzz_takes_the_numba_kernels(fuzz, monkeypatch):
+    from stratified3d.ops.stratified_attention.cpu import launch
+
+    right = launch.attend
+    monkeypatch.setattr(launch, 'attend', lambda *arguments: right(*arguments) * 1.01)
+    status, out = fuzz('--count', 40, '--seed', 1)
+    assert status == 1 and 'dtype: torch.float32' in out
+
+
 def test_damaged_info_files_are_refused_or_read(fuzz):
     status, out = fuzz('infos', '--count', 50, '--seed', 1)
     assert status == 0 and out.startswith('50 damaged files')
@@ -44,7 +54,7 @@ def test_fuzz_reports_a_wrong_backend_and_replays_it(fuzz, monkeypatch):
         return out + 1e-4 * (len(q) > 100)
 
     monkeypatch.setattr(sdpa, 'read_strata', wrong)
-    status, out = fuzz('--count', 40, '--seed', 2)
+    status, out = fuzz('--count', 40, '--seed', 2, '--backend', 'sdpa')
     assert status == 1 and 'differs by' in out and "'fusion': 'gated'" in out
     again = next(
         line for line in out.splitlines() if line.startswith('FAILED') and '--seed 2' in line

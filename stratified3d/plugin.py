@@ -7,6 +7,7 @@ import stratified3d.datasets.custom.dataset
 import stratified3d.datasets.sampling.class_balance
 import stratified3d.datasets.sampling.ground_truth_sampler
 import stratified3d.datasets.transforms.clips
+import stratified3d.datasets.transforms.roughness
 import stratified3d.datasets.transforms.sensor_variation
 import stratified3d.datasets.transforms.sweeps
 import stratified3d.datasets.transforms.thinning

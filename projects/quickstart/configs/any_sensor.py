@@ -12,6 +12,7 @@ train_pipeline = [
     dict(type='FindGroundPlane'),
     dict(type='ObjectSample', db_sampler=db_sampler, use_ground_plane=True),
     dict(type='DropSweeps', prob=0.5),
+    dict(type='RoughenGround', prob=0.7),
     dict(
         type='GlobalRotScaleTrans',
         rot_range=[-0.6, 0.6],

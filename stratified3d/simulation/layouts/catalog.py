@@ -37,7 +37,8 @@ def build_scene(
         key: (seed, scene number), of the layout's random numbers.
         duration: s that it lasts.
         sensor: a key of MOUNTINGS, or 'mixed': another mounting in each scene, tilted more, in
-            steeper streets with more unlabeled things that resemble objects.
+            steeper streets with more unlabeled things that resemble objects, and larger groups of
+            people.
     Raises:
         ValueError: there is no such layout or sensor.
     """
@@ -58,6 +59,7 @@ def build_scene(
         bend=sensor_rng.uniform(1.0, 5.0) if is_mixed else 1.5,
         traffic_side=traffic_side,
         lookalikes=sensor_rng.uniform(0.0, 14.0) if is_mixed else 0.0,
+        largest_group=8 if is_mixed else 4,
     )
     ego = LAYOUTS[layout](world)
     return world.finish(ego, tilt, mounting)

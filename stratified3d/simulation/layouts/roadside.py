@@ -9,7 +9,7 @@ import numpy as np
 from stratified3d.simulation.layouts.street import CURB, LANE, PARKING, Street
 from stratified3d.simulation.objects import furniture, people, trucks, vehicles
 from stratified3d.simulation.objects.construction import make_construction_vehicle
-from stratified3d.simulation.objects.lookalikes import make_lookalike
+from stratified3d.simulation.objects.lookalikes import make_lookalike, make_verge
 from stratified3d.simulation.physics.materials import CONCRETE, FOLIAGE, MESH
 from stratified3d.simulation.physics.primitives import Shape
 
@@ -116,7 +116,26 @@ def furnish(street: Street, side: int) -> None:
                 lift=CURB,
             )
     if street.world.lookalikes:
+        add_verges(street, side)
         add_lookalikes(street, side)
+
+
+def add_verges(street: Street, side: int) -> None:
+    """Walls, banks and rails of some tens of meters, behind the curb or behind the sidewalk."""
+    section, rng = street.section, street.rng
+    low, high = street.extent
+    s = low + rng.uniform(0.0, 60.0)
+    while s < high:
+        length = rng.uniform(8.0, 40.0)
+        verge = make_verge(rng, length)
+        width = verge.size[1]
+        is_at_curb = width < 0.8 and rng.random() < 0.4  # people walk beside it
+        d = section.curb + (0.1 if is_at_curb else section.sidewalk + 0.1) + width / 2
+        middle = s + length / 2
+        if not street.is_open(middle, side, length / 2 + 2.0):
+            lift = CURB if d < section.curb + section.sidewalk else 0.0
+            street.stand(verge, middle, side * d, lift=lift)
+        s += length + rng.uniform(5.0, 120.0)
 
 
 def add_lookalikes(street: Street, side: int) -> None:

@@ -138,11 +138,11 @@ def walk(street: Street, side: int) -> None:
 
 
 def _place_group(street: Street, side: int) -> None:
-    """One to four people who stand or sit together on the sidewalk."""
+    """People who stand or sit together on the sidewalk."""
     section, rng = street.section, street.rng
     s = rng.uniform(*street.extent)
     d = section.curb + rng.choice([0.6, section.sidewalk - 0.5])
-    for _ in range(rng.integers(1, 5)):
+    for _ in range(rng.integers(1, street.world.largest_group + 1)):
         place = s + rng.normal(0, 0.9)
         if street.is_open(place, side, 1.0):
             continue

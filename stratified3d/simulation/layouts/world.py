@@ -26,7 +26,8 @@ class World:
         bend: m of height that the ground gains or loses per 100 m by slope and by curvature.
         traffic_side: +1 for traffic on the right, -1 on the left.
         lookalikes: unlabeled things that resemble objects of interest, per 100 m and side of a
-            street.
+            street; where there are any, walls and banks run along it, too.
+        largest_group: people who stand together at most.
     """
 
     def __init__(
@@ -37,12 +38,14 @@ class World:
         bend: float = 1.5,
         traffic_side: int = 1,
         lookalikes: float = 0.0,
+        largest_group: int = 4,
     ):
         self.rng = rng
         self.reach = reach
         self.duration = duration
         self.traffic_side = traffic_side
         self.lookalikes = lookalikes
+        self.largest_group = largest_group
         slope = rng.uniform(-bend, bend, 2) / 100
         curve = rng.uniform(-bend, bend, 3) / 100**2
         relax = min(1.0, 150.0 / reach)  # a long world bends less, or its ends would be cliffs

@@ -1,4 +1,4 @@
-"""Unlabeled things along streets that resemble barriers and people from afar."""
+"""Unlabeled things along streets that resemble vehicles, barriers and people from afar."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from stratified3d.simulation.physics.primitives import Shape
 
 
 def make_lookalike(rng: np.random.Generator) -> Shape:
-    """Something long and low like a barrier, or upright and narrow like a person; x runs along."""
+    """Something as large as a car, long and low like a barrier, or as narrow as a person.
+
+    Its x axis runs along the street.
+    """
     kinds = list(_KINDS)
     shares = [share for _, share in _KINDS.values()]
     make, _ = _KINDS[kinds[rng.choice(len(kinds), p=shares)]]
@@ -98,13 +101,74 @@ def _board(rng: np.random.Generator) -> Shape:
     return shape
 
 
+def _thicket(rng: np.random.Generator) -> Shape:
+    """Shrubs that have grown into one, as large as a car."""
+    length, width, height = rng.uniform((2.0, 1.2, 0.7), (6.0, 2.4, 2.2))
+    shape = Shape(None, (length, width, height))
+    for _ in range(rng.integers(3, 7)):
+        size = rng.uniform(0.4, 0.8, 3) * (length, width, 1.0)
+        size[2] = height * rng.uniform(0.7, 1.0)
+        x, y = (np.array((length, width)) - size[:2]) / 2 * rng.uniform(-1, 1, 2)
+        shape.ellipsoid((x, y, size[2] / 2 - 0.05), tuple(size), FOLIAGE, rng.uniform(0.6, 1.4))
+    return shape
+
+
+def _heap(rng: np.random.Generator) -> Shape:
+    """A heap of earth or gravel, or a rock."""
+    size = rng.uniform((1.2, 1.0, 0.5), (5.0, 3.0, 1.8))
+    shape = Shape(None, tuple(size))
+    shape.ellipsoid((0, 0, 0.0), (*size[:2], 2 * size[2]), CONCRETE, rng.uniform(0.5, 1.3))
+    return shape
+
+
+def _cabinet(rng: np.random.Generator) -> Shape:
+    """A kiosk, a row of switch boxes or bins, or a covered load: one or two blocks."""
+    length, width, height = rng.uniform((1.5, 0.6, 0.9), (4.8, 2.2, 2.3))
+    shape = Shape(None, (length, width, height))
+    material = rng.choice([PAINT, CONCRETE, PLASTIC])
+    part = rng.uniform(0.4, 1.0) * length
+    shape.box((0, 0, 0.3 * height), (length, width, 0.6 * height), material, rng.uniform(0.4, 1.4))
+    place = (length - part) / 2 * rng.uniform(-1, 1)
+    shape.box((place, 0, 0.5 * height), (part, width * 0.95, height), material)
+    return shape
+
+
+def make_verge(rng: np.random.Generator, length: float) -> Shape:
+    """What runs along a road for tens of meters, x along it: a low wall, a bank or a rail.
+
+    Walls and rails step up or down, banks are uneven and overgrown.
+    """
+    kind = rng.choice(['wall', 'bank', 'rail', 'fence'], p=[0.35, 0.35, 0.15, 0.15])
+    height = rng.uniform(0.2, 1.3)
+    width = rng.uniform(0.8, 2.4) if kind == 'bank' else rng.uniform(0.2, 0.6)
+    shape = Shape(None, (length, width, height))
+    shade = rng.uniform(0.6, 1.4)
+    step = rng.uniform(2.0, 6.0)
+    for x in np.arange(-length / 2 + step / 2, length / 2, step):
+        high = height * rng.uniform(0.7, 1.0)
+        if kind == 'bank':
+            size = (step * rng.uniform(0.8, 1.6), width * rng.uniform(0.6, 1.0), 2 * high)
+            shape.ellipsoid((x, rng.normal(0, 0.1), 0), size, FOLIAGE, rng.uniform(0.6, 1.4))
+        elif kind == 'wall':
+            shape.box((x, 0, high / 2 - 0.2), (step, width, high + 0.4), CONCRETE, shade)
+        elif kind == 'fence':
+            shape.box((x, 0, height / 2), (step, 0.03, height), MESH)
+        else:
+            shape.box((x, 0, height - 0.15), (step, 0.08, 0.3), METAL, shade)
+            shape.box((x, 0, height / 2), (0.1, 0.1, height), METAL)
+    return shape
+
+
 # how each is made, and its share
 _KINDS: dict[str, tuple[Callable[[np.random.Generator], Shape], float]] = {
-    'hedge': (_hedge, 0.22),
-    'low wall': (_low_wall, 0.1),
-    'fence': (_fence, 0.14),
-    'rail': (_rail, 0.12),
-    'post': (_post, 0.18),
-    'shrub': (_shrub, 0.14),
-    'board': (_board, 0.1),
+    'hedge': (_hedge, 0.17),
+    'low wall': (_low_wall, 0.08),
+    'fence': (_fence, 0.11),
+    'rail': (_rail, 0.09),
+    'post': (_post, 0.15),
+    'shrub': (_shrub, 0.12),
+    'board': (_board, 0.08),
+    'thicket': (_thicket, 0.1),
+    'heap': (_heap, 0.05),
+    'cabinet': (_cabinet, 0.05),
 }

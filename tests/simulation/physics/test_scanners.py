@@ -8,8 +8,10 @@ import pytest
 from stratified3d.sensors import SENSORS
 from stratified3d.simulation import NuScenesSettings, simulate_frame
 from stratified3d.simulation.layouts.catalog import LAYOUTS, build_scene
+from stratified3d.simulation.layouts.roadside import add_verges
+from stratified3d.simulation.layouts.street import Section, Street
 from stratified3d.simulation.layouts.world import World
-from stratified3d.simulation.objects.lookalikes import make_lookalike
+from stratified3d.simulation.objects.lookalikes import make_lookalike, make_verge
 from stratified3d.simulation.physics.lidar import fire
 from stratified3d.simulation.physics.raycast import GROUND
 from stratified3d.simulation.physics.scanners import (
@@ -145,6 +147,23 @@ def test_lookalikes_stand_along_streets_without_labels():
     shapes = [make_lookalike(philox(4, i)) for i in range(100)]
     assert all(shape.category is None and shape.parts for shape in shapes)
     assert all(max(shape.size) <= 10.0 and shape.size[2] <= 2.3 for shape in shapes)
+
+
+def test_verges_are_long_low_and_beside_the_road():
+    shapes = [make_verge(philox(5, i), 8.0 + 0.2 * i) for i in range(160)]
+    assert all(shape.category is None and shape.parts for shape in shapes)
+    for i, (length, width, height) in enumerate(shape.size for shape in shapes):
+        assert length == 8.0 + 0.2 * i and width <= 2.4 and 0.2 <= height <= 1.3
+    for i in range(10):
+        world = World(philox(6, i), 200.0, 1.0, lookalikes=1.0)
+        street = Street(world, Section(), (0.0, 0.0), 0.0, (-200.0, 200.0), [(-10.0, 10.0, 1)])
+        add_verges(street, 1)
+        places = [actor.motion.path.knots[0] for actor in world.actors]
+        lengths = [actor.shape.size[0] for actor in world.actors]
+        assert len(places) > 2
+        for (x, y, _), length in zip(places, lengths):
+            assert y > street.section.curb
+            assert abs(x) - length / 2 > 10.0  # where another road joins
 
 
 def test_the_default_scene_is_the_same_with_its_sensor_named():

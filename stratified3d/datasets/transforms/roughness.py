@@ -1,0 +1,114 @@
+"""Ground that is neither flat nor smooth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import NormalDist
+
+import numpy as np
+import torch
+from mmcv.ops import points_in_boxes_cpu
+from mmcv.transforms import BaseTransform
+from mmdet3d.registry import TRANSFORMS
+from mmdet3d.structures import LiDARInstance3DBoxes
+
+_NEAR_GROUND = 0.35  # m of a point from the plane of the ground, at which grass may grow there
+_NEAR, _FAR = 6.0, 20.0  # m from the sensor: no waves before, full waves behind
+
+
+@TRANSFORMS.register_module()
+class RoughenGround(BaseTransform):
+    """Let the ground of some frames rise and fall, and grass and rubble grow on it.
+
+    Waves lift everything that stands on them; the points of a box move together with it. Patches of
+    grass end the beams that met the ground sooner, so that points come nearer along their beam and
+    rise. It needs the `plane` that `FindGroundPlane` leaves. The moves are not in mmdet3d's record
+    of transformations.
+
+    Args:
+        prob: share of the frames.
+        waves: standard deviation of their height, m, at 20 m and more from the sensor.
+        grass: greatest mean height of grass, m.
+        cover: greatest share of the ground that has it.
+    """
+
+    def __init__(self, prob: float, waves: float = 0.2, grass: float = 0.25, cover: float = 0.5):
+        if not (0 <= prob <= 1 and 0 <= cover <= 1):
+            raise ValueError(f'prob and cover are shares, 0 to 1, not {prob} and {cover}')
+        if not (0 <= waves <= 2 and 0 <= grass <= 2):
+            raise ValueError(f'waves and grass lie in 0 to 2 m, not at {waves} and {grass}')
+        self.prob, self.waves, self.grass, self.cover = prob, waves, grass, cover
+
+    def transform(self, results: dict) -> dict:
+        """Move `points`, and the height of `gt_bboxes_3d`."""
+        if 'plane' not in results:
+            raise ValueError('RoughenGround needs FindGroundPlane before it in the pipeline')
+        if np.random.random() >= self.prob:
+            return results
+        points, boxes = results['points'].tensor, results['gt_bboxes_3d']
+        places = points[:, :2].numpy().astype(np.float64)
+        box = _box_of_points(points, boxes)
+        self._grow_grass(points, places, box < 0, results['plane'])
+
+        wave = _draw_waves((10.0, 60.0))
+        centers = boxes.tensor[:, :2].numpy().astype(np.float64)
+        lifts, box_lifts = (self.waves * _fade_in(p) * wave(p) for p in (places, centers))
+        in_box = box >= 0
+        lifts[in_box] = box_lifts[box[in_box]]
+        points[:, 2] += torch.from_numpy(lifts).to(points.dtype)
+        boxes.tensor[:, 2] += torch.from_numpy(box_lifts).to(boxes.tensor.dtype)
+        return results
+
+    def _grow_grass(
+        self, points: torch.Tensor, places: np.ndarray, is_free: np.ndarray, plane: np.ndarray
+    ) -> None:
+        """Shorten the beams that met the ground in some patches; xyz changes in place."""
+        ground = -(places @ plane[:2] + plane[3]) / plane[2]
+        depth = np.maximum(-ground, 0.3)  # m of the ground below the sensor
+        rise = points[:, 2].numpy() - ground
+        patches, tufts = _draw_waves((4.0, 25.0)), _draw_waves((0.6, 3.0))
+        cover = np.clip(np.random.uniform(0, self.cover), 1e-6, 1 - 1e-6)
+        threshold = NormalDist().inv_cdf(1 - cover)  # the patches' function is nearly normal
+        grows = is_free & (np.abs(rise) < _NEAR_GROUND) & (patches(places) > threshold)
+        stems = np.random.exponential(size=grows.sum())
+        share = np.clip(0.5 + 0.5 * tufts(places[grows]), 0, None)
+        mean = np.random.uniform(0, self.grass)
+        heights = np.minimum(mean * (0.6 * share + 0.4 * stems), 0.6 * depth[grows])
+        shorter = torch.from_numpy(1 - heights / depth[grows]).to(points.dtype)
+        rows = torch.from_numpy(grows)
+        points[rows, :3] *= shorter[:, None]
+
+    def __repr__(self) -> str:
+        return (
+            f'{type(self).__name__}(prob={self.prob}, waves={self.waves}, grass={self.grass}, '
+            f'cover={self.cover})'
+        )
+
+
+def _box_of_points(points: torch.Tensor, boxes: LiDARInstance3DBoxes) -> np.ndarray:
+    """[P] number of the box around each point, -1 for none."""
+    if not len(boxes):
+        return np.full(len(points), -1)
+    around = boxes.enlarged_box(0.1).tensor[:, :7]
+    inside = points_in_boxes_cpu(points[None, :, :3].contiguous(), around[None])[0].numpy()
+    return np.where(inside.any(1), inside.argmax(1), -1)
+
+
+def _draw_waves(
+    wavelengths: tuple[float, float], count: int = 6
+) -> Callable[[np.ndarray], np.ndarray]:
+    """A random smooth function of places [P, 2], of mean 0 and standard deviation 1."""
+    lengths = np.exp(np.random.uniform(*np.log(wavelengths), size=count))
+    angles, phases = np.random.uniform(0, 2 * np.pi, (2, count))
+    waves = 2 * np.pi / lengths * np.stack([np.cos(angles), np.sin(angles)])  # [2, count]
+
+    def evaluate(places: np.ndarray) -> np.ndarray:
+        return np.cos(places @ waves + phases).sum(1) * (2 / count) ** 0.5
+
+    return evaluate
+
+
+def _fade_in(places: np.ndarray) -> np.ndarray:
+    """[P] 0 beside the sensor to 1 far from it, smoothly."""
+    t = np.clip((np.linalg.norm(places, axis=1) - _NEAR) / (_FAR - _NEAR), 0, 1)
+    return t * t * (3 - 2 * t)

@@ -52,7 +52,7 @@ def make_parser(prog: str) -> argparse.ArgumentParser:
         '--checkpoint', help=f'a .pth or .safetensors file (default: {WEIGHTS} without --config)'
     )
     parser.add_argument(
-        '--score', type=float, default=0.41, help='what is below is left out (default: %(default)s)'
+        '--score', type=float, default=0.45, help='what is below is left out (default: %(default)s)'
     )
     add_sensor_options(parser)
     parser.add_argument(

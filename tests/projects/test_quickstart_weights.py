@@ -13,7 +13,7 @@ from stratified3d.simulation.physics.scanners import MOUNTINGS
 FOLDER = 'projects/quickstart'
 CONFIG = f'{FOLDER}/configs/any_sensor.py'
 WEIGHTS = f'{FOLDER}/any-sensor.safetensors'
-CARD_SCORE = 0.41  # of any-sensor, its model card
+CARD_SCORE = 0.45  # of any-sensor, its model card
 
 
 def test_released_weights_are_small_and_name_their_classes(root):

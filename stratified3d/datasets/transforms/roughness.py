@@ -46,43 +46,59 @@ class RoughenGround(BaseTransform):
         if np.random.random() >= self.prob:
             return results
         points, boxes = results['points'].tensor, results['gt_bboxes_3d']
-        places = points[:, :2].numpy().astype(np.float64)
-        box = _box_of_points(points, boxes)
-        self._grow_grass(points, places, box < 0, results['plane'])
-
-        wave = _draw_waves((10.0, 60.0))
-        centers = boxes.tensor[:, :2].numpy().astype(np.float64)
-        lifts, box_lifts = (self.waves * _fade_in(p) * wave(p) for p in (places, centers))
-        in_box = box >= 0
-        lifts[in_box] = box_lifts[box[in_box]]
-        points[:, 2] += torch.from_numpy(lifts).to(points.dtype)
-        boxes.tensor[:, 2] += torch.from_numpy(box_lifts).to(boxes.tensor.dtype)
+        owner = _box_of_points(points, boxes)
+        self._grow_grass(points, owner < 0, results['plane'])
+        self._lift(points, boxes.tensor, owner)
         return results
 
-    def _grow_grass(
-        self, points: torch.Tensor, places: np.ndarray, is_free: np.ndarray, plane: np.ndarray
-    ) -> None:
-        """Shorten the beams that met the ground in some patches; xyz changes in place."""
+    def _grow_grass(self, points: torch.Tensor, is_free: np.ndarray, plane: np.ndarray) -> None:
+        """Shorten the beams that met free ground in some patches; xyz changes in place."""
+        places = _places(points)
         ground = -(places @ plane[:2] + plane[3]) / plane[2]
-        depth = np.maximum(-ground, 0.3)  # m of the ground below the sensor
-        rise = points[:, 2].numpy() - ground
-        patches, tufts = _draw_waves((4.0, 25.0)), _draw_waves((0.6, 3.0))
+        is_ground = np.abs(points[:, 2].numpy() - ground) < _NEAR_GROUND
+        grows = is_free & is_ground & self._draw_patches(places)
+
+        depth = np.maximum(-ground[grows], 0.3)  # m of the ground below the sensor
+        heights = np.minimum(self._draw_heights(places[grows]), 0.6 * depth)
+        share = torch.from_numpy(1 - heights / depth).to(points.dtype)
+        points[torch.from_numpy(grows), :3] *= share[:, None]
+
+    def _draw_patches(self, places: np.ndarray) -> np.ndarray:
+        """[P] whether there is grass."""
         cover = np.clip(np.random.uniform(0, self.cover), 1e-6, 1 - 1e-6)
-        threshold = NormalDist().inv_cdf(1 - cover)  # the patches' function is nearly normal
-        grows = is_free & (np.abs(rise) < _NEAR_GROUND) & (patches(places) > threshold)
-        stems = np.random.exponential(size=grows.sum())
-        share = np.clip(0.5 + 0.5 * tufts(places[grows]), 0, None)
+        # the function of six waves is nearly normal
+        threshold = NormalDist().inv_cdf(1 - cover)
+        return _draw_waves((4.0, 25.0))(places) > threshold
+
+    def _draw_heights(self, places: np.ndarray) -> np.ndarray:
+        """[P] m, of tufts and of single stems."""
         mean = np.random.uniform(0, self.grass)
-        heights = np.minimum(mean * (0.6 * share + 0.4 * stems), 0.6 * depth[grows])
-        shorter = torch.from_numpy(1 - heights / depth[grows]).to(points.dtype)
-        rows = torch.from_numpy(grows)
-        points[rows, :3] *= shorter[:, None]
+        tufts = np.maximum(0.5 + 0.5 * _draw_waves((0.6, 3.0))(places), 0)
+        stems = np.random.exponential(size=len(places))
+        return mean * (0.6 * tufts + 0.4 * stems)
+
+    def _lift(self, points: torch.Tensor, boxes: torch.Tensor, owner: np.ndarray) -> None:
+        """Raise points and boxes by waves, the points of a box together with it."""
+        wave = _draw_waves((10.0, 60.0))
+        lifts, box_lifts = (
+            self.waves * _fade_in(places) * wave(places)
+            for places in (_places(points), _places(boxes))
+        )
+        is_owned = owner >= 0
+        lifts[is_owned] = box_lifts[owner[is_owned]]
+        points[:, 2] += torch.from_numpy(lifts).to(points.dtype)
+        boxes[:, 2] += torch.from_numpy(box_lifts).to(boxes.dtype)
 
     def __repr__(self) -> str:
         return (
             f'{type(self).__name__}(prob={self.prob}, waves={self.waves}, grass={self.grass}, '
             f'cover={self.cover})'
         )
+
+
+def _places(rows: torch.Tensor) -> np.ndarray:
+    """[N, 2] fp64 x, y."""
+    return rows[:, :2].numpy().astype(np.float64)
 
 
 def _box_of_points(points: torch.Tensor, boxes: LiDARInstance3DBoxes) -> np.ndarray:
@@ -98,7 +114,8 @@ def _draw_waves(
     wavelengths: tuple[float, float], count: int = 6
 ) -> Callable[[np.ndarray], np.ndarray]:
     """A random smooth function of places [P, 2], of mean 0 and standard deviation 1."""
-    lengths = np.exp(np.random.uniform(*np.log(wavelengths), size=count))
+    shortest, longest = np.log(wavelengths)
+    lengths = np.exp(np.random.uniform(shortest, longest, count))
     angles, phases = np.random.uniform(0, 2 * np.pi, (2, count))
     waves = 2 * np.pi / lengths * np.stack([np.cos(angles), np.sin(angles)])  # [2, count]
 

@@ -38,8 +38,8 @@ CHECKED = {
     'FindGroundPlane',
     'Pack3DDetInputs',
 }
-# what replaces points or numbers of the probes: test_sensor_variation.py
-REPLACED = {'VaryIntensity', 'ThinFrame', 'KeepSector', 'BareGround'}
+# what replaces points or numbers of the probes: test_sensor_variation.py, test_roughness.py
+REPLACED = {'VaryIntensity', 'ThinFrame', 'KeepSector', 'BareGround', 'RoughenGround'}
 DT = 0.25
 PROBES = 5
 

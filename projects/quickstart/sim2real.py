@@ -7,6 +7,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,6 +16,8 @@ from stratified3d.commands import begin_command
 begin_command('sim2real.py')
 
 import numpy as np
+import torch
+from mmdet3d.structures import LiDARInstance3DBoxes, LiDARPoints
 from tqdm import tqdm
 
 from stratified3d.apis import Detections, detect, init_detector
@@ -33,6 +36,7 @@ FOLDER = Path(__file__).parent
 EXAMPLES = """examples:
   python projects/quickstart/sim2real.py                              every simulated sensor
   python projects/quickstart/sim2real.py data/nuscenes/nuscenes_infos_val.pkl
+  python projects/quickstart/sim2real.py data/one_frame.pkl --turned   mean and spread of few frames
 
 The score threshold is the one with the best F1 on all simulated frames. A box is found by a
 detection of its class within 2 m. Boxes with fewer points than --min-points do not count, and
@@ -41,6 +45,8 @@ with sensor='auto'.
 """
 _FIRST_SEED = 10**6  # of the simulated frames; training sets have small ones
 _LISTED = ('car', 'pedestrian', 'barrier')
+_ANGLES = (-0.3, -0.1, 0.1, 0.3)  # rad of the turned copies, half of what the weights learned with
+_MIRRORS = (None, 'horizontal', 'vertical')
 
 
 class Outcome(NamedTuple):
@@ -72,7 +78,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--min-points', type=int, default=5, help='of a box that counts (default: 5)'
     )
-    return parser.parse_args()
+    parser.add_argument(
+        '--turned',
+        action='store_true',
+        help='score the given frames in 12 turned and mirrored copies, too: how much is chance?',
+    )
+    args = parser.parse_args()
+    if args.turned and not args.info:
+        parser.error('--turned needs the info file of the frames to turn')
+    return args
 
 
 def read_frames(info: Path) -> Iterator[AnnotatedFrame]:
@@ -88,6 +102,16 @@ def simulate_frames(sensor: str, count: int) -> Iterator[AnnotatedFrame]:
         layout = layouts[i % len(layouts)]
         frame = simulate_frame(_FIRST_SEED + i, layout, sensor=sensor)
         yield AnnotatedFrame(frame['points'], frame['boxes'], frame['names'], frame['num_points'])
+
+
+def turn_frame(frame: AnnotatedFrame, angle: float, mirror: str | None) -> AnnotatedFrame:
+    """The same frame, mirrored (None: not) and turned about the sensor by an angle in rad."""
+    points = LiDARPoints(torch.from_numpy(frame.points), points_dim=frame.points.shape[1])
+    boxes = LiDARInstance3DBoxes(torch.from_numpy(frame.boxes), box_dim=frame.boxes.shape[1])
+    if mirror:
+        boxes.flip(mirror, points)
+    boxes.rotate(angle, points)
+    return frame._replace(points=points.tensor.numpy(), boxes=boxes.tensor.numpy())
 
 
 def outcomes(
@@ -158,14 +182,20 @@ def f1_over_scores(outcomes: list[Outcome]) -> tuple[np.ndarray, np.ndarray]:
     return scores[order], 2 * num_hits / (num_detections + num_boxes)
 
 
+def f1_at(outcomes: list[Outcome], threshold: float) -> float:
+    """F1 of the detections that reach a threshold."""
+    hits = np.concatenate([each.hits[each.scores >= threshold] for each in outcomes])
+    num_boxes = sum(len(outcome.box_names) for outcome in outcomes)
+    return 2 * hits.sum() / max(len(hits) + num_boxes, 1)
+
+
 def print_row(title: str, outcomes: list[Outcome], threshold: float) -> None:
     """Print a row of the table: F1 of the detections that reach a threshold, and some classes."""
     chosen = [outcome.scores >= threshold for outcome in outcomes]
     hits = np.concatenate([each.hits[keep] for each, keep in zip(outcomes, chosen)])
     names = np.concatenate([each.names[keep] for each, keep in zip(outcomes, chosen)])
     boxes = np.concatenate([each.box_names for each in outcomes])
-    f1 = 2 * hits.sum() / max(len(hits) + len(boxes), 1)
-    cells = [title, str(len(outcomes)), str(len(boxes)), f'{f1:.3f}']
+    cells = [title, str(len(outcomes)), str(len(boxes)), f'{f1_at(outcomes, threshold):.3f}']
     for name in _LISTED:
         right, told = int(hits[names == name].sum()), int((names == name).sum())
         cells.append(f'{right} / {told} / {int((boxes == name).sum())}')
@@ -181,6 +211,17 @@ def print_table(results: dict[str, list[Outcome]], threshold: float) -> None:
         print_row(title, part, threshold)
 
 
+def score_turned(
+    model: Base3DDetector, frames: list[AnnotatedFrame], min_points: int
+) -> list[list[Outcome]]:
+    """The outcomes of all frames, for each way to turn and mirror them."""
+    turns = list(product(_ANGLES, _MIRRORS))
+    return [
+        outcomes(model, [turn_frame(frame, *turn) for frame in frames], min_points)
+        for turn in tqdm(turns, unit='turn', disable=None)
+    ]
+
+
 def main() -> int:
     args = parse_args()
     try:
@@ -191,6 +232,7 @@ def main() -> int:
             frames = simulate_frames(sensor, args.frames)
             results[sensor] = outcomes(model, frames, args.min_points)
         other = outcomes(model, tqdm(given, unit='frame', disable=None), args.min_points)
+        turned = score_turned(model, given, args.min_points) if args.turned else []
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f'sim2real.py: {error}')
 
@@ -200,7 +242,12 @@ def main() -> int:
         sys.exit('sim2real.py: nothing was detected: no score can be chosen')
     if args.info:
         results[args.info.name] = other
-    print_table(results, scores[f1.argmax()])
+    threshold = scores[f1.argmax()]
+    print_table(results, threshold)
+    if turned:
+        f1 = np.array([f1_at(part, threshold) for part in turned])
+        print(f'\nF1 in {len(f1)} turned and mirrored copies of {args.info.name}: ', end='')
+        print(f'{f1.mean():.2f}, standard deviation {f1.std(ddof=1):.2f}')
     return 0
 
 

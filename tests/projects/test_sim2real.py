@@ -5,6 +5,9 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+from mmcv.ops import points_in_boxes_cpu
+from mmdet3d.structures import LiDARInstance3DBoxes
 
 from stratified3d import apis
 from stratified3d.simulation.physics.scanners import MOUNTINGS
@@ -32,6 +35,30 @@ def test_f1_by_hand(tool):
     assert scores.tolist() == [0.9, 0.5, 0.2]
     # hits 1, 2, 2 of detections 1, 2, 3 and boxes 3
     np.testing.assert_allclose(f1, [2 / 4, 4 / 5, 4 / 6])
+
+
+@pytest.mark.parametrize('mirror', [None, 'horizontal', 'vertical'])
+def test_a_turned_frame_keeps_points_in_their_boxes(tool, mirror):
+    names = runpy.run_path(tool)
+    (frame,) = names['simulate_frames']('kitti', 1)
+    before = frame.points.copy(), frame.boxes.copy()
+    turned = names['turn_frame'](frame, 0.3, mirror)
+
+    inside = [
+        points_in_boxes_cpu(
+            torch.from_numpy(each.points[None, :, :3].copy()),
+            LiDARInstance3DBoxes(each.boxes[:, :7]).enlarged_box(0.02).tensor[None],
+        )
+        for each in (frame, turned)
+    ]
+    assert inside[0].sum() > 100
+    # only points at the very faces may change sides
+    assert (inside[0] != inside[1]).sum() <= 0.002 * inside[0].sum()
+    np.testing.assert_array_equal(frame.points, before[0])
+    np.testing.assert_array_equal(frame.boxes, before[1])
+    speed = [np.linalg.norm(each.boxes[:, 7:], axis=1) for each in (frame, turned)]
+    np.testing.assert_allclose(speed[1], speed[0], atol=1e-4)
+    assert not np.allclose(turned.points, frame.points)
 
 
 class Oracle:
@@ -89,9 +116,15 @@ def test_f1_on_frames_of_an_info_file(sim2real, prepared_set):
 @pytest.mark.slow
 def test_f1_on_a_real_frame(sim2real, real_data):
     (info,) = (real_data / 'nuscenes_keyframe').glob('*.pkl')
-    status, said = sim2real(info)
+    status, said = sim2real(info, '--turned')
     assert status == 0
     assert f'| {info.name} | 1 | 26 | ' in said
+    assert f'F1 in 12 turned and mirrored copies of {info.name}: ' in said
+
+
+def test_only_given_frames_are_turned(sim2real, capsys):
+    status, _ = sim2real('--turned')
+    assert status == 2
 
 
 def test_a_missing_file_is_named(sim2real):

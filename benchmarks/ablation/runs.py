@@ -132,7 +132,8 @@ def train(
     Returns:
         seconds_per_iteration (median), and with score: mAP, NDS, AP {class: value}, errors {name:
         value}, heading and axis (rad, orientation error of cars and the same modulo pi),
-        occluded_mAP (of the objects that are mostly hidden), ms_per_frame (mean of a detection).
+        car_velocity (m/s, velocity error of cars), occluded_mAP (of the objects that are mostly
+        hidden), ms_per_frame (mean of a detection).
     Raises:
         RuntimeError: the training failed; names its log.
     """
@@ -196,6 +197,7 @@ def _read_score(folder: Path, data: Path, evaluation: dict[str, float]) -> dict[
         AP=metrics['mean_dist_aps'],
         errors=metrics['tp_errors'],
         heading=metrics['label_tp_errors']['car']['orient_err'],
+        car_velocity=metrics['label_tp_errors']['car']['vel_err'],
         axis=axis,
         occluded_mAP=occluded,
         ms_per_frame=round(1e3 * seconds, 1),

@@ -1,5 +1,6 @@
 """Every format gives its points; what is damaged, unknown or no sweep is refused with a remedy."""
 
+import struct
 import tracemalloc
 import warnings
 
@@ -122,6 +123,19 @@ def test_truncated_files_are_named(tmp_path, points, name, share):
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(ValueError, match=f'{name}.*(truncated|no points could be read)'):
+        read_points(path)
+
+
+def test_compressed_points_of_another_size_are_named(tmp_path, points):
+    if 'survey.laz' not in available_samples():
+        pytest.skip('needs laspy and lazrs')
+    path = tmp_path / 'survey.laz'
+    WRITERS['survey.laz'](path, points)
+    content = path.read_bytes()
+    item = struct.pack('<3H', 6, 20, 2)  # what every compressed point begins with
+    assert content.count(item) == 1
+    path.write_bytes(content.replace(item, struct.pack('<3H', 6, 20 + 8192, 2)))
+    with pytest.raises(ValueError, match='points of 34 bytes, its compression of 8226'):
         read_points(path)
 
 

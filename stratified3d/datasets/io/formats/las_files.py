@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,10 +17,14 @@ from stratified3d.datasets.io.formats.columns import (
     errors_named,
 )
 
-_CHUNK = 500  # points
+if TYPE_CHECKING:
+    from laspy import LasHeader
+
+_CHUNK = 2**15  # bytes; a damaged file may announce points of 65,535
 _ROW_BYTES = 16 + POINT_BYTES  # x, y, z and intensity in float32, and once more as points
 # bytes of the shortest header, of a record after it, and of the first point of a chunk
 _HEADER, _RECORD, _SMALLEST_CHUNK = 227, 54, 20
+_ITEMS = 32  # where a record of compression counts the parts of a point
 
 
 def read_las(path: Path) -> Columns:
@@ -48,6 +53,7 @@ def read_las(path: Path) -> Columns:
             header = reader.header
             check_memory(path, header.point_count * _ROW_BYTES)
             if header.are_points_compressed:
+                _check_items(path, header)
                 _check_chunks(path, header.offset_to_point_data)
             else:
                 needed = header.offset_to_point_data + header.point_count * header.point_format.size
@@ -55,7 +61,8 @@ def read_las(path: Path) -> Columns:
 
             rows = np.empty((4, header.point_count), np.float32)
             filled = 0
-            for chunk in reader.chunk_iterator(_CHUNK):
+            step = max(1, _CHUNK // header.point_format.size)
+            for chunk in reader.chunk_iterator(step):
                 columns = (chunk.x, chunk.y, chunk.z, chunk.intensity)
                 rows[:, filled : filled + len(chunk)] = columns
                 filled += len(chunk)
@@ -80,6 +87,20 @@ def _check_header(path: Path) -> None:
         raise PointFileError(
             f'{path}: truncated or damaged: its header announces {records} records and points from '
             f'byte {points_start} of {size}; write it again'
+        )
+
+
+def _check_items(path: Path, header: LasHeader) -> None:
+    """Refuse compressed points of another size than the header's: lazrs would take the memory."""
+    (record,) = header.vlrs.get('LasZipVlr')
+    (count,) = struct.unpack_from('<H', record.record_data, _ITEMS)
+    items = struct.unpack_from(f'<{3 * count}H', record.record_data, _ITEMS + 2)
+    size = sum(items[1::3])  # type, size and version of each
+    expected = header.point_format.size
+    if size != expected:
+        raise PointFileError(
+            f'{path}: damaged: its header announces points of {expected} bytes, its compression '
+            f'of {size}; write it again'
         )
 
 

@@ -122,7 +122,7 @@ def test_f1_on_a_real_frame(sim2real, real_data):
     assert f'F1 in 12 turned and mirrored copies of {info.name}: ' in said
 
 
-def test_only_given_frames_are_turned(sim2real, capsys):
+def test_only_given_frames_are_turned(sim2real):
     status, _ = sim2real('--turned')
     assert status == 2
 
